@@ -1,0 +1,80 @@
+"""The values that travel from an image to the loss. Shapes are written with these letters:
+
+B  images in this (micro-)batch           L  local crops per image
+P  mask-carrying crops per image          E  extra crops per image (0 or 1)
+N  patch tokens of a mask-carrying crop   M  masked tokens over all P * B crops
+D  width of the backbone                  K  prototypes of a head
+R  rows, i.e. tokens gathered from one or more crops
+
+Crops are stacked crop-major: index [c, b] is crop c of image b.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+Hyper = Mapping[str, float]
+"""Value of every schedule at one step, by name: lr, last_layer_lr, weight_decay, momentum, teacher_temp, ..."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The crops of one image: uint8 [3, H, W]. `clean_crops` repeat the geometry of the mask-carrying crops
+    without any photometric change; they are empty unless an objective asks for them."""
+
+    global_crops: list[Tensor]
+    local_crops: list[Tensor]
+    extra_crops: list[Tensor]
+    clean_crops: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of one step. Crops are uint8 from the loader and float, normalised, in the model."""
+
+    global_crops: Tensor  # [2, B, 3, H, W]
+    local_crops: Tensor  # [L, B, 3, h, w]
+    extra_crops: Tensor  # [E, B, 3, H, W]
+    clean_crops: Tensor  # [P or 0, B, 3, H, W]
+    mask: Tensor  # bool [P, B, N], True = hidden from the student
+    masked_indices: Tensor  # int64 [M], ascending positions of True in mask.flatten()
+    indices: Tensor  # int64 [B], rows of the data set
+    corrupt: tuple[tuple[int, str], ...] = ()  # (row, reason) of images that were replaced
+
+    @property
+    def images(self) -> int:
+        return self.global_crops.shape[1]
+
+    def _map(self, change) -> "Batch":  # type: ignore[no-untyped-def]
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self._map(lambda t: t.pin_memory())
+
+    def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
+        """uint8 crops to float32 in units of `std` around `mean` (both [3], for pixels in 0..1)."""
+
+        def pixels(t: Tensor) -> Tensor:
+            return (t.float() - mean.view(3, 1, 1) * 255).div_(std.view(3, 1, 1) * 255) if t.dtype == torch.uint8 else t
+
+        return self._map(pixels)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the objectives read of one network, after the backbone's final norm.
+
+    `patch` holds all tokens and exists only when an objective asks for it (`Objective.reads_all_patches`):
+    otherwise the last block works for the masked rows alone.
+    """
+
+    global_cls: Tensor  # [2, B, D]
+    local_cls: Tensor  # [L, B, D]; [0, B, D] for the teacher
+    masked_patch: Tensor  # [M, D], rows of `Batch.masked_indices`
+    patch: Tensor | None = None  # [P, B, N, D]
