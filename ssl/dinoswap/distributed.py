@@ -44,3 +44,12 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Maximum over ranks, in a new tensor. Not differentiable."""
+    if world_size() == 1:
+        return value
+    largest = value.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest

@@ -1,0 +1,115 @@
+"""From one image to its views: a recipe for each role, drawn first and applied afterwards.
+
+Every view has a row of uniforms of its own (global 1, global 2, extra, then the locals), so its draws do not depend on
+the number of local crops, nor on whether extra or clean crops are asked for.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinoswap.augmentation import geometry, photometric
+from dinoswap.augmentation.geometry import Crop, Pixels, RandomCrop
+from dinoswap.augmentation.photometric import Photometry, RandomPhotometry
+from dinoswap.values import Views
+
+Draw = tuple[Crop, Photometry]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The size (height, width) of a view in pixels, and what its crop and its colours are drawn from."""
+
+    size: tuple[int, int]
+    crop: RandomCrop
+    photometry: RandomPhotometry
+
+
+class MultiCrop:
+    """Two global views, `extra_crops` (0 or 1) third global views, `local_crops_number` local ones. With `clean_crops`
+    the mask-carrying views (the extra one, or else the two globals) come a second time with untouched colours."""
+
+    def __init__(
+        self,
+        global_recipes: tuple[Recipe, Recipe],
+        extra_recipe: Recipe,
+        local_recipe: Recipe,
+        extra_crops: int,
+        local_crops_number: int,
+        clean_crops: bool,
+    ) -> None:
+        if extra_crops not in (0, 1):
+            raise ValueError(f"extra_crops={extra_crops}: use 1 for a third global crop, 0 for none")
+        if local_crops_number < 0:
+            raise ValueError(f"local_crops_number={local_crops_number}: use 0 or more")
+        self._recipes = [*global_recipes, *[extra_recipe] * extra_crops, *[local_recipe] * local_crops_number]
+        self._extra_crops = extra_crops
+        self._clean = range(0)
+        if clean_crops:
+            self._clean = range(2, 3) if extra_crops else range(2)
+
+    def __call__(self, image: Pixels, rng: np.random.Generator) -> Views:
+        """The views of `image`, uint8 RGB [H, W, 3] of any size. ValueError for another type or shape."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f"image={image.dtype}{list(image.shape)}: needs uint8 [H, W, 3]; convert it to RGB first")
+        return self.render(image, self.draw(rng, *image.shape[:2]))
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> list[Draw]:
+        """What is done to a height x width image: an entry per global, extra and local view, in this order."""
+        views = len(self._recipes) + 1 - self._extra_crops  # the extra view's row is drawn in any case
+        rows = rng.random((views, geometry.UNIFORMS + photometric.UNIFORMS)).tolist()
+        if not self._extra_crops:
+            del rows[2]
+        return [
+            (
+                recipe.crop.draw(row[: geometry.UNIFORMS], height, width),
+                recipe.photometry.draw(row[geometry.UNIFORMS :]),
+            )
+            for recipe, row in zip(self._recipes, rows, strict=True)
+        ]
+
+    def render(self, image: Pixels, draws: list[Draw]) -> Views:
+        """Apply `draws` to `image`."""
+        cuts = [
+            geometry.resized_crop(image, crop, recipe.size)
+            for recipe, (crop, _) in zip(self._recipes, draws, strict=True)
+        ]
+        views = [_planes(photometric.apply(cut, photometry)) for cut, (_, photometry) in zip(cuts, draws, strict=True)]
+        globals_end = 2 + self._extra_crops
+        return Views(
+            global_crops=views[:2],
+            extra_crops=views[2:globals_end],
+            local_crops=views[globals_end:],
+            clean_crops=[_planes(cuts[i]) for i in self._clean],
+        )
+
+
+def _planes(pixels: Pixels) -> Tensor:
+    """[H, W, 3] -> [3, H, W], a copy (OpenCV splits channels several times faster than a strided copy)."""
+    planes = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(planes))
+    return torch.from_numpy(planes)
+
+
+def height_and_width(**size: int | tuple[int, int]) -> tuple[int, int]:
+    """The one size given by name, checked: `height_and_width(local_crops_size=96)` is (96, 96)."""
+    ((name, value),) = size.items()
+    height, width = (value, value) if isinstance(value, int) else value
+    if min(height, width) < 1:
+        raise ValueError(f"{name}={value}: use at least 1 pixel")
+    return height, width
+
+
+def check_scales(**scales: tuple[float, float]) -> None:
+    for name, (smallest, largest) in scales.items():
+        if not 0 < smallest <= largest <= 1:
+            raise ValueError(f"{name}={smallest, largest}: shares of the image's area, 0 < smallest <= largest <= 1")
+
+
+def check_within(low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value}: use a number from {low} to {high}")

@@ -1,0 +1,69 @@
+"""The multi-crop augmentation of DINOv2, as it effectively behaves. Follows facebookresearch/dinov2 @ b8931f7.
+
+Every view: random resized crop, horizontal flip 0.5, colour jitter (0.4, 0.4, 0.2, 0.1) at 0.8, grayscale 0.2.
+
+            size  scale      blur 9x9, sigma U(0.1, 2)   solarize 128
+  global 1  224   0.32-1     0                           0
+  global 2  224   0.32-1     0.9                         0.2, after the blur
+  local      96   0.05-0.32  0.5                         0
+
+The official blur passes the probability to *keep* the image where that to *apply* is expected: its "1.0" and "0.1" for
+the global crops mean 0 and 0.9. Its models were trained so, and these are the values here.
+"""
+
+from functools import partial
+
+from dinoswap.augmentation.geometry import RandomCrop
+from dinoswap.augmentation.multicrop import MultiCrop, Recipe, check_scales, check_within, height_and_width
+from dinoswap.augmentation.photometric import RandomPhotometry
+
+
+class OfficialAugmentation(MultiCrop):
+    """Sizes: pixels, a number or (height, width). Scales: shares of the image's area. `horizontal_flip`, `jitter`,
+    `grayscale`, `*_blur` and `global2_solarize` are probabilities; `brightness`, `contrast`, `saturation` are the
+    largest relative changes and `hue` the largest turn (1 = the full colour circle) of the jitter.
+    The extra crop follows global 1. ValueError for a value out of range."""
+
+    def __init__(
+        self,
+        global_crops_size: int | tuple[int, int] = 224,
+        local_crops_size: int | tuple[int, int] = 96,
+        local_crops_number: int = 8,
+        global_crops_scale: tuple[float, float] = (0.32, 1.0),
+        local_crops_scale: tuple[float, float] = (0.05, 0.32),
+        horizontal_flip: float = 0.5,
+        jitter: float = 0.8,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.2,
+        hue: float = 0.1,
+        grayscale: float = 0.2,
+        global1_blur: float = 0.0,
+        global2_blur: float = 0.9,
+        local_blur: float = 0.5,
+        global2_solarize: float = 0.2,
+        extra_crops: int = 0,
+        clean_crops: bool = False,
+    ) -> None:
+        check_scales(global_crops_scale=global_crops_scale, local_crops_scale=local_crops_scale)
+        check_within(0, 1, horizontal_flip=horizontal_flip, jitter=jitter, grayscale=grayscale)
+        check_within(0, 1, brightness=brightness, contrast=contrast, saturation=saturation)
+        check_within(0, 0.5, hue=hue)
+        check_within(0, 1, global1_blur=global1_blur, global2_blur=global2_blur, local_blur=local_blur)
+        check_within(0, 1, global2_solarize=global2_solarize)
+        crop = partial(RandomCrop, horizontal_flip=horizontal_flip)
+        photometry = partial(
+            RandomPhotometry,
+            jitter=jitter,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            grayscale=grayscale,
+        )
+        large = height_and_width(global_crops_size=global_crops_size)
+        small = height_and_width(local_crops_size=local_crops_size)
+        global1 = Recipe(large, crop(global_crops_scale), photometry(blur=global1_blur))
+        global2 = Recipe(large, crop(global_crops_scale), photometry(blur=global2_blur, solarize=global2_solarize))
+        local = Recipe(small, crop(local_crops_scale), photometry(blur=local_blur))
+        super().__init__((global1, global2), global1, local, extra_crops, local_crops_number, clean_crops)

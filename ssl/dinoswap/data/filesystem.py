@@ -1,0 +1,62 @@
+"""Finding data files by path, folder or pattern, and writing files whole."""
+
+import os
+import re
+from pathlib import Path
+
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+
+
+def find_files(path: str, suffix: str) -> list[Path]:
+    """Sorted files at `path`: a file, a folder (searched to any depth for `suffix`) or a glob pattern.
+
+    Raises ValueError when there are none.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        files = sorted(p for p in given.rglob(f"*{suffix}") if p.is_file())
+        looked_for = f"{suffix} files below that folder"
+    else:
+        files = sorted(p for p in Path(given.anchor).glob(str(given.relative_to(given.anchor))) if p.is_file())
+        looked_for = f"a file, a folder of {suffix} files, or a pattern such as data/train-*{suffix}"
+    if not files:
+        raise ValueError(f"data.path={path}: nothing found; looked for {looked_for}")
+    return files
+
+
+def by_part(files: list[Path]) -> dict[str, list[Path]]:
+    """Files by the part that their name, or else their folder's, says: train, validation, test.
+
+    Words are split at anything but letters: "train-00000-of-00002.parquet", "imagenet_val_003.tar",
+    "test/0000.parquet". A lone file and files that say nothing are for training.
+    """
+    if len(files) == 1:
+        return {"train": files}
+    above = Path(os.path.commonpath(files))  # folders that hold everything say nothing about one file
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        parts.setdefault(_part(file.relative_to(above)), []).append(file)
+    return parts
+
+
+def _part(file: Path) -> str:
+    words = [word for name in (file.name, file.parent.name) for word in re.findall("[a-z]+", name.lower())]
+    return next((PARTS[word] for word in words if word in PARTS), "train")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Readers see the old file or the new one, never a part, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

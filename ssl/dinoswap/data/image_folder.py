@@ -1,0 +1,83 @@
+"""Image files in folders, found by walking the tree in sorted order.
+
+    path/train/<class>/**, path/{test,val}/<class>/**     training and test part
+    path/<class>/**                                       training part only
+    path/*                                                unlabelled
+
+A part has labels when all its images lie in sub-folders of it: the first folder names the class.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinoswap.data.filesystem import PARTS
+from dinoswap.data.images import CorruptImage, Images, ImageSource, Pixels, decode, numbered
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class ImageFolderData(ImageSource):
+    """The image files below `path`. Raises ValueError for a folder without any, or without a training part."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_dir():
+            raise ValueError(f"data.path={path}: no such folder; give one that holds train/<class>/ or images")
+        folders = sorted(entry for entry in self.path.iterdir() if entry.is_dir())
+        self.parts = {PARTS[f.name.lower()]: f for f in reversed(folders) if f.name.lower() in PARTS}
+        if self.parts and "train" not in self.parts:
+            raise ValueError(f"data.path={path}: holds {[f.name for f in self.parts.values()]} but no folder train")
+        self._train = self._open(self.parts.get("train", self.path), None)
+
+    def train(self) -> Images:
+        return self._train
+
+    def test(self) -> Images | None:
+        for part in ("test", "validation"):
+            images = self._open(self.parts[part], self._train.classes) if part in self.parts else None
+            if images is not None and images.labels is not None:
+                return images
+        return None
+
+    def _open(self, root: Path, classes: Sequence[str] | None) -> "FolderImages":
+        files = list_images(root)
+        if not files:
+            raise ValueError(f"data.path={self.path}: no images below {root}; looked for {' '.join(EXTENSIONS)}")
+        return FolderImages(root, files, classes)
+
+
+def list_images(root: Path) -> list[str]:
+    """Paths of the image files below `root`, relative to it, sorted folder by folder; hidden files are left out."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
+        found += [os.path.relpath(Path(folder, name), root) for name in images]
+    return found
+
+
+class FolderImages(Images):
+    """`files` relative to `root`. `classes`: names by label; None: the sorted first folders of the files."""
+
+    def __init__(self, root: Path, files: Sequence[str], classes: Sequence[str] | None) -> None:
+        self.root = root
+        self.files = files
+        self.blocks = [len(files)]
+        self.labels, self.classes = None, None
+        if all(os.sep in file for file in files):
+            folders = [file.split(os.sep, 1)[0] for file in files]
+            self.labels, self.classes = numbered(folders, classes, str(root))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, row: int) -> Pixels:
+        try:
+            data = (self.root / self.files[row]).read_bytes()
+        except (FileNotFoundError, PermissionError) as error:
+            raise CorruptImage(self.name(row), str(error.strerror)) from error
+        return decode(data, self.name(row))
+
+    def name(self, row: int) -> str:
+        return str(self.root / self.files[row])

@@ -1,0 +1,145 @@
+"""The batch of a micro-step as a function of its number: what the DataLoader's workers run.
+
+Step s takes positions s * batch_size .. (s + 1) * batch_size - 1 of the endless sample sequence (order.py), cut
+into accumulate * world_size consecutive slices; micro-step m of rank r takes slice m * world_size + r. Crops are
+drawn from a generator keyed by the position and masks are drawn for the whole step, then cut in the same way, so
+neither workers nor ranks nor accumulation change what is trained on, and resuming at a step needs its number only.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.data.images import CorruptImage, Images, Pixels
+from dinoswap.data.order import Order
+from dinoswap.rng import derive, numpy_generator
+from dinoswap.values import Batch, Views
+
+Augmentation = Callable[[Pixels, np.random.Generator], Views]
+Masks = Callable[[int], NDArray[np.bool_]]
+
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class StepDataset(Dataset[Batch]):
+    """Micro-step -> Batch of this rank. `masks(step)` gives bool [P, batch_size, N], True = hidden.
+
+    Raises ValueError when batch_size does not divide into equal slices or order and images differ in length.
+    """
+
+    images: Images
+    order: Order
+    augmentation: Augmentation
+    masks: Masks
+    seed: int
+    batch_size: int  # images per step, over all ranks and micro-steps
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        slices = self.accumulate * self.world_size
+        if self.batch_size < 1 or self.batch_size % slices:
+            raise ValueError(
+                f"data.batch_size={self.batch_size}: it is cut into accumulate * ranks = {self.accumulate} * "
+                f"{self.world_size} equal slices; choose a positive multiple of {slices}"
+            )
+        if len(self.order) != len(self.images):
+            raise ValueError(f"the order has {len(self.order)} rows, the data set {len(self.images)}")
+
+    def __getitem__(self, micro_step: int) -> Batch:
+        step, micro = divmod(micro_step, self.accumulate)
+        size = self.batch_size // (self.accumulate * self.world_size)
+        first = (micro * self.world_size + self.rank) * size
+        positions = step * self.batch_size + np.arange(first, first + size)
+        corrupt: list[tuple[int, str]] = []
+        rows, views = [], []
+        for position, row in zip(positions.tolist(), self.order.rows(positions).tolist(), strict=True):
+            row, image = self._load(position, row, corrupt)
+            rows.append(row)
+            views.append(self.augmentation(image, numpy_generator(self.seed, "augment", position)))
+        mask = np.ascontiguousarray(self.masks(step)[:, first : first + size])  # [P, batch_size, N] -> [P, B, N]
+        return collate(views, mask, rows, corrupt)
+
+    def _load(self, position: int, row: int, corrupt: list[tuple[int, str]]) -> tuple[int, Pixels]:
+        """The row at `position` and its pixels; a corrupt row goes to `corrupt` and a keyed draw replaces it."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return row, self.images.load(row)
+            except CorruptImage as error:
+                corrupt.append((row, error.reason))
+                row = derive(self.seed, "replace", position, attempt) % len(self.images)
+        listed = "\n".join(f"  {self.images.name(row)}: {reason}" for row, reason in dict(corrupt).items())
+        raise TooManyCorrupt(f"{_ATTEMPTS} images in a row could not be decoded, the data set is broken:\n{listed}")
+
+
+def collate(views: Sequence[Views], mask: NDArray[np.bool_], rows: list[int], corrupt: list[tuple[int, str]]) -> Batch:
+    """Crops of B images, crop-major, with their mask [P, B, N]."""
+    return Batch(
+        global_crops=_stack([v.global_crops for v in views]),
+        local_crops=_stack([v.local_crops for v in views]),
+        extra_crops=_stack([v.extra_crops for v in views]),
+        clean_crops=_stack([v.clean_crops for v in views]),
+        mask=torch.from_numpy(mask),
+        masked_indices=torch.from_numpy(np.flatnonzero(mask)),
+        indices=torch.tensor(rows),
+        corrupt=tuple(corrupt),
+    )
+
+
+def _stack(crops: Sequence[Sequence[Tensor]]) -> Tensor:
+    """crops[image][crop] of [3, h, w] to [crops, B, 3, h, w]; [0, B, 3, 0, 0] when there are none."""
+    count = len(crops[0])
+    if count == 0:
+        return torch.empty(0, len(crops), 3, 0, 0, dtype=torch.uint8)
+    flat = torch.stack([image[c] for c in range(count) for image in crops])
+    return flat.view(count, len(crops), *flat.shape[1:])  # [crops * B, 3, h, w] -> [crops, B, 3, h, w]
+
+
+def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    """Batches of steps start .. stop - 1 in order, `dataset.accumulate` of them per step.
+
+    A worker that dies raises RuntimeError in the caller.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start * dataset.accumulate, stop * dataset.accumulate),
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        # Forked workers share the images that are held in memory.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        generator=torch.Generator(),  # its base seed must not be drawn from the training process's generator
+    )
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    # Terminals and schedulers signal every process of a job, but only the training process knows how to stop, and
+    # it needs its workers until it has saved. Its own SIGTERM must end them: it joins them when it exits.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_terminated_by_parent, daemon=True).start()
+
+
+def _exit_when_terminated_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,90 @@
+"""What a network has to beat: features that need no training, judged by the same classifiers on the same split.
+
+The third baseline, the same network at its random initialisation, is a backbone built afresh by the caller and judged
+like the trained one.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dinoswap.evaluation.knn import PRIMARY_K, knn_accuracy
+from dinoswap.evaluation.linear_probe import linear_probe
+
+
+def pixel_features(images: Tensor, side: int = 32) -> Tensor:
+    """Pixels in 0..1, averaged down to at most side x side: uint8 [n, 3, H, W] to float32 [n, 3 * h * w].
+
+    Without the bound a linear probe of 224-pixel images would fit 150,528 weights per class.
+    """
+    height, width = images.shape[-2:]
+    small = F.adaptive_avg_pool2d(images.float() / 255, (min(height, side), min(width, side)))
+    return small.flatten(1)  # [n, 3, h, w] -> [n, 3 * h * w]
+
+
+def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in units of the training images' deviation around their mean, per dimension; constant ones become 0."""
+    mean, std = train.mean(0), train.std(0, correction=0)
+    std = torch.where(std > 1e-6, std, torch.inf)
+    return (train - mean) / std, (test - mean) / std
+
+
+def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
+    """Square roots of the joint RGB histogram: uint8 [n, 3, H, W] to float32 [n, bins ** 3], each row of norm 1.
+
+    The cosine of two rows is then their Bhattacharyya coefficient, so that k-NN on it is k-NN by Hellinger distance.
+    """
+    if not 1 <= bins <= 256:
+        raise ValueError(f"bins={bins}: 1 to 256 levels per channel")
+    level = images.long() * bins // 256  # [n, 3, H, W], 0 .. bins - 1
+    cell = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1)  # [n, H * W]
+    count = torch.zeros(len(images), bins**3, device=images.device)
+    count.scatter_add_(1, cell, torch.ones_like(cell, dtype=count.dtype))
+    return (count / cell.shape[1]).sqrt()
+
+
+def evaluate_features(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, linear: bool = True
+) -> dict[str, float]:
+    """Accuracies in per cent: `knn_top1` (k = 20), `knn_top1_k<k>`, `knn_top5...`, `linear_top1`, and `linear_c`.
+
+    Features [m, D] and [n, D], labels int [m] and [n]. k is fixed rather than the best on the test images; it is
+    capped to m (see `knn_accuracy`). `linear=False` leaves the probe out.
+    """
+    split = (train_features, train_labels, test_features, test_labels)
+    knn = knn_accuracy(*split)
+    primary = min(PRIMARY_K, len(train_labels))
+    scores = {f"knn_{top}": knn[f"{top}_k{primary}"] for top in ("top1", "top5") if f"{top}_k{primary}" in knn}
+    scores |= {f"knn_{name}": value for name, value in knn.items()}
+    if linear:
+        scores |= {f"linear_{name}": value for name, value in linear_probe(*split).items()}
+    return scores
+
+
+def evaluate_network(
+    train_features: Mapping[str, Tensor],
+    train_labels: Tensor,
+    test_features: Mapping[str, Tensor],
+    test_labels: Tensor,
+    linear: bool = True,
+) -> dict[str, float]:
+    """`evaluate_features` of each kind that `features.extract` gives: `cls/knn_top1`, `patch_mean/knn_top1`, ..."""
+    return {
+        f"{kind}/{name}": score
+        for kind, train in train_features.items()
+        for name, score in evaluate_features(train, train_labels, test_features[kind], test_labels, linear).items()
+    }
+
+
+def evaluate_baselines(
+    train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor, linear: bool = True
+) -> dict[str, dict[str, float]]:
+    """`evaluate_features` of "raw pixels" and "colour histogram" of uint8 images [m, 3, H, W] and [n, 3, H, W]."""
+    pixels = standardise(pixel_features(train_images), pixel_features(test_images))
+    histograms = colour_histogram(train_images), colour_histogram(test_images)
+    return {
+        name: evaluate_features(train, train_labels, test, test_labels, linear)
+        for name, (train, test) in {"raw pixels": pixels, "colour histogram": histograms}.items()
+    }

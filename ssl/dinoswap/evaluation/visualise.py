@@ -1,0 +1,186 @@
+"""Pictures: what the network is shown, what its patch tokens see, and how it got on.
+
+Every function returns uint8 [H, W, 3], the same for the same arguments, for TensorBoard or for `save_png`. Photographs
+are laid out by hand; charts are drawn on a canvas of their own, without pyplot and its global state.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from dinoswap.data.filesystem import write_atomically
+from dinoswap.evaluation.features import Pixel
+from dinoswap.evaluation.summary import COLUMNS, Results, cell
+from dinoswap.values import Batch
+
+Picture = NDArray[np.uint8]
+
+GAP = 4
+HEADER = 16
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """A PNG at `path`, whole or not at all; its folder must exist."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def to_uint8(crops: Tensor, mean: Pixel, std: Pixel) -> Tensor:
+    """Normalised crops [..., 3, H, W] back to uint8; uint8 crops as they are."""
+    if crops.dtype == torch.uint8:
+        return crops
+    centre, scale = (torch.as_tensor(v, dtype=torch.float32, device=crops.device).view(3, 1, 1) for v in (mean, std))
+    return ((crops.float() * scale + centre) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def crops_figure(
+    batch: Batch, grid: tuple[int, int], mean: Pixel, std: Pixel, images: int = 4, cell_size: int = 96
+) -> Picture:
+    """A row per image, a column per crop: globals, extra, locals, to scale; masked patches are grey and hatched.
+
+    `batch` holds uint8 or normalised crops, on any device; `grid` is (rows, columns) of patches of a mask-carrying
+    crop, which is the extra crop where there is one and each global otherwise.
+    """
+    images = min(images, batch.images)
+    masks = batch.mask[:, :images].cpu().numpy().reshape(-1, images, *grid)  # [P, n, N] -> [P, n, rows, columns]
+    scale = cell_size / batch.global_crops.shape[-1]
+    carriers = "extra" if len(batch.extra_crops) else "global"
+    columns: list[list[Picture]] = []
+    titles: list[str] = []
+    for role in ("global", "extra", "local"):
+        stack: Tensor = getattr(batch, f"{role}_crops")[:, :images]
+        for index, crops in enumerate(to_uint8(stack, mean, std).permute(0, 1, 3, 4, 2).cpu().numpy()):
+            column = [_resized(crop, round(crop.shape[0] * scale), round(crop.shape[1] * scale)) for crop in crops]
+            if role == carriers:
+                column = [mask_drawn(*pair) for pair in zip(column, masks[index], strict=True)]
+            columns.append(column)
+            titles.append(f"{role} {index + 1}")
+    return _mosaic(columns, titles)
+
+
+def mask_drawn(image: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """The image [H, W, 3] with the patches of `mask` [rows, columns] turned grey under diagonal lines."""
+    height, width = image.shape[:2]
+    y, x = np.arange(height), np.arange(width)
+    hidden = mask[(y * mask.shape[0] // height)[:, None], x * mask.shape[1] // width]  # [H, W]
+    line = (y[:, None] + x) % 8 < 2
+    cover = np.where(line, 70, 150)[..., None]
+    return np.where(hidden[..., None], (image + 3 * cover) // 4, image).astype(np.uint8)
+
+
+def pca_rgb(tokens: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Three principal components of the patch tokens of all images together: [n, N, D] to [n, rows, columns, 3], 0..1.
+
+    Each component runs from its 1st to its 99th percentile. Its largest loading is positive, so that colours do not
+    flip between runs of the same network. A component without variance is 0.5.
+    """
+    flat = tokens.detach().cpu().double().flatten(0, 1)  # [n, N, D] -> [n * N, D]
+    flat = flat - flat.mean(0)
+    axes = torch.linalg.eigh(flat.T @ flat).eigenvectors.flip(1)[:, :3]  # [D, 3], largest variance first
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    scores = flat @ axes
+    low, high = np.percentile(scores.numpy(), [1, 99], axis=0)
+    span = high - low
+    varies = span > 1e-6 * span.max()
+    unit = np.full((len(flat), 3), 0.5)
+    unit[:, varies] = ((scores.numpy() - low) / np.where(varies, span, 1)).clip(0, 1)[:, varies]
+    return unit.reshape(len(tokens), *grid, 3).astype(np.float32)  # [n * N, 3] -> [n, rows, columns, 3]
+
+
+def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size: int = 96, pairs: int = 4) -> Picture:
+    """uint8 images [n, 3, H, W], each beside its `pca_rgb` of tokens [n, N, D], `pairs` of them in a row."""
+    colours = (pca_rgb(tokens, grid) * 255).round().astype(np.uint8)
+    shown = images.permute(0, 2, 3, 1).cpu().numpy()
+    size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])
+    pictures = [_resized(p, *size) for pair in zip(shown, colours, strict=True) for p in pair]
+    blank = np.full((*size, 3), 255, dtype=np.uint8)
+    width = 2 * min(pairs, len(shown))
+    pictures += [blank] * (-len(pictures) % width)
+    return _mosaic([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
+
+
+def curves_figure(
+    rows: Sequence[Mapping[str, float]],
+    terms: Sequence[str],
+    evaluations: Sequence[str] = ("eval/knn_top1",),
+    baselines: Mapping[str, float] | None = None,
+) -> Picture:
+    """Loss terms and accuracies over steps. `rows` as in metrics.jsonl: each has "step" and some of the names.
+
+    `baselines` (name -> per cent) are drawn as levels beside the accuracies.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    _curves(losses, rows, terms)
+    losses.set(title="loss terms (unweighted)", xlabel="step")
+    _curves(accuracies, rows, evaluations, marker=".")
+    for index, (name, level) in enumerate((baselines or {}).items()):
+        accuracies.axhline(level, color=f"C{index + len(evaluations)}", linestyle="--", linewidth=1, label=name)
+    accuracies.set(title="accuracy, %", xlabel="step")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    return _rendered(figure)
+
+
+def accuracy_bars(results: Results) -> Picture:
+    """The summary table as bars: a group per column, a bar per row."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(len(results), 1)
+    for index, (name, scores) in enumerate(results.items()):
+        values = {place: cell(scores, column) for place, column in enumerate(COLUMNS)}
+        known = {place + (index + 0.5) * width - 0.4: v for place, v in values.items() if v is not None}
+        bars = axes.bar(list(known), list(known.values()), width, label=name)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7)
+    axes.set(title="top-1 accuracy, %", xticks=range(len(COLUMNS)), xticklabels=list(COLUMNS))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8)
+    return _rendered(figure)
+
+
+def _curves(axes: Axes, rows: Sequence[Mapping[str, float]], names: Sequence[str], marker: str = "") -> None:
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker=marker)
+
+
+def _rendered(figure: Figure) -> Picture:
+    canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _resized(image: Picture, height: int, width: int) -> Picture:
+    """Enlarged with its pixels visible, or reduced smoothly: [h, w, 3] to [height, width, 3]."""
+    method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
+
+
+def _mosaic(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
+    """Columns of pictures of equal height per row, under their titles, on white."""
+    row_height = max(p.shape[0] for column in columns for p in column) + GAP
+    widths = [max(max(p.shape[1] for p in column), 52) + GAP for column in columns]
+    canvas = Image.new("RGB", (sum(widths) + GAP, row_height * len(columns[0]) + HEADER + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    left = GAP
+    for column, title, width in zip(columns, titles, widths, strict=True):
+        draw.text((left, 2), title, fill="black")
+        for index, picture in enumerate(column):
+            canvas.paste(Image.fromarray(picture), (left, HEADER + index * row_height))
+        left += width
+    return np.asarray(canvas)

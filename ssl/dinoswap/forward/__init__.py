@@ -1,0 +1,1 @@
+"""Which network sees which crops, masked or not, in which pass. One module per option of the `forward` group."""

@@ -1,0 +1,1 @@
+"""Networks: the vision transformer, the projection head, and their official weight files."""

@@ -1,0 +1,55 @@
+"""The projection head: an MLP to a bottleneck, L2 normalisation, and a weight-normalised linear map to K prototypes.
+
+logits = x / ||x|| . (g * v / ||v||) for each prototype's direction v and length g.
+Follows dinov2/layers/dino_head.py of facebookresearch/dinov2 @ b8931f7, with its parameter names.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Prototypes(nn.Module):
+    """A linear map without bias whose rows are g * v / ||v||. `v` keeps the default init of nn.Linear, `g` is 1."""
+
+    def __init__(self, dim: int, prototypes: int, train_weight_g: bool = True) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=train_weight_g)
+        self.weight_v = nn.Parameter(nn.Linear(dim, prototypes, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, dim] to logits [R, K]."""
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return functional.linear(x, weight)
+
+
+class ProjectionHead(nn.Module):
+    def __init__(
+        self,
+        in_dim: int,
+        prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        layers: int = 3,
+        train_weight_g: bool = True,
+    ) -> None:
+        """`layers` linear maps with exact GELU between them."""
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers={layers}: the head needs at least one")
+        widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
+        linears = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        for linear in linears:
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        # With GELUs between the linear maps their names are the official mlp.0, mlp.2, mlp.4; a single one is mlp.
+        modules = [module for linear in linears for module in (linear, nn.GELU())][:-1]
+        self.mlp = nn.Sequential(*modules) if layers > 1 else linears[0]
+        self.last_layer = Prototypes(bottleneck_dim, prototypes, train_weight_g)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [R, in_dim], R may be 0, to logits [R, K]."""
+        x = self.mlp(x)
+        x = functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+        logits: Tensor = self.last_layer(x)
+        return logits

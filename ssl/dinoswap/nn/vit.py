@@ -1,0 +1,194 @@
+"""The vision transformer: [cls, registers, patches] through pre-norm blocks and one final norm.
+
+Tokens: patch embedding, mask token where the mask is True, class token before them, position table added, registers put
+behind the class token without a position.
+Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with its parameter names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dinoswap.nn.block import Block, Ffn
+from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
+
+Size = Literal["tiny", "small", "base", "large", "giant"]
+
+SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads, ffn
+    "tiny": (192, 12, 3, "mlp"),
+    "small": (384, 12, 6, "mlp"),
+    "base": (768, 12, 12, "mlp"),
+    "large": (1024, 24, 16, "mlp"),
+    "giant": (1536, 40, 24, "swiglu"),
+}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Normed tokens of one list entry."""
+
+    cls: Tensor  # [b, D]
+    registers: Tensor | None  # [b, R, D]; None where only rows were asked for
+    patch: Tensor | None  # [b, N, D]; [M, D] where rows were asked for; None where only the class token was
+
+
+class VisionTransformer(nn.Module):
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        ffn: Ffn = "mlp",
+        registers: int = 0,
+        layerscale: float | None = 1e-5,
+        drop_path: float = 0.0,
+        drop_path_uniform: bool = True,
+        interpolate_offset: float = 0.1,
+        interpolate_antialias: bool = False,
+        qkv_bias: bool = True,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.embed_dim = embed_dim
+        self.patch_size = patch_size
+        self.grid = (height // patch_size, width // patch_size)  # of the position table
+        self.interpolate_offset = interpolate_offset
+        self.interpolate_antialias = interpolate_antialias
+        self.activation_checkpointing = activation_checkpointing
+        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
+        hidden = int(embed_dim * mlp_ratio)
+        rates = [drop_path] * depth if drop_path_uniform else torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, hidden, ffn, layerscale, rate, qkv_bias) for rate in rates
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """The patch convolution keeps torch's default."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return 1 if self.register_tokens is None else 1 + self.register_tokens.shape[1]
+
+    def interpolate_pos_encoding(self, grid: tuple[int, int]) -> Tensor:
+        """The position table [1, 1 + N, D] at a grid of h x w = N patches."""
+        if grid == self.grid:
+            return self.pos_embed
+        table = resample_positions(
+            self.pos_embed[:, 1:], self.grid, grid, self.interpolate_offset, self.interpolate_antialias
+        )
+        return torch.cat([self.pos_embed[:, :1], table], dim=1)
+
+    def prepare_tokens_with_masks(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Crops [b, 3, H, W], mask bool [b, N] (True: hidden) to tokens [b, 1 + R + N, D]."""
+        patches = self.patch_embed(x)
+        if masks is not None:
+            patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        positions = self.interpolate_pos_encoding(self.patch_embed.grid(x))
+        parts = [(self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1), patches + positions[:, 1:]]
+        if self.register_tokens is not None:
+            parts.insert(1, self.register_tokens.expand(x.shape[0], -1, -1))
+        return torch.cat(parts, dim=1)
+
+    def forward(
+        self,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        patch_rows: Sequence[Tensor | None] | None = None,
+    ) -> list[Tokens]:
+        masks = [None] * len(crops) if masks is None else masks
+        entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
+        for block in self.blocks[:-1]:
+            entries = self._run(block, entries)
+        if patch_rows is None:
+            return [self._all_tokens(self.norm(x)) for x in self._run(self.blocks[-1], entries)]
+        rows = [self._rows(x, r) for x, r in zip(entries, patch_rows, strict=True)]
+        read = self._run(self.blocks[-1], entries, rows)
+        return [
+            self._read_tokens(self.norm(x), crop.shape[0], r is not None)
+            for x, crop, r in zip(read, crops, patch_rows, strict=True)
+        ]
+
+    def _run(self, block: nn.Module, *arguments: object) -> list[Tensor]:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            out: list[Tensor] = checkpoint(block, *arguments, use_reentrant=False)
+        else:
+            out = block(*arguments)
+        return out
+
+    def _all_tokens(self, x: Tensor) -> Tokens:
+        return Tokens(x[:, 0], x[:, 1 : self.prefix], x[:, self.prefix :])
+
+    def _read_tokens(self, x: Tensor, batch: int, patches: bool) -> Tokens:
+        return Tokens(x[:batch], None, x[batch:] if patches else None)
+
+    def _rows(self, x: Tensor, patch_rows: Tensor | None) -> Tensor:
+        """Rows of b * T tokens for the class tokens and for `patch_rows`, which index b * N."""
+        batch, length = x.shape[:2]
+        cls = torch.arange(0, batch * length, length, device=x.device)
+        if patch_rows is None:
+            return cls
+        image = patch_rows // (length - self.prefix)
+        return torch.cat([cls, patch_rows + (image + 1) * self.prefix])
+
+
+def vit(
+    size: Size = "small",
+    img_size: int | tuple[int, int] = 224,
+    patch_size: int = 16,
+    embed_dim: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    mlp_ratio: float = 4.0,
+    ffn: Ffn | None = None,
+    registers: int = 0,
+    layerscale: float | None = 1e-5,
+    drop_path: float = 0.0,
+    drop_path_uniform: bool = True,
+    interpolate_offset: float = 0.1,
+    interpolate_antialias: bool = False,
+    qkv_bias: bool = True,
+    activation_checkpointing: bool = False,
+) -> VisionTransformer:
+    """The network of a size name; any number given instead of None overrides the name's."""
+    width, blocks, heads, kind = SIZES[size]
+    return VisionTransformer(
+        img_size=img_size,
+        patch_size=patch_size,
+        embed_dim=width if embed_dim is None else embed_dim,
+        depth=blocks if depth is None else depth,
+        num_heads=heads if num_heads is None else num_heads,
+        mlp_ratio=mlp_ratio,
+        ffn=kind if ffn is None else ffn,
+        registers=registers,
+        layerscale=layerscale,
+        drop_path=drop_path,
+        drop_path_uniform=drop_path_uniform,
+        interpolate_offset=interpolate_offset,
+        interpolate_antialias=interpolate_antialias,
+        qkv_bias=qkv_bias,
+        activation_checkpointing=activation_checkpointing,
+    )

@@ -1,0 +1,71 @@
+"""Catching a non-finite loss or gradient before the step, without waiting for the device.
+
+`flag` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one step
+later, just before the next update: the weights are then still those that met the bad batch, so both can be kept.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dinoswap.distributed import all_reduce_max
+from dinoswap.values import Batch
+
+KEPT_REPLAYS = 3
+
+
+class Diverged(RuntimeError):
+    """Too many non-finite steps in a row."""
+
+
+class NonFiniteGuard:
+    """`keep(step, batches)` stores batch and state for replay; it is called for the first few occurrences."""
+
+    def __init__(self, limit: int, keep: Callable[[int, Sequence[Batch]], Path]) -> None:
+        self.limit = limit
+        self.keep = keep
+        self.in_a_row = 0
+        self.total = 0
+        self._pending: tuple[int, Sequence[Batch], Tensor, torch.cuda.Event | None] | None = None
+
+    def flag(self, loss: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
+        """float32 scalar on the device: 1 when the loss or a gradient norm of any rank is not finite, else 0."""
+        finite = torch.stack([loss.detach().float(), *(norm.float() for norm in norms.values())]).isfinite().all()
+        return all_reduce_max((~finite).float())
+
+    def watch(self, step: int, batches: Sequence[Batch], flag: Tensor) -> None:
+        """Start copying the flag to the host; `resolve` reads it."""
+        on_host = flag.to("cpu", non_blocking=True)
+        event = None
+        if flag.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._pending = (step, batches, on_host, event)
+
+    def resolve(self) -> None:
+        """Count the watched step; raises Diverged at the limit. To be called before weights or batch change again."""
+        if self._pending is None:
+            return
+        step, batches, flag, event = self._pending
+        self._pending = None
+        if event is not None:
+            event.synchronize()
+        if not flag:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.total += 1
+        where = f"; batch and state are in {self.keep(step, batches)}" if self.total <= KEPT_REPLAYS else ""
+        if self.in_a_row >= self.limit:
+            raise Diverged(
+                f"step {step}: loss or gradients were not finite for {self.in_a_row} steps in a row{where}. Lower "
+                "schedule.base_lr, lengthen schedule.warmup, or use trainer.precision=bf16 or fp32"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.in_a_row, self.total = int(state["in_a_row"]), int(state["total"])

@@ -1,0 +1,49 @@
+"""What every objective is: a module that turns a Context into named, unweighted terms."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dinoswap.values import Batch, Features, Hyper
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that an objective may read. `student` and `teacher` are networks by name (backbone, dino_head, ...)."""
+
+    batch: Batch
+    hyper: Hyper
+    student_features: Features
+    teacher_features: Features
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict
+
+
+class Objective(nn.Module):
+    """Base class. `forward(context)` returns scalars by term name; their sum is weighted by `loss_weight`."""
+
+    reads_all_patches: ClassVar[bool] = False
+    """Whether `Features.patch` is needed. Otherwise the last block works for the masked rows only."""
+    needs_clean_crops: ClassVar[bool] = False
+    """Whether `Batch.clean_crops` is needed."""
+
+    def __init__(self, loss_weight: float) -> None:
+        super().__init__()
+        if not loss_weight >= 0:
+            raise ValueError(f"loss_weight={loss_weight}: must be 0 or more")
+        self.loss_weight = loss_weight
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def teacher_targets(self, context: Context) -> Tensor | None:
+        """The target distributions [rows, K], for diagnostics; None for an objective without prototypes."""
+        return None
+
+
+def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """-sum_k targets_k log softmax(logits / temperature)_k for each row, in float32 (float64 stays): [..., K] -> [...]."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return -(targets * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1)

@@ -1,0 +1,44 @@
+"""iBOT: at masked positions the student predicts the teacher's distribution of the patch that it cannot see.
+
+Both heads run on the masked tokens only. How the per-token losses become one number is the `reduction` group.
+Follows dinov2/loss/ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; Zhou et al. (arXiv 2111.07832).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from dinoswap.objectives.base import Context, Objective, cross_entropy
+
+Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(losses [M], mask [P, B, N], masked_indices [M]) -> scalar"""
+
+
+class IBOT(Objective):
+    def __init__(
+        self,
+        targets: nn.Module,
+        reduction: Reduction,
+        head: str = "ibot_head",
+        loss_weight: float = 1.0,
+        student_temp: float = 0.1,
+    ) -> None:
+        """`head` names the network: its own (`ibot_head`), or `dino_head` to share DINO's."""
+        super().__init__(loss_weight)
+        if not student_temp > 0:
+            raise ValueError(f"student_temp={student_temp}: a temperature must be above 0")
+        self.targets = targets
+        self.reduction = reduction
+        self.head = head
+        self.student_temp = student_temp
+
+    def teacher_targets(self, context: Context) -> Tensor:
+        logits = context.teacher[self.head](context.teacher_features.masked_patch)  # [M, D] -> [M, K]
+        targets: Tensor = self.targets(logits, context.hyper["teacher_temp"])
+        return targets
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        targets = self.teacher_targets(context).detach()
+        student = context.student[self.head](context.student_features.masked_patch)  # [M, D] -> [M, K]
+        losses = cross_entropy(targets, student, self.student_temp)  # [M]
+        return {"masked": self.reduction(losses, context.batch.mask, context.batch.masked_indices)}

@@ -1,0 +1,40 @@
+"""KoLeo: keep the CLS tokens of a batch apart from their nearest neighbours.
+
+    -mean_i log(||x_i - x_nn(i) + eps|| + eps),  x L2-normalised, summed over the global crops
+
+Follows dinov2/loss/koleo_loss.py of facebookresearch/dinov2 @ b8931f7; Sablayrolles et al. (arXiv 1806.03198). Always in
+float32 or wider. Differences, where the official code has no usable answer: a batch of one has no neighbour and costs 0,
+and exact duplicates count in the value but not in the gradient, which has no direction there and a size of 1 / eps.
+"""
+
+import torch
+from torch import Tensor
+
+from dinoswap.objectives.base import Context, Objective
+
+EPS = 1e-8
+DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a direction
+
+
+def koleo(x: Tensor) -> Tensor:
+    """x [B, D] -> scalar."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        if x.shape[0] < 2:
+            return x.sum() * 0.0
+        x = torch.nn.functional.normalize(x, dim=-1, eps=EPS)
+        with torch.no_grad():
+            nearest = (x @ x.T).fill_diagonal_(-1.0).argmax(dim=1)
+        difference = x - x[nearest] + EPS
+        duplicate = difference.detach().norm(dim=-1, keepdim=True) < DUPLICATE
+        difference = torch.where(duplicate, difference.detach(), difference)
+        return -(difference.norm(dim=-1) + EPS).log().mean()
+
+
+class KoLeo(Objective):
+    def __init__(self, loss_weight: float = 0.1) -> None:
+        super().__init__(loss_weight)
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        per_crop = [koleo(crop) for crop in context.student_features.global_cls]
+        return {"cls": torch.stack(per_crop).sum()}

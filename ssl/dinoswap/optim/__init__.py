@@ -1,0 +1,1 @@
+"""Parameter groups by name, and gradient clipping."""

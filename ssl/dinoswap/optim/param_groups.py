@@ -1,0 +1,63 @@
+"""Parameter groups, found by name fields and never by index.
+
+Each group carries `module`, `names`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`, and the names of the schedules that
+its lr and weight decay follow. Zero weight decay: `.bias`, norms, LayerScale gamma; tokens and position table are decayed.
+Follows dinov2/utils/param_groups.py of facebookresearch/dinov2 @ b8931f7.
+"""
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from dinoswap.values import Hyper
+
+Group = dict[str, Any]
+
+
+class LayerDecay(Protocol):
+    def multiplier(self, name: str, depth: int) -> float: ...
+
+
+class WeightDecay(Protocol):
+    def schedule(self, module: str) -> str: ...
+
+
+def is_regularised(name: str) -> bool:
+    return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
+
+
+def parameter_groups(student: nn.ModuleDict, layer_decay: LayerDecay, weight_decay: WeightDecay) -> list[Group]:
+    """One group per module and combination of multipliers, in the order of first appearance. A module with
+    blocks (the backbone) gets lr multipliers by layer, the others 1."""
+    groups: dict[tuple[object, ...], Group] = {}
+    for module_name, module in student.items():
+        depth = len(module.blocks) if hasattr(module, "blocks") else None
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            lr_multiplier = 1.0 if depth is None else layer_decay.multiplier(name, depth)
+            wd_multiplier = 1.0 if is_regularised(name) else 0.0
+            last = "last_layer" in name
+            group = groups.setdefault(
+                (module_name, lr_multiplier, wd_multiplier, last),
+                {
+                    "params": [],
+                    "names": [],
+                    "module": module_name,
+                    "lr_multiplier": lr_multiplier,
+                    "wd_multiplier": wd_multiplier,
+                    "is_last_layer": last,
+                    "lr_schedule": "last_layer_lr" if last else "lr",
+                    "wd_schedule": weight_decay.schedule(module_name),
+                },
+            )
+            group["params"].append(parameter)
+            group["names"].append(f"{module_name}.{name}")
+    return list(groups.values())
+
+
+def apply_schedules(groups: list[Group], hyper: Hyper) -> None:
+    """Set lr and weight decay of every group for one step."""
+    for group in groups:
+        group["lr"] = hyper[group["lr_schedule"]] * group["lr_multiplier"]
+        group["weight_decay"] = hyper[group["wd_schedule"]] * group["wd_multiplier"]

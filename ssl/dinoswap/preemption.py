@@ -1,0 +1,69 @@
+"""Signals that ask a run to end: noticed between two steps, when the state can be saved.
+
+SIGTERM comes from a scheduler or `docker stop`, SIGUSR2 from SLURM some time before the limit, SIGINT from Ctrl-C.
+Nothing happens inside the handler but a note of the name: it may run in the middle of an optimiser step.
+"""
+
+import logging
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+_log = logging.getLogger(__name__)
+
+
+class Preemption:
+    """Within the context, `requested` is the name of the first signal that came, else None.
+
+    A second Ctrl-C raises KeyboardInterrupt: the user does not want to wait for the save. Leaving the context
+    restores the handlers that were there. Signals reach Python's main thread only, so in another one nothing is
+    installed, which is logged.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> str | None:
+        return None if self._received is None else self._received.name
+
+    def __enter__(self) -> "Preemption":
+        if threading.current_thread() is not threading.main_thread():
+            _log.warning("not in the main thread: signals will end this run without a last checkpoint")
+            return self
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def forward(self) -> None:
+        """Hand the signal to the handler that was installed before ours; to be called once all is saved.
+
+        A cluster launcher requeues the job there, and may leave by SystemExit; after Ctrl-C it is Python's own,
+        which raises KeyboardInterrupt and so ends a sweep too. Without such a handler, or a signal, nothing happens.
+        """
+        handler = self._previous.get(self._received) if self._received is not None else None
+        if callable(handler):
+            handler(self._received, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = signal.Signals(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+
+def shield_worker(worker_id: int = 0) -> None:
+    """`worker_init_fn` of a DataLoader, whose workers must be forked: helper processes of the other start methods
+    can't be shielded. Schedulers and terminals signal every process of a job, and a loader that lost its workers
+    raises before the main process has saved. A worker still ends with its loader or its parent."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,67 @@
+"""Where a result comes from: the source's commit, the versions of what computed it, the machine."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("dinoswap", "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "scikit-learn")
+
+
+def git_state(folder: Path = Path(__file__).parent) -> dict[str, str | bool] | None:
+    """`{"sha": commit, "dirty": changed or untracked files}` of the checkout that `folder` belongs to, else None.
+
+    A package installed inside somebody else's repository (its .venv) is not tracked there and gives None.
+    """
+    if not _git(folder, "ls-files", "."):
+        return None
+    sha = _git(folder, "rev-parse", "HEAD")
+    return {"sha": sha, "dirty": bool(_git(folder, "status", "--porcelain"))} if sha else None
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the packages that can change a number, and CUDA and cuDNN where torch has them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda is not None:
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found |= {"cuda": torch.version.cuda, "cudnn": str(cudnn)}
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores that this process may use, threads of torch, memory in bytes, names of the GPUs it sees."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Output of git, or nothing where there is no git or no repository."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    """Linux names the model in /proc/cpuinfo only; other systems through platform."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()

@@ -1,0 +1,138 @@
+"""Schedules as arrays: the value at step n is `schedule[n]`, past the end the final value.
+
+cosine:  final + (base - final) * (1 + cos(pi * i / n)) / 2, i < n, after a linear warm-up whose end point is included.
+Follows dinov2/utils/utils.py and dinov2/train/train.py of facebookresearch/dinov2 @ b8931f7.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dinoswap.values import Hyper
+
+LrScaling = Literal["sqrt_1024", "linear_256", "none"]
+
+
+class Schedule:
+    """One value per step. `final` is returned past the end, as the official trainer does."""
+
+    def __init__(self, values: np.ndarray, final: float) -> None:
+        self.values = values
+        self.final = float(final)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, step: int) -> float:
+        return float(self.values[step]) if step < len(self.values) else self.final
+
+
+def cosine(
+    base: float, final: float, total: int, *, warmup: int = 0, start: float = 0.0, frozen: int = 0
+) -> Schedule:
+    """`frozen` steps of 0, `warmup` steps from `start` to `base` (both reached), then a cosine towards `final`."""
+    n = total - warmup - frozen
+    if n < 0:
+        raise ValueError(
+            f"a warm-up of {warmup} steps (+ {frozen} frozen) is longer than the schedule of {total} steps: "
+            "shorten schedule.warmup or schedule.teacher_temp_warmup, or raise trainer.max_steps"
+        )
+    rise = np.linspace(start, base, warmup)
+    fall = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(n) / max(n, 1)))
+    return Schedule(np.concatenate([np.zeros(frozen), rise, fall]), final)
+
+
+def linear_then_constant(start: float, end: float, warmup: int) -> Schedule:
+    """`warmup` steps from `start` to `end`, then `end`."""
+    return Schedule(np.linspace(start, end, warmup), end)
+
+
+def with_frozen_start(schedule: Schedule, steps: int) -> Schedule:
+    """The same schedule with its first `steps` values set to 0 (the last layer's freeze)."""
+    values = schedule.values.copy()
+    values[:steps] = 0.0
+    return Schedule(values, schedule.final)
+
+
+def scaled_lr(base_lr: float, batch_size: int, rule: LrScaling) -> float:
+    """The peak lr for `batch_size` images per step over all ranks."""
+    factor = {"sqrt_1024": math.sqrt(batch_size / 1024), "linear_256": batch_size / 256, "none": 1.0}
+    return base_lr * factor[rule]
+
+
+def steps(length: int | float, total: int, name: str) -> int:
+    """A length in steps: an integer is a number of steps, a fraction below 1 a share of `total`."""
+    if isinstance(length, float) and not 0 <= length < 1:
+        raise ValueError(f"{name}={length}: give a whole number of steps, or a fraction of the run from 0 to below 1")
+    if length < 0:
+        raise ValueError(f"{name}={length}: must not be negative")
+    return length if isinstance(length, int) else round(length * total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """Lengths are steps (integers) or fractions of the run (below 1), so that a shortened run keeps its shape."""
+
+    base_lr: float = 0.004
+    lr_scaling: LrScaling = "sqrt_1024"
+    min_lr: float = 1e-6
+    warmup: int | float = 0.1
+    freeze_last_layer: int | float = 0.01
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    momentum: float = 0.992
+    momentum_end: float = 1.0
+    teacher_temp_start: float = 0.04
+    teacher_temp: float = 0.07
+    teacher_temp_warmup: int | float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "min_lr", "weight_decay", "weight_decay_end"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
+        for name in ("momentum", "momentum_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: an EMA momentum lies between 0 and 1")
+        for name in ("teacher_temp_start", "teacher_temp"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a temperature must be above 0 (the recipe uses .04-.07)")
+
+
+class Schedules(Mapping[str, Schedule]):
+    """All schedules of a run by name; `at(step)` is what the step and the objectives read."""
+
+    def __init__(self, schedules: Mapping[str, Schedule]) -> None:
+        self._schedules = dict(schedules)
+
+    def __getitem__(self, name: str) -> Schedule:
+        return self._schedules[name]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._schedules)
+
+    def __len__(self) -> int:
+        return len(self._schedules)
+
+    def at(self, step: int) -> Hyper:
+        return {name: schedule[step] for name, schedule in self._schedules.items()}
+
+
+def build_schedules(settings: ScheduleSettings, *, total: int, batch_size: int) -> Schedules:
+    """The official set: lr, last_layer_lr, weight_decay, momentum, teacher_temp."""
+    s = settings
+    warmup = steps(s.warmup, total, "schedule.warmup")
+    lr = cosine(scaled_lr(s.base_lr, batch_size, s.lr_scaling), s.min_lr, total, warmup=warmup)
+    frozen = steps(s.freeze_last_layer, total, "schedule.freeze_last_layer")
+    temp_warmup = steps(s.teacher_temp_warmup, total, "schedule.teacher_temp_warmup")
+    return Schedules(
+        {
+            "lr": lr,
+            "last_layer_lr": with_frozen_start(lr, frozen),
+            "weight_decay": cosine(s.weight_decay, s.weight_decay_end, total),
+            "momentum": cosine(s.momentum, s.momentum_end, total),
+            "teacher_temp": linear_then_constant(s.teacher_temp_start, s.teacher_temp, temp_warmup),
+        }
+    )

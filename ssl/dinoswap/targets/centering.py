@@ -1,0 +1,41 @@
+"""Centred and sharpened targets: softmax((logits - centre) / temperature), centre an EMA of the mean logits.
+
+The softmax uses the centre of the batches before this one. Follows dinov2/loss/dino_clstoken_loss.py and
+ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; there the update waits in a queue until the next call and is lost
+at a restart, here it is folded in at once and saved, which gives the same numbers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dinoswap.distributed import all_reduce_sum
+
+
+class Centering(nn.Module):
+    center: Tensor
+
+    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: the centre's EMA momentum must lie in [0, 1)")
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(1, prototypes))
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """Teacher logits [rows, K] -> targets [rows, K]; in training mode the centre moves afterwards."""
+        targets = ((logits - self.center) / temperature).softmax(dim=-1)
+        if self.training:
+            self._move_centre(logits)
+        return targets
+
+    def _move_centre(self, logits: Tensor) -> None:
+        """Mean over each rank's rows, then over the ranks that have rows. A non-finite mean is not let in: one bad
+        batch must not outlive the step that is skipped for it."""
+        rows = logits.shape[0]
+        mean = logits.sum(0, keepdim=True, dtype=self.center.dtype) / max(rows, 1)
+        ranks = all_reduce_sum(mean.new_tensor(float(rows > 0)))
+        mean = all_reduce_sum(mean) / ranks.clamp(min=1)
+        moved = self.center * self.momentum + mean * (1 - self.momentum)
+        usable = mean.isfinite().all() & (ranks > 0)
+        self.center.copy_(torch.where(usable, moved, self.center))

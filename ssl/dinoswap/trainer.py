@@ -1,0 +1,133 @@
+"""The training step, and the state that it changes. No option of any group is named here."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dinoswap.distributed import rank
+from dinoswap.ema import EMA
+from dinoswap.model import SelfDistillation
+from dinoswap.nonfinite import NonFiniteGuard
+from dinoswap.optim.param_groups import Group, apply_schedules
+from dinoswap.optim.state import load_optimizer_state, optimizer_state
+from dinoswap.rng import seed_torch
+from dinoswap.schedules import Schedules
+from dinoswap.values import Batch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Clip = Callable[[list[Group]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """`checkpoint_every`, `eval_every` and `log_every` count steps; 0 switches the first two off but for the end."""
+
+    max_steps: int
+    precision: Precision = "bf16"
+    accumulate: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 1000
+    checkpoint_minutes: float = 15.0
+    keep_checkpoints: int = 2
+    max_nonfinite_steps: int = 10
+    compile: bool = False
+    tensorboard: bool = True
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "accumulate", "log_every", "keep_checkpoints", "max_nonfinite_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("eval_every", "checkpoint_every", "checkpoint_minutes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 (only at the end) or more")
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto' is CUDA when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"trainer.device={name}: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"trainer.device={name}: this machine has no CUDA device; use trainer.device=auto or cpu")
+    return device
+
+
+class Trainer:
+    """Model, optimiser, schedules and EMA of one run. `save_replay(step, batches)` keeps what met a non-finite loss."""
+
+    def __init__(
+        self,
+        model: SelfDistillation,
+        optimizer: torch.optim.Optimizer,
+        schedules: Schedules,
+        clip: Clip,
+        *,
+        precision: Precision,
+        seed: int,
+        device: torch.device,
+        max_nonfinite_steps: int,
+        save_replay: Callable[[int, Sequence[Batch]], Path],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedules = schedules
+        self.clip = clip
+        self.ema = EMA(model.teacher, model.student)
+        self.dtype = AUTOCAST.get(precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.seed = seed
+        self.device = device
+        self.guard = NonFiniteGuard(max_nonfinite_steps, save_replay)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
+
+    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """One optimiser step over normalised micro-batches on the device; the logged scalars, still on the device."""
+        hyper = self.schedules.at(step)
+        apply_schedules(self.optimizer.param_groups, hyper)
+        seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
+        self.optimizer.zero_grad(set_to_none=True)
+        logs: dict[str, Tensor] = {}
+        for batch in batches:
+            with self.autocast():
+                loss, terms = self.model(batch, hyper)
+            self.scaler.scale(loss / len(batches)).backward()
+            for name, value in {"loss": loss.detach(), **terms}.items():
+                logs[name] = logs.get(name, 0) + value / len(batches)
+        self.scaler.unscale_(self.optimizer)
+        norms = self.clip(self.optimizer.param_groups)
+        nonfinite = self.guard.flag(logs["loss"], norms)
+        self.guard.resolve()  # of the step before: from here on its weights change
+        self.guard.watch(step, batches, nonfinite)
+        self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # the fused step is a no-op where it is 1
+        self.optimizer.step()
+        self.scaler.update()
+        self.ema.update(hyper["momentum"], nonfinite)
+        return {**logs, **{f"grad_norm/{name}": norm for name, norm in norms.items()}, "nonfinite": nonfinite}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "nonfinite": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(state["scaler"]))
+        self.guard.load_state_dict(state["nonfinite"])

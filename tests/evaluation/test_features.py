@@ -1,0 +1,191 @@
+"""The clean transform against torchvision's, and that extraction leaves no trace in the network or the generators."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional as TF
+
+from dinoswap.data.images import CorruptImage, Images
+from dinoswap.evaluation import features
+
+
+class Stored(Images):
+    """Smooth images of the given shapes; row `broken` cannot be decoded."""
+
+    classes: Sequence[str] | None = None
+    blocks: Sequence[int] = ()
+
+    def __init__(self, shapes: list[tuple[int, int]], broken: int = -1) -> None:
+        self.labels: NDArray[np.int64] | None = np.arange(len(shapes)) * 10
+        self.broken = broken
+        knots = [np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8) for i in range(len(shapes))]
+        self.pixels = [
+            np.asarray(Image.fromarray(k).resize((w, h), Image.Resampling.BICUBIC))
+            for k, (h, w) in zip(knots, shapes, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, row: int) -> NDArray[np.uint8]:
+        if row == self.broken:
+            raise CorruptImage("x.png", "no bytes")
+        return self.pixels[row]
+
+    def name(self, row: int) -> str:
+        return str(row)
+
+    def label(self, row: int) -> int | None:
+        return None if self.labels is None else int(self.labels[row])
+
+
+@dataclass
+class Tokens:
+    cls: Tensor
+    patch: Tensor
+
+
+class Backbone(nn.Module):
+    """CLS = mean pixel, patches = 4 x 4 means; draws random numbers in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.BatchNorm2d(3).eval()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.batches: list[int] = []
+
+    def forward(self, crops: list[Tensor]) -> list[Tokens]:
+        out = []
+        for x in crops:
+            self.batches.append(len(x))
+            x = self.dropout(x * self.scale)
+            patch = nn.functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+            out.append(Tokens(x.mean((2, 3)), patch.square()))
+        return out
+
+
+def torchvision_clean(data: Stored, size: int, resize: int) -> NDArray[np.int64]:
+    image = TF.resize(Image.fromarray(data.load(0)), [resize], TF.InterpolationMode.BICUBIC, antialias=True)
+    return np.asarray(TF.center_crop(image, [size])).astype(int)
+
+
+def ours_clean(data: Stored, size: int, resize: int) -> NDArray[np.int64]:
+    return features.eval_images(data, size, resize).pixels[0].permute(1, 2, 0).numpy().astype(int)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (96, 64), (64, 128), (300, 200)])
+@pytest.mark.parametrize(("size", "resize"), [(32, 32), (28, 32), (224, 256)])
+def test_equals_resize_then_centre_crop(shape: tuple[int, int], size: int, resize: int) -> None:
+    data = Stored([shape])
+    error = np.abs(ours_clean(data, size, resize) - torchvision_clean(data, size, resize))
+    assert error.max() <= 2  # 8-bit levels: the passes round their weights separately
+    assert error.mean() < 0.1
+
+
+def test_near_resize_then_centre_crop_where_the_corner_is_no_whole_pixel() -> None:
+    data = Stored([(50, 128)])  # torchvision rounds the long side and then the corner: up to a pixel apart
+    assert np.abs(ours_clean(data, 224, 256) - torchvision_clean(data, 224, 256)).mean() < 1
+
+
+def test_image_of_the_right_size_is_untouched() -> None:
+    data = Stored([(32, 32)])
+    assert np.array_equal(features.eval_images(data, 32).pixels[0].permute(1, 2, 0).numpy(), data.load(0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+def test_extreme_shapes(shape: tuple[int, int]) -> None:
+    assert features.eval_images(Stored([shape]), 224).pixels.shape == (1, 3, 224, 224)
+
+
+def test_default_resize() -> None:
+    assert [features.default_resize(s) for s in (28, 32, 64, 96, 224, 518)] == [28, 32, 64, 110, 256, 592]
+
+
+def test_rows_are_the_same_every_time_and_independent_of_generators() -> None:
+    np.random.seed(1)  # noqa: NPY002
+    first = features.eval_rows(100, 10)
+    np.random.seed(2)  # noqa: NPY002
+    assert np.array_equal(first, features.eval_rows(100, 10))
+    assert len(set(first.tolist())) == 10
+    assert first.tolist() == sorted(first.tolist())
+    assert np.array_equal(features.eval_rows(7, 10), np.arange(7))
+    assert first.tolist() != list(range(10))
+
+
+def test_limit_takes_the_images_and_labels_of_eval_rows() -> None:
+    data = Stored([(16, 16)] * 20)
+    rows = features.eval_rows(20, 6)
+    taken = features.eval_images(data, 16, limit=6)
+    assert torch.equal(taken.pixels, torch.stack([torch.tensor(data.load(int(i))).permute(2, 0, 1) for i in rows]))
+    assert taken.labels is not None
+    assert taken.labels.tolist() == [10 * i for i in rows]
+    assert taken.corrupt == ()
+
+
+def test_corrupt_images_are_left_out_with_their_labels() -> None:
+    data = Stored([(16, 16)] * 3, broken=1)
+    taken = features.eval_images(data, 16)
+    assert taken.labels is not None
+    assert (len(taken.pixels), taken.labels.tolist(), taken.corrupt) == (2, [0, 20], ((1, "no bytes"),))
+    with pytest.raises(ValueError, match="none of 1 images"):
+        features.eval_images(Stored([(16, 16)], broken=0), 16)
+
+
+def test_unlabelled_images() -> None:
+    data = Stored([(16, 16)])
+    data.labels = None
+    assert features.eval_images(data, 16).labels is None
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="resize=16"):
+        features.eval_images(Stored([(8, 8)]), 32, 16)
+    with pytest.raises(ValueError, match="limit=0"):
+        features.eval_rows(5, 0)
+
+
+def test_extract_computes_cls_and_the_mean_patch() -> None:
+    images = torch.randint(0, 256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+    network = Backbone()
+    out = features.extract(network, images, mean, std, batch_size=4)
+    pixels = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    cells = pixels.reshape(10, 3, 2, 4, 2, 4).mean((3, 5)).square().mean((2, 3))
+    assert network.batches == [4, 4, 2]
+    torch.testing.assert_close(out["cls"].double(), pixels.mean((2, 3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out["patch_mean"].double(), cells, rtol=0, atol=1e-5)
+
+
+def test_extract_leaves_no_trace() -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    network = Backbone()
+    network.train()
+    network.frozen.eval()
+    flags = [m.training for m in network.modules()]
+    state = torch.get_rng_state()
+    out = features.extract(network, images, [0.5] * 3, [0.5] * 3, autocast=torch.bfloat16)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [m.training for m in network.modules()] == flags == [True, True, False]
+    assert not out["cls"].requires_grad
+    assert out["cls"].dtype == out["patch_mean"].dtype == torch.float32
+    assert torch.is_grad_enabled()
+
+
+def test_flags_come_back_after_an_error() -> None:
+    network = Backbone()
+
+    def explode() -> None:
+        with features.evaluating(network):
+            assert not network.training
+            raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        explode()
+    assert network.training
