@@ -96,6 +96,7 @@ def test_scalars_come_back_exactly(tmp_path: Path) -> None:
         ({"a/b": 1}, ValueError, "'a/b'"),
         ({"a": {1: 2}}, ValueError, "state a: key 1"),
         ({"$tensor": 1}, ValueError, "tensor"),
+        ({"__metadata__": torch.zeros(1)}, ValueError, "metadata"),
     ],
 )
 def test_state_that_cannot_be_stored_is_refused(tmp_path: Path, state: Any, error: type, message: str) -> None:
@@ -256,10 +257,10 @@ def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path: Path) -> 
     context.set_forkserver_preload(["dinoswap.checkpoint"])
     random_state = random.Random(0)
     last, killed_within_a_save = 0, 0
-    for _ in range(8):
+    for _ in range(6):
         process = context.Process(target=_save_forever, args=(tmp_path,))
         process.start()
-        while newest(tmp_path)[0] == (last or None):
+        while process.is_alive() and all(int(p.name[5:13]) <= last for p in tmp_path.glob("step-????????")):
             time.sleep(0.005)
         time.sleep(random_state.uniform(0, 0.05))
         process.kill()
@@ -273,7 +274,7 @@ def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path: Path) -> 
         assert found.state["step"] == found.step
         assert torch.equal(found.state["weight"], torch.full((250_000,), float(found.step)))
         last = found.step
-    assert killed_within_a_save >= 4
+    assert killed_within_a_save >= 3
 
 
 def test_config_difference_names_dotted_keys() -> None:

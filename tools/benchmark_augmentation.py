@@ -119,7 +119,8 @@ def main() -> None:
         print(
             f"{r['size']:>4} px  PIL {r['pil_ms']:6.2f} ms  ours {r['ours_ms']:5.2f} ms"
             f"  (normalised {r['ours_normalised_ms']:5.2f}, decode {r['decode_ms']:.2f})"
-            f"  ratio {r['ratio']:.2f} [{r['range'][0]:.2f}-{r['range'][1]:.2f}], {r['ratio_with_decode']:.2f} with decode"
+            f"  ratio {r['ratio']:.2f} [{r['range'][0]:.2f}-{r['range'][1]:.2f}],"
+            f" {r['ratio_with_decode']:.2f} with decode"
         )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

@@ -233,7 +233,6 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
         seed=0,
         device=torch.device("cpu"),
         max_nonfinite_steps=1,
-        save_replay=lambda step, batches: Path(),
     )
 
 

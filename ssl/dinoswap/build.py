@@ -1,20 +1,26 @@
 """From a resolved configuration to the objects of a run. The only module that imports across axes.
 
-Order matters: everything that can be refused is built before data is opened, and data before the output folder is touched.
+Order matters: everything that can be refused is built before data is opened, and data before the run folder is touched.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from dinoswap.configuration import ConfigError, construct, construct_option, nearest
-from dinoswap.data.images import Images
+from dinoswap.configuration import ConfigError, construct, construct_option, identity, nearest, option_class
+from dinoswap.data.corrupt import CorruptLog
+from dinoswap.data.images import ImageSource
+from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
 from dinoswap.distributed import rank, world_size
+from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator
+from dinoswap.loop import Run
+from dinoswap.metrics import RunRecord
 from dinoswap.model import ForwardPlan, SelfDistillation
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer, vit
@@ -24,22 +30,34 @@ from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import ScheduleSettings, build_schedules
 from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
-from dinoswap.values import Batch
 
 Config = Mapping[str, Any]
 
 
-def build_backbone(cfg: Config) -> VisionTransformer:
-    """The backbone alone; weights are drawn from torch's default generator."""
-    return construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
+def initial_backbone(cfg: Config) -> VisionTransformer:
+    """The backbone with the initial weights of this run's seed."""
+    check_crops(cfg)
+    seed_torch(int(cfg["seed"]), "init/backbone")
+    return cast(VisionTransformer, construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"]))
+
+
+def check_crops(cfg: Config) -> None:
+    """Crops are cut into whole patches."""
+    patch = cfg["model"]["patch_size"]
+    for key in ("global_size", "local_size"):
+        size = cfg["crops"][key]
+        if size < patch or size % patch:
+            raise ConfigError(
+                f"crops.{key}={size}: must be a multiple of model.patch_size={patch}; "
+                f"try crops.{key}={max(round(size / patch), 1) * patch}"
+            )
 
 
 def build_student(cfg: Config, head_names: Sequence[str]) -> dict[str, nn.Module]:
     """Backbone and heads by name. Each network's initial weights are keyed by its name, so that another head, or none,
     changes no other network's."""
     seed = int(cfg["seed"])
-    seed_torch(seed, "init/backbone")
-    backbone = build_backbone(cfg)
+    backbone = initial_backbone(cfg)
     student: dict[str, nn.Module] = {"backbone": backbone}
     for name in head_names:
         if name not in cfg["heads"]:
@@ -69,11 +87,11 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
 
 
 def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
-    """Target normalisers that hold a centre need to know how many prototypes their head has."""
-    head = cfg["heads"].get(section.get("head"), {})
-    target = section["targets"]
-    given = {"prototypes": head.get("prototypes")} if target["_target_"].endswith(".Centering") else {}
-    return cast(nn.Module, construct_option(target, key, **given))
+    """A normaliser that asks for `prototypes` (it holds a centre) is told how many its objective's head has."""
+    option = option_class(section["targets"], key)
+    wants = "prototypes" in inspect.signature(option).parameters
+    given = {"prototypes": cfg["heads"].get(section.get("head"), {}).get("prototypes")} if wants else {}
+    return cast(nn.Module, construct(option, section["targets"], key, **given))
 
 
 def build_model(cfg: Config) -> SelfDistillation:
@@ -81,34 +99,6 @@ def build_model(cfg: Config) -> SelfDistillation:
     objectives = build_objectives(cfg)
     heads = dict.fromkeys(objective.head for objective in objectives.values() if hasattr(objective, "head"))
     return SelfDistillation(build_student(cfg, list(heads)), objectives, plan)
-
-
-def build_trainer(
-    cfg: Config, settings: TrainerSettings, save_replay: Callable[[int, Sequence[Batch]], Path]
-) -> Trainer:
-    """The trainer on its device, without data."""
-    device = resolve_device(settings.device)
-    schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
-    schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])
-    model = build_model(cfg).to(device)
-    groups = parameter_groups(
-        model.student,
-        construct_option(cfg["layer_decay"], "layer_decay"),
-        construct_option(cfg["weight_decay"], "weight_decay"),
-    )
-    options = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
-    optimizer = torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, weight_decay=0.0, fused=True)
-    return Trainer(
-        model,
-        optimizer,
-        schedules,
-        ClipPerModule(options.clip_grad),
-        precision=settings.precision,
-        seed=int(cfg["seed"]),
-        device=device,
-        max_nonfinite_steps=settings.max_nonfinite_steps,
-        save_replay=save_replay,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +114,124 @@ class OptimizerSettings:
             raise ValueError(f"betas={list(self.betas)}: both must lie in [0, 1)")
         if not self.eps > 0:
             raise ValueError(f"eps={self.eps}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingSettings:
+    """The keys of `data` that every source shares. `batch_size` counts images per step over ranks and micro-batches."""
+
+    batch_size: int
+    workers: int = 2
+    max_corrupt_fraction: float = 0.01
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers}: must be 0 (load in the training process) or more")
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"std={list(self.std)}: must be above 0")
+
+
+LOADING = [f.name for f in fields(LoadingSettings)]
+
+
+def build_trainer(cfg: Config) -> Trainer:
+    """Model, optimiser and schedules on their device, without data."""
+    settings = construct(TrainerSettings, cfg["trainer"], "trainer")
+    schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
+    options = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
+    clip = construct(ClipPerModule, {"max_norm": options.clip_grad}, "optimizer.clip_grad")
+    try:
+        device = resolve_device(settings.device)
+        schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    model = build_model(cfg).to(device)
+    layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
+    weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
+    groups = parameter_groups(model.student, layer_decay, weight_decay)
+    return Trainer(
+        model,
+        torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, weight_decay=0.0, fused=True),
+        schedules,
+        clip,
+        precision=settings.precision,
+        seed=int(cfg["seed"]),
+        device=device,
+        max_nonfinite_steps=settings.max_nonfinite_steps,
+    )
+
+
+def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:
+    loading = build_loading(cfg)
+    return Evaluator(
+        construct(EvaluationSettings, cfg["evaluation"], "evaluation"),
+        source.train(),
+        source.test(),
+        size=cfg["crops"]["global_size"],
+        mean=torch.tensor(loading.mean, device=device),
+        std=torch.tensor(loading.std, device=device),
+        device=device,
+        autocast=autocast,
+    )
+
+
+def build_loading(cfg: Config) -> LoadingSettings:
+    return construct(LoadingSettings, {k: v for k, v in cfg["data"].items() if k in LOADING}, "data")
+
+
+def build_source(cfg: Config) -> ImageSource:
+    """Where the images are: the option of the `data` group."""
+    section = {k: v for k, v in cfg["data"].items() if k not in LOADING}
+    return cast(ImageSource, construct_option(section, "data"))
+
+
+def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) -> Run:
+    """Everything of one run. `start_record` is called once nothing can be refused any more."""
+    loading, seed = build_loading(cfg), int(cfg["seed"])
+    construct(EvaluationSettings, cfg["evaluation"], "evaluation")
+    trainer = build_trainer(cfg)
+    plan, size = trainer.model.plan, cfg["crops"]["global_size"]
+    masks = construct_option(cfg["masking"], "masking").sampler(
+        crop_size=(size, size),
+        patch_size=cfg["model"]["patch_size"],
+        crops=plan.masked_crops,
+        images=loading.batch_size,
+        seed=seed,
+    )
+    augmentation = construct_option(
+        cfg["augmentation"],
+        "augmentation",
+        extra_crops=plan.extra_crops,
+        clean_crops=any(objective.needs_clean_crops for objective in trainer.model.objectives.values()),
+    )
+    source = build_source(cfg)
+    evaluator = build_evaluator(cfg, source, trainer.device, trainer.dtype)
+    settings = construct(TrainerSettings, cfg["trainer"], "trainer")
+    images = evaluator.train
+    dataset = StepDataset(
+        images=images,
+        order=Order(images.blocks, seed),
+        augmentation=augmentation,
+        masks=masks,
+        seed=seed,
+        batch_size=loading.batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        accumulate=settings.accumulate,
+    )
+    return Run(
+        folder=folder,
+        config={**identity(cfg), "seed": seed},
+        trainer=trainer,
+        settings=settings,
+        dataset=dataset,
+        workers=loading.workers,
+        evaluator=evaluator,
+        corrupt=CorruptLog(folder, images, loading.max_corrupt_fraction),
+        record=start_record(),
+        random_init=initial_backbone(cfg).to(trainer.device),
+    )

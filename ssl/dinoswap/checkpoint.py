@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from torch import Tensor
 FORMAT = 1
 TENSORS, STATE, META = "tensors.safetensors", "state.json", "meta.json"
 TENSOR_KEY = "$tensor"  # {"$tensor": name} stands in state.json where the state holds a tensor
+RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors
 
+Chunks = Iterable[bytes | memoryview]
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _ABSENT = "(absent)"
 _DTYPES = {
@@ -76,13 +78,14 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[s
         for stale in folder.glob("step-*.tmp-*"):
             shutil.rmtree(stale)
         temporary.mkdir()
-        files = {
-            TENSORS: _write(temporary / TENSORS, _safetensors(tensors)),
-            STATE: _write(temporary / STATE, [described]),
-        }
+        contents: dict[str, Chunks] = {TENSORS: _safetensors(tensors), STATE: [described]}
+        files = {name: _write(temporary / name, chunks) for name, chunks in contents.items()}
         _write(temporary / META, [json.dumps({"format": FORMAT, "step": step, "files": files}).encode()])
         _sync(temporary)
-        _publish(temporary, target)
+        if target.exists():  # saved before, or damaged; a crash right here costs this step and no earlier one
+            _discard(target)
+        temporary.rename(target)
+        _sync(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         needed = len(described) + sum(t.nbytes for t in tensors.values())
@@ -122,7 +125,7 @@ def read(path: Path) -> Checkpoint:
 
 def config_difference(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
     """'key: old -> new' for each dotted key that differs; `ignore` names keys, or groups of keys, to leave out."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = _flat(old), _flat(new)
     pairs = {key: (before.get(key, _ABSENT), after.get(key, _ABSENT)) for key in before | after}
     ignored = {key for key in pairs for name in ignore if key == name or key.startswith(f"{name}.")}
     return [f"{key}: {was} -> {now}" for key, (was, now) in pairs.items() if was != now and key not in ignored]
@@ -130,8 +133,7 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Se
 
 def require_same_config(checkpoint: Checkpoint, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
     """Raises ValueError, with the difference, when the checkpoint was written under another config."""
-    difference = config_difference(checkpoint.config, config, ignore)
-    if difference:
+    if difference := config_difference(checkpoint.config, config, ignore):
         lines = "\n  ".join(difference)
         raise ValueError(
             f"{checkpoint.path} was written under another config (checkpoint -> now):\n  {lines}\n"
@@ -148,8 +150,8 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {TENSOR_KEY: path}
     if isinstance(value, Mapping):
         for key in value:
-            if not isinstance(key, str) or "/" in key or key == TENSOR_KEY:
-                raise ValueError(f"state {path}: key {key!r} must be a string without '/', not {TENSOR_KEY}")
+            if not isinstance(key, str) or "/" in key or key in RESERVED:
+                raise ValueError(f"state {path}: key {key!r} must be a string without '/', and none of {RESERVED}")
         return {key: _split(item, f"{path}/{key}".lstrip("/"), tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_split(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
@@ -168,7 +170,7 @@ def _join(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
     return {key: _join(item, tensor) for key, item in tree.items()}
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _safetensors(tensors: Mapping[str, Tensor]) -> Chunks:
     """The bytes of a safetensors file: length of the header, JSON header, data. Never two copies of all the data,
     as the library's own writer makes for tensors on a GPU, and a full disk is an OSError."""
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # each tensor aligned to its own dtype
@@ -183,7 +185,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
         yield tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, int | str]:
+def _write(path: Path, chunks: Chunks) -> dict[str, int | str]:
     """Write and fsync one file. Returns its size and SHA-256, for `_verify`."""
     digest = hashlib.sha256()
     with path.open("xb") as file:
@@ -203,15 +205,6 @@ def _verify(path: Path, entry: Mapping[str, int | str]) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
             raise ValueError(f"{path.name} does not match its checksum")
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    """Rename into place. Where that step exists already (a save repeated, or damaged), a crash between the renames
-    costs this one checkpoint and never an older one."""
-    if target.exists():
-        _discard(target)
-    temporary.rename(target)
-    _sync(target.parent)
 
 
 def _discard(path: Path) -> None:
@@ -241,8 +234,7 @@ def _retain(folder: Path, step: int, keep: int) -> None:
 
 def _complete(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step, oldest first."""
-    found = [p for p in folder.glob("step-*") if _STEP_FOLDER.fullmatch(p.name)]
-    return dict(sorted((int(p.name.removeprefix("step-")), p) for p in found))
+    return dict(sorted((int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP_FOLDER.fullmatch(p.name))))
 
 
 def _failure(target: Path, needed: int, error: OSError) -> str:
@@ -250,15 +242,15 @@ def _failure(target: Path, needed: int, error: OSError) -> str:
     last = list(_complete(target.parent).values())[-1:]
     intact = f"{last[0].name} is the last complete checkpoint and is intact" if last else "there is no earlier one"
     return (
-        f"checkpoint {target} could not be written: {error} ({needed:,} bytes needed, "
-        f"{shutil.disk_usage(disk).free:,} free); {intact}. Free some space, then run the same command again."
+        f"checkpoint {target} could not be written: {error} "
+        f"({needed:,} bytes needed, {shutil.disk_usage(disk).free:,} free); {intact}. "
+        "Make room or restore access, then give the same command again."
     )
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) for each leaf of a config."""
-    if not isinstance(value, Mapping):
-        yield prefix, list(value) if isinstance(value, tuple) else value  # as JSON gives it back
-        return
-    for key, item in value.items():
-        yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a config by dotted key."""
+    if isinstance(value, Mapping):
+        below = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+        return {key: leaf for leaves in below for key, leaf in leaves.items()}
+    return {prefix: list(value) if isinstance(value, tuple) else value}  # a list, as JSON gives it back

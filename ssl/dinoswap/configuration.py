@@ -37,6 +37,7 @@ VOLATILE = (
     "data.eval_path",
     "trainer.device",
     "trainer.log_every",
+    "trainer.eval_every",
     "trainer.checkpoint_every",
     "trainer.checkpoint_minutes",
     "trainer.keep_checkpoints",
@@ -92,12 +93,13 @@ def run_id(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def register_resolvers() -> None:
-    """`${run_id:}` in the configs."""
-    OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(plain(_root_)), replace=True)
+def run_folder(config: Mapping[str, Any]) -> str:
+    """<study or "single">/<run_id>/seed<k>, below results_dir/runs."""
+    return f"{config['study'] or 'single'}/{run_id(config)}/seed{config['seed']}"
 
 
-register_resolvers()
+# `${run_folder:}` in configs/train.yaml: the same folder for a single run, a multirun and a study
+OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(plain(_root_)), replace=True)
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------

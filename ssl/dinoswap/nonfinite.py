@@ -21,11 +21,11 @@ class Diverged(RuntimeError):
 
 
 class NonFiniteGuard:
-    """`keep(step, batches)` stores batch and state for replay; it is called for the first few occurrences."""
+    """`keep(step, batches)`, where it is set, stores batch and state for replay at the first few occurrences."""
 
-    def __init__(self, limit: int, keep: Callable[[int, Sequence[Batch]], Path]) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.keep = keep
+        self.keep: Callable[[int, Sequence[Batch]], Path] | None = None
         self.in_a_row = 0
         self.total = 0
         self._pending: tuple[int, Sequence[Batch], Tensor, torch.cuda.Event | None] | None = None
@@ -57,7 +57,9 @@ class NonFiniteGuard:
             return
         self.in_a_row += 1
         self.total += 1
-        where = f"; batch and state are in {self.keep(step, batches)}" if self.total <= KEPT_REPLAYS else ""
+        where = ""
+        if self.keep is not None and self.total <= KEPT_REPLAYS:
+            where = f"; batch and state are in {self.keep(step, batches)}"
         if self.in_a_row >= self.limit:
             raise Diverged(
                 f"step {step}: loss or gradients were not finite for {self.in_a_row} steps in a row{where}. Lower "

@@ -59,11 +59,3 @@ class Preemption:
             self._received = signal.Signals(number)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-
-
-def shield_worker(worker_id: int = 0) -> None:
-    """`worker_init_fn` of a DataLoader, whose workers must be forked: helper processes of the other start methods
-    can't be shielded. Schedulers and terminals signal every process of a job, and a loader that lost its workers
-    raises before the main process has saved. A worker still ends with its loader or its parent."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -80,15 +80,15 @@ class Display:
             self._refresh()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """`values` are the loss terms to show, replacing the last ones, or an evaluation (names begin with eval/).
-
-        The trainer passes what is worth a line: the loss and its terms. Accuracies are per cent.
-        """
+        """`values` are the loss terms to show from now on, or those of an evaluation (some names begin with eval/), of
+        which the k-NN accuracy is shown, in per cent."""
         self._step = step
-        self._knn = values.get(KNN, self._knn)
-        terms = {name: value for name, value in values.items() if not name.startswith("eval/")}
-        first, evaluated = not self._terms, len(terms) < len(values)
-        self._terms = terms or self._terms
+        evaluated = any(name.startswith("eval/") for name in values)
+        first = not evaluated and not self._terms
+        if evaluated:
+            self._knn = values.get(KNN, self._knn)
+        else:
+            self._terms = dict(values)
         if first or evaluated:
             self._write_line()
 

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -64,7 +63,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Trainer:
-    """Model, optimiser, schedules and EMA of one run. `save_replay(step, batches)` keeps what met a non-finite loss."""
+    """Model, optimiser, schedules and EMA of one run."""
 
     def __init__(
         self,
@@ -77,7 +76,6 @@ class Trainer:
         seed: int,
         device: torch.device,
         max_nonfinite_steps: int,
-        save_replay: Callable[[int, Sequence[Batch]], Path],
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -88,7 +86,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.seed = seed
         self.device = device
-        self.guard = NonFiniteGuard(max_nonfinite_steps, save_replay)
+        self.guard = NonFiniteGuard(max_nonfinite_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()

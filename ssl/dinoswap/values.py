@@ -9,7 +9,7 @@ R  rows, i.e. tokens gathered from one or more crops
 Crops are stacked crop-major: index [c, b] is crop c of image b.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -47,9 +47,11 @@ class Batch:
     def images(self) -> int:
         return self.global_crops.shape[1]
 
-    def _map(self, change) -> "Batch":  # type: ignore[no-untyped-def]
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrupt"}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
     def to(self, device: torch.device) -> "Batch":
         return self._map(lambda t: t.to(device, non_blocking=True))

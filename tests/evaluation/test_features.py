@@ -13,6 +13,7 @@ from torchvision.transforms import functional as TF
 
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import features
+from dinoswap.nn.vit import VisionTransformer
 
 
 class Stored(Images):
@@ -161,6 +162,23 @@ def test_extract_computes_cls_and_the_mean_patch() -> None:
     assert network.batches == [4, 4, 2]
     torch.testing.assert_close(out["cls"].double(), pixels.mean((2, 3)), rtol=0, atol=1e-5)
     torch.testing.assert_close(out["patch_mean"].double(), cells, rtol=0, atol=1e-5)
+
+
+def test_extract_and_patch_tokens_of_a_vision_transformer() -> None:
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, registers=2, drop_path=0.5
+    )
+    images = torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    out = features.extract(network.train(), images, [0.5] * 3, [0.25] * 3, batch_size=2)
+    patch = features.patch_tokens(network, images, [0.5] * 3, [0.25] * 3)
+    with torch.no_grad():
+        tokens = network.eval()([(images / 255 - 0.5) / 0.25])[0]
+    torch.testing.assert_close(out["cls"], tokens.cls, rtol=0, atol=1e-4)
+    torch.testing.assert_close(patch, tokens.patch, rtol=0, atol=1e-4)
+    torch.testing.assert_close(out["patch_mean"], patch.mean(1), rtol=0, atol=1e-4)
+    low = features.extract(network, images, [0.5] * 3, [0.25] * 3, autocast=torch.bfloat16)["patch_mean"]
+    assert 0 < (low - out["patch_mean"]).abs().max() < 0.1
 
 
 def test_extract_leaves_no_trace() -> None:

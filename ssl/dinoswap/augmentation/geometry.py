@@ -2,7 +2,8 @@
 
 A crop has area a * H * W with a ~ U(scale) and aspect r with log r ~ U(log ratio), at a uniform position. After ten
 draws that do not fit, it is the largest central crop whose aspect lies within `ratio`. This is the distribution of
-torchvision's RandomResizedCrop; the resize (bicubic, antialiased) is torch's uint8 kernel, within 1 level of PIL's.
+torchvision's RandomResizedCrop. The resize (bicubic, antialiased, width first) is torch's uint8 kernel: within 2 levels
+of 255 of PIL's, 0.02 on average. (Pillow 13 begins with the height of tall crops, which moves sharp edges further.)
 """
 
 import math

@@ -26,27 +26,24 @@ class EmbeddedData(ImageSource):
             raise ValueError(f"data.test_fraction={test_fraction}: a share of each photograph, between 0 and 1")
         with as_file(files("dinoswap.data") / "files" / "photos.parquet") as path:
             images = ParquetData(str(path)).train()
-        self.names = list(images.classes or [])
-        self.photos = [images.load(row) for row in range(len(images))]
-        self.tile, self.stride, self.test_fraction = tile, stride, test_fraction
+        photos = [images.load(row) for row in range(len(images))]
+        borders = [int(photo.shape[1] * (1 - test_fraction)) for photo in photos]
+        left = [photo[:, :border] for photo, border in zip(photos, borders, strict=True)]
+        right = [photo[:, border:] for photo, border in zip(photos, borders, strict=True)]
+        smallest = min(min(part.shape[:2]) for part in left + right)
+        if smallest < tile:
+            raise ValueError(
+                f"data.tile={tile}, data.test_fraction={test_fraction}: a part of a photograph is only {smallest} "
+                "pixels wide: choose smaller tiles or another fraction"
+            )
+        self._train = TileImages(left, images.classes or (), tile, stride)
+        self._test = TileImages(right, images.classes or (), tile, stride)
 
     def train(self) -> Images:
-        return self._tiles([photo[:, : self._border(photo)] for photo in self.photos])
+        return self._train
 
     def test(self) -> Images:
-        return self._tiles([photo[:, self._border(photo) :] for photo in self.photos])
-
-    def _border(self, photo: Pixels) -> int:
-        return int(photo.shape[1] * (1 - self.test_fraction))
-
-    def _tiles(self, photos: list[Pixels]) -> "TileImages":
-        smallest = min(min(photo.shape[:2]) for photo in photos)
-        if smallest < self.tile:
-            raise ValueError(
-                f"data.tile={self.tile}, data.test_fraction={self.test_fraction}: a part of a photograph is only "
-                f"{smallest} pixels wide: choose smaller tiles or another fraction"
-            )
-        return TileImages(photos, self.names, self.tile, self.stride)
+        return self._test
 
 
 class TileImages(Images):

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from braceexpand import braceexpand
+
 PARTS = {
     "train": "train",
     "training": "train",
@@ -15,20 +17,29 @@ PARTS = {
 }
 
 
-def find_files(path: str, suffix: str) -> list[Path]:
-    """Sorted files at `path`: a file, a folder (searched to any depth for `suffix`) or a glob pattern.
+def find_files(path: str, suffix: str, key: str = "data.path") -> list[Path]:
+    """Files at `path`: a file, a folder (searched to any depth for `suffix`), or a pattern with braces or globs.
 
-    Raises ValueError when there are none.
+    Sorted within each brace alternative. Raises ValueError, naming the config key, when there are none.
     """
+    patterns = [path] if Path(path).expanduser().exists() else braceexpand(path)
+    return [file for pattern in patterns for file in _matching(pattern, suffix, key)]
+
+
+def _matching(path: str, suffix: str, key: str) -> list[Path]:
     given = Path(path).expanduser()
+    if given.is_file():
+        return [given]
     if given.is_dir():
-        files = sorted(p for p in given.rglob(f"*{suffix}") if p.is_file())
-        looked_for = f"{suffix} files below that folder"
+        found = given.rglob(f"*{suffix}")
     else:
-        files = sorted(p for p in Path(given.anchor).glob(str(given.relative_to(given.anchor))) if p.is_file())
-        looked_for = f"a file, a folder of {suffix} files, or a pattern such as data/train-*{suffix}"
+        found = Path(given.anchor).glob(str(given.relative_to(given.anchor)))
+    files = sorted(file for file in found if file.is_file())
     if not files:
-        raise ValueError(f"data.path={path}: nothing found; looked for {looked_for}")
+        raise ValueError(
+            f"{key}={path}: nothing found; give a file, a folder with {suffix} files somewhere below it, or a "
+            f"pattern such as data/train-*{suffix}"
+        )
     return files
 
 

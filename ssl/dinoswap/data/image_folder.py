@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinoswap.data.filesystem import PARTS
-from dinoswap.data.images import CorruptImage, Images, ImageSource, Pixels, decode, numbered
+from dinoswap.data.images import CorruptImage, Images, ImageSource, Pixels, decode, first_labelled, numbered
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -24,27 +24,36 @@ class ImageFolderData(ImageSource):
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise ValueError(f"data.path={path}: no such folder; give one that holds train/<class>/ or images")
-        folders = sorted(entry for entry in self.path.iterdir() if entry.is_dir())
-        self.parts = {PARTS[f.name.lower()]: f for f in reversed(folders) if f.name.lower() in PARTS}
-        if self.parts and "train" not in self.parts:
-            raise ValueError(f"data.path={path}: holds {[f.name for f in self.parts.values()]} but no folder train")
+        self.parts = _find_parts(self.path)
         self._train = self._open(self.parts.get("train", self.path), None)
 
     def train(self) -> Images:
         return self._train
 
     def test(self) -> Images | None:
-        for part in ("test", "validation"):
-            images = self._open(self.parts[part], self._train.classes) if part in self.parts else None
-            if images is not None and images.labels is not None:
-                return images
-        return None
+        present = [self.parts[part] for part in ("test", "validation") if part in self.parts]
+        return first_labelled(self._open(root, self._train.classes) for root in present)
 
     def _open(self, root: Path, classes: Sequence[str] | None) -> "FolderImages":
         files = list_images(root)
         if not files:
             raise ValueError(f"data.path={self.path}: no images below {root}; looked for {' '.join(EXTENSIONS)}")
         return FolderImages(root, files, classes)
+
+
+def _find_parts(path: Path) -> dict[str, Path]:
+    """The folders of the parts; none when the images themselves, or folders of classes, are at `path`."""
+    folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    parts = {PARTS[f.name.lower()]: f for f in folders if f.name.lower() in PARTS}
+    if parts and "train" not in parts:
+        raise ValueError(f"data.path={path}: holds {sorted(f.name for f in parts.values())} but no folder train")
+    if len(parts) == 1 and len(folders) > 1:  # "train" may also be a class of vehicles
+        others = [f.name for f in folders if f not in parts.values()]
+        raise ValueError(
+            f"data.path={path}: holds {parts['train'].name} beside {others[:5]}: is it the training part or a class? "
+            f"Give data.path={parts['train']}, add a folder test, or rename the class"
+        )
+    return parts
 
 
 def list_images(root: Path) -> list[str]:

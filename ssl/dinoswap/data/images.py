@@ -14,7 +14,7 @@ import io
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol, overload
 
@@ -42,7 +42,7 @@ class Images(Protocol):
     """A finite list of images, read at random: safe to use from forked workers."""
 
     labels: Labels | None
-    """[len(self)], all >= 0; None unless every image has a label."""
+    """[len(self)], all >= 0; None unless there are images and every one has a label."""
     classes: Sequence[str] | None
     """Class names by label, where the source knows them."""
     blocks: Sequence[int]
@@ -83,6 +83,10 @@ class ImageSource(ABC):
         if part not in ("train", "test"):
             raise ValueError(f"split({part!r}): a data set has the parts 'train' and 'test'")
         return self.train() if part == "train" else self.test()
+
+
+def first_labelled(candidates: Iterable[Images]) -> Images | None:
+    return next((images for images in candidates if images.labels is not None), None)
 
 
 def numbered(names: Sequence[str], classes: Sequence[str] | None, where: str) -> tuple[Labels, Sequence[str]]:

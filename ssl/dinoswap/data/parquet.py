@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dinoswap.data.filesystem import by_part, find_files
-from dinoswap.data.images import CorruptImage, Images, ImageSource, Labels, Pixels, decode
+from dinoswap.data.images import CorruptImage, Images, ImageSource, Labels, Pixels, decode, first_labelled
 from dinoswap.data.order import SHUFFLE_WINDOW
 from dinoswap.data.parquet_columns import Columns, find_columns
 
@@ -51,11 +51,7 @@ class ParquetData(ImageSource):
         return self._train
 
     def test(self) -> Images | None:
-        for part in ("test", "validation"):
-            images = self._open(part) if part in self.parts else None
-            if images is not None and len(images) and images.labels is not None:
-                return images
-        return None
+        return first_labelled(self._open(part) for part in ("test", "validation") if part in self.parts)
 
     def _open(self, part: str) -> "ParquetImages":
         return ParquetImages(self.parts[part], self.columns, self.memory_gb)
@@ -103,8 +99,9 @@ class ParquetImages(Images):
         if group not in self._kept:
             file, index = self._groups[group]
             name = self.columns.image
-            table = pq.ParquetFile(self.files[file]).read_row_group(index, columns=[name], use_threads=False)
-            cells = table.column(name)
+            # Neither reader threads nor pre-buffering: workers are forked and have one thread each.
+            reader = pq.ParquetFile(self.files[file], pre_buffer=False)
+            cells = reader.read_row_group(index, columns=[name], use_threads=False).column(name)
             self._kept[group] = pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
         self._kept.move_to_end(group)
         if len(self._kept) > self._capacity:
@@ -113,9 +110,8 @@ class ParquetImages(Images):
 
 
 def _image_bytes(metadata: Any, column: str) -> int:
-    chunks = [
-        metadata.row_group(g).column(c) for g in range(metadata.num_row_groups) for c in range(metadata.num_columns)
-    ]
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    chunks = [group.column(c) for group in groups for c in range(metadata.num_columns)]
     return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
 
 
@@ -123,7 +119,7 @@ def _labels(files: Sequence[Path], columns: Columns) -> Labels | None:
     """int64 [rows], or None unless every row has a label. Raises ValueError for a class without a number."""
     if columns.label is None:
         return None
-    tables = [pq.ParquetFile(file).read(columns=[columns.label]) for file in files]
+    tables = [pq.ParquetFile(file).read([columns.label], use_threads=False) for file in files]
     values = pa.chunked_array([chunk for t in tables for chunk in t.column(0).chunks], tables[0].schema.field(0).type)
     if not pa.types.is_integer(values.type):
         strings = values.cast(pa.string())
@@ -132,4 +128,4 @@ def _labels(files: Sequence[Path], columns: Columns) -> Labels | None:
         if unknown:
             raise ValueError(f"{files[0].parent}: classes {unknown[:5]} do not occur in the training files")
     labels: Labels = values.cast(pa.int64()).fill_null(-1).to_numpy()
-    return labels if (labels >= 0).all() else None
+    return labels if len(labels) and (labels >= 0).all() else None

@@ -33,7 +33,8 @@ def find_columns(files: Sequence[Path], image: str | None, label: str | None) ->
     label = _choose("label", label, schema, _label_candidates(schema, features), _LABELS)
     names = features.get(label, {}).get("names") if label else None
     if label and not names and not pa.types.is_integer(schema.field(label).type):
-        names = sorted({str(v) for file in files for v in pq.read_table(file, columns=[label])[label].to_pylist() if v})
+        tables = [pq.ParquetFile(file).read([label], use_threads=False) for file in files]
+        names = sorted({str(v) for table in tables for v in table[label].to_pylist() if v is not None})
     return Columns(image, label, tuple(names) if names else None)
 
 

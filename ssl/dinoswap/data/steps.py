@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -108,12 +108,12 @@ def _stack(crops: Sequence[Sequence[Tensor]]) -> Tensor:
     return flat.view(count, len(crops), *flat.shape[1:])  # [crops * B, 3, h, w] -> [crops, B, 3, h, w]
 
 
-def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
     """Batches of steps start .. stop - 1 in order, `dataset.accumulate` of them per step.
 
-    A worker that dies raises RuntimeError in the caller.
+    Raises what a worker raises, and RuntimeError when a worker dies.
     """
-    return DataLoader(
+    batches: DataLoader[Batch] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start * dataset.accumulate, stop * dataset.accumulate),
@@ -125,6 +125,10 @@ def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # its base seed must not be drawn from the training process's generator
     )
+    try:
+        yield from batches
+    except (EOFError, ConnectionError) as error:  # while a tensor was being handed over
+        raise RuntimeError("a data worker died; out of memory? Lower data.workers or data.batch_size") from error
 
 
 def _start_worker(worker: int) -> None:

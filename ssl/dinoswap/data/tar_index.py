@@ -87,10 +87,8 @@ def _build(shard: Path) -> TarIndex:
                 if member.isfile() and stem and kind:
                     sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
                     _take(sample, kind.lower(), tar, member)
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"{shard}: {error}; a complete, uncompressed tar file is needed: fetch or unpack it"
-        ) from error
+    except (tarfile.TarError, json.JSONDecodeError) as error:
+        raise ValueError(f"{shard}: {error}; it must be a complete, uncompressed tar with valid json") from error
     found = [(key, *_chosen(sample)) for key, sample in samples.items() if not sample.keys().isdisjoint(_IMAGES)]
     keys, offsets, sizes, labels = zip(*found, strict=True) if found else ((), (), (), ())
     return TarIndex(

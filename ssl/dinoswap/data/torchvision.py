@@ -98,14 +98,12 @@ class TorchvisionImages(Images):
 
 
 def _labels(dataset: Any) -> Labels | None:
-    """int64 [rows] from the lists that these classes keep, else by reading every sample; None when not classes."""
-    for attribute in ("targets", "labels", "_labels", "y"):
-        values = getattr(dataset, attribute, None)
-        if values is not None and len(values) == len(dataset):
-            break
-    else:
-        samples = getattr(dataset, "_samples", None) or [dataset[row] for row in range(len(dataset))]
-        values = [sample[1] for sample in samples]
-    labels = np.asarray(values)
-    usable = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and bool((labels >= 0).all())
-    return labels.astype(np.int64) if usable else None
+    """int64 [rows] from the list that the class keeps, under one of its usual names; None when there is none."""
+    kept = (getattr(dataset, name, None) for name in ("targets", "labels", "_labels", "y"))
+    values = next((v for v in kept if v is not None), None)
+    if values is None:
+        values = [target for _, target in getattr(dataset, "_samples", ())]
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(values) != len(dataset) or not all(isinstance(v, int) and v >= 0 for v in values):
+        return None
+    return np.array(values, dtype=np.int64)

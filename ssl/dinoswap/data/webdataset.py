@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from dinoswap.data.filesystem import by_part, find_files
-from dinoswap.data.images import CorruptImage, Images, ImageSource, Labels, Pixels, decode, numbered
+from dinoswap.data.images import Images, ImageSource, Labels, Pixels, decode, first_labelled, numbered
 from dinoswap.data.tar_index import TarIndex, tar_index
 
 
@@ -23,10 +22,11 @@ class WebDatasetData(ImageSource):
     """
 
     def __init__(self, path: str, test_path: str | None = None) -> None:
+        shards = find_files(path, ".tar")
         if test_path is None:
-            self.parts = by_part(_shards(path))
+            self.parts = by_part(shards)
         else:
-            self.parts = {"train": _shards(path), "test": _shards(test_path)}
+            self.parts = {"train": shards, "test": find_files(test_path, ".tar", key="data.test_path")}
         if "train" not in self.parts:
             raise ValueError(f"data.path={path}: shards for {sorted(self.parts)} but none to train on: rename them")
         self._train = TarImages(self.parts["train"], None)
@@ -37,15 +37,8 @@ class WebDatasetData(ImageSource):
         return self._train
 
     def test(self) -> Images | None:
-        for part in ("test", "validation"):
-            images = TarImages(self.parts[part], self._train.classes) if part in self.parts else None
-            if images is not None and len(images) and images.labels is not None:
-                return images
-        return None
-
-
-def _shards(pattern: str) -> list[Path]:
-    return [shard for path in braceexpand(pattern) for shard in find_files(path, ".tar")]
+        present = [part for part in ("test", "validation") if part in self.parts]
+        return first_labelled(TarImages(self.parts[part], self._train.classes) for part in present)
 
 
 class TarImages(Images):

@@ -148,7 +148,7 @@ def accuracy_bars(results: Results) -> Picture:
     axes.set(title="top-1 accuracy, %", xticks=range(len(COLUMNS)), xticklabels=list(COLUMNS))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return _rendered(figure)
 
 

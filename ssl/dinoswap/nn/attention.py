@@ -1,41 +1,66 @@
 """Multi-head self-attention, softmax(q k^T / sqrt(d)) v, with one Linear for q, k and v in that order.
 
-Which kernel computes it is decided in one place, `attend`: on CPU in bf16, and in fp32 for short sequences, two batched
-matrix products and a softmax are faster than torch's fused kernel, whose backward is slow there.
+Which kernel computes it is decided in one place, `attend`: torch's fused kernel, but on CPU in bf16 batched matrix
+products, because there the backward of the fused kernel is several times slower.
 Follows dinov2/layers/attention.py of facebookresearch/dinov2 @ b8931f7.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SHORT = 128
-"""Tokens up to which the matrix products win over the fused kernel on CPU in fp32."""
+
+class MatmulAttention(torch.autograd.Function):
+    """Attention as matrix products. Scores are kept in float32, weights and gradients in the input's precision."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        """qkv [b, T, 3, h, d] to [b, T, h, d]."""
+        batch, _, _, heads, width = qkv.shape
+        packed = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # [3, b h, T, d]: one copy for q, k and v
+        q, k, v = packed
+        with torch.autocast("cpu", enabled=False):  # which would round the scores
+            scores = (q.float() * width**-0.5) @ k.float().transpose(1, 2)  # [b h, T, T]
+        weights = scores.softmax(-1).to(qkv.dtype)
+        ctx.save_for_backward(packed, weights)
+        return (weights @ v).unflatten(0, (batch, heads)).transpose(1, 2)  # [b h, T, d] -> [b, T, h, d]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        packed, weights = ctx.saved_tensors
+        q, k, v = packed
+        batch, _, heads, width = grads[0].shape
+        grad = grads[0].transpose(1, 2).flatten(0, 1)  # [b, T, h, d] -> [b h, T, d]
+        grad_packed = torch.empty_like(packed)
+        torch.bmm(weights.transpose(1, 2), grad, out=grad_packed[2])
+        grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.transpose(1, 2), weights, -1, weights.dtype)
+        grad_scores *= width**-0.5
+        torch.bmm(grad_scores, k, out=grad_packed[0])
+        torch.bmm(grad_scores.transpose(1, 2), q, out=grad_packed[1])
+        return grad_packed.unflatten(1, (batch, heads)).permute(1, 3, 0, 2, 4)  # [3, b h, T, d] -> [b, T, 3, h, d]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of each head: q [b, h, Q, d], k and v [b, h, T, d] to [b, h, Q, d]."""
-    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or k.shape[-2] <= SHORT):
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [b, h, Q, T]
-        return scores.softmax(-1) @ v
-    return functional.scaled_dot_product_attention(q, k, v)
+def attend(qkv: Tensor) -> Tensor:
+    """Attention of each head: qkv [b, T, 3, h, d] to [b, T, h, d]."""
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
+        out: Tensor = MatmulAttention.apply(qkv)
+        return out
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [b, h, T, d]; unbound without a copy in forward or backward
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class Attention(nn.Module):
+    """Attention up to its output projection `proj`, which the block applies, maybe to fewer tokens and with a LayerScale."""
+
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"num_heads={num_heads}: must divide embed_dim={dim}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def mix(self, x: Tensor) -> Tensor:
-        """Each token's weighted mean of values, before the output projection: [b, T, D] to [b, T, D]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [b, T, 3 D] -> [b, T, 3, h, d]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x [b, h, T, d]
-        return attend(q, k, v).transpose(1, 2).flatten(-2)  # [b, h, T, d] -> [b, T, h d = D]
-
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj(self.mix(x))
-        return out
+        """Each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]."""
+        qkv: Tensor = self.qkv(x)
+        return attend(qkv.unflatten(-1, (3, self.num_heads, -1))).flatten(-2)  # [b, T, 3 D] -> [b, T, h, d] -> [b, T, D]

@@ -1,8 +1,9 @@
 """The pre-norm transformer block, x + ls1(attention(norm1 x)) then x + ls2(ffn(norm2 x)), with stochastic depth.
 
-Stochastic depth is the official batch-subset form: a residual branch is computed for k = max(int(b (1 - rate)), 1) random
-samples of a list entry and added with weight b / k. Draws come from torch's default generator: for each block all list
-entries for the attention branch, then all of them for the feed-forward branch.
+Stochastic depth is the official batch-subset form: a residual branch is computed for k = max(int(b (1 - rate)), 1)
+random samples of each list entry and added with weight b / k. Draws come from torch's default generator: per block, all
+list entries for the attention branch, then all of them for the feed-forward branch. A `single` tensor with a rate of at
+most 0.1 takes the classic form instead: every sample's branch is kept with probability 1 - rate and divided by it.
 Follows dinov2/layers/{block,layer_scale,mlp,swiglu_ffn,drop_path}.py of facebookresearch/dinov2 @ b8931f7.
 """
 
@@ -16,51 +17,73 @@ from torch.nn import functional
 from dinoswap.nn.attention import Attention
 
 Ffn = Literal["mlp", "swiglu"]
+CLASSIC_RATE = 0.1
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each channel, `init` at first."""
+    """A learnt factor for each output channel of a linear map, `init` at first."""
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        """gamma * linear(x), the factor folded into the weights: one pass over the tokens less, forward and backward."""
+        if x.dtype == torch.float16:  # where 1e-5 times a weight would underflow
+            return functional.linear(x, linear.weight, linear.bias) * self.gamma
+        return functional.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
+
+
+class NoScale(nn.Module):
+    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        return functional.linear(x, linear.weight, linear.bias)
 
 
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
-        return out
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last linear map reads: [..., D] to [..., hidden_dim]."""
+        return functional.gelu(self.fc1(x))
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.fc2
 
 
 class SwiGLU(nn.Module):
     """w3(silu(a) * b) with (a, b) = w12(x); two thirds of the asked width, rounded up to a multiple of 8."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        width = (int(hidden * 2 / 3) + 7) // 8 * 8
+        width = (int(hidden_dim * 2 / 3) + 7) // 8 * 8
         self.w12 = nn.Linear(dim, 2 * width)
         self.w3 = nn.Linear(width, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last linear map reads: [..., D] to [..., width]."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        out: Tensor = self.w3(functional.silu(gate) * value)
-        return out
+        return functional.silu(gate) * value
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.w3
 
 
 def draw_subset(batch: int, rate: float, device: torch.device) -> tuple[Tensor, float]:
     """The samples [k] a residual branch is computed for, and the weight batch / k it is added with."""
     kept = max(int(batch * (1 - rate)), 1)
     return torch.randperm(batch, device=device)[:kept], batch / kept
+
+
+def draw_classic(x: Tensor, rate: float) -> Tensor:
+    """A factor [b] for the branch of each sample of x: 1 / (1 - rate) with probability 1 - rate, else 0."""
+    return x.new_empty(x.shape[0]).bernoulli_(1 - rate).div_(1 - rate)
 
 
 class Block(nn.Module):
@@ -70,7 +93,7 @@ class Block(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        hidden: int,
+        hidden_dim: int,
         ffn: Ffn = "mlp",
         layerscale: float | None = 1e-5,
         drop_path: float = 0.0,
@@ -80,54 +103,59 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias)
-        self.ls1 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+        self.ls1 = LayerScale(dim, layerscale) if layerscale else NoScale()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden) if ffn == "mlp" else SwiGLU(dim, hidden)
-        self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+        self.mlp = Mlp(dim, hidden_dim) if ffn == "mlp" else SwiGLU(dim, hidden_dim)
+        self.ls2 = LayerScale(dim, layerscale) if layerscale else NoScale()
 
-    def forward(self, entries: Sequence[Tensor], rows: Sequence[Tensor] | None = None) -> list[Tensor]:
+    def forward(
+        self, entries: Sequence[Tensor], rows: Sequence[Tensor] | None = None, single: bool = False
+    ) -> list[Tensor]:
         """Entries [b, T, D] to the same shapes; with `rows`, indices [R] into b * T, to these rows [R, D] alone."""
-        if rows is not None:
-            return self._rows(entries, rows)
-        return self._residual(self._residual(entries, self._attention), self._ffn)
+        if rows is None:
+            return self._residual(self._residual(entries, self._attention, single), self._ffn, single)
+        if self.training and self.drop_path:
+            return self._dropped_rows(self._residual(entries, self._attention, single), rows, single)
+        return [self._rows(x, r) for x, r in zip(entries, rows, strict=True)]
 
     def _attention(self, x: Tensor) -> Tensor:
-        out: Tensor = self.ls1(self.attn(self.norm1(x)))
+        out: Tensor = self.ls1(self.attn(self.norm1(x)), self.attn.proj)
         return out
 
     def _ffn(self, x: Tensor) -> Tensor:
-        out: Tensor = self.ls2(self.mlp(self.norm2(x)))
+        out: Tensor = self.ls2(self.mlp.hidden(self.norm2(x)), self.mlp.last)
         return out
 
-    @property
-    def _drops(self) -> bool:
-        return self.training and self.drop_path > 0
-
-    def _subsets(self, entries: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
-        return [draw_subset(x.shape[0], self.drop_path, x.device) for x in entries]
-
-    def _residual(self, entries: Sequence[Tensor], branch: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        if not self._drops:
+    def _residual(self, entries: Sequence[Tensor], branch: Callable[[Tensor], Tensor], single: bool) -> list[Tensor]:
+        rate = self.drop_path if self.training else 0.0
+        if not rate:
             return [x + branch(x) for x in entries]
+        if single and rate <= CLASSIC_RATE:
+            return [x + branch(x) * draw_classic(x, rate)[:, None, None] for x in entries]
+        subsets = [draw_subset(x.shape[0], rate, x.device) for x in entries]
         return [
             x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=weight)
-            for x, (kept, weight) in zip(entries, self._subsets(entries), strict=True)
+            for x, (kept, weight) in zip(entries, subsets, strict=True)
         ]
 
-    def _rows(self, entries: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-        """Keys and values for all tokens, everything behind the attention for the rows that are read."""
-        if not self._drops:
-            return [self._tail(x, r) for x, r in zip(entries, rows, strict=True)]
-        entries = self._residual(entries, self._attention)
-        subsets = self._subsets(entries)
-        return [self._dropped_ffn(x, r, *s) for x, r, s in zip(entries, rows, subsets, strict=True)]
-
-    def _tail(self, x: Tensor, rows: Tensor) -> Tensor:
-        mixed = self.attn.mix(self.norm1(x)).flatten(0, 1)[rows]  # [b, T, D] -> [b T, D] -> [R, D]
-        read = x.flatten(0, 1)[rows] + self.ls1(self.attn.proj(mixed))
+    def _rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Keys and values for all tokens; everything behind the attention for the rows that are read."""
+        mixed = self.attn(self.norm1(x)).flatten(0, 1)[rows]  # [b, T, D] -> [b T, D] -> [R, D]
+        read = x.flatten(0, 1)[rows] + self.ls1(mixed, self.attn.proj)
         return read + self._ffn(read)
 
-    def _dropped_ffn(self, x: Tensor, rows: Tensor, kept: Tensor, weight: float) -> Tensor:
-        factor = x.new_zeros(x.shape[0]).index_fill_(0, kept, weight)[rows // x.shape[1]]  # [b] -> [R]
-        read = x.flatten(0, 1)[rows]
-        return read + self._ffn(read) * factor[:, None]
+    def _dropped_rows(self, entries: Sequence[Tensor], rows: Sequence[Tensor], single: bool) -> list[Tensor]:
+        """The feed-forward branch of the rows that are read, times the factor that its sample drew."""
+        factors = [self._factor(x, single) for x in entries]
+        out = []
+        for x, r, factor in zip(entries, rows, factors, strict=True):
+            read = x.flatten(0, 1)[r]  # [b, T, D] -> [b T, D] -> [R, D]
+            out.append(read + self._ffn(read) * factor[r // x.shape[1], None])
+        return out
+
+    def _factor(self, x: Tensor, single: bool) -> Tensor:
+        """What each sample's branch is multiplied with, [b]: the same draw as `_residual` makes."""
+        if single and self.drop_path <= CLASSIC_RATE:
+            return draw_classic(x, self.drop_path)
+        kept, weight = draw_subset(x.shape[0], self.drop_path, x.device)
+        return x.new_zeros(x.shape[0]).index_fill_(0, kept, weight)

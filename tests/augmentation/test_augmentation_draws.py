@@ -1,0 +1,168 @@
+"""What `OfficialAugmentation.draw` draws: the official distributions, one independent row of numbers for each view."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest, chisquare, kstest, uniform
+from torchvision.transforms import RandomResizedCrop
+
+from dinoswap.augmentation.multicrop import Draw
+from dinoswap.augmentation.official import OfficialAugmentation
+from dinoswap.augmentation.photometric import UNIFORMS as PHOTOMETRIC_UNIFORMS
+from dinoswap.augmentation.photometric import RandomPhotometry
+
+HEIGHT, WIDTH = 375, 500
+IMAGES = 2500
+RARE = 1e-5  # false-alarm rate of each check; the seeds are fixed, so a check that passes keeps passing
+
+
+@pytest.fixture(scope="module")
+def draws() -> list[list[Draw]]:
+    """[image][global 1, global 2, extra, local]."""
+    augment = OfficialAugmentation(local_crops_number=1, extra_crops=1)
+    drawn = [augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH) for seed in range(IMAGES)]
+    return [[views[i] for views in drawn] for i in range(4)]
+
+
+def agrees(count: int, total: int, probability: float) -> bool:
+    return bool(binomtest(count, total, probability).pvalue > RARE)
+
+
+def is_uniform(values: list[float], low: float, high: float) -> bool:
+    return bool(kstest(values, uniform(low, high - low).cdf).pvalue > RARE)
+
+
+@pytest.mark.parametrize(("view", "scale"), [(0, (0.32, 1.0)), (1, (0.32, 1.0)), (2, (0.32, 1.0)), (3, (0.05, 0.32))])
+def test_crops_are_torchvisions(draws: list[list[Draw]], view: int, scale: tuple[float, float]) -> None:
+    torch.manual_seed(view)
+    image = torch.empty(3, HEIGHT, WIDTH)
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(IMAGES)])
+    ours = np.array([(crop.top, crop.left, crop.height, crop.width) for crop, _ in draws[view]])
+    for measure in (
+        lambda box: box[:, 2] * box[:, 3],
+        lambda box: box[:, 3] / box[:, 2],
+        lambda box: box[:, 0],
+        lambda box: box[:, 1],
+    ):
+        assert kstest(measure(ours), measure(theirs)).pvalue > RARE
+    assert ours.min() >= 0
+    assert (ours[:, 0] + ours[:, 2]).max() <= HEIGHT
+    assert (ours[:, 1] + ours[:, 3]).max() <= WIDTH
+
+
+def test_local_crops_follow_the_formula(draws: list[list[Draw]]) -> None:
+    """Local crops always fit, so nothing is rejected: area and log aspect are uniform."""
+    crops = [crop for crop, _ in draws[3]]
+    assert is_uniform([c.height * c.width / (HEIGHT * WIDTH) for c in crops], 0.05, 0.32)
+    assert is_uniform([math.log(c.width / c.height) for c in crops], math.log(3 / 4), math.log(4 / 3))
+    within_pixel = np.random.default_rng(0).random(IMAGES)
+    assert is_uniform([(c.top + u) / (HEIGHT - c.height + 1) for c, u in zip(crops, within_pixel, strict=True)], 0, 1)
+    assert is_uniform([(c.left + u) / (WIDTH - c.width + 1) for c, u in zip(crops, within_pixel, strict=True)], 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(100, 1000), (1000, 100), (1, 1), (1, 7), (7, 1), (2, 3)])
+def test_fallback_is_torchvisions(shape: tuple[int, int]) -> None:
+    """Where no draw fits, the central crop; elsewhere it is as frequent as torchvision's."""
+    augment = OfficialAugmentation(local_crops_number=0)
+    ours = [augment.draw(np.random.default_rng(seed), *shape)[0][0] for seed in range(400)]
+    torch.manual_seed(0)
+    image = torch.empty(3, *shape)
+    theirs = [tuple(RandomResizedCrop.get_params(image, [0.32, 1.0], [3 / 4, 4 / 3])) for _ in range(400)]
+    most_common, count = Counter(theirs).most_common(1)[0]
+    same = sum((c.top, c.left, c.height, c.width) == most_common for c in ours)
+    assert agrees(same, 400, count / 400) if count < 400 else same == 400
+
+
+@pytest.mark.parametrize(("view", "blur", "solarize"), [(0, 0.0, 0.0), (1, 0.9, 0.2), (2, 0.0, 0.0), (3, 0.5, 0.0)])
+def test_probabilities(draws: list[list[Draw]], view: int, blur: float, solarize: float) -> None:
+    crops, photometries = zip(*draws[view], strict=True)
+    assert agrees(sum(c.horizontal_flip for c in crops), IMAGES, 0.5)
+    assert not any(c.vertical_flip for c in crops)
+    assert agrees(sum(bool(p.jitter) for p in photometries), IMAGES, 0.8)
+    assert agrees(sum(p.grayscale for p in photometries), IMAGES, 0.2)
+    assert agrees(sum(p.blur_sigma is not None for p in photometries), IMAGES, blur)
+    assert agrees(sum(p.solarize_threshold == 128 for p in photometries), IMAGES, solarize)
+    assert {p.blur_kernel for p in photometries} == {9}
+
+
+def test_jitter_and_blur(draws: list[list[Draw]]) -> None:
+    photometries = [p for view in draws for _, p in view]
+    jitters = [p.jitter for p in photometries if p.jitter]
+    orders = Counter(tuple(name for name, _ in jitter) for jitter in jitters)
+    assert len(orders) == 24
+    assert chisquare(list(orders.values())).pvalue > RARE
+    intervals = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.8, 1.2), "hue": (-0.1, 0.1)}
+    for name, interval in intervals.items():
+        assert is_uniform([dict(jitter)[name] for jitter in jitters], *interval)
+    assert is_uniform([p.blur_sigma for p in photometries if p.blur_sigma is not None], 0.1, 2.0)
+
+
+def test_draws_are_uncorrelated(draws: list[list[Draw]]) -> None:
+    """Within a view and between views."""
+
+    def quantities(draw: Draw) -> list[float]:
+        c, p = draw
+        position = c.top / (HEIGHT - c.height + 1), c.left / (WIDTH - c.width + 1)
+        return [*position, c.height * c.width, c.horizontal_flip, bool(p.jitter), p.grayscale]
+
+    table = np.array([[q for draw in views for q in quantities(draw)] for views in zip(*draws, strict=True)])
+    correlation = np.corrcoef(table, rowvar=False)
+    assert np.abs(np.tril(correlation, -1)).max() < 5 / math.sqrt(IMAGES)
+
+
+def by_role(augment: OfficialAugmentation, seed: int = 3) -> dict[str, list[Draw]]:
+    drawn = augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH)
+    extra = augment._extra_crops
+    return {"global": drawn[:2], "extra": drawn[2 : 2 + extra], "local": drawn[2 + extra :]}
+
+
+def test_views_do_not_change_each_others_draws() -> None:
+    full = by_role(OfficialAugmentation(local_crops_number=8, extra_crops=1, clean_crops=True))
+    for locals_number in (0, 3, 8):
+        for extra in (0, 1):
+            for clean in (False, True):
+                augment = OfficialAugmentation(local_crops_number=locals_number, extra_crops=extra, clean_crops=clean)
+                part = by_role(augment)
+                assert part["global"] == full["global"]
+                assert part["extra"] == full["extra"][:extra]
+                assert part["local"] == full["local"][:locals_number]
+
+
+def test_settings_do_not_change_other_draws() -> None:
+    """Two arms that differ in one probability share everything else."""
+    plain = by_role(OfficialAugmentation())
+    changed = by_role(OfficialAugmentation(jitter=0.0, global1_blur=1.0, hue=0.0, grayscale=1.0))
+    for role in ("global", "local"):
+        for (crop, before), (same_crop, after) in zip(plain[role], changed[role], strict=True):
+            assert crop == same_crop
+            assert before.solarize_threshold == after.solarize_threshold
+            assert after.grayscale and not after.jitter
+            assert before.blur_sigma in (None, after.blur_sigma)
+    no_hue = by_role(OfficialAugmentation(hue=0.0))
+    for (_, before), (_, after) in zip(plain["local"], no_hue["local"], strict=True):
+        assert after.jitter == tuple(step for step in before.jitter if step[0] != "hue")
+
+
+def test_each_number_has_one_use() -> None:
+    distribution = RandomPhotometry(jitter=0.9, grayscale=0.9, blur=0.9, solarize=0.9)
+
+    def parts(uniforms: list[float]) -> dict[str, object]:
+        drawn = distribution.draw(uniforms)
+        order = tuple(name for name, _ in drawn.jitter)
+        others = (drawn.grayscale, drawn.blur_sigma is None, drawn.blur_sigma, drawn.solarize_threshold)
+        return {"order": order, **dict(drawn.jitter), **dict(zip("gbst", others, strict=True))}
+
+    reference = parts([0.5] * PHOTOMETRIC_UNIFORMS)
+    changed = []
+    for i in range(PHOTOMETRIC_UNIFORMS):
+        uniforms = [0.5] * PHOTOMETRIC_UNIFORMS
+        uniforms[i] = 0.95
+        drawn = parts(uniforms)
+        changed.append({key for key in reference if drawn.get(key) != reference[key]})
+    jitter = {"brightness", "contrast", "saturation", "hue"}
+    assert changed[0] == {"order", *jitter}
+    assert changed[1:6] == [{"order"}, {"brightness"}, {"contrast"}, {"saturation"}, {"hue"}]
+    assert changed[6:] == [{"g"}, {"b", "s"}, {"s"}, {"t"}]

@@ -1,0 +1,147 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_fakes import FakeMasks, augmentation, encoded, picture
+
+from dinoswap.data import CorruptImage, Order, StepDataset, loader
+from dinoswap.data.parquet import ParquetData
+
+
+def write(path, rows, labels=None, *, image="image", label="label", struct=True, features=None, group=4):
+    """A Parquet file of `picture(row)` for each row; None: a row without bytes."""
+    data = [None if row is None else encoded(picture(row)) for row in rows]
+    columns = {image: [{"bytes": d, "path": None} for d in data] if struct else data}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if struct else pa.binary()
+    arrays = {image: pa.array(columns[image], kind)}
+    if labels is not None:
+        arrays[label] = pa.array(labels)
+    table = pa.table(arrays)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def assert_rows(images, rows):
+    assert len(images) == len(rows)
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(images.load(i), picture(row))
+
+
+def test_hub_layout_with_several_files(tmp_path):
+    names = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    write(tmp_path / "data/train-00001-of-00002.parquet", range(10, 15), [1] * 5, features=names)
+    write(tmp_path / "data/train-00000-of-00002.parquet", range(10), [0, 1] * 5, features=names)
+    write(tmp_path / "data/test-00000-of-00001.parquet", [20, 21], [1, 0], features=names)
+    source = ParquetData(str(tmp_path))
+    train, test = source.split("train"), source.split("test")
+    assert_rows(train, range(15))
+    assert train.labels.tolist() == [0, 1] * 5 + [1] * 5 and train.label(14) == 1
+    assert list(train.classes) == ["cat", "dog"] and train.blocks == [15]
+    assert train.name(11).endswith("train-00001-of-00002.parquet#1")
+    assert_rows(test, [20, 21])
+    assert test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_columns_by_name_and_plain_binary(tmp_path, struct):
+    path = write(tmp_path / "x.parquet", [1, 2], [3, 4], image="img", label="fine_label", struct=struct)
+    train = ParquetData(str(path)).split("train")
+    assert_rows(train, [1, 2])
+    assert train.labels.tolist() == [3, 4] and train.classes is None
+
+
+def test_named_columns_and_text_labels(tmp_path):
+    write(tmp_path / "train.parquet", [1, 2, 3], ["b", "a", "b"], image="scan", label="tissue")
+    write(tmp_path / "val.parquet", [4], ["b"], image="scan", label="tissue")
+    source = ParquetData(str(tmp_path), image_column="scan", label_column="tissue")
+    assert source.split("train").labels.tolist() == [1, 0, 1]
+    assert list(source.split("train").classes) == ["a", "b"]
+    assert source.split("test").labels.tolist() == [1]
+    write(tmp_path / "val.parquet", [4], ["c"], image="scan", label="tissue")
+    with pytest.raises(ValueError, match=r"\['c'\] do not occur in the training"):
+        source.split("test")
+
+
+def test_unlabelled_trains_and_has_no_test_part(tmp_path):
+    write(tmp_path / "train.parquet", [1, 2])
+    write(tmp_path / "test.parquet", [3])
+    source = ParquetData(str(tmp_path))
+    assert source.split("train").labels is None and source.split("train").label(0) is None
+    assert source.split("test") is None
+
+
+@pytest.mark.parametrize("hidden", [[-1, -1], [None, 1]])
+def test_hidden_test_labels_fall_through_to_validation(tmp_path, hidden):
+    write(tmp_path / "train-0.parquet", [1, 2], [0, 1])
+    write(tmp_path / "test-0.parquet", [3, 4], hidden)
+    write(tmp_path / "validation-0.parquet", [5], [1])
+    assert_rows(ParquetData(str(tmp_path)).split("test"), [5])
+
+
+def test_parts_by_folder_name_and_pattern(tmp_path):
+    for part, row in (("train", 1), ("test", 2), ("extra", 3)):
+        write(tmp_path / "test" / part / "0000.parquet", [row], [0])  # the first "test" is common to all
+    source = ParquetData(str(tmp_path))
+    assert_rows(source.split("train"), [3, 1])
+    assert_rows(source.split("test"), [2])
+    pattern = ParquetData(f"{tmp_path}/test/{{train,test}}/*.parquet")
+    assert_rows(pattern.split("train"), [1])
+    assert_rows(ParquetData(str(tmp_path / "test/test/0000.parquet")).split("train"), [2])
+
+
+def test_on_demand_equals_in_memory(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"part-{i}.parquet", range(100 * i, 100 * i + 17), list(range(17)), group=2)
+    memory, demand = (ParquetData(str(tmp_path), memory_gb=gb).split("train") for gb in (2.0, 0.0))
+    assert memory.blocks == [51] and demand.blocks == ([2] * 8 + [1]) * 3
+    for row in np.random.default_rng(0).permutation(51).tolist():
+        np.testing.assert_array_equal(demand.load(row), memory.load(row))
+        assert demand.name(row) == memory.name(row)
+        assert len(demand._kept) <= 8
+    assert memory.labels.tolist() == demand.labels.tolist()
+
+
+@pytest.mark.parametrize("memory_gb", [2.0, 0.0])
+def test_forked_workers_read_the_same(tmp_path, memory_gb):
+    write(tmp_path / "a.parquet", range(40))
+    images = ParquetData(str(tmp_path), memory_gb=memory_gb).split("train")
+    steps = StepDataset(images, Order(images.blocks, 0), augmentation, FakeMasks(8), 0, 8)
+    plain, forked = (list(loader(steps, 0, 6, workers, False)) for workers in (0, 1))
+    for a, b in zip(plain, forked, strict=True):
+        assert a.indices.equal(b.indices) and a.global_crops.equal(b.global_crops)
+
+
+def test_rows_without_bytes_are_corrupt(tmp_path):
+    path = write(tmp_path / "a.parquet", [1, None])
+    images = ParquetData(str(path)).split("train")
+    with pytest.raises(CorruptImage, match=r"a.parquet#1: no bytes"):
+        images.load(1)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match=r"data.path=.*nowhere: nothing found.*\.parquet"):
+        ParquetData(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"nothing found.*\.parquet"):
+        ParquetData(str(tmp_path))
+    path = str(write(tmp_path / "a.parquet", [1], [0]))
+    with pytest.raises(ValueError, match=r"data.image_column=pic: the columns are \['image', 'label'\]"):
+        ParquetData(path, image_column="pic")
+    with pytest.raises(ValueError, match=r"data.memory_gb=-1"):
+        ParquetData(path, memory_gb=-1)
+    with pytest.raises(ValueError, match="no rows"):
+        ParquetData(str(write(tmp_path / "empty.parquet", [], [])))
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="no column of encoded images"):
+        ParquetData(str(tmp_path / "b.parquet"))
+    pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"\['left', 'right'\] could all be the image: set data.image_column"):
+        ParquetData(str(tmp_path / "c.parquet"))
+    write(tmp_path / "only/test-0.parquet", [1])
+    write(tmp_path / "only/test-1.parquet", [1])
+    with pytest.raises(ValueError, match="none to train on"):
+        ParquetData(str(tmp_path / "only"))

@@ -1,0 +1,80 @@
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from dinoswap.data import CorruptImage
+from dinoswap.data.torchvision import TorchvisionData
+
+
+def write_mnist(root, part, count):
+    """The files of FashionMNIST, with random images and labels."""
+    rng = np.random.default_rng(count)
+    images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count, dtype=np.uint8)
+    folder = root / "FashionMNIST/raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, magic, array in (("images-idx3", 0x803, images), ("labels-idx1", 0x801, labels)):
+        header = b"".join(number.to_bytes(4, "big") for number in (magic, *array.shape))
+        (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+        (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return images, labels
+
+
+def test_a_class_with_the_argument_train(tmp_path):
+    images, labels = write_mnist(tmp_path, "train", 6)
+    test_images, test_labels = write_mnist(tmp_path, "t10k", 3)
+    source = TorchvisionData("FashionMNIST", str(tmp_path))
+    for part, pixels, numbers in (("train", images, labels), ("test", test_images, test_labels)):
+        split = source.split(part)
+        assert split.labels.tolist() == numbers.tolist() and split.classes[0] == "T-shirt/top"
+        for row in range(len(numbers)):
+            np.testing.assert_array_equal(split.load(row), np.stack([pixels[row]] * 3, axis=2))
+    assert source.split("train").name(2) == "FashionMNIST#2"
+
+
+def test_a_class_with_neither_argument_has_a_training_part_only(tmp_path):
+    source = TorchvisionData("FakeData", str(tmp_path))
+    assert len(source.split("train")) == 1000 and source.split("test") is None
+    assert source.split("train").load(3).shape == (224, 224, 3)
+
+
+class SplitData(datasets.VisionDataset):
+    """A class with the argument `split`."""
+
+    def __init__(self, root, split="train", download=False):
+        super().__init__(root)
+        if split not in ("train", "val"):
+            raise ValueError(f"Unknown value '{split}' for argument split.")
+        self._labels = [0, 1, 1] if split == "train" else [1]
+
+    def __getitem__(self, row):
+        if row == 2:
+            raise OSError("image file is truncated")
+        return torch.zeros(3), self._labels[row]
+
+    def __len__(self):
+        return len(self._labels)
+
+
+def test_a_class_with_the_argument_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "SplitData", SplitData, raising=False)
+    source = TorchvisionData("SplitData", str(tmp_path), test_split="val")
+    assert source.split("train").labels.tolist() == [0, 1, 1] and source.split("test").labels.tolist() == [1]
+    assert TorchvisionData("SplitData", str(tmp_path), test_split=None).split("test") is None
+    with pytest.raises(ValueError, match=r"Unknown value 'test'.*data.test_split"):
+        TorchvisionData("SplitData", str(tmp_path)).split("test")
+    with pytest.raises(CorruptImage, match="SplitData#2: OSError: image file is truncated"):
+        source.split("train").load(2)
+    with pytest.raises(TypeError, match="gives Tensor, not PIL images"):
+        source.split("train").load(0)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match=r"data.name=CIFAR11: no class of torchvision.datasets; CIFAR10\?"):
+        TorchvisionData("CIFAR11", str(tmp_path))
+    with pytest.raises(ValueError, match=r"CIFAR10.*download=True.*data.download"):
+        TorchvisionData("CIFAR10", str(tmp_path))
+    with pytest.raises(ValueError, match="cannot download FakeData"):
+        TorchvisionData("FakeData", str(tmp_path), download=True)
