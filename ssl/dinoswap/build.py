@@ -14,7 +14,7 @@ from torch import nn
 
 from dinoswap.configuration import ConfigError, construct, construct_option, identity, nearest, option_class
 from dinoswap.data.corrupt import CorruptLog
-from dinoswap.data.images import ImageSource
+from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
 from dinoswap.distributed import rank, world_size
@@ -38,7 +38,7 @@ def initial_backbone(cfg: Config) -> VisionTransformer:
     """The backbone with the initial weights of this run's seed."""
     check_crops(cfg)
     seed_torch(int(cfg["seed"]), "init/backbone")
-    return cast(VisionTransformer, construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"]))
+    return construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
 
 
 def check_crops(cfg: Config) -> None:
@@ -97,7 +97,7 @@ def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
 def build_model(cfg: Config) -> SelfDistillation:
     plan = cast(ForwardPlan, construct_option(cfg["forward"], "forward"))
     objectives = build_objectives(cfg)
-    heads = dict.fromkeys(objective.head for objective in objectives.values() if hasattr(objective, "head"))
+    heads = dict.fromkeys(str(objective.head) for objective in objectives.values() if hasattr(objective, "head"))
     return SelfDistillation(build_student(cfg, list(heads)), objectives, plan)
 
 
@@ -165,6 +165,49 @@ def build_trainer(cfg: Config) -> Trainer:
     )
 
 
+def build_loading(cfg: Config) -> LoadingSettings:
+    return construct(LoadingSettings, {k: v for k, v in cfg["data"].items() if k in LOADING}, "data")
+
+
+def build_source(cfg: Config) -> ImageSource:
+    """Where the images are: the option of the `data` group."""
+    section = {k: v for k, v in cfg["data"].items() if k not in LOADING}
+    return cast(ImageSource, construct_option(section, "data"))
+
+
+def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
+    """How images become batches, checked; given the images, the data set of steps."""
+    loading, seed, size = build_loading(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
+    augmentation = construct_option(
+        cfg["augmentation"],
+        "augmentation",
+        extra_crops=model.plan.extra_crops,
+        clean_crops=any(objective.needs_clean_crops for objective in model.objectives.values()),
+    )
+    masks = construct_option(cfg["masking"], "masking").sampler(
+        crop_size=(size, size),
+        patch_size=cfg["model"]["patch_size"],
+        crops=model.plan.masked_crops,
+        images=loading.batch_size,
+        seed=seed,
+    )
+
+    def over(images: Images) -> StepDataset:
+        return StepDataset(
+            images=images,
+            order=Order(images.blocks, seed),
+            augmentation=augmentation,
+            masks=masks,
+            seed=seed,
+            batch_size=loading.batch_size,
+            rank=rank(),
+            world_size=world_size(),
+            accumulate=cfg["trainer"]["accumulate"],
+        )
+
+    return over
+
+
 def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:
     loading = build_loading(cfg)
     return Evaluator(
@@ -179,59 +222,22 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
     )
 
 
-def build_loading(cfg: Config) -> LoadingSettings:
-    return construct(LoadingSettings, {k: v for k, v in cfg["data"].items() if k in LOADING}, "data")
-
-
-def build_source(cfg: Config) -> ImageSource:
-    """Where the images are: the option of the `data` group."""
-    section = {k: v for k, v in cfg["data"].items() if k not in LOADING}
-    return cast(ImageSource, construct_option(section, "data"))
-
-
 def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) -> Run:
     """Everything of one run. `start_record` is called once nothing can be refused any more."""
-    loading, seed = build_loading(cfg), int(cfg["seed"])
     construct(EvaluationSettings, cfg["evaluation"], "evaluation")
+    loading = build_loading(cfg)
     trainer = build_trainer(cfg)
-    plan, size = trainer.model.plan, cfg["crops"]["global_size"]
-    masks = construct_option(cfg["masking"], "masking").sampler(
-        crop_size=(size, size),
-        patch_size=cfg["model"]["patch_size"],
-        crops=plan.masked_crops,
-        images=loading.batch_size,
-        seed=seed,
-    )
-    augmentation = construct_option(
-        cfg["augmentation"],
-        "augmentation",
-        extra_crops=plan.extra_crops,
-        clean_crops=any(objective.needs_clean_crops for objective in trainer.model.objectives.values()),
-    )
-    source = build_source(cfg)
-    evaluator = build_evaluator(cfg, source, trainer.device, trainer.dtype)
-    settings = construct(TrainerSettings, cfg["trainer"], "trainer")
-    images = evaluator.train
-    dataset = StepDataset(
-        images=images,
-        order=Order(images.blocks, seed),
-        augmentation=augmentation,
-        masks=masks,
-        seed=seed,
-        batch_size=loading.batch_size,
-        rank=rank(),
-        world_size=world_size(),
-        accumulate=settings.accumulate,
-    )
+    pipeline = build_pipeline(cfg, trainer.model)
+    evaluator = build_evaluator(cfg, build_source(cfg), trainer.device, trainer.dtype)
     return Run(
         folder=folder,
-        config={**identity(cfg), "seed": seed},
+        config={**identity(cfg), "seed": int(cfg["seed"])},
         trainer=trainer,
-        settings=settings,
-        dataset=dataset,
+        settings=construct(TrainerSettings, cfg["trainer"], "trainer"),
+        dataset=pipeline(evaluator.train),
         workers=loading.workers,
         evaluator=evaluator,
-        corrupt=CorruptLog(folder, images, loading.max_corrupt_fraction),
+        corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction),
         record=start_record(),
         random_init=initial_backbone(cfg).to(trainer.device),
     )

@@ -12,7 +12,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -170,7 +170,7 @@ def _check_mounts(overrides: list[Override], groups: list[str]) -> None:
 # --- constructing what a section names ----------------------------------------------------------------------------------
 
 
-def construct(target: type[T], section: Mapping[str, Any], key: str, **given: Any) -> T:
+def construct(target: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:
     """`target(**section, **given)` after checking names and types of `section` against the signature. `key` is where
     the section stands in the config; `given` are values that only the builder knows."""
     signature = inspect.signature(target)

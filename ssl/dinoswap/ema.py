@@ -13,8 +13,8 @@ class EMA:
 
     def __init__(self, teacher: nn.ModuleDict, student: nn.ModuleDict) -> None:
         of_student = dict(student.named_parameters())
-        self.teacher = [p for _, p in teacher.named_parameters()]
-        self.student = [of_student[name] for name, _ in teacher.named_parameters()]
+        self.teacher: list[Tensor] = [p for _, p in teacher.named_parameters()]
+        self.student: list[Tensor] = [of_student[name] for name, _ in teacher.named_parameters()]
 
     @torch.no_grad()
     def update(self, momentum: float, skipped: Tensor) -> None:

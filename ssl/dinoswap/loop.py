@@ -1,6 +1,7 @@
 """A run from its first step, or its last checkpoint, to its last: data, steps, evaluations, checkpoints, signals."""
 
 import logging
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from torch import Tensor
 from dinoswap import checkpoint
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.steps import StepDataset, loader
-from dinoswap.distributed import any_rank, barrier, is_main
+from dinoswap.distributed import any_rank, barrier, is_main, rank, world_size
 from dinoswap.evaluation.evaluator import Evaluation, Evaluator
 from dinoswap.evaluation.visualise import curves_figure
-from dinoswap.metrics import MetricsLog, RunRecord, TensorBoard, read
+from dinoswap.metrics import MetricsLog, RunRecord, Status, TensorBoard, read
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nonfinite import KEPT_REPLAYS
 from dinoswap.preemption import Preemption
 from dinoswap.progress import Display
 from dinoswap.trainer import Trainer, TrainerSettings
@@ -47,11 +49,15 @@ class Run:
     corrupt: CorruptLog
     record: RunRecord
     random_init: VisionTransformer
+    steps: int = field(default=0, init=False)  # done
     saved_step: int = field(default=-1, init=False)
-    saved_at: float = field(default_factory=time.monotonic, init=False)
+    began: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
         self.trainer.guard.keep = self.save_replay
+        self.display = Display(self.settings.max_steps, self.dataset.batch_size)
+        self.saved_at = self.began
+        self.hours_before = self.record.cost.get("core_or_gpu_hours", 0.0)
 
     @property
     def checkpoints(self) -> Path:
@@ -59,22 +65,24 @@ class Run:
 
     # --- state ----------------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, metrics: MetricsLog) -> None:
-        """Checkpoint after `step` steps, once."""
-        if step == self.saved_step:
+    def save(self, metrics: MetricsLog) -> None:
+        """Checkpoint after the steps done so far, once."""
+        if self.steps == self.saved_step:
             return
         self.trainer.guard.resolve()
         metrics.sync()
         if is_main():
             state, keep = self.trainer.state_dict(), self.settings.keep_checkpoints
-            checkpoint.save(self.checkpoints, step, state, config=self.config, keep=keep)
+            checkpoint.save(self.checkpoints, self.steps, state, config=self.config, keep=keep)
         barrier()
-        self.saved_step, self.saved_at = step, time.monotonic()
+        self.saved_step, self.saved_at = self.steps, time.monotonic()
+        self.write_record()
 
     def save_replay(self, step: int, batches: Sequence[Batch]) -> Path:
-        """Batch and state of a non-finite step, for `tools/replay.py`."""
+        """Batch and state of non-finite step `step`, counted from 0, for `tools/replay.py`; each rank its own."""
+        folder = self.folder / ("nonfinite" if is_main() else f"nonfinite.rank{rank()}")
         state = {"batches": [batch.tensors() for batch in batches], "trainer": self.trainer.state_dict()}
-        return checkpoint.save(self.folder / "nonfinite", step, state, config=self.config, keep=3)
+        return checkpoint.save(folder, step + 1, state, config=self.config, keep=KEPT_REPLAYS)
 
     def resume(self) -> int:
         """Load the newest valid checkpoint, if there is one; the number of steps done."""
@@ -83,9 +91,26 @@ class Run:
             return 0
         checkpoint.require_same_config(found, self.config)
         self.trainer.load_state_dict(found.state)
-        self.saved_step = found.step
+        self.steps = self.saved_step = found.step
         _log.info("resumed after step %d from %s", found.step, found.path)
         return found.step
+
+    def write_record(self, status: Status = "running", error: str | None = None) -> None:
+        """run.json with its counters brought up to date. Hours are those of every process that worked on the run."""
+        record, device = self.record, self.trainer.device
+        units = world_size() * (1 if device.type == "cuda" else torch.get_num_threads())
+        record.steps = self.steps
+        record.cost["core_or_gpu_hours"] = self.hours_before + (time.monotonic() - self.began) / 3600 * units
+        record.cost["peak_memory_bytes"] = max(peak_memory(device), record.cost.get("peak_memory_bytes", 0))
+        rate = self.display.mean_images_per_second
+        if math.isfinite(rate):  # else what an earlier process measured stands
+            record.throughput = {"images_per_second": rate}
+        if not is_main():
+            return
+        if status == "running":
+            record.write()
+        else:
+            record.finish(status, error)
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
@@ -95,16 +120,18 @@ class Run:
         metrics = MetricsLog(self.folder / "metrics.jsonl")
         metrics.truncate_from(start + 1 if start else 0)
         board = TensorBoard(self.folder / "tensorboard", start + 1) if self.settings.tensorboard and is_main() else None
-        display = Display(self.settings.max_steps, self.dataset.batch_size)
-        with Preemption() as preemption, display:
-            session = _Session(self, metrics, board, display)
+        self.write_record()
+        with Preemption() as preemption, self.display:
+            session = _Session(self, metrics, board)
             try:
                 if start == 0 and self.settings.eval_every:
                     session.evaluate(0)
                 for step, batches, waited in self._steps(start):
-                    session.after_step(step + 1, self.trainer.step(step, batches), waited)
-                    self._stop_if_asked(step + 1, preemption, metrics)
-                self.save(self.settings.max_steps, metrics)
+                    logs = self.trainer.step(step, batches)
+                    self.steps = step + 1
+                    session.after_step(self.steps, logs, waited)
+                    self._stop_if_asked(preemption, metrics)
+                self.save(metrics)
                 return session.finish()
             finally:
                 metrics.close()
@@ -125,24 +152,24 @@ class Run:
                 self.corrupt.add(batch.corrupt)
             yield step, [batch.to(device).normalised(self.evaluator.mean, self.evaluator.std) for batch in loaded], waited
 
-    def _stop_if_asked(self, step: int, preemption: Preemption, metrics: MetricsLog) -> None:
+    def _stop_if_asked(self, preemption: Preemption, metrics: MetricsLog) -> None:
         """Every rank saves the same step, whichever of them got the signal."""
-        if step == self.settings.max_steps or not any_rank(preemption.requested is not None, self.trainer.device):
+        if self.steps == self.settings.max_steps or not any_rank(preemption.requested is not None, self.trainer.device):
             return
-        self.save(step, metrics)
-        self.record.steps = step
-        self.record.finish("preempted", f"{preemption.requested} after step {step}")
-        _log.info("%s: saved after step %d; the same command continues this run", preemption.requested, step)
+        self.save(metrics)
+        reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"
+        self.write_record("preempted", reason)
+        _log.info("%s; the same command continues this run", reason)
         preemption.forward()
-        raise Preempted(preemption.requested)
+        raise Preempted(reason)
 
 
 class _Session:
     """What happens between two steps: logging, evaluation, checkpoints."""
 
-    def __init__(self, run: Run, metrics: MetricsLog, board: TensorBoard | None, display: Display) -> None:
-        self.run, self.metrics, self.board, self.display = run, metrics, board, display
-        self.settings = run.settings
+    def __init__(self, run: Run, metrics: MetricsLog, board: TensorBoard | None) -> None:
+        self.run, self.metrics, self.board = run, metrics, board
+        self.settings, self.display = run.settings, run.display
 
     @cached_property
     def warmed_up(self) -> int:
@@ -164,7 +191,7 @@ class _Session:
         due = settings.checkpoint_every and step % settings.checkpoint_every == 0
         minutes = (time.monotonic() - self.run.saved_at) / 60
         if due or 0 < settings.checkpoint_minutes <= minutes:
-            self.run.save(step, self.metrics)
+            self.run.save(self.metrics)
 
     def log(self, step: int, logs: Mapping[str, Tensor]) -> None:
         """One transfer from the device for all scalars of the step."""
@@ -194,7 +221,7 @@ class _Session:
             self._record(step, found)
             self._pictures(found)
         self.display.report(step, found.metrics)
-        self.run.record.finish("completed")
+        self.run.write_record("completed")
         return found
 
     def _pictures(self, found: Evaluation) -> None:
@@ -214,13 +241,8 @@ class _Session:
                 self.board.picture(step, name, picture)
         if found.warning and step > self.warmed_up:
             _log.warning("step %d: %s", step, found.warning)
-        record, device = self.run.record, self.run.trainer.device
-        record.steps = step
-        record.metrics = {**record.metrics, **found.metrics}
-        record.throughput = {"images_per_second": self.display.mean_images_per_second}
-        record.cost = {**record.cost, "peak_memory_bytes": peak_memory(device)}
-        if is_main():
-            record.write()
+        self.run.record.metrics |= found.metrics
+        self.run.write_record()
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if is_main():

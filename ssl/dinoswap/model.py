@@ -6,7 +6,7 @@ names. Which network sees what is the forward plan's business, what is made of i
 
 import copy
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,6 @@ class SelfDistillation(nn.Module):
         self.eval()
         teacher = self.plan.teacher(self.teacher["backbone"], batch, self.all_patches)
         context = Context(batch, hyper, teacher, teacher, self.student, self.teacher)
-        targets = {name: objective.teacher_targets(context) for name, objective in self.objectives.items()}
+        targets = {name: cast(Objective, o).teacher_targets(context) for name, o in self.objectives.items()}
         self.train(training)
         return {name: value for name, value in targets.items() if value is not None}

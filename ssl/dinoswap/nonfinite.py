@@ -1,9 +1,10 @@
 """Catching a non-finite loss or gradient before the step, without waiting for the device.
 
 `flag` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one step
-later, just before the next update: the weights are then still those that met the bad batch, so both can be kept.
+later, just before the next update: the state is then still the one that met the bad batch, so both can be kept.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from dinoswap.values import Batch
 
 KEPT_REPLAYS = 3
 
+_log = logging.getLogger(__name__)
+
 
 class Diverged(RuntimeError):
     """Too many non-finite steps in a row."""
 
 
 class NonFiniteGuard:
-    """`keep(step, batches)`, where it is set, stores batch and state for replay at the first few occurrences."""
+    """`keep(step, batches)`, where it is set, stores batch and state for replay at the first few occurrences. Steps count
+    from 0 here; what a user reads is numbered as in metrics.jsonl, from 1."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -45,7 +49,7 @@ class NonFiniteGuard:
         self._pending = (step, batches, on_host, event)
 
     def resolve(self) -> None:
-        """Count the watched step; raises Diverged at the limit. To be called before weights or batch change again."""
+        """Report and count the watched step; raises Diverged at the limit. To be called before the state changes again."""
         if self._pending is None:
             return
         step, batches, flag, event = self._pending
@@ -57,12 +61,13 @@ class NonFiniteGuard:
             return
         self.in_a_row += 1
         self.total += 1
-        where = ""
+        found = f"step {step + 1}: loss or gradients were not finite, so the weights were left as they are"
         if self.keep is not None and self.total <= KEPT_REPLAYS:
-            where = f"; batch and state are in {self.keep(step, batches)}"
+            found += f"; batch and state are in {self.keep(step, batches)}"
+        _log.warning(found)
         if self.in_a_row >= self.limit:
             raise Diverged(
-                f"step {step}: loss or gradients were not finite for {self.in_a_row} steps in a row{where}. Lower "
+                f"{found}. It was the last of {self.in_a_row} such steps in a row (trainer.max_nonfinite_steps). Lower "
                 "schedule.base_lr, lengthen schedule.warmup, or use trainer.precision=bf16 or fp32"
             )
 

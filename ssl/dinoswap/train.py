@@ -22,6 +22,8 @@ from dinoswap.nonfinite import Diverged
 from dinoswap.progress import logging_to
 
 EXIT_USAGE, EXIT_FAILED, EXIT_PREEMPTED = 2, 1, 75  # 75 is EX_TEMPFAIL: run the same command again
+EXPECTED = (KeyboardInterrupt, Preempted, Diverged, TooManyCorrupt, CheckpointError, OSError, ValueError)
+EXIT_CODES = {ConfigError: EXIT_USAGE, Preempted: EXIT_PREEMPTED, KeyboardInterrupt: EXIT_PREEMPTED}
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -47,13 +49,13 @@ def finish(built: Run) -> Evaluation:
         return built.train()
     except (Preempted, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and built.record.status == "running":
-            built.record.finish("preempted", "interrupted before the state could be saved")
+            built.write_record("preempted", "interrupted before the state could be saved")
         raise
     except Diverged as error:
-        built.record.finish("diverged", str(error))
+        built.write_record("diverged", str(error))
         raise
     except Exception as error:
-        built.record.finish("failed", f"{type(error).__name__}: {error}")
+        built.write_record("failed", f"{type(error).__name__}: {error}")
         raise
 
 
@@ -82,11 +84,11 @@ def objective(metrics: Mapping[str, float], name: str) -> float | None:
 def _hydra_main(cfg: DictConfig) -> float | None:
     try:
         return run(cfg)
-    except (ConfigError, Preempted, Diverged, TooManyCorrupt, CheckpointError, ValueError) as error:
+    except EXPECTED as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the launcher files it, and the other jobs go on
+            raise  # the launcher files it, and the other jobs go on; Ctrl-C ends them all
         print(f"dinoswap-train: {error}", file=sys.stderr)
-        sys.exit({ConfigError: EXIT_USAGE, Preempted: EXIT_PREEMPTED}.get(type(error), EXIT_FAILED))
+        sys.exit(EXIT_CODES.get(type(error), EXIT_FAILED))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from dinoswap.optim.param_groups import Group, apply_schedules
 from dinoswap.optim.state import load_optimizer_state, optimizer_state
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import Schedules
-from dinoswap.values import Batch
+from dinoswap.values import Batch, Hyper
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,6 +82,7 @@ class Trainer:
         self.schedules = schedules
         self.clip = clip
         self.ema = EMA(model.teacher, model.student)
+        self.buffers = list(model.buffers())  # what a forward pass may move, as it does centres
         self.dtype = AUTOCAST.get(precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.seed = seed
@@ -96,6 +97,24 @@ class Trainer:
         hyper = self.schedules.at(step)
         apply_schedules(self.optimizer.param_groups, hyper)
         seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
+        before = [buffer.clone() for buffer in self.buffers]
+        logs = self._gradients(batches, hyper)
+        moved = [buffer.clone() for buffer in self.buffers]
+        self.scaler.unscale_(self.optimizer)
+        norms = self.clip(self.optimizer.param_groups)
+        nonfinite = self.guard.flag(logs["loss"], norms)
+        self._set_buffers(before)
+        self.guard.resolve()  # of the step before: from here on the state that it met changes
+        self.guard.watch(step, batches, nonfinite)
+        self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # the fused step is a no-op where it is 1
+        self.optimizer.step()
+        self.scaler.update()
+        self.ema.update(hyper["momentum"], nonfinite)
+        self._set_buffers([torch.where(nonfinite > 0, b, m) for b, m in zip(before, moved, strict=True)])
+        return {**logs, **{f"grad_norm/{name}": norm for name, norm in norms.items()}, "nonfinite": nonfinite}
+
+    def _gradients(self, batches: Sequence[Batch], hyper: Hyper) -> dict[str, Tensor]:
+        """Leave the mean gradient of the micro-batches in the parameters; the mean loss and terms."""
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
         for batch in batches:
@@ -104,16 +123,11 @@ class Trainer:
             self.scaler.scale(loss / len(batches)).backward()
             for name, value in {"loss": loss.detach(), **terms}.items():
                 logs[name] = logs.get(name, 0) + value / len(batches)
-        self.scaler.unscale_(self.optimizer)
-        norms = self.clip(self.optimizer.param_groups)
-        nonfinite = self.guard.flag(logs["loss"], norms)
-        self.guard.resolve()  # of the step before: from here on its weights change
-        self.guard.watch(step, batches, nonfinite)
-        self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # the fused step is a no-op where it is 1
-        self.optimizer.step()
-        self.scaler.update()
-        self.ema.update(hyper["momentum"], nonfinite)
-        return {**logs, **{f"grad_norm/{name}": norm for name, norm in norms.items()}, "nonfinite": nonfinite}
+        return logs
+
+    def _set_buffers(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ Crops are stacked crop-major: index [c, b] is crop c of image b.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ class Batch:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrupt"}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
     def to(self, device: torch.device) -> "Batch":
         return self._map(lambda t: t.to(device, non_blocking=True))

@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dinoswap.data.filesystem import PARTS
 from dinoswap.data.images import CorruptImage, Images, ImageSource, Pixels, decode, first_labelled, numbered
 
@@ -62,7 +64,8 @@ def list_images(root: Path) -> list[str]:
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         images = sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
-        found += [os.path.relpath(Path(folder, name), root) for name in images]
+        below = "" if Path(folder) == root else os.path.relpath(folder, root) + os.sep
+        found += [below + name for name in images]
     return found
 
 
@@ -71,7 +74,7 @@ class FolderImages(Images):
 
     def __init__(self, root: Path, files: Sequence[str], classes: Sequence[str] | None) -> None:
         self.root = root
-        self.files = files
+        self.files = np.array([os.fsencode(file) for file in files])  # an array: forked workers share its pages
         self.blocks = [len(files)]
         self.labels, self.classes = None, None
         if all(os.sep in file for file in files):
@@ -83,10 +86,13 @@ class FolderImages(Images):
 
     def load(self, row: int) -> Pixels:
         try:
-            data = (self.root / self.files[row]).read_bytes()
+            data = self._path(row).read_bytes()
         except (FileNotFoundError, PermissionError) as error:
             raise CorruptImage(self.name(row), str(error.strerror)) from error
         return decode(data, self.name(row))
 
     def name(self, row: int) -> str:
-        return str(self.root / self.files[row])
+        return str(self._path(row))
+
+    def _path(self, row: int) -> Path:
+        return self.root / os.fsdecode(self.files[row])

@@ -135,7 +135,8 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     # Terminals and schedulers signal every process of a job, but only the training process knows how to stop, and
-    # it needs its workers until it has saved. Its own SIGTERM must end them: it joins them when it exits.
+    # it needs its workers until it has saved. A SIGTERM that it sends itself must end them: on exit it sends one
+    # and waits for them.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

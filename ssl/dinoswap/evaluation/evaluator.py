@@ -1,13 +1,14 @@
 """The evaluations of a run: a quick one while it trains, the whole one at its end.
 
-Judged is the teacher's backbone, as in the official recipe, on the data set's labelled test images with its training
-images as memory. Without labels or test images there is no accuracy; the diagnostics need neither.
+Judged are frozen features of a data set's labelled test images with its training images as memory. Without labels or
+test images there is no accuracy; pictures and diagnostics need neither.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.table import Table
@@ -25,14 +26,18 @@ from dinoswap.nn.vit import VisionTransformer
 from dinoswap.values import Batch, Hyper
 
 TRAINED, RANDOM = "trained", "random init"
-SHOWN = 8  # images in a picture of patch tokens
+SHOWN = 8
+"""Images in a picture of patch tokens."""
 SHORT_NAMES = {"cls": "", "patch_mean": "patch_"}
+"""Kind of features -> what stands for it in a metric's name: eval/knn_top1, eval/knn_patch_top1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """`size` None: the size of the global crops. `in_loop_images` and `images` bound the
-    train and the test images of the quick and of the whole evaluation."""
+    """`size` of the crops in pixels, None for that of the global crops; `resize` as in `features.eval_images`.
+
+    `in_loop_images` bounds the images of the quick evaluation, of train and of test each, `images` those of the whole.
+    """
 
     size: int | None = None
     resize: int | None = None
@@ -42,19 +47,24 @@ class EvaluationSettings:
     linear_probe: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("in_loop_images", "images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("size", "resize", "in_loop_images", "images", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
 
 
 @dataclass
 class Evaluation:
-    """Metrics by the name that metrics.jsonl and run.json give them, pictures by name, and what is going wrong."""
+    """Metrics by the name that metrics.jsonl and run.json give them, pictures by name, what is going wrong, and the
+    accuracies as the table has them."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, visualise.Picture] = field(default_factory=dict)
     warning: str | None = None
     results: Results = field(default_factory=dict)
+
+    def warn(self, *sentences: str | None) -> None:
+        self.warning = "; ".join(s for s in (self.warning, *sentences) if s) or None
 
     def save_pictures(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +75,17 @@ class Evaluation:
         return summary_table(self.results)
 
 
+@dataclass(frozen=True)
+class _Split:
+    """`test` stands for the training images where there are no others: diagnostics and pictures need some."""
+
+    train: EvalImages
+    test: EvalImages
+    labels: tuple[Tensor, Tensor] | None  # of train and test; None where accuracy has no meaning
+
+
 class Evaluator:
-    """Evaluates backbones on one data set. `probe` is the uint8 batch that target diagnostics are taken on."""
+    """Evaluates backbones on one data set."""
 
     def __init__(
         self,
@@ -80,106 +99,114 @@ class Evaluator:
         device: torch.device,
         autocast: torch.dtype | None,
     ) -> None:
+        """`size` in pixels is used where the settings have none; `mean` and `std` [3] are those of the training."""
         self.settings = settings
         self.train, self.test = train, test
         self.size = settings.size or size
         self.mean, self.std = mean, std
         self.device, self.autocast = device, autocast
 
-    def _images(self, images: Images, limit: int | None) -> EvalImages:
-        return eval_images(images, self.size, self.settings.resize, limit)
-
-    @cached_property
-    def _quick(self) -> tuple[EvalImages, EvalImages | None]:
-        limit = self.settings.in_loop_images
-        return self._images(self.train, limit), None if self.test is None else self._images(self.test, limit)
-
-    def _features(self, backbone: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-        return extract(
-            backbone, pixels, self.mean, self.std, self.settings.batch_size, self.device, self.autocast
-        )
-
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
-        """k-NN on at most `in_loop_images`, diagnostics of features and targets, pictures of patch tokens and crops."""
-        backbone = model.teacher["backbone"]
-        train, test = self._quick
-        memory = self._features(backbone, train.pixels)
-        held_out = memory if test is None else self._features(backbone, test.pixels)
-        found = Evaluation()
-        if test is not None and train.labels is not None and test.labels is not None:
-            k = min(PRIMARY_K, len(train.labels))
+        """The teacher on at most `in_loop_images`: k-NN, diagnostics of features and targets, pictures.
+
+        `probe` is a uint8 batch, the same in every evaluation of a run.
+        """
+        found, split, backbone = Evaluation(), self._quick, backbone_of(model.teacher)
+        features = self._diagnosed(found, backbone, split)
+        if split.labels and usable(features):
+            memory = self._features(backbone, split.train)
+            k = min(PRIMARY_K, len(split.labels[0]))
             for kind, short in SHORT_NAMES.items():
-                split = (memory[kind], train.labels, held_out[kind], test.labels)
-                accuracy = knn_accuracy(*split, ks=(k,))
+                accuracy = knn_accuracy(memory[kind], split.labels[0], features[kind], split.labels[1], ks=(k,))
                 found.metrics[f"eval/knn_{short}top1"] = accuracy[f"top1_k{k}"]
-        self._diagnose(found, model, hyper, probe, held_out["cls"])
-        self._picture(found, backbone, (test or train).pixels[:: max(len((test or train).pixels) // SHOWN, 1)][:SHOWN])
-        found.pictures["crops"] = self._crops(model, probe)
+        self.diagnose_targets(found, model, hyper, probe)
         return found
 
-    def _diagnose(self, found: Evaluation, model: SelfDistillation, hyper: Hyper, probe: Batch, cls: Tensor) -> None:
-        values = feature_diagnostics(cls) if len(cls) > 1 else {}
-        found.metrics |= {f"eval/{name}": value for name, value in values.items()}
-        warnings = [verdict(values, "features")] if values else []
+    def diagnose_targets(self, found: Evaluation, model: SelfDistillation, hyper: Hyper, probe: Batch) -> None:
+        """Adds diagnostics of the targets that the teacher gives for `probe`, and the picture of its crops."""
         batch = probe.to(self.device).normalised(self.mean, self.std)
         with evaluating(model, self.device, self.autocast):
             targets = model.teacher_targets(batch, hyper)
         for name, rows in targets.items():
-            diagnostics = target_diagnostics(rows)
-            found.metrics |= {f"eval/{name}/{key}": value for key, value in diagnostics.items()}
-            warnings.append(verdict(diagnostics, f"{name}'s teacher targets") if diagnostics else None)
-        found.warning = "; ".join(w for w in warnings if w) or None
-
-    def _picture(self, found: Evaluation, backbone: nn.Module, pixels: Tensor) -> None:
-        tokens = patch_tokens(backbone, pixels, self.mean, self.std, self.device, self.autocast)
-        found.pictures["pca"] = visualise.pca_figure(pixels, tokens, self._grid(backbone))
-
-    def _grid(self, backbone: nn.Module) -> tuple[int, int]:
-        side = self.size // int(backbone.patch_size)  # type: ignore[arg-type]
-        return side, side
-
-    def _crops(self, model: SelfDistillation, probe: Batch) -> visualise.Picture:
-        crops = probe.extra_crops if len(probe.extra_crops) else probe.global_crops
-        patch = int(model.student["backbone"].patch_size)  # type: ignore[arg-type]
+            values = target_diagnostics(rows)
+            found.metrics |= {f"eval/{name}/{key}": value for key, value in values.items()}
+            found.warn(verdict(values, f"{name}'s teacher targets"))
+        crops = probe.extra_crops if len(probe.extra_crops) else probe.global_crops  # those that carry the masks
+        patch = backbone_of(model.student).patch_size
         grid = (crops.shape[-2] // patch, crops.shape[-1] // patch)
-        return visualise.crops_figure(probe, grid, self.mean, self.std)
+        found.pictures["crops"] = visualise.crops_figure(probe, grid, self.mean, self.std)
 
-    def final(self, backbone: VisionTransformer, random_init: VisionTransformer | None) -> Evaluation:
-        """Everything: k-NN and linear probe of the network, of the same network at its random
-        initialisation, and of features that need no network; diagnostics and pictures of patch tokens."""
-        found = Evaluation()
-        train = self._images(self.train, self.settings.images)
-        test = None if self.test is None else self._images(self.test, self.settings.images)
-        held_out = (test or train).pixels
-        self._picture(found, backbone, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
-        features = self._features(backbone, held_out)
-        diagnostics = feature_diagnostics(features["cls"]) if len(held_out) > 1 else {}
-        found.metrics |= {f"eval/{name}": value for name, value in diagnostics.items()}
-        found.warning = verdict(diagnostics, "features") if diagnostics else None
-        if test is None or train.labels is None or test.labels is None:
-            found.warning = found.warning or "no labelled test images: accuracies were not computed"
-            return found
-        labels = train.labels, test.labels
-        results = {TRAINED: self._accuracies(backbone, train, test, features)}
-        if random_init is not None:
-            results[RANDOM] = self._accuracies(random_init, train, test, None)
-        results |= evaluate_baselines(train.pixels, labels[0], test.pixels, labels[1], self.settings.linear_probe)
-        found.results = results
-        found.metrics |= flat(results)
-        found.pictures["accuracy"] = visualise.accuracy_bars(results)
+    def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
+        """k-NN and linear probe of the network, of `random_init`, and of features that need no network; diagnostics
+        and pictures."""
+        found, split = Evaluation(), self._split(self.settings.images)
+        features = self._diagnosed(found, backbone, split)
+        if split.labels is None:
+            found.warn("no accuracies: the data set has no labelled test images of two classes or more")
+        elif usable(features):
+            linear = self.settings.linear_probe
+            results = {TRAINED: self._accuracies(self._features(backbone, split.train), features, split.labels)}
+            if random_init is not None:
+                parts = [self._features(random_init, part) for part in (split.train, split.test)]
+                results[RANDOM] = self._accuracies(parts[0], parts[1], split.labels)
+            train, test = split.labels
+            results |= evaluate_baselines(split.train.pixels, train, split.test.pixels, test, linear)
+            found.results = results
+            found.metrics |= flat(results)
+            found.pictures["accuracy"] = visualise.accuracy_bars(results)
         return found
 
+    @cached_property
+    def _quick(self) -> _Split:
+        return self._split(self.settings.in_loop_images)
+
+    def _split(self, limit: int) -> _Split:
+        def images(part: Images) -> EvalImages:
+            return eval_images(part, self.size, self.settings.resize, limit)
+
+        train = images(self.train)
+        if self.test is None:
+            return _Split(train, train, None)
+        test = images(self.test)
+        if train.labels is None or test.labels is None or len(torch.unique(train.labels)) < 2:
+            return _Split(train, test, None)
+        return _Split(train, test, (train.labels, test.labels))
+
+    def _features(self, backbone: nn.Module, part: EvalImages) -> dict[str, Tensor]:
+        size = self.settings.batch_size
+        return extract(backbone, part.pixels, self.mean, self.std, size, self.device, self.autocast)
+
+    def _diagnosed(self, found: Evaluation, backbone: nn.Module, split: _Split) -> dict[str, Tensor]:
+        """Features of the test images; adds their diagnostics and the picture of patch tokens."""
+        pixels = split.test.pixels
+        features = self._features(backbone, split.test)
+        if len(pixels) > 1:
+            values = feature_diagnostics(features["cls"])
+            found.metrics |= {f"eval/{name}": value for name, value in values.items()}
+            found.warn(verdict(values))
+        shown = pixels[:: max(len(pixels) // SHOWN, 1)][:SHOWN]
+        tokens = patch_tokens(backbone, shown, self.mean, self.std, self.device, self.autocast)
+        side = self.size // cast(VisionTransformer, backbone).patch_size
+        if tokens.isfinite().all():
+            found.pictures["pca"] = visualise.pca_figure(shown, tokens, (side, side))
+        return features
+
     def _accuracies(
-        self, backbone: nn.Module, train: EvalImages, test: EvalImages, held_out: dict[str, Tensor] | None
+        self, memory: Mapping[str, Tensor], held_out: Mapping[str, Tensor], labels: tuple[Tensor, Tensor]
     ) -> dict[str, float]:
-        if train.labels is None or test.labels is None:
-            raise ValueError("evaluation: both parts need labels")
-        memory = self._features(backbone, train.pixels)
-        held_out = held_out or self._features(backbone, test.pixels)
-        return evaluate_network(memory, train.labels, held_out, test.labels, self.settings.linear_probe)
+        return evaluate_network(memory, labels[0], held_out, labels[1], self.settings.linear_probe)
 
 
-def flat(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:
+    return cast(VisionTransformer, networks["backbone"])
+
+
+def usable(features: Mapping[str, Tensor]) -> bool:
+    """Whether a classifier can be fitted; the diagnostics have said so where not."""
+    return all(bool(values.isfinite().all()) for values in features.values())
+
+
+def flat(results: Results) -> dict[str, float]:
     """`eval/knn_top1`, `eval/knn_patch_top1`, `eval/linear_top1`, ... of the trained network; the same of the others as
     `baseline/<row>/...`."""
     metrics = {}

@@ -5,7 +5,8 @@ student comes from a masked crop. P = 2, no extra crop.
 Follows dinov2/train/ssl_meta_arch.py of facebookresearch/dinov2 @ b8931f7.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dinoswap.values import Batch, Features
 
@@ -25,7 +26,9 @@ class Unified:
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
         """Features of the masked global crops and of the local crops."""
         crops, local = batch.global_crops, batch.local_crops
-        inputs, masks, rows = [crops.flatten(0, 1)], [batch.mask.flatten(0, 1)], [batch.masked_indices]
+        inputs: list[Tensor] = [crops.flatten(0, 1)]  # [2, B, ...] -> [2 B, ...]
+        masks: list[Tensor | None] = [batch.mask.flatten(0, 1)]
+        rows: list[Tensor | None] = [batch.masked_indices]
         if local.shape[0]:
             inputs.append(local.flatten(0, 1))  # [L, B, ...] -> [L B, ...]
             masks.append(None)
@@ -35,8 +38,8 @@ class Unified:
         local_cls = tokens[1].cls.unflatten(0, local.shape[:2]) if local.shape[0] else cls[:0]
         return self._features(cls, local_cls, tokens[0].patch, batch, all_patches)
 
-    def _features(self, cls, local_cls, patch, batch: Batch, all_patches: bool) -> Features:  # type: ignore[no-untyped-def]
+    def _features(self, cls: Tensor, local_cls: Tensor, patch: Tensor, batch: Batch, all_patches: bool) -> Features:
         if not all_patches:
             return Features(cls, local_cls, patch)
         masked = patch.flatten(0, 1)[batch.masked_indices]  # [P B, N, D] -> [P B N, D] -> [M, D]
-        return Features(cls, local_cls, masked, patch.unflatten(0, batch.mask.shape[:2]))
+        return Features(cls, local_cls, masked, torch.unflatten(patch, 0, batch.mask.shape[:2]))

@@ -25,13 +25,14 @@ class MatmulAttention(torch.autograd.Function):
             scores = (q.float() * width**-0.5) @ k.float().transpose(1, 2)  # [b h, T, T]
         weights = scores.softmax(-1).to(qkv.dtype)
         ctx.save_for_backward(packed, weights)
-        return (weights @ v).unflatten(0, (batch, heads)).transpose(1, 2)  # [b h, T, d] -> [b, T, h, d]
+        mixed: Tensor = weights @ v
+        return mixed.view(batch, heads, -1, width).transpose(1, 2)  # [b h, T, d] -> [b, T, h, d]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         packed, weights = ctx.saved_tensors
         q, k, v = packed
-        batch, _, heads, width = grads[0].shape
+        batch, length, heads, width = grads[0].shape
         grad = grads[0].transpose(1, 2).flatten(0, 1)  # [b, T, h, d] -> [b h, T, d]
         grad_packed = torch.empty_like(packed)
         torch.bmm(weights.transpose(1, 2), grad, out=grad_packed[2])
@@ -39,7 +40,7 @@ class MatmulAttention(torch.autograd.Function):
         grad_scores *= width**-0.5
         torch.bmm(grad_scores, k, out=grad_packed[0])
         torch.bmm(grad_scores.transpose(1, 2), q, out=grad_packed[1])
-        return grad_packed.unflatten(1, (batch, heads)).permute(1, 3, 0, 2, 4)  # [3, b h, T, d] -> [b, T, 3, h, d]
+        return grad_packed.view(3, batch, heads, length, width).permute(1, 3, 0, 2, 4)  # -> [b, T, 3, h, d]
 
 
 def attend(qkv: Tensor) -> Tensor:
@@ -47,12 +48,12 @@ def attend(qkv: Tensor) -> Tensor:
     if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
         out: Tensor = MatmulAttention.apply(qkv)
         return out
-    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [b, h, T, d]; unbound without a copy in forward or backward
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [b, h, T, d]; unbound like this: one copy in backward
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Attention up to its output projection `proj`, which the block applies, maybe to fewer tokens and with a LayerScale."""
+    """Attention up to its output projection: the block applies `proj`, with a LayerScale and maybe to few rows."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -62,5 +63,6 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]."""
-        qkv: Tensor = self.qkv(x)
-        return attend(qkv.unflatten(-1, (3, self.num_heads, -1))).flatten(-2)  # [b, T, 3 D] -> [b, T, h, d] -> [b, T, D]
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)  # [b, T, 3 D] -> [b, T, 3, h, d]
+        return attend(qkv).reshape(batch, length, dim)  # [b, T, h, d] -> [b, T, D]

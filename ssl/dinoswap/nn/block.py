@@ -28,7 +28,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        """gamma * linear(x), the factor folded into the weights: one pass over the tokens less, forward and backward."""
+        """gamma * linear(x), the factor folded into the weights: a pass over the tokens less each way."""
         if x.dtype == torch.float16:  # where 1e-5 times a weight would underflow
             return functional.linear(x, linear.weight, linear.bias) * self.gamma
         return functional.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
@@ -49,7 +49,8 @@ class Mlp(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the last linear map reads: [..., D] to [..., hidden_dim]."""
-        return functional.gelu(self.fc1(x))
+        out: Tensor = functional.gelu(self.fc1(x))
+        return out
 
     @property
     def last(self) -> nn.Linear:
@@ -68,7 +69,8 @@ class SwiGLU(nn.Module):
     def hidden(self, x: Tensor) -> Tensor:
         """What the last linear map reads: [..., D] to [..., width]."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        return functional.silu(gate) * value
+        out: Tensor = functional.silu(gate) * value
+        return out
 
     @property
     def last(self) -> nn.Linear:
@@ -100,6 +102,14 @@ class Block(nn.Module):
         qkv_bias: bool = True,
     ) -> None:
         super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads}: must divide embed_dim={dim}; 64 channels a head are usual")
+        if ffn not in ("mlp", "swiglu"):
+            raise ValueError(f"ffn={ffn!r}: use mlp or swiglu")
+        if layerscale is not None and not layerscale >= 0:
+            raise ValueError(f"layerscale={layerscale}: use a small positive value such as 1e-5, or null for none")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path}: a rate in [0, 1) is needed")
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias)
@@ -134,14 +144,14 @@ class Block(nn.Module):
             return [x + branch(x) * draw_classic(x, rate)[:, None, None] for x in entries]
         subsets = [draw_subset(x.shape[0], rate, x.device) for x in entries]
         return [
-            x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=weight)
+            x.index_add(0, kept, branch(x.index_select(0, kept)).to(x.dtype), alpha=weight)
             for x, (kept, weight) in zip(entries, subsets, strict=True)
         ]
 
     def _rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """Keys and values for all tokens; everything behind the attention for the rows that are read."""
-        mixed = self.attn(self.norm1(x)).flatten(0, 1)[rows]  # [b, T, D] -> [b T, D] -> [R, D]
-        read = x.flatten(0, 1)[rows] + self.ls1(mixed, self.attn.proj)
+        mixed = self.attn(self.norm1(x)).flatten(0, 1).index_select(0, rows)  # [b, T, D] -> [b T, D] -> [R, D]
+        read: Tensor = x.flatten(0, 1).index_select(0, rows) + self.ls1(mixed, self.attn.proj)
         return read + self._ffn(read)
 
     def _dropped_rows(self, entries: Sequence[Tensor], rows: Sequence[Tensor], single: bool) -> list[Tensor]:
@@ -149,7 +159,7 @@ class Block(nn.Module):
         factors = [self._factor(x, single) for x in entries]
         out = []
         for x, r, factor in zip(entries, rows, factors, strict=True):
-            read = x.flatten(0, 1)[r]  # [b, T, D] -> [b T, D] -> [R, D]
+            read = x.flatten(0, 1).index_select(0, r)  # [b, T, D] -> [b T, D] -> [R, D]
             out.append(read + self._ffn(read) * factor[r // x.shape[1], None])
         return out
 

@@ -8,27 +8,30 @@ from torch.nn import functional
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping square patches through one linear map, kept as a convolution for its parameter shapes and init."""
+    """One linear map for all non-overlapping patches, a convolution for the sake of its parameter shapes and init."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
+        if patch_size < 1 or dim < 1:
+            raise ValueError(f"patch_size={patch_size}, embed_dim={dim}: both must be at least 1")
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
-    def grid(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches of crops [b, 3, H, W]."""
-        height, width = x.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of a crop of height x width pixels."""
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if not rows or not columns or height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"crop of {height} x {width} pixels: both sides must be multiples of patch_size={self.patch_size}; "
-                f"the next smaller ones are {height // self.patch_size * self.patch_size} x "
-                f"{width // self.patch_size * self.patch_size}"
+                f"the nearest such size is {self._nearest(height)} x {self._nearest(width)}"
             )
-        return height // self.patch_size, width // self.patch_size
+        return rows, columns
+
+    def _nearest(self, side: int) -> int:
+        return max(round(side / self.patch_size), 1) * self.patch_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Crops [b, 3, H, W] to tokens [b, N, D], row by row."""
-        self.grid(x)
         tokens: Tensor = self.proj(x)
         return tokens.flatten(2).transpose(1, 2)  # [b, D, h, w] -> [b, N, D]
 
@@ -42,7 +45,7 @@ def resample_positions(
     """
     if own == grid:
         return table
-    image = table.float().unflatten(1, own).permute(0, 3, 1, 2)  # [1, h w, D] -> [1, D, h, w]
+    image = table.float().view(1, *own, -1).permute(0, 3, 1, 2)  # [1, h w, D] -> [1, D, h, w]
     if offset:
         scale = ((grid[0] + offset) / own[0], (grid[1] + offset) / own[1])
         image = functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=antialias)

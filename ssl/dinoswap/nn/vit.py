@@ -2,12 +2,12 @@
 
 Tokens: patch embedding, mask token where the mask is True, class token before them, position table added, registers put
 behind the class token without a position.
-Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with its parameter names.
+Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with its parameter names and init.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads,
 
 @dataclass(frozen=True)
 class Tokens:
-    """Normed tokens of one list entry."""
+    """The tokens of one list entry."""
 
     cls: Tensor  # [b, D]
     registers: Tensor | None  # [b, R, D]; None where only rows were asked for
@@ -55,29 +55,35 @@ class VisionTransformer(nn.Module):
         qkv_bias: bool = True,
         activation_checkpointing: bool = False,
     ) -> None:
+        """`img_size` (H, W) is that of the position table; crops may have any other multiple of `patch_size`.
+
+        `layerscale` is its initial value, None or 0 for none; `drop_path` the rate of every block, or without
+        `drop_path_uniform` of the last one, rising linearly from 0.
+        """
         super().__init__()
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        hidden_dim = int(embed_dim * mlp_ratio)
+        _check(depth, registers, hidden_dim, interpolate_offset)
         self.embed_dim = embed_dim
         self.patch_size = patch_size
-        self.grid = (height // patch_size, width // patch_size)  # of the position table
         self.interpolate_offset = interpolate_offset
         self.interpolate_antialias = interpolate_antialias
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid = self.patch_embed.grid(*sides)  # of the position table
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
-        hidden = int(embed_dim * mlp_ratio)
         rates = [drop_path] * depth if drop_path_uniform else torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, hidden, ffn, layerscale, rate, qkv_bias) for rate in rates
+            Block(embed_dim, num_heads, hidden_dim, ffn, layerscale, rate, qkv_bias) for rate in rates
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """The patch convolution keeps torch's default."""
+        """The mask token starts at zero and the patch convolution keeps torch's default."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
@@ -93,7 +99,7 @@ class VisionTransformer(nn.Module):
         """Tokens before the patches: the class token and the registers."""
         return 1 if self.register_tokens is None else 1 + self.register_tokens.shape[1]
 
-    def interpolate_pos_encoding(self, grid: tuple[int, int]) -> Tensor:
+    def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table [1, 1 + N, D] at a grid of h x w = N patches."""
         if grid == self.grid:
             return self.pos_embed
@@ -103,56 +109,103 @@ class VisionTransformer(nn.Module):
         return torch.cat([self.pos_embed[:, :1], table], dim=1)
 
     def prepare_tokens_with_masks(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Crops [b, 3, H, W], mask bool [b, N] (True: hidden) to tokens [b, 1 + R + N, D]."""
+        """Crops [b, 3, H, W] and mask bool [b, N] (True: hidden) to tokens [b, 1 + R + N, D]."""
+        grid = self.patch_embed.grid(*x.shape[-2:])
         patches = self.patch_embed(x)
         if masks is not None:
+            if masks.shape != patches.shape[:2]:
+                raise ValueError(
+                    f"masks of shape {list(masks.shape)} for crops with {list(patches.shape[:2])} patches: "
+                    f"give one value per patch of the {grid[0]} x {grid[1]} grid"
+                )
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        positions = self.interpolate_pos_encoding(self.patch_embed.grid(x))
+        positions = self.positions(grid)
         parts = [(self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1), patches + positions[:, 1:]]
         if self.register_tokens is not None:
             parts.insert(1, self.register_tokens.expand(x.shape[0], -1, -1))
         return torch.cat(parts, dim=1)
 
+    @overload
+    def forward(self, crops: Tensor, masks: Tensor | None = None, patch_rows: Tensor | None = None) -> Tokens: ...
+
+    @overload
     def forward(
         self,
         crops: Sequence[Tensor],
         masks: Sequence[Tensor | None] | None = None,
         patch_rows: Sequence[Tensor | None] | None = None,
+    ) -> list[Tokens]: ...
+
+    def forward(self, crops, masks=None, patch_rows=None):  # type: ignore[no-untyped-def]
+        """The normed tokens of crops [b, 3, H, W], one Tokens for each entry of a list.
+
+        `masks` bool [b, N] hides patches. With `patch_rows` only class tokens and these flat rows of b * N are
+        computed behind the last attention; an entry whose rows are None gives its class tokens alone.
+        A list and a plain tensor differ in stochastic depth only, see `block`.
+        """
+        if isinstance(crops, Tensor):
+            return self._forward([crops], [masks], None if patch_rows is None else [patch_rows], single=True)[0]
+        return self._forward(crops, masks or [None] * len(crops), patch_rows, single=False)
+
+    def _forward(
+        self,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        patch_rows: Sequence[Tensor | None] | None,
+        single: bool,
     ) -> list[Tokens]:
-        masks = [None] * len(crops) if masks is None else masks
         entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
         for block in self.blocks[:-1]:
-            entries = self._run(block, entries)
+            entries = self._run(block, entries, None, single)
         if patch_rows is None:
-            return [self._all_tokens(self.norm(x)) for x in self._run(self.blocks[-1], entries)]
-        rows = [self._rows(x, r) for x, r in zip(entries, patch_rows, strict=True)]
-        read = self._run(self.blocks[-1], entries, rows)
+            return [self._split(self.norm(x)) for x in self._run(self.blocks[-1], entries, None, single)]
+        rows = [self._token_rows(x, r) for x, r in zip(entries, patch_rows, strict=True)]
+        read = [self.norm(x) for x in self._run(self.blocks[-1], entries, rows, single)]
+        parts = [x.tensor_split([crop.shape[0]]) for x, crop in zip(read, crops, strict=True)]  # class tokens, patches
         return [
-            self._read_tokens(self.norm(x), crop.shape[0], r is not None)
-            for x, crop, r in zip(read, crops, patch_rows, strict=True)
+            Tokens(cls, None, None if r is None else patch) for (cls, patch), r in zip(parts, patch_rows, strict=True)
         ]
 
-    def _run(self, block: nn.Module, *arguments: object) -> list[Tensor]:
+    def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tokens]:
+        """Tokens of crops [b, 3, H, W] behind each of these blocks (-1: the last), through the final norm or raw."""
+        depth = len(self.blocks)
+        if any(not -depth <= index < depth for index in blocks):
+            raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
+        entries, outputs = [self.prepare_tokens_with_masks(x)], []
+        for block in self.blocks:
+            entries = self._run(block, entries, None, True)
+            outputs.append(entries[0])
+        return [self._split(self.norm(outputs[i]) if norm else outputs[i]) for i in blocks]
+
+    def _run(
+        self, block: nn.Module, entries: Sequence[Tensor], rows: Sequence[Tensor] | None, single: bool
+    ) -> list[Tensor]:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            out: list[Tensor] = checkpoint(block, *arguments, use_reentrant=False)
+            out: list[Tensor] = checkpoint(block, entries, rows, single, use_reentrant=False)
         else:
-            out = block(*arguments)
+            out = block(entries, rows, single)
         return out
 
-    def _all_tokens(self, x: Tensor) -> Tokens:
+    def _split(self, x: Tensor) -> Tokens:
         return Tokens(x[:, 0], x[:, 1 : self.prefix], x[:, self.prefix :])
 
-    def _read_tokens(self, x: Tensor, batch: int, patches: bool) -> Tokens:
-        return Tokens(x[:batch], None, x[batch:] if patches else None)
-
-    def _rows(self, x: Tensor, patch_rows: Tensor | None) -> Tensor:
-        """Rows of b * T tokens for the class tokens and for `patch_rows`, which index b * N."""
+    def _token_rows(self, x: Tensor, patch_rows: Tensor | None) -> Tensor:
+        """Rows of b * T tokens: the class tokens, then those of `patch_rows`, which index b * N."""
         batch, length = x.shape[:2]
         cls = torch.arange(0, batch * length, length, device=x.device)
         if patch_rows is None:
             return cls
         image = patch_rows // (length - self.prefix)
         return torch.cat([cls, patch_rows + (image + 1) * self.prefix])
+
+
+def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float) -> None:
+    least = {"depth": (depth, 1), "registers": (registers, 0), "hidden width (mlp_ratio)": (hidden_dim, 1)}
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise ValueError(f"{name}={value}: must be at least {lowest}")
+    if not 0 <= interpolate_offset < 1:
+        raise ValueError(f"interpolate_offset={interpolate_offset}: must be in [0, 1); 0.1 and 0 are usual")
 
 
 def vit(
@@ -174,6 +227,10 @@ def vit(
     activation_checkpointing: bool = False,
 ) -> VisionTransformer:
     """The network of a size name; any number given instead of None overrides the name's."""
+    if size not in SIZES:
+        raise ValueError(
+            f"size={size!r}: use one of {', '.join(SIZES)}, or any of them with embed_dim, depth, num_heads"
+        )
     width, blocks, heads, kind = SIZES[size]
     return VisionTransformer(
         img_size=img_size,

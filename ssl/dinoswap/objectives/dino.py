@@ -10,6 +10,7 @@ Follows dinov2/train/ssl_meta_arch.py and loss/dino_clstoken_loss.py of facebook
 here, as the cross-entropy is linear in them.
 """
 
+import torch
 from torch import Tensor, nn
 
 from dinoswap.objectives.base import Context, Objective, cross_entropy
@@ -36,12 +37,12 @@ class DINO(Objective):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         features, head = context.student_features, context.student[self.head]
-        targets = self.teacher_targets(context).detach()
-        targets = targets.unflatten(0, features.global_cls.shape[:2])  # [2 B, K] -> [2, B, K]
+        shape = features.global_cls.shape[:2]
+        targets = torch.unflatten(self.teacher_targets(context).detach(), 0, shape)  # [2 B, K] -> [2, B, K]
         local_pairs = GLOBAL_PAIRS * features.local_cls.shape[0]
         pairs = GLOBAL_PAIRS + max(local_pairs, 1)
 
-        student = head(features.global_cls.flatten(0, 1)).unflatten(0, features.global_cls.shape[:2])
+        student = head(features.global_cls.flatten(0, 1)).unflatten(0, shape)  # [2, B, D] -> [2 B, D] -> [2, B, K]
         cross = cross_entropy(targets.flip(0), student, self.student_temp)  # [2, B]
         terms = {"global": cross.mean() * GLOBAL_PAIRS / pairs}
         if local_pairs:

@@ -7,6 +7,8 @@ float32 or wider. Differences, where the official code has no usable answer: a b
 and exact duplicates count in the value but not in the gradient, which has no direction there and a size of 1 / eps.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -16,19 +18,27 @@ EPS = 1e-8
 DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a direction
 
 
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Autocast off, where there is autocast: not on the meta device."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
+
+
 def koleo(x: Tensor) -> Tensor:
     """x [B, D] -> scalar."""
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x.device.type):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         if x.shape[0] < 2:
-            return x.sum() * 0.0
+            return x.sum() * 0
         x = torch.nn.functional.normalize(x, dim=-1, eps=EPS)
         with torch.no_grad():
             nearest = (x @ x.T).fill_diagonal_(-1.0).argmax(dim=1)
         difference = x - x[nearest] + EPS
-        duplicate = difference.detach().norm(dim=-1, keepdim=True) < DUPLICATE
+        duplicate = torch.linalg.vector_norm(difference.detach(), dim=-1, keepdim=True) < DUPLICATE
         difference = torch.where(duplicate, difference.detach(), difference)
-        return -(difference.norm(dim=-1) + EPS).log().mean()
+        distance = torch.linalg.vector_norm(difference, dim=-1)
+        loss: Tensor = -(distance + EPS).log().mean()
+        return loss
 
 
 class KoLeo(Objective):

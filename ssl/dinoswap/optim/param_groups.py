@@ -31,7 +31,8 @@ def parameter_groups(student: nn.ModuleDict, layer_decay: LayerDecay, weight_dec
     blocks (the backbone) gets lr multipliers by layer, the others 1."""
     groups: dict[tuple[object, ...], Group] = {}
     for module_name, module in student.items():
-        depth = len(module.blocks) if hasattr(module, "blocks") else None
+        blocks = getattr(module, "blocks", None)
+        depth = None if blocks is None else len(blocks)
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -1,0 +1,158 @@
+"""Official DINOv2 weight files, in and out.
+
+A file holds a flat state dict with the names of `vit`. Models built with block_chunks name their blocks
+blocks.<chunk>.<i> instead of blocks.<i>; training checkpoints nest the dict under "teacher" or "model" and put
+"backbone." before each name.
+Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dinoswap.nn.patch_embed import resample_positions
+from dinoswap.nn.vit import VisionTransformer
+
+HEAD_DIM = 64
+"""Channels per attention head of every published model; it cannot be read off the weights."""
+
+NESTS = ("teacher", "model", "state_dict")
+PREFIXES = ("teacher.backbone.", "backbone.", "")
+
+
+def load_official(path: str | Path) -> dict[str, Tensor]:
+    """The backbone's state dict from a .pth or .safetensors file, blocks named blocks.<i>.
+
+    Raises ValueError for a file that holds anything but tensors in such a layout.
+    """
+    path = Path(path)
+    state = _read(path)
+    for nest in NESTS:
+        if isinstance(state.get(nest), Mapping):
+            state = state[nest]
+            break
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    prefix = next((p for p in PREFIXES if f"{p}cls_token" in state), None)
+    if prefix is None:
+        raise ValueError(f"{path}: no cls_token among its keys ({_some(state)}); give the weights of a DINOv2 backbone")
+    backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in backbone.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:  # RuntimeError: a truncated zip
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: not a whole file of tensors alone ({reason}); save its state dict again") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}; a state dict is needed")
+    return state
+
+
+def infer_architecture(
+    state: Mapping[str, Tensor], num_heads: int | None = None, img_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Arguments of VisionTransformer that a state dict of `load_official` fits.
+
+    The number of heads is embed_dim / 64 unless given; `img_size` (H, W) is needed for a table that is not square.
+    """
+    _require(state, "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
+    dim, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    swiglu = "blocks.0.mlp.w12.weight" in state
+    hidden = state["blocks.0.mlp.w3.weight"].shape[1] * 1.5 if swiglu else state["blocks.0.mlp.fc1.weight"].shape[0]
+    if num_heads is None and dim % HEAD_DIM:
+        raise ValueError(f"embed_dim={dim}: not a multiple of {HEAD_DIM}; give num_heads")
+    if img_size is None:
+        side = _side(state["pos_embed"])
+        img_size = (side * patch_size, side * patch_size)
+    return {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "embed_dim": dim,
+        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        "num_heads": dim // HEAD_DIM if num_heads is None else num_heads,
+        "mlp_ratio": hidden / dim,
+        "ffn": "swiglu" if swiglu else "mlp",
+        "registers": state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+        "layerscale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+    }
+
+
+def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample: bool = False) -> None:
+    """Copy a state dict of `load_official` into a backbone.
+
+    With `resample` a square position table of another size is resampled to the backbone's grid, as the official code
+    does on the fly. Raises ValueError naming the keys that are missing, unexpected or of another shape.
+    """
+    state = dict(state)
+    own = backbone.state_dict()
+    table = state.get("pos_embed")
+    if resample and table is not None and table.shape[1] != own["pos_embed"].shape[1]:
+        side = _side(table)
+        patches = resample_positions(
+            table[:, 1:], (side, side), backbone.grid, backbone.interpolate_offset, backbone.interpolate_antialias
+        )
+        state["pos_embed"] = torch.cat([table[:, :1], patches], dim=1)
+    problems = [f"missing {key}" for key in own.keys() - state.keys()]
+    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
+    if problems:
+        remedy = "build the backbone from infer_architecture(state)"
+        if any(problem.startswith("pos_embed is") for problem in problems):
+            remedy += ", or resample the position table"
+        raise ValueError(f"the weights do not fit: {_some(problems)}; {remedy}")
+    backbone.load_state_dict(state)
+
+
+def export_official(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tensor]:
+    """The backbone's weights (detached, on CPU) under the official names, for a model built with `block_chunks`."""
+    depth = len(backbone.blocks)
+    if block_chunks and (block_chunks < 0 or depth % block_chunks):
+        raise ValueError(f"block_chunks={block_chunks}: must divide the depth of {depth}, or be 0")
+
+    def rename(key: str) -> str:
+        if not block_chunks or not key.startswith("blocks."):
+            return key
+        _, index, rest = key.split(".", 2)
+        return f"blocks.{int(index) // (depth // block_chunks)}.{index}.{rest}"
+
+    return {rename(key): value.detach().cpu().clone() for key, value in backbone.state_dict().items()}
+
+
+def _side(pos_embed: Tensor) -> int:
+    """Patches along each side of a square position table [1, 1 + N, D]."""
+    positions = pos_embed.shape[1] - 1
+    side = math.isqrt(positions)
+    if side * side != positions:
+        raise ValueError(
+            f"pos_embed: a table of {positions} positions is not square; give img_size and do not resample"
+        )
+    return side
+
+
+def _require(state: Mapping[str, Tensor], *keys: str) -> None:
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}: not the state dict of a DINOv2 backbone")
+
+
+def _some(names: Any, limit: int = 8) -> str:
+    """The first few names of a collection, sorted."""
+    names = sorted(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

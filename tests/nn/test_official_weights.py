@@ -1,0 +1,166 @@
+"""Official weight files: every layout loads, exports come back, what does not fit is named."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from vit_fixture import VIT, error, official
+
+from dinoswap.nn.official_weights import export_official, infer_architecture, load_into, load_official
+from dinoswap.nn.vit import VisionTransformer
+
+FLAT = {key.removeprefix("sd/"): VIT[key] for key in VIT.keys("sd/")}
+# Blocks 0, 1, 2 of a model built with block_chunks=3: chunk i begins with i placeholders, so block i is blocks.i.i.
+CHUNKED = {re.sub(r"^blocks\.(\d)", r"blocks.\1.\1", key): value for key, value in FLAT.items()}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+STUDENT = {key: value + 1 for key, value in FLAT.items()}
+LAYOUTS: dict[str, Any] = {
+    "flat": FLAT,
+    "chunked": CHUNKED,
+    "teacher": {"teacher": {**prefixed("backbone.", CHUNKED), "dino_head.mlp.0.bias": torch.zeros(3)}},
+    "data parallel": prefixed("module.backbone.", FLAT),
+    "training": {
+        "model": {
+            **prefixed("student.backbone.", {k: v + 1 for k, v in FLAT.items()}),
+            **prefixed("teacher.backbone.", FLAT),
+        },
+        "iteration": 7,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_loads(layout: str, tmp_path: Path) -> None:
+    torch.save(LAYOUTS[layout], tmp_path / "weights.pth")
+    state = load_official(tmp_path / "weights.pth")
+    assert state.keys() == FLAT.keys()
+    assert all(torch.equal(state[key], FLAT[key]) for key in FLAT)
+
+
+def test_a_loaded_network_computes_the_official_tokens(tmp_path: Path) -> None:
+    save_file(CHUNKED, tmp_path / "weights.safetensors")
+    state = load_official(tmp_path / "weights.safetensors")
+    backbone = VisionTransformer(**infer_architecture(state, num_heads=3))
+    load_into(backbone, state)
+    assert error(backbone(VIT["in/x32"]), "single32") < 2e-6
+
+
+@pytest.mark.parametrize("numbers", [
+    {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "registers": 0, "layerscale": None},
+    {"img_size": 28, "patch_size": 14, "embed_dim": 128, "depth": 3, "num_heads": 2, "registers": 4, "ffn": "swiglu"},
+    {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 1, "mlp_ratio": 2.5, "qkv_bias": False},
+])  # fmt: skip
+def test_architecture_is_read_off_the_weights(numbers: dict[str, Any]) -> None:
+    state = VisionTransformer(**numbers).state_dict()
+    backbone = VisionTransformer(**infer_architecture(state))
+    load_into(backbone, state)
+    assert backbone.grid == (numbers["img_size"] // numbers["patch_size"],) * 2
+    assert backbone.blocks[0].attn.num_heads == numbers["num_heads"]
+
+
+def test_a_giant_has_the_usual_mlp_ratio() -> None:
+    with torch.device("meta"):
+        state = VisionTransformer(28, 14, embed_dim=1536, depth=1, num_heads=24, ffn="swiglu").state_dict()
+    assert state["blocks.0.mlp.w12.weight"].shape == (8192, 1536)
+    assert infer_architecture(state)["mlp_ratio"] == 4
+    assert infer_architecture(state)["num_heads"] == 24
+
+
+@pytest.mark.parametrize(("block_chunks", "expected"), [(0, FLAT), (3, CHUNKED)])
+def test_export_has_the_official_names(block_chunks: int, expected: dict[str, Tensor]) -> None:
+    exported = export_official(official(), block_chunks)
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[key], expected[key]) for key in expected)
+
+
+def test_export_in_chunks_of_several_blocks(tmp_path: Path) -> None:
+    backbone = VisionTransformer(16, 8, embed_dim=64, depth=4, num_heads=1)
+    exported = export_official(backbone, block_chunks=2)
+    assert sorted({key.rsplit(".", 2)[0] for key in exported if key.endswith("norm1.bias")}) == [
+        "blocks.0.0", "blocks.0.1", "blocks.1.2", "blocks.1.3"
+    ]  # fmt: skip
+    torch.save(exported, tmp_path / "weights.pth")
+    back = load_official(tmp_path / "weights.pth")
+    assert all(torch.equal(back[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_exports_share_no_memory_with_the_network() -> None:
+    backbone = official()
+    exported = export_official(backbone)
+    backbone.cls_token.data.add_(1)
+    assert torch.equal(exported["cls_token"], FLAT["cls_token"])
+
+
+def test_position_table_is_resampled_only_when_asked() -> None:
+    """Resampled once at loading or on the fly: the tokens are the same."""
+    larger = official().state_dict()
+    backbone = VisionTransformer(16, 8, embed_dim=48, depth=3, num_heads=3, registers=2, layerscale=0.1)
+    with pytest.raises(ValueError, match=r"pos_embed is \[1, 17, 48\], not \[1, 5, 48\].*resample"):
+        load_into(backbone, larger)
+    load_into(backbone, larger, resample=True)
+    assert error(backbone(VIT["in/x16"]), "single16") < 2e-6
+
+
+def test_keys_that_do_not_fit_are_named() -> None:
+    state = {**FLAT, "extra": torch.zeros(1), "norm.bias": torch.zeros(5)}
+    del state["blocks.1.ls1.gamma"]
+    with pytest.raises(
+        ValueError, match=r"missing blocks.1.ls1.gamma, norm.bias is \[5\], not \[48\], unexpected extra"
+    ):
+        load_into(official(), state)
+
+
+class Payload:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_loading_never_executes_code(tmp_path: Path) -> None:
+    torch.save({"cls_token": Payload(tmp_path / "executed")}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="not a whole file of tensors alone"):
+        load_official(tmp_path / "weights.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"no cls_token among its keys \(encoder.weight\)"):
+        load_official(tmp_path / "other.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds a list"):
+        load_official(tmp_path / "list.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"0123456789")
+    with pytest.raises(ValueError, match="not a whole file of tensors alone"):
+        load_official(tmp_path / "broken.safetensors")
+    whole = tmp_path / "whole.pth"
+    torch.save(FLAT, whole)
+    (tmp_path / "half.pth").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ValueError, match="not a whole file of tensors alone"):
+        load_official(tmp_path / "half.pth")
+
+
+def test_what_cannot_be_inferred_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="give num_heads"):
+        infer_architecture(FLAT)
+    table = {**FLAT, "pos_embed": torch.zeros(1, 7, 48)}
+    with pytest.raises(ValueError, match="give img_size"):
+        infer_architecture(table, num_heads=3)
+    assert infer_architecture(table, num_heads=3, img_size=(16, 24))["img_size"] == (16, 24)
+    with pytest.raises(ValueError, match="missing pos_embed"):
+        infer_architecture({key: value for key, value in FLAT.items() if key != "pos_embed"})
+    with pytest.raises(ValueError, match="block_chunks=2: must divide the depth of 3"):
+        export_official(official(), block_chunks=2)

@@ -1,0 +1,116 @@
+"""Training runs as processes of their own, to be killed: everything is imported once, in a server that forks them."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from dinoswap import metrics
+from dinoswap.configuration import VERSION_BASE, config_dir, plain, run_folder
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["dinoswap.train"])
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The config of `dinoswap-train <overrides>`."""
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return compose("train", overrides)
+
+
+class TrainProcess:
+    """`dinoswap-train <overrides> results_dir=<results>`. It leads a session, to which its workers belong."""
+
+    def __init__(self, overrides: list[str], results: Path, kill_at_sync: int | None = None) -> None:
+        """`kill_at_sync` n: it kills itself when it asks the disk to sync a checkpoint's file or folder for the nth
+        time (from 0): the three files, the unfinished folder, and, after the rename, the folder of checkpoints."""
+        self.arguments = [*overrides, f"results_dir={results}"]
+        self.folder = results / "runs" / run_folder(plain(composed(self.arguments)))
+        self.output_path = results / "output.txt"
+        results.mkdir(parents=True, exist_ok=True)
+        self.output_path.touch()
+        self._before = self.output_path.stat().st_size
+        arguments = (self.arguments, str(self.output_path), kill_at_sync)
+        self.process: ForkServerProcess = _context.Process(target=_train, args=arguments)
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    @property
+    def output(self) -> str:
+        """What this process has printed."""
+        return self.output_path.read_bytes()[self._before :].decode()
+
+    def wait(self) -> int:
+        """Its exit status, minus the signal's number where one ended it. No process of its session is left."""
+        self.process.join(timeout=120)
+        assert self.process.exitcode is not None, f"it hangs:\n{self.output}"
+        wait_until(lambda: not session(self.pid), f"processes are left: {session(self.pid)}")
+        return self.process.exitcode
+
+    def wait_for_step(self, step: int) -> None:
+        """Until metrics.jsonl holds `step`."""
+        wait_until(lambda: not self.process.is_alive() or last_step(self.folder) >= step, f"no step {step}:\n{self.output}")
+
+    def signal(self, number: signal.Signals) -> int:
+        """Send it, alone of its session; its exit status."""
+        os.kill(self.pid, number)
+        return self.wait()
+
+
+def _train(arguments: list[str], output: str, kill_at_sync: int | None) -> None:
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    if kill_at_sync is not None:
+        _die_at_sync(kill_at_sync)
+    sys.argv = ["dinoswap-train", *arguments]
+    from dinoswap.train import main
+
+    main()
+
+
+def _die_at_sync(number: int) -> None:
+    sync, counter = os.fsync, itertools.count()
+
+    def fsync(descriptor: int) -> None:
+        if "/checkpoints" in os.readlink(f"/proc/self/fd/{descriptor}") and next(counter) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(descriptor)
+
+    os.fsync = fsync
+
+
+def session(leader: int) -> list[int]:
+    """Living processes of the session that `leader` leads."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_session) == leader and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(condition: Callable[[], bool], message: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, message
+        time.sleep(0.005)
+
+
+def last_step(folder: Path) -> int:
+    """The last step in a run's metrics.jsonl; -1 when there is none."""
+    path = folder / "metrics.jsonl"
+    return max((row["step"] for row in metrics.read(path)), default=-1) if path.exists() else -1

@@ -1,0 +1,218 @@
+"""How fast a training step is, phase by phase, against the machine's own matrix-multiply peak.
+
+    python tools/benchmark.py                          # ViT-S/16 (2x224 + 8x96, batch 4) and width 192, fp32 and bf16
+    python tools/benchmark.py demo recipe=demo --json results/reference/benchmark/demo.json
+
+A setting is a name below, or any name followed by config overrides. Whole steps and phases are timed apart: a phase ends
+with a device synchronisation, a whole step does not. FLOPs are those of the published algorithm (dinoswap/flops.py), so the
+share of peak can be compared between implementations. Nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+
+from dinoswap.build import build_pipeline, build_source, build_trainer
+from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.flops import step_flops
+from dinoswap.metrics import write_atomically
+from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
+
+COMMON = ["model.registers=4", "model.layerscale=0.1", "model.drop_path=0", "trainer.max_steps=1000"]
+SETTINGS = {
+    "vits16": [
+        "recipe=vits16", "data.batch_size=4", "data.tile=256", "data.stride=64",
+        "heads.dino_head.prototypes=4096", "heads.ibot_head.prototypes=4096", *COMMON,
+    ],
+    "width192": [
+        "recipe=demo", "data.batch_size=32", "model.embed_dim=192", "model.depth=12", "model.num_heads=3",
+        "model.patch_size=4", "crops.local_number=6", *COMMON,
+        *(f"heads.{head}_head.{key}" for head in ("dino", "ibot")
+          for key in ("prototypes=1024", "hidden_dim=1024", "bottleneck_dim=256")),
+    ],
+    "demo": ["recipe=demo"],
+}  # fmt: skip
+BATCHES = 4
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
+    """Median FLOP/s of a square matrix product."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    rates = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(rates) < 5:
+        began = time.perf_counter()
+        a @ b
+        synchronise(device)
+        rates.append(2 * size**3 / (time.perf_counter() - began))
+    return statistics.median(rates)
+
+
+class Phases:
+    """Seconds per phase of the steps run inside `recording`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            synchronise(self.trainer.device)
+            began = time.perf_counter()
+            result = function(*arguments, **keywords)
+            synchronise(self.trainer.device)
+            self.seconds[name] += time.perf_counter() - began
+            return result
+
+        return timed
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Each phase's function is wrapped for the time being."""
+        trainer, model = self.trainer, self.trainer.model
+        places = [
+            (model.plan, "teacher", "teacher"),
+            (model.plan, "student", "student"),
+            (torch.Tensor, "backward", "backward"),
+            (trainer, "clip", "clip"),
+            (trainer.optimizer, "step", "optimiser"),
+            (trainer.ema, "update", "EMA"),
+            *((objective, "forward", "heads and losses") for objective in model.objectives.values()),
+        ]
+        originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+        for owner, name, phase in places:
+            setattr(owner, name, self._timed(phase, getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name, original in originals:
+                setattr(owner, name, original)
+
+
+def compose_config(overrides: list[str]) -> dict[str, Any]:
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return plain(compose("train", overrides))
+
+
+def measure(overrides: list[str], steps: int) -> dict[str, Any]:
+    """One row: a setting at one precision."""
+    cfg = compose_config(overrides)
+    trainer = build_trainer(cfg)
+    dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
+    began = time.perf_counter()
+    batches = [dataset[i] for i in range(BATCHES)]
+    data_seconds = (time.perf_counter() - began) / BATCHES
+    mean, std = (torch.tensor(cfg["data"][k], device=trainer.device) for k in ("mean", "std"))
+    on_device = [batch.to(trainer.device).normalised(mean, std) for batch in batches]
+    images = batches[0].images
+    flops = statistics.mean(step_flops(trainer.model, batch, trainer.schedules.at(0)) for batch in batches)
+    precision = cfg["trainer"]["precision"]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    for step in range(2):
+        trainer.step(step, [on_device[step % BATCHES]])
+    peaks, times = [matmul_peak(trainer.device, dtype)], []
+    for step in range(steps):
+        times.append(timed_step(trainer, step, on_device[step % BATCHES]))
+    peaks.append(matmul_peak(trainer.device, dtype))
+    phases = Phases(trainer)
+    with phases.recording():
+        for step in range(BATCHES):
+            timed_step(trainer, step, on_device[step])
+    seconds, peak = statistics.median(times), statistics.median(peaks)
+    return {
+        "precision": precision,
+        "images_per_step": images,
+        "seconds_per_step": seconds,
+        "seconds_range": [min(times), max(times)],
+        "images_per_second": images / seconds,
+        "flops_per_step": flops,
+        "matmul_peak_flops": peak,
+        "share_of_peak": flops / seconds / peak,
+        "data_seconds_per_image_and_core": data_seconds / images,
+        "phases_seconds": {name: value / BATCHES for name, value in phases.seconds.items()},
+        "peak_memory_bytes": peak_memory(trainer.device),
+    }
+
+
+def timed_step(trainer: Trainer, step: int, batch: Batch) -> float:
+    synchronise(trainer.device)
+    began = time.perf_counter()
+    trainer.step(step, [batch])
+    synchronise(trainer.device)
+    return time.perf_counter() - began
+
+
+def peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    result = Table("setting", "precision", "s / step", "images / s", "GFLOP", "peak GFLOP/s", "of peak", "memory MiB", "data ms / image")
+    for row in rows:
+        result.add_row(
+            row["setting"], row["precision"], f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
+            f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}", f"{row['share_of_peak']:.1%}",
+            f"{row['peak_memory_bytes'] / 2**20:.0f}", f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
+        )  # fmt: skip
+    return result
+
+
+def phase_table(rows: list[dict[str, Any]]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row["phases_seconds"]))
+    result = Table("ms / step", "precision", *names)
+    for row in rows:
+        result.add_row(row["setting"], row["precision"], *(f"{row['phases_seconds'].get(n, 0) * 1e3:.0f}" for n in names))
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", nargs="*", help=f"{', '.join(SETTINGS)}, or NAME override ...")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each row")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    own = [word for word in arguments.setting if "=" in word]
+    names = [word for word in arguments.setting if "=" not in word] or ([] if own else ["vits16", "width192"])
+    rows = []
+    for name in names or ["custom"]:
+        for precision in arguments.precision:
+            overrides = [*SETTINGS.get(name, []), *own, f"trainer.precision={precision}"]
+            rows.append({"setting": name, "overrides": overrides, **measure(overrides, arguments.steps)})
+            print(json.dumps({k: rows[-1][k] for k in ("setting", "precision", "share_of_peak")}), file=sys.stderr)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table(rows), phase_table(rows))
+    if arguments.json:
+        machine = {"cpu": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(arguments.json, json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
