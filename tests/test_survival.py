@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_processes import TrainProcess, wait_until
+from train_processes import TrainProcess, folder_of, last_step, session, wait_until
 
 from dinoswap import checkpoint, metrics
 
@@ -140,29 +140,188 @@ def unfinished(folder: Path) -> list[str]:
     return [p.name for p in (folder / "checkpoints").glob("*.tmp-*")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_preempted(number: signal.Signals, workers: int, reference: Reference, tmp_path: Path) -> None:
     overrides = [*VARIANTS["fp32"], f"data.workers={workers}", "trainer.checkpoint_every=0"]
     run = TrainProcess(overrides, tmp_path)
     run.wait_for_step(7)
     assert run.signal(number) == 75, run.output
-    assert_preempted(run, number.name)
+    assert_preempted(run.folder, number.name, run.output)
     finish(overrides, tmp_path)
     assert_same_result(run.folder, reference["fp32"])
 
 
-def assert_preempted(run: TrainProcess, name: str) -> None:
-    after, step = record(run.folder), lines(run.folder)[-1]["step"]
+def test_ctrl_c_in_a_terminal(reference: Reference, tmp_path: Path) -> None:
+    """The command itself; a terminal sends the signal to all of its processes."""
+    overrides = [*VARIANTS["bf16"], "data.workers=2", "trainer.checkpoint_every=0"]
+    command = [sys.executable, "-m", "dinoswap.train", *overrides, f"results_dir={tmp_path}"]
+    folder, output = folder_of(overrides, tmp_path), tmp_path / "output.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        wait_until(lambda: last_step(folder) >= 7 or process.poll() is not None, "it does not reach step 7", 120)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 75, output.read_text()
+    wait_until(lambda: not session(process.pid), "processes are left")
+    assert_preempted(folder, "SIGINT", output.read_text())
+    finish(overrides, tmp_path)
+    assert_same_result(folder, reference["bf16"])
+
+
+def assert_preempted(folder: Path, name: str, output: str) -> None:
+    after, step = record(folder), lines(folder)[-1]["step"]
     assert (after["status"], after["steps"]) == ("preempted", step)
     assert name in after["error"]
     assert after["throughput"]["images_per_second"] > 0
-    saved = checkpoint.newest(run.folder / "checkpoints", pytest.fail)
+    saved = checkpoint.newest(folder / "checkpoints", pytest.fail)
     assert saved is not None
     assert saved.step == step
-    assert "the same command continues this run" in run.output
+    assert "the same command continues this run" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_that_diverges_stops_and_keeps_what_is_needed(tmp_path: Path) -> None:
+    """The first step has a learning rate of 0, the second ruins the weights, from the third on nothing is finite."""
+    overrides = [*SETTINGS, "schedule.base_lr=1e30", "trainer.max_nonfinite_steps=4", "trainer.checkpoint_every=1"]
+    run = TrainProcess(overrides, tmp_path)
+    assert run.wait() == 1, run.output
+    assert record(run.folder)["status"] == "diverged"
+    assert record(run.folder)["steps"] == 6
+    assert "4 such steps in a row" in record(run.folder)["error"]
+    assert "schedule.base_lr" in run.output
+    assert [row.get("nonfinite") for row in lines(run.folder)][1:] == [0, 0, 1, 1, 1, 1]
+    kept = sorted(p.name for p in (run.folder / "nonfinite").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (3, 4, 5)]
+    saved = checkpoint.newest(run.folder / "checkpoints", pytest.fail)
+    assert saved is not None
+    assert all(weight.isfinite().all() for weight in saved.state["model"].values())
+
+
+def test_a_checkpoint_of_another_config_is_refused(reference: Reference, tmp_path: Path) -> None:
+    overrides = [*VARIANTS["fp32"], "schedule.base_lr=0.001"]
+    checkpoints = folder_of(overrides, tmp_path) / "checkpoints"
+    shutil.copytree(reference["fp32"] / "checkpoints", checkpoints)
+    run = TrainProcess(overrides, tmp_path)
+    assert run.wait() == 1, run.output
+    assert "schedule.base_lr: 0.004 -> 0.001" in run.output
     assert "Traceback" not in run.output
+    assert record(run.folder)["status"] == "failed"
+    assert contents(checkpoints) == contents(reference["fp32"] / "checkpoints")
 
 
-def test_ctrl_c_in_a_terminal(reference: Reference, tmp_path: Path) -> None:
-    """The command itself, and the signal for all its processes, as a terminal sends it."""
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_truncated_checkpoint_is_reported_and_the_one_before_used(reference: Reference, tmp_path: Path) -> None:
+    folder = folder_of(VARIANTS["fp32"], tmp_path)
+    shutil.copytree(reference["fp32"], folder)
+    (folder / "run.json").unlink()  # else it is complete
+    newest = folder / f"checkpoints/step-{STEPS:08d}"
+    os.truncate(newest / checkpoint.TENSORS, 1000)
+    run = finish(VARIANTS["fp32"], tmp_path)
+    assert f"{newest} is damaged" in run.output
+    assert f"resumed after step {STEPS - EVERY} " in run.output
+    assert_same_result(folder, reference["fp32"])
+
+
+def test_a_completed_run_is_left_alone(reference: Reference) -> None:
+    def stamps() -> dict[str, int]:  # Hydra writes its own folder anew, with the same contents
+        return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if ".hydra" not in p.parts}
+
+    folder = reference["fp32"]
+    before = contents(folder), stamps()
+    run = finish(VARIANTS["fp32"], reference.results / "fp32")
+    assert "complete" in run.output
+    assert (contents(folder), stamps()) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for two checkpoints, at `runs` of the results."""
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2300k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def enlarge(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("tensorboard", ["false", "true"])
+def test_a_full_disk(tensorboard: str, small_disk: Path, reference: Reference, tmp_path: Path) -> None:
+    overrides = [*VARIANTS["fp32"], f"trainer.tensorboard={tensorboard}"]
+    run = TrainProcess(overrides, tmp_path)
+    assert run.wait() == 1, run.output
+    assert "No space left" in run.output
+    assert "Traceback" not in run.output
+    assert record(run.folder)["status"] == "failed"
+    saved = checkpoint.newest(run.folder / "checkpoints", pytest.fail)
+    assert saved is not None
+    assert f"step-{saved.step:08d} is the last complete checkpoint" in run.output
+    enlarge(small_disk)
+    finish(overrides, tmp_path)
+    assert_same_result(run.folder, reference["fp32"])
+
+
+@pytest.mark.parametrize("every", [EVERY, 0])
+def test_a_disk_full_to_the_last_byte(every: int, small_disk: Path, reference: Reference, tmp_path: Path) -> None:
+    """Filled by somebody else while the run trains: the next write fails, be it of a checkpoint or a metrics line."""
+    overrides = [*VARIANTS["fp32"], f"trainer.checkpoint_every={every}"]
+    run = TrainProcess(overrides, tmp_path)
+    run.wait_for_step(4)
+    with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    assert run.wait() == 1, run.output
+    last_words = run.output.splitlines()[-1]
+    assert "No space left" in last_words
+    assert str(run.folder) in last_words
+    assert "Traceback" not in run.output
+    (small_disk / "filler").unlink()
+    checkpoint.newest(run.folder / "checkpoints", pytest.fail)
+    enlarge(small_disk)
+    finish(overrides, tmp_path)
+    assert_same_result(run.folder, reference["fp32"])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """24 images, of which 3 are broken."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 36, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    for number in range(BROKEN):
+        os.truncate(folder / f"{5 + 7 * number:02d}.png", 100)
+    return folder
+
+
+def corrupt_overrides(images: Path, fraction: float) -> list[str]:
+    return [*SETTINGS, "trainer.max_steps=12", "data=image_folder", f"data.path={images}",
+            f"data.max_corrupt_fraction={fraction}"]  # fmt: skip
+
+
+def test_too_many_corrupt_images_end_the_run(images: Path, tmp_path: Path) -> None:
+    run = TrainProcess(corrupt_overrides(images, 2 / 24), tmp_path)
+    assert run.wait() == 1, run.output
+    assert record(run.folder)["status"] == "failed"
+    assert "Traceback" not in run.output
+    for text in (run.output, record(run.folder)["error"], (run.folder / "corrupt.txt").read_text()):
+        assert [name for name in ("05.png", "12.png", "19.png") if name in text] == ["05.png", "12.png", "19.png"]
+
+
+def test_a_few_corrupt_images_are_listed_once(images: Path, tmp_path: Path) -> None:
+    overrides = [*corrupt_overrides(images, 3 / 24), "data.workers=2", "trainer.checkpoint_every=1"]
+    run = TrainProcess(overrides, tmp_path)
+    run.wait_for_step(4)  # more than an epoch: all have been met
+    run.signal(signal.SIGKILL)
+    finish(overrides, tmp_path)
+    listed = [line.split("\t") for line in (run.folder / "corrupt.txt").read_text().splitlines()]
+    assert sorted(Path(name).name for name, _ in listed) == ["05.png", "12.png", "19.png"]
+    assert all(reason for _, reason in listed)

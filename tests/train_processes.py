@@ -10,20 +10,18 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from small_models import composed
 
 from dinoswap import metrics
-from dinoswap.configuration import VERSION_BASE, config_dir, plain, run_folder
+from dinoswap.configuration import plain, run_folder
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dinoswap.train"])
+_context.set_forkserver_preload(["dinoswap.train", "torch._dynamo"])  # the latter by the first optimiser, in seconds
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    """The config of `dinoswap-train <overrides>`."""
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return compose("train", overrides)
+def folder_of(overrides: list[str], results: Path) -> Path:
+    """The run's folder."""
+    return results / "runs" / run_folder(plain(composed(overrides)))
 
 
 class TrainProcess:
@@ -32,13 +30,12 @@ class TrainProcess:
     def __init__(self, overrides: list[str], results: Path, kill_at_sync: int | None = None) -> None:
         """`kill_at_sync` n: it kills itself when it asks the disk to sync a checkpoint's file or folder for the nth
         time (from 0): the three files, the unfinished folder, and, after the rename, the folder of checkpoints."""
-        self.arguments = [*overrides, f"results_dir={results}"]
-        self.folder = results / "runs" / run_folder(plain(composed(self.arguments)))
+        self.folder = folder_of(overrides, results)
         self.output_path = results / "output.txt"
         results.mkdir(parents=True, exist_ok=True)
         self.output_path.touch()
         self._before = self.output_path.stat().st_size
-        arguments = (self.arguments, str(self.output_path), kill_at_sync)
+        arguments = ([*overrides, f"results_dir={results}"], str(self.output_path), kill_at_sync)
         self.process: ForkServerProcess = _context.Process(target=_train, args=arguments)
         self.process.start()
         assert self.process.pid is not None
@@ -58,7 +55,7 @@ class TrainProcess:
 
     def wait_for_step(self, step: int) -> None:
         """Until metrics.jsonl holds `step`."""
-        wait_until(lambda: not self.process.is_alive() or last_step(self.folder) >= step, f"no step {step}:\n{self.output}")
+        wait_until(lambda: last_step(self.folder) >= step or not self.process.is_alive(), f"it does not reach step {step}")
 
     def signal(self, number: signal.Signals) -> int:
         """Send it, alone of its session; its exit status."""

@@ -169,7 +169,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    result = Table("setting", "precision", "s / step", "images / s", "GFLOP", "peak GFLOP/s", "of peak", "memory MiB", "data ms / image")
+    result = Table(
+        "setting",
+        "precision",
+        "s / step",
+        "images / s",
+        "GFLOP",
+        "peak GFLOP/s",
+        "of peak",
+        "memory MiB",
+        "data ms / image",
+    )
     for row in rows:
         result.add_row(
             row["setting"], row["precision"], f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
@@ -183,7 +193,9 @@ def phase_table(rows: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row["phases_seconds"]))
     result = Table("ms / step", "precision", *names)
     for row in rows:
-        result.add_row(row["setting"], row["precision"], *(f"{row['phases_seconds'].get(n, 0) * 1e3:.0f}" for n in names))
+        result.add_row(
+            row["setting"], row["precision"], *(f"{row['phases_seconds'].get(n, 0) * 1e3:.0f}" for n in names)
+        )
     return result
 
 

@@ -17,7 +17,7 @@ from dinoswap.configuration import VERSION_BASE, ConfigError, check_overrides, c
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.loop import Preempted, Run
-from dinoswap.metrics import RunRecord, load_record, write_atomically
+from dinoswap.metrics import RunRecord, Status, load_record, write_atomically
 from dinoswap.nonfinite import Diverged
 from dinoswap.progress import logging_to
 
@@ -44,19 +44,29 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def finish(built: Run) -> Evaluation:
-    """Train to the end; however it ends, run.json says so."""
+    """Train to the end; however it ends, run.json says so if the disk lets it."""
     try:
         return built.train()
     except (Preempted, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and built.record.status == "running":
-            built.write_record("preempted", "interrupted before the state could be saved")
+            end(built, "preempted", "interrupted before the state could be saved")
         raise
     except Diverged as error:
-        built.write_record("diverged", str(error))
+        end(built, "diverged", str(error))
         raise
     except Exception as error:
-        built.write_record("failed", f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.filename is None:  # writing to an open file does not say to which
+            error.filename = str(built.folder)
+        end(built, "failed", f"{type(error).__name__}: {error}")
         raise
+
+
+def end(built: Run, status: Status, reason: str) -> None:
+    """The last words in run.json. A disk that refuses them must not hide the reason, which the caller raises."""
+    try:
+        built.write_record(status, reason)
+    except OSError as refused:
+        print(f"dinoswap-train: {built.record.path} could not be brought up to date: {refused}", file=sys.stderr)
 
 
 def start_record(folder: Path, config: Mapping[str, Any]) -> RunRecord:

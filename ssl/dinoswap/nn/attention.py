@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+SCORES = torch.float32
+"""Precision of q k^T in `MatmulAttention`. In bfloat16 a step is 2 to 3 % faster and the output error 2 to 10
+times larger: more for a peaked softmax, whose scores are large."""
+
 
 class MatmulAttention(torch.autograd.Function):
-    """Attention as matrix products. Scores are kept in float32, weights and gradients in the input's precision."""
+    """Attention as matrix products: scores in float32, weights and gradients in the input's precision."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor) -> Tensor:
@@ -22,7 +26,7 @@ class MatmulAttention(torch.autograd.Function):
         packed = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # [3, b h, T, d]: one copy for q, k and v
         q, k, v = packed
         with torch.autocast("cpu", enabled=False):  # which would round the scores
-            scores = (q.float() * width**-0.5) @ k.float().transpose(1, 2)  # [b h, T, T]
+            scores = (q.to(SCORES) * width**-0.5) @ k.to(SCORES).transpose(1, 2)  # [b h, T, T]
         weights = scores.softmax(-1).to(qkv.dtype)
         ctx.save_for_backward(packed, weights)
         mixed: Tensor = weights @ v

@@ -7,6 +7,7 @@ Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -56,7 +57,6 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         """`img_size` (H, W) is that of the position table; crops may have any other multiple of `patch_size`.
-
         `layerscale` is its initial value, None or 0 for none; `drop_path` the rate of every block, or without
         `drop_path_uniform` of the last one, rising linearly from 0.
         """
@@ -144,8 +144,8 @@ class VisionTransformer(nn.Module):
         A list and a plain tensor differ in stochastic depth only, see `block`.
         """
         if isinstance(crops, Tensor):
-            return self._forward([crops], [masks], None if patch_rows is None else [patch_rows], single=True)[0]
-        return self._forward(crops, masks or [None] * len(crops), patch_rows, single=False)
+            return self._forward([crops], [masks], None if patch_rows is None else [patch_rows], True)[0]
+        return self._forward(crops, masks or [None] * len(crops), patch_rows, False)
 
     def _forward(
         self,
@@ -171,19 +171,18 @@ class VisionTransformer(nn.Module):
         depth = len(self.blocks)
         if any(not -depth <= index < depth for index in blocks):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
-        entries, outputs = [self.prepare_tokens_with_masks(x)], []
+        outputs = [[self.prepare_tokens_with_masks(x)]]
         for block in self.blocks:
-            entries = self._run(block, entries, None, True)
-            outputs.append(entries[0])
-        return [self._split(self.norm(outputs[i]) if norm else outputs[i]) for i in blocks]
+            outputs.append(self._run(block, outputs[-1], None, True))
+        raw = [outputs[1:][index][0] for index in blocks]
+        return [self._split(self.norm(tokens) if norm else tokens) for tokens in raw]
 
     def _run(
         self, block: nn.Module, entries: Sequence[Tensor], rows: Sequence[Tensor] | None, single: bool
     ) -> list[Tensor]:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            out: list[Tensor] = checkpoint(block, entries, rows, single, use_reentrant=False)
-        else:
-            out = block(entries, rows, single)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+        out: list[Tensor] = run(entries, rows, single)
         return out
 
     def _split(self, x: Tensor) -> Tokens:

@@ -1,0 +1,55 @@
+"""The trainer of `recipe=smoke`, and batches for it that need no data."""
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dinoswap.build import build_trainer
+from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
+
+CENTERING = ["targets@objectives.dino.targets=centering", "targets@objectives.ibot.targets=centering"]
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The config of `dinoswap-train <overrides>`."""
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return compose("train", overrides)
+
+
+def small_trainer(*overrides: str) -> Trainer:
+    return build_trainer(plain(composed(["recipe=smoke", "trainer.device=cpu", *overrides])))
+
+
+def small_batch(seed: int, images: int = 4) -> Batch:
+    """Noise, with about a third of the patches masked."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(crops: int, side: int) -> Tensor:
+        return torch.randn(crops, images, 3, side, side, generator=generator)
+
+    mask = torch.rand(2, images, 16, generator=generator) < 0.3  # patches of 8 pixels in crops of 32
+    return Batch(
+        global_crops=noise(2, 32),
+        local_crops=noise(2, 16),
+        extra_crops=noise(0, 0),
+        clean_crops=noise(0, 0),
+        mask=mask,
+        masked_indices=torch.from_numpy(np.flatnonzero(mask)),
+        indices=torch.arange(images),
+    )
+
+
+def named_parameters(trainer: Trainer) -> dict[str, Tensor]:
+    """The trained ones."""
+    return dict(trainer.model.student.named_parameters())
+
+
+def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """A copy of all that a step changes: weights of student and teacher, centres, moments and step counts of AdamW."""
+    state = trainer.state_dict()
+    moments = {f"{name}/{key}": value for name, entry in state["optimizer"].items() for key, value in entry.items()}
+    return {name: value.clone() for name, value in (state["model"] | moments).items()}

@@ -1,0 +1,127 @@
+"""Turn the finished runs of one study into a committed reference: a table, a curve, and where they come from.
+
+    python tools/reference.py results/runs/demo -o results/reference/demo
+
+Writes README.md, curve.png, summary.json, and the pictures of the first seed. All runs must be seeds of one configuration.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dinoswap.metrics import load_record, read, write_atomically
+
+ROWS = {
+    "trained": "eval",
+    "random init": "baseline/random_init",
+    "raw pixels": "baseline/raw_pixels",
+    "colour histogram": "baseline/colour_histogram",
+}
+COLUMNS = {
+    "k-NN CLS": ("knn_top1", "knn_top1"),
+    "k-NN patch mean": ("knn_patch_top1", "knn_top1"),
+    "linear CLS": ("linear_top1", "linear_top1"),
+    "linear patch mean": ("linear_patch_top1", "linear_top1"),
+}  # of networks, and of baselines without tokens
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The completed runs below `folder`, by seed."""
+    runs = []
+    for path in sorted(folder.glob("*/seed*/run.json")):
+        record = load_record(path)
+        if record["status"] == "completed":
+            runs.append(record | {"folder": path.parent, "curve": read(path.parent / "metrics.jsonl")})
+    if not runs:
+        raise SystemExit(f"reference: no completed run in {folder}")
+    if len({run["run_id"] for run in runs}) > 1:
+        raise SystemExit(f"reference: {folder} holds several configurations; name one of {folder}/*")
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def values(runs: list[dict[str, Any]], row: str, column: str) -> list[float]:
+    for name in COLUMNS[column]:
+        found = [run["metrics"].get(f"{ROWS[row]}/{name}") for run in runs]
+        if None not in found:
+            return found
+    return []
+
+
+def text(numbers: list[float]) -> str:
+    if not numbers:
+        return "-"
+    spread = f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.1f}{spread}"
+
+
+def markdown(runs: list[dict[str, Any]], title: str) -> str:
+    first = runs[0]
+    minutes = [run["cost"].get("training_seconds", 0) / 60 for run in runs]
+    lines = [
+        f"# {title}",
+        "",
+        "| top-1, % | " + " | ".join(COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+        *(f"| {row} | " + " | ".join(text(values(runs, row, c)) for c in COLUMNS) + " |" for row in ROWS),
+        "",
+        f"Mean ± standard deviation over seeds {', '.join(str(run['seed']) for run in runs)}. A baseline without tokens has "
+        "one number per classifier.",
+        "",
+        "![k-NN accuracy over training](curve.png)",
+        "",
+        f"- command: `dinoswap-train {' '.join(o for o in first['overrides'] if not o.startswith('seed='))} seed=...`",
+        f"- run id {first['run_id']}, commit {(first['git'] or {}).get('sha', 'unknown')[:10]}",
+        f"- {first['hardware']['cpu']}, {first['hardware']['threads']} threads; torch {first['versions']['torch']}; "
+        f"{statistics.mean(r['throughput']['images_per_second'] for r in runs):.0f} images/s"
+        + (f"; {statistics.mean(minutes):.1f} minutes of training a run" if all(minutes) else ""),
+        f"- made by `python tools/reference.py {' '.join(sys.argv[1:])}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def curve(runs: list[dict[str, Any]], path: Path) -> None:
+    """In-loop k-NN of each seed over steps, beside the final evaluation's baselines."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        points = [(row["step"], row["eval/knn_top1"]) for row in run["curve"] if "eval/knn_top1" in row]
+        axes.plot(*zip(*points, strict=True), marker=".", label=f"seed {run['seed']}")
+    for index, row in enumerate(r for r in ROWS if r != "trained"):
+        level = statistics.mean(values(runs, row, "k-NN CLS"))
+        axes.axhline(level, linestyle="--", linewidth=1, color=f"C{index + len(runs)}", label=row)
+    axes.set(xlabel="step", ylabel="k-NN top-1, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="results/runs/<study>")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--title", default="Reference")
+    arguments = parser.parse_args()
+    runs = load(arguments.runs)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    curve(runs, arguments.out / "curve.png")
+    write_atomically(arguments.out / "README.md", markdown(runs, arguments.title))
+    summary = {row: {c: values(runs, row, c) for c in COLUMNS} for row in ROWS}
+    write_atomically(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for name in ("pca.png", "crops.png", "accuracy.png"):
+        if (runs[0]["folder"] / "pictures" / name).exists():
+            shutil.copyfile(runs[0]["folder"] / "pictures" / name, arguments.out / name)
+    print(f"{arguments.out}/README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

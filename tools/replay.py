@@ -1,0 +1,113 @@
+"""Repeat a non-finite step of a run, to see where it came from.
+
+    python tools/replay.py RUN_FOLDER/nonfinite/step-00000123
+
+A run keeps batch and state of its first non-finite steps. The trainer is rebuilt from the run's config.yaml and takes
+that step again, with the same random numbers. Printed are loss terms, gradient norms before clipping, and where the first
+value that is not finite was found: in the batch, the weights, the forward pass (module by module), or a gradient.
+Exit status 1 when all is finite now: on another device, or in fp16, whose loss scale was halved after the step.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from dinoswap import checkpoint
+from dinoswap.build import build_trainer
+from dinoswap.configuration import plain
+from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """`step` as numbered in metrics.jsonl; `origin` is None when every value was finite."""
+
+    step: int
+    logs: dict[str, float]
+    origin: str | None
+
+
+class Watch:
+    """Notes what is not finite, in the order in which it is computed."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.found: list[str] = []
+        self._clip, trainer.clip = trainer.clip, self.clip
+        for (
+            name,
+            module,
+        ) in trainer.model.named_modules():  # a module ends after those inside it: the innermost is first
+            module.register_forward_hook(partial(self._look_at_output, name))
+
+    def look(self, values: Mapping[str, Any]) -> None:
+        self.found += [name for name, value in values.items() if not all(t.isfinite().all() for t in tensors(value))]
+
+    def _look_at_output(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        self.look({f"output of {name or 'the whole model'} ({type(module).__name__})": output})
+
+    def clip(self, groups: list[dict[str, Any]]) -> dict[str, Tensor]:
+        for group in groups:
+            self.look({f"gradient of {n}": p.grad for n, p in zip(group["names"], group["params"], strict=True)})
+        return self._clip(groups)
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """All floating-point tensors in nested lists, dictionaries and dataclasses."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+        return
+    inside: Any = ()
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, list | tuple):
+        inside = value
+    elif is_dataclass(value):
+        inside = [getattr(value, f.name) for f in fields(value)]
+    for each in inside:
+        yield from tensors(each)
+
+
+def replay(path: Path) -> Replayed:
+    """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml."""
+    found = checkpoint.read(path)
+    config = OmegaConf.load(path.parents[1] / "config.yaml")
+    trainer = build_trainer(plain(config))
+    trainer.load_state_dict(found.state["trainer"])
+    watch = Watch(trainer)
+    batches = [Batch(**batch).to(trainer.device) for batch in found.state["batches"]]
+    for number, batch in enumerate(batches):
+        watch.look({f"{name} of micro-batch {number}": value for name, value in batch.tensors().items()})
+    watch.look({f"weight {name}": value for name, value in trainer.model.state_dict().items()})
+    logs = trainer.step(found.step - 1, batches)
+    return Replayed(found.step, {name: float(value) for name, value in logs.items()}, next(iter(watch.found), None))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="RUN_FOLDER/nonfinite/step-XXXXXXXX")
+    try:
+        replayed = replay(parser.parse_args().path)
+    except (checkpoint.CheckpointError, OSError, ValueError) as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    table = Table(f"step {replayed.step}", "value")
+    for name, value in replayed.logs.items():
+        table.add_row(name, f"{value:.6g}")
+    Console().print(table)
+    print(f"first value that is not finite: {replayed.origin or 'none, the step is finite here'}")
+    return 0 if replayed.origin else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
