@@ -1,4 +1,9 @@
-"""The trainer of `recipe=smoke`, and batches for it that need no data."""
+"""The trainer of `recipe=smoke`, batches for it that need no data, and the scripts in tools/."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -53,3 +58,14 @@ def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     state = trainer.state_dict()
     moments = {f"{name}/{key}": value for name, entry in state["optimizer"].items() for key, value in entry.items()}
     return {name: value.clone() for name, value in (state["model"] | moments).items()}
+
+
+def load_tool(name: str) -> ModuleType:
+    """tools/<name>.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where a dataclass looks for its own module
+    spec.loader.exec_module(module)
+    return module

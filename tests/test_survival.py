@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import CENTERING, load_tool
 from train_processes import TrainProcess, folder_of, last_step, session, wait_until
 
 from dinoswap import checkpoint, metrics
@@ -34,12 +35,7 @@ SETTINGS = [
 ]
 VARIANTS = {
     "fp32": [*SETTINGS, "trainer.precision=fp32"],
-    "bf16": [
-        *SETTINGS,
-        "trainer.precision=bf16",
-        "targets@objectives.dino.targets=centering",
-        "targets@objectives.ibot.targets=centering",
-    ],
+    "bf16": [*SETTINGS, "trainer.precision=bf16", *CENTERING],
 }
 STAGES = ["tensors written", "state written", "meta written", "folder synced", "renamed"]  # of a checkpoint
 
@@ -83,6 +79,7 @@ def record(folder: Path) -> dict[str, Any]:
 def assert_same_result(folder: Path, reference: Path) -> None:
     assert record(folder)["status"] == "completed"
     assert record(folder)["steps"] == STEPS
+    assert record(folder)["throughput"]["images_per_second"] > 0
     assert last_checkpoint(folder) == last_checkpoint(reference)
     assert lines(folder) == lines(reference)
 
@@ -195,6 +192,9 @@ def test_a_run_that_diverges_stops_and_keeps_what_is_needed(tmp_path: Path) -> N
     saved = checkpoint.newest(run.folder / "checkpoints", pytest.fail)
     assert saved is not None
     assert all(weight.isfinite().all() for weight in saved.state["model"].values())
+    replayed = load_tool("replay").replay(run.folder / "nonfinite" / kept[0])
+    assert (replayed.step, replayed.logs["nonfinite"]) == (3, 1)
+    assert replayed.origin.startswith("output of ")
 
 
 def test_a_checkpoint_of_another_config_is_refused(reference: Reference, tmp_path: Path) -> None:
@@ -223,6 +223,22 @@ def test_a_truncated_checkpoint_is_reported_and_the_one_before_used(reference: R
     assert f"{newest} is damaged" in run.output
     assert f"resumed after step {STEPS - EVERY} " in run.output
     assert_same_result(folder, reference["fp32"])
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_killed_in_the_final_evaluation(logged: bool, reference: Reference, tmp_path: Path) -> None:
+    """After the last checkpoint; `logged`: between its line in metrics.jsonl and the end."""
+    folder = folder_of(VARIANTS["fp32"], tmp_path)
+    shutil.copytree(reference["fp32"], folder)
+    before = record(folder) | {"status": "running"}
+    (folder / "run.json").write_text(json.dumps(before))
+    if not logged:
+        text = (folder / "metrics.jsonl").read_text()
+        (folder / "metrics.jsonl").write_text("".join(text.splitlines(keepends=True)[:-1]))
+    finish(VARIANTS["fp32"], tmp_path)
+    assert_same_result(folder, reference["fp32"])
+    assert record(folder)["throughput"] == before["throughput"]
+    assert record(folder)["restarts"] == 1
 
 
 def test_a_completed_run_is_left_alone(reference: Reference) -> None:

@@ -5,7 +5,7 @@
 A run keeps batch and state of its first non-finite steps. The trainer is rebuilt from the run's config.yaml and takes
 that step again, with the same random numbers. Printed are loss terms, gradient norms before clipping, and where the first
 value that is not finite was found: in the batch, the weights, the forward pass (module by module), or a gradient.
-Exit status 1 when all is finite now: on another device, or in fp16, whose loss scale was halved after the step.
+Exit status 1 when all is finite now, as it may be on another device.
 """
 
 import argparse

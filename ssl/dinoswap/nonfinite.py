@@ -1,7 +1,10 @@
 """Catching a non-finite loss or gradient before the step, without waiting for the device.
 
-`flag` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one step
+`severity` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one step
 later, just before the next update: the state is then still the one that met the bad batch, so both can be kept.
+
+In fp16 a gradient that overflows while the loss is finite is no fault as long as the loss scale can be halved: those steps
+are skipped too (`nonfinite` in metrics.jsonl), but neither counted nor kept.
 """
 
 import logging
@@ -34,16 +37,18 @@ class NonFiniteGuard:
         self.total = 0
         self._pending: tuple[int, Sequence[Batch], Tensor, torch.cuda.Event | None] | None = None
 
-    def flag(self, loss: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
-        """float32 scalar on the device: 1 when the loss or a gradient norm of any rank is not finite, else 0."""
+    def severity(self, loss: Tensor, norms: Mapping[str, Tensor], loss_scale: Tensor) -> Tensor:
+        """float32 scalar on the device, the worst of all ranks: 0 when loss and gradient norms are finite, 1 when a
+        gradient is not and a smaller loss scale may mend it, 2 otherwise. Without scaling, `loss_scale` is 1."""
         finite = torch.stack([loss.detach().float(), *(norm.float() for norm in norms.values())]).isfinite().all()
-        return all_reduce_max((~finite).float())
+        hopeless = ~loss.detach().isfinite() | (loss_scale <= 1)
+        return all_reduce_max((~finite).float() * (1 + hopeless))
 
-    def watch(self, step: int, batches: Sequence[Batch], flag: Tensor) -> None:
-        """Start copying the flag to the host; `resolve` reads it."""
-        on_host = flag.to("cpu", non_blocking=True)
+    def watch(self, step: int, batches: Sequence[Batch], severity: Tensor) -> None:
+        """Start copying the severity to the host; `resolve` reads it."""
+        on_host = severity.to("cpu", non_blocking=True)
         event = None
-        if flag.is_cuda:
+        if severity.is_cuda:
             event = torch.cuda.Event()
             event.record()
         self._pending = (step, batches, on_host, event)
@@ -52,12 +57,12 @@ class NonFiniteGuard:
         """Report and count the watched step; raises Diverged at the limit. To be called before the state changes again."""
         if self._pending is None:
             return
-        step, batches, flag, event = self._pending
+        step, batches, severity, event = self._pending
         self._pending = None
         if event is not None:
             event.synchronize()
-        if not flag:
-            self.in_a_row = 0
+        if severity < 2:
+            self.in_a_row = 0 if severity == 0 else self.in_a_row
             return
         self.in_a_row += 1
         self.total += 1

@@ -102,10 +102,11 @@ class Trainer:
         moved = [buffer.clone() for buffer in self.buffers]
         self.scaler.unscale_(self.optimizer)
         norms = self.clip(self.optimizer.param_groups)
-        nonfinite = self.guard.flag(logs["loss"], norms)
+        severity = self.guard.severity(logs["loss"], norms, self.scaler.scale(torch.ones((), device=self.device)))
+        nonfinite = (severity > 0).float()
         self._set_buffers(before)
         self.guard.resolve()  # of the step before: from here on the state that it met changes
-        self.guard.watch(step, batches, nonfinite)
+        self.guard.watch(step, batches, severity)
         self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # the fused step is a no-op where it is 1
         self.optimizer.step()
         self.scaler.update()

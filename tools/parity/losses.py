@@ -23,6 +23,9 @@ from dinoswap.values import Batch, Features
 from parity.rows import FORWARD, Fixture, Row, Scenarios, compare, compare_gradient
 
 
+NETWORKS = ("student", "teacher")
+
+
 class Given(nn.Module):
     """Targets that are stored: the teacher's logits are not looked at."""
 
@@ -77,8 +80,8 @@ def check_sinkhorn(file: Fixture, section: str, logits: Tensor) -> Iterator[Row]
 
 
 def check_dino(file: Fixture) -> Iterator[Row]:
-    """`raw` is the sum over the local pairs of the mean over images, or the mean over both cross pairs; `scaled` is what
-    our terms are."""
+    """`raw` is the sum over the local pairs of the mean over images, or the mean over both cross pairs; our terms are
+    the `scaled` ones."""
     yield from check_sinkhorn(file, "dino", file["dino/teacher_cls_after_head"])
     images, temp = int(file.meta["B"]), float(file.meta["teacher_temp"])
     # the stored teacher rows are those of the other crop than the student rows at the same place
@@ -124,16 +127,17 @@ def check_ibot(file: Fixture) -> Iterator[Row]:
     ours = per_token(ibot_context(student, masks))["masked"]
     yield compare("per_token_negCE", ours, file["ibot/per_token_negCE(t.logsoftmax)"], FORWARD, scale=1.0)
     if "ibot/forward_masked_padded" in file:  # rows behind the masked ones are padding
-        padded = [file[f"ibot/forward_masked_padded_{network}"][: len(targets)] for network in ("student", "teacher")]
-        yield compare(
-            "forward_masked_padded", ibot_loss(file, *padded, masks), file["ibot/forward_masked_padded"], FORWARD, 1.0
-        )
+        rows, theirs = (file[f"ibot/forward_masked_padded_{network}"][: len(targets)] for network in NETWORKS)
+        loss = ibot_loss(file, rows, theirs, masks)
+        yield compare("forward_masked_padded", loss, file["ibot/forward_masked_padded"], FORWARD, scale=1.0)
     if "ibot/dense_forward" in file:  # all tokens are given, the masked ones count
-        dense = [file[f"ibot/dense_{network}"][masks] for network in ("student", "teacher")]
-        yield compare("dense_forward", ibot_loss(file, *dense, masks), file["ibot/dense_forward"], FORWARD, scale=1.0)
+        rows, theirs = (file[f"ibot/dense_{network}"][masks] for network in NETWORKS)
+        loss = ibot_loss(file, rows, theirs, masks)
+        yield compare("dense_forward", loss, file["ibot/dense_forward"], FORWARD, scale=1.0)
     indices = masks.flatten().nonzero()[:, 0]
     losses = torch.zeros(len(indices), requires_grad=True)
     PerSample()(losses, masks.unflatten(0, (2, -1)), indices).backward()
+    assert losses.grad is not None
     yield compare("masks_weight", losses.grad * len(masks), file["ibot/masks_weight"], 1e-7)
 
 
@@ -144,7 +148,8 @@ def ibot_context(student: Tensor, masks: Tensor) -> Context:
 
 def ibot_loss(file: Fixture, student: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
     objective = IBOT(Given(targets), PerSample(), student_temp=float(file.meta["student_temp"]))
-    return objective(ibot_context(student, masks))["masked"]
+    loss: Tensor = objective(ibot_context(student, masks))["masked"]
+    return loss
 
 
 def check_centering(file: Fixture, name: str) -> Iterator[Row]:

@@ -62,6 +62,7 @@ def check_collate(case: dict[str, Any]) -> Iterator[Row]:
     # masks_weight is what PerSample multiplies each token's loss with, times the number of crops
     losses = torch.zeros(len(indices), requires_grad=True)
     PerSample()(losses, torch.from_numpy(masks).unflatten(0, (2, -1)), torch.from_numpy(indices)).backward()
+    assert losses.grad is not None
     yield compare("masks_weight", losses.grad * len(masks), case["masks_weight"], 1e-7)
     yield compare("generator state", rng.random(), case["next_random_random"], EXACT)
 

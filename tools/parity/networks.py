@@ -134,14 +134,12 @@ def check_gradients(file: Fixture) -> Iterator[Row]:
     scalar = torch.stack([(file[f"grad/weights/{k}"] * v).mean() for k, v in outputs.items() if v is not None]).sum()
     scalar.backward()
     yield compare("grad/scalar", scalar, file["grad/scalar"], FORWARD, scale=1.0)
-    gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
+    zero = torch.zeros(1)
+    gradients = {name: zero if p.grad is None else p.grad for name, p in backbone.named_parameters()}
     norms = {plain_name(name): norm for name, norm in file.below("grad/norm/").items()}
-    largest = max(float(norm) for norm in norms.values())
-    yield from worst_of("grad/norm", (
-        compare(name, torch.zeros(()) if gradients[name] is None else gradients[name].norm(), norm, GRADIENT,
-                scale=1e-3 * largest)
-        for name, norm in norms.items()
-    ))  # fmt: skip
+    scale = 1e-3 * max(float(norm) for norm in norms.values())
+    rows = (compare(name, gradients[name].norm(), norm, GRADIENT, scale) for name, norm in norms.items())
+    yield from worst_of("grad/norm", rows)
     full = {plain_name(name): value for name, value in file.below("grad/full/").items()}
     yield from worst_of("grad/full", (compare_gradient(name, gradients[name], value) for name, value in full.items()))
 

@@ -1,47 +1,37 @@
 """train_step_dinov2*.npz: the official training step, run through the trainer's own.
 
-Per scenario: parameter groups, then for each iteration losses, target probabilities, centres, gradients before clipping and
-their norms, clip norms, schedules, and after it the weights of student and teacher and the optimiser's moments: all that
-the file holds.
+Per scenario: parameter groups, then for each iteration losses, target probabilities, centres, gradients before clipping
+and their norms, clip norms, schedules, and after it the weights of student and teacher and the optimiser's moments: all
+that the file holds.
 """
 
 import re
 from collections.abc import Iterator
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dinoswap.forward.unified import Unified
-from dinoswap.layer_decay.layerwise import Layerwise
-from dinoswap.model import SelfDistillation
-from dinoswap.nn.projection_head import ProjectionHead
-from dinoswap.nn.vit import VisionTransformer
-from dinoswap.objectives.base import Objective
-from dinoswap.objectives.dino import DINO
-from dinoswap.objectives.ibot import IBOT
-from dinoswap.objectives.koleo import KoLeo
-from dinoswap.optim.clip import ClipPerModule
-from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.reduction.per_sample import PerSample
-from dinoswap.schedules import build_schedules
 from dinoswap.targets.centering import Centering
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.trainer import Trainer
-from dinoswap.values import Batch
-from dinoswap.weight_decay.all_groups import AllGroups
-from parity.rows import EXACT, SCHEDULE, Fixture, Row, Scenarios, compare, compare_gradient, plain_name, worst_of
-from parity.tables import schedule_settings
+from parity.official_run import TrainStepFile, build_trainer
+from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, plain_name, worst_of
 
 LOSS = {torch.float32: 2e-6, torch.float64: 1e-6}  # relative to max(1, |value|)
-NORM = {torch.float32: 2e-5, torch.float64: 1e-6}  # relative to max(1e-2, |value|), or to the tensor's largest entry
-WEIGHT = {torch.float32: 2e-6, torch.float64: 1e-6}  # absolute; the float64 runs keep a float32 Sinkhorn
-PROBABILITY = 2e-6
-RESOLUTION = 16 * torch.finfo(torch.float32).eps
-"""Entries of a gradient below this share of its tensor's largest are rounding noise in float32, of which Adam makes steps
-of the size of the learning rate. They say nothing, and are left out of float32 weights; float64 runs compare every one."""
+PROBABILITY = {
+    torch.float32: 5e-6,
+    torch.float64: 1e-6,
+}  # a temperature of 0.04 multiplies the rounding of logits by 25
+NORM = {torch.float32: 5e-5, torch.float64: 1e-6}  # relative to max(1e-2, |value|), or to the tensor's largest entry
+WEIGHT = {torch.float32: 2e-6, torch.float64: 1e-6}  # absolute
+ROUNDING = {torch.float32: 2.0**-21, torch.float64: 2.0**-23}
+"""An entry of a gradient is known to this share of its tensor's largest: in float32 its sums round there, and the float64
+runs keep a float32 Sinkhorn. Adam divides by the entry's size, so that a step may move a weight by
+lr * ROUNDING * largest / size away, and by 2 lr where the true gradient is 0, as that of the keys' bias is. What this does
+not explain is the error."""
 SCHEDULES = {
     "lr": "lr",
     "last_layer_lr": "last_layer_lr",
@@ -52,158 +42,23 @@ SCHEDULES = {
 MOMENTS = {"adam_m": "exp_avg", "adam_v": "exp_avg_sq", "adam_step": "step"}
 
 
-class TrainStepFile:
-    """One train_step*.npz. What it leaves out (initial weights, batches, meta data of a float64 twin) is in another file
-    of the folder, as the fixtures' README says."""
-
-    def __init__(self, path: Path) -> None:
-        base = path.with_name(path.name.replace("_f64", ""))
-        family = dict.fromkeys(p for p in (path, base, *sorted(path.parent.glob("train_step*.npz"))) if p.exists())
-        self.path = path
-        self.stores = [Fixture(p) for p in family]
-        self.own = set(self.stores[0].file.files)
-        self.dtype = torch.float64 if path.stem.endswith("_f64") else torch.float32
-
-    @cached_property
-    def meta(self) -> dict[str, Any]:
-        return next((store.meta for store in self.stores if "configs" in store.meta), self.stores[0].meta)
-
-    @property
-    def scenarios(self) -> list[str]:
-        return sorted({key.split("/")[0] for key in self.own if re.match(r".+/it\d+/", key)})
-
-    def __getitem__(self, key: str) -> Tensor:
-        """From the file itself, else from the first of its family."""
-        store = next((store for store in self.stores if key in store), None)
-        if store is None:
-            raise ValueError(f"{self.path}: neither this file nor one beside it has {key}")
-        return store[key]
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        """What this very file holds under a prefix, by plain parameter name."""
-        return {plain_name(k): v for k, v in self.stores[0].below(prefix).items()}
-
-    def initial_weights(self, scenario: str, network: str) -> dict[str, Tensor]:
-        """The scenario's own, else those of the scenario that stores them for all."""
-        for pattern in (f"{re.escape(scenario)}/init/{network}/", f"init/{network}/", rf"[^/]+/init/{network}/"):
-            for store in self.stores:
-                prefixes = [m[0] for k in store.file.files if (m := re.match(pattern, k))]
-                if prefixes:
-                    return {plain_name(k): v.to(self.dtype) for k, v in store.below(prefixes[0]).items()}
-        raise ValueError(f"{self.path}: no initial weights of the {network} for {scenario}")
-
-    def batch(self, scenario: str, iteration: int) -> Batch:
-        """The scenario's own or the one that all share. Crops are stored as [2 B, ...] and [L B, ...], crop-major."""
-        own = f"{scenario}/batch{iteration}"
-        at = own if f"{own}/collated_masks" in self.own else f"batch{iteration}"
-        crops, local = (self[f"{at}/collated_{kind}_crops"].to(self.dtype) for kind in ("global", "local"))
-        images = crops.shape[0] // 2
-        return Batch(
-            global_crops=crops.unflatten(0, (2, images)),
-            local_crops=local.unflatten(0, (-1, images)),
-            extra_crops=crops[:0].unflatten(0, (0, images)),
-            clean_crops=crops[:0].unflatten(0, (0, images)),
-            mask=self[f"{at}/collated_masks"].unflatten(0, (2, images)),
-            masked_indices=self[f"{at}/mask_indices_list"],
-            indices=torch.arange(images),
-        )
-
-
 def scenarios(path: Path) -> Scenarios:
     file = TrainStepFile(path)
     return {name: partial(check_scenario, file, name) for name in file.scenarios}
 
 
-# --- our classes, put together as the official configuration says -----------------------------------------------------
-
-
-def build_backbone(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> VisionTransformer:
-    """Width and depth are read off the weights, the number of heads off the meta data."""
-    weights, student = file.initial_weights(scenario, "student"), config["student"]
-    heads = re.search(r"heads (\d+)", file.meta["arch"])
-    if heads is None:
-        raise ValueError(f"{file.path}: its meta data do not give the number of attention heads")
-    return VisionTransformer(
-        img_size=config["crops"]["global_crops_size"],
-        patch_size=student["patch_size"],
-        embed_dim=weights["backbone.cls_token"].shape[-1],
-        depth=len({m[1] for name in weights if (m := re.match(r"backbone\.blocks\.(\d+)\.", name))}),
-        num_heads=int(heads[1]),
-        ffn="mlp" if student["ffn_layer"] == "mlp" else "swiglu",
-        registers=student["num_register_tokens"],
-        layerscale=student["layerscale"],
-        drop_path=student["drop_path_rate"],
-        drop_path_uniform=student["drop_path_uniform"],
-        interpolate_offset=student["interpolate_offset"],
-        interpolate_antialias=student["interpolate_antialias"],
-        qkv_bias=student["qkv_bias"],
-    )
-
-
-def build_model(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> SelfDistillation:
-    """An objective of weight 0 does not exist, as in the official code."""
-    backbone, dino, ibot = build_backbone(file, scenario, config), config["dino"], config["ibot"]
-    student: dict[str, nn.Module] = {"backbone": backbone}
-
-    def head(name: str, section: dict[str, Any]) -> str:
-        sizes = (section[f"head_{key}"] for key in ("n_prototypes", "hidden_dim", "bottleneck_dim", "nlayers"))
-        if name not in student:
-            student[name] = ProjectionHead(backbone.embed_dim, *sizes)
-        return name
-
-    def targets(name: str) -> nn.Module:
-        if config["train"]["centering"] == "centering":
-            return Centering(student[name].get_parameter("last_layer.weight_g").shape[0])
-        return SinkhornKnopp(3)
-
-    objectives: dict[str, Objective] = {}
-    if dino["loss_weight"]:
-        name = head("dino_head", dino)
-        objectives["dino"] = DINO(targets(name), name, dino["loss_weight"])
-        if dino["koleo_loss_weight"]:
-            objectives["koleo"] = KoLeo(dino["koleo_loss_weight"])
-    if ibot["loss_weight"]:
-        name = head("ibot_head", ibot) if ibot["separate_head"] else head("dino_head", dino)
-        objectives["ibot"] = IBOT(targets(name), PerSample(), name, ibot["loss_weight"])
-    model = SelfDistillation(student, objectives, Unified()).to(file.dtype)
-    for network in ("student", "teacher"):
-        wanted = getattr(model, network).state_dict()
-        stored = file.initial_weights(scenario, network)
-        getattr(model, network).load_state_dict({k: v for k, v in stored.items() if k in wanted})
-    return model
-
-
-def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> Trainer:
-    optim, train = config["optim"], config["train"]
-    settings = schedule_settings({**config, **train}, optim["lr"], "none")  # this lr is scaled already
-    total = int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"])
-    model = build_model(file, scenario, config)
-    decay = Layerwise(optim["layerwise_decay"], optim["patch_embed_lr_mult"])
-    groups = parameter_groups(model.student, decay, AllGroups())
-    betas = (optim["adamw_beta1"], optim["adamw_beta2"])
-    return Trainer(
-        model,
-        torch.optim.AdamW(groups, betas=betas, fused=True),
-        build_schedules(settings, total=total, batch_size=train["batch_size_per_gpu"]),
-        ClipPerModule(optim["clip_grad"] or None),
-        precision="fp32",
-        seed=0,
-        device=torch.device("cpu"),
-        max_nonfinite_steps=1,
-    )
-
-
 class Recorder:
     """What a step computes and does not return: targets, the centres they were made with, gradients before clipping,
-    and which of their entries float32 resolves."""
+    and how far rounding may have moved each weight so far."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.targets: dict[str, Tensor] = {}
         self.centers: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
-        self.resolved: dict[str, Tensor] = {}
+        self.rounding: dict[str, Tensor] = {}
         self._clip, trainer.clip = trainer.clip, self.clip
+        trainer.optimizer.register_step_post_hook(self._add_rounding)
         for name, objective in trainer.model.objectives.items():
             if hasattr(objective, "targets"):
                 objective.targets.register_forward_pre_hook(partial(self._keep_center, name))
@@ -221,19 +76,15 @@ class Recorder:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 self.gradients[name] = gradient.clone()
-                self.resolved[name] = self.resolved.get(name, True) & self._resolved(name, gradient.abs())
         return self._clip(groups)
 
-    def _resolved(self, name: str, size: Tensor) -> Tensor:
-        if size.dtype == torch.float64:
-            return torch.ones_like(size, dtype=torch.bool)
-        usable = size >= RESOLUTION * size.max()
-        if name.endswith("attn.qkv.bias"):  # the softmax does not see the keys' bias: its true gradient is 0
-            usable[usable.shape[0] // 3 : 2 * usable.shape[0] // 3] = False
-        return usable
-
-
-# --- comparing --------------------------------------------------------------------------------------------------------
+    def _add_rounding(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                state = optimizer.state[parameter]
+                size = (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])).sqrt()
+                share = (ROUNDING[size.dtype] * size.max() / (size + group["eps"])).clamp(max=2)
+                self.rounding[name] = self.rounding.get(name, torch.zeros(())) + group["lr"] * share
 
 
 def check_scenario(file: TrainStepFile, scenario: str) -> Iterator[Row]:
@@ -282,7 +133,7 @@ def check_targets(file: TrainStepFile, at: str, recorder: Recorder, images: int)
             ):  # stored with the two crops swapped, in the order of the student rows they are paired with
                 ours = ours.unflatten(0, (2, images)).flip(0).flatten(0, 1)
             theirs = file[key].reshape(-1, ours.shape[-1])
-            yield compare(f"{short(at)}/{name}_teacher_probs", ours, theirs, PROBABILITY, scale=1.0)
+            yield compare(f"{short(at)}/{name}_teacher_probs", ours, theirs, PROBABILITY[file.dtype], scale=1.0)
     for name, center in recorder.centers.items():
         key = f"{at}/{name}_center_used"
         if key in file.own:
@@ -312,21 +163,30 @@ def check_schedules(file: TrainStepFile, scenario: str, iteration: int, trainer:
 
 
 def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[Row]:
-    """Every weight that is resolved, then the optimiser's moments."""
+    """Every weight, then the optimiser's moments."""
     trainer = recorder.trainer
     for network in ("student", "teacher"):
-        ours, rows, left_out = getattr(trainer.model, network).state_dict(), [], 0
-        for name, theirs in file.below(f"{at}/{network}/").items():
-            usable = recorder.resolved[name]
-            rows.append(compare(name, ours[name][usable], theirs[usable], WEIGHT[file.dtype]))
-            left_out += int((~usable).sum())
-        yield from worst_of(f"{short(at)}/{network} weights ({left_out} without a resolved gradient)", rows)
+        ours = getattr(trainer.model, network).state_dict()
+        theirs = file.below(f"{at}/{network}/")
+        rounding = {name: recorder.rounding[name] for name in theirs}
+        rows = [compare_weight(name, ours[name], theirs[name], rounding[name], WEIGHT[file.dtype]) for name in theirs]
+        vague = sum(int((value > WEIGHT[file.dtype]).sum()) for value in rounding.values())
+        yield from worst_of(f"{short(at)}/{network} weights ({vague} rounded beyond the tolerance)", rows)
     state = {n: trainer.optimizer.state[p] for n, p in trainer.model.student.named_parameters()}
     for theirs_name, ours_name in MOMENTS.items():
         yield from worst_of(f"{short(at)}/{theirs_name}", (
             compare_gradient(name, state[name][ours_name], value, NORM[file.dtype])
             for name, value in file.below(f"{at}/{theirs_name}/").items()
         ))  # fmt: skip
+
+
+def compare_weight(name: str, ours: Tensor, theirs: Tensor, rounding: Tensor, tolerance: float) -> Row:
+    """The error is what rounding does not explain; the differences are those of the weights known to the tolerance."""
+    if ours.shape != theirs.shape:
+        return compare(name, ours, theirs, tolerance)
+    known = rounding <= tolerance
+    error = ((ours - theirs).abs() - rounding).clamp(min=0).max()
+    return replace(compare(name, ours[known], theirs[known], tolerance), error=float(error))
 
 
 def check_groups(trainer: Trainer, official: list[dict[str, Any]]) -> Iterator[Row]:

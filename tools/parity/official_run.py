@@ -1,0 +1,163 @@
+"""A train_step*.npz, and our classes put together as the official configuration in it says."""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoswap.forward.unified import Unified
+from dinoswap.layer_decay.layerwise import Layerwise
+from dinoswap.model import SelfDistillation
+from dinoswap.nn.projection_head import ProjectionHead
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.objectives.base import Objective
+from dinoswap.objectives.dino import DINO
+from dinoswap.objectives.ibot import IBOT
+from dinoswap.objectives.koleo import KoLeo
+from dinoswap.optim.clip import ClipPerModule
+from dinoswap.optim.param_groups import parameter_groups
+from dinoswap.reduction.per_sample import PerSample
+from dinoswap.schedules import build_schedules
+from dinoswap.targets.centering import Centering
+from dinoswap.targets.sinkhorn import SinkhornKnopp
+from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
+from dinoswap.weight_decay.all_groups import AllGroups
+from parity.rows import Fixture, plain_name
+from parity.tables import schedule_settings
+
+
+class TrainStepFile:
+    """One train_step*.npz. What it leaves out (initial weights, batches, meta data of a float64 twin) is in another
+    file of the folder, as the fixtures' README says."""
+
+    def __init__(self, path: Path) -> None:
+        base = path.with_name(path.name.replace("_f64", ""))
+        family = dict.fromkeys(p for p in (path, base, *sorted(path.parent.glob("train_step*.npz"))) if p.exists())
+        self.path = path
+        self.stores = [Fixture(p) for p in family]
+        self.own = set(self.stores[0].file.files)
+        self.dtype = torch.float64 if path.stem.endswith("_f64") else torch.float32
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        return next((store.meta for store in self.stores if "configs" in store.meta), self.stores[0].meta)
+
+    @property
+    def scenarios(self) -> list[str]:
+        return sorted({key.split("/")[0] for key in self.own if re.match(r".+/it\d+/", key)})
+
+    def __getitem__(self, key: str) -> Tensor:
+        """From the file itself, else from the first of its family."""
+        store = next((store for store in self.stores if key in store), None)
+        if store is None:
+            raise ValueError(f"{self.path}: neither this file nor one beside it has {key}")
+        return store[key]
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """What this very file holds under a prefix, by plain parameter name."""
+        return {plain_name(k): v for k, v in self.stores[0].below(prefix).items()}
+
+    def initial_weights(self, scenario: str, network: str) -> dict[str, Tensor]:
+        """The scenario's own, else those of the scenario that stores them for all."""
+        for pattern in (f"{re.escape(scenario)}/init/{network}/", f"init/{network}/", rf"[^/]+/init/{network}/"):
+            for store in self.stores:
+                prefixes = [m[0] for k in store.file.files if (m := re.match(pattern, k))]
+                if prefixes:
+                    return {plain_name(k): v.to(self.dtype) for k, v in store.below(prefixes[0]).items()}
+        raise ValueError(f"{self.path}: no initial weights of the {network} for {scenario}")
+
+    def batch(self, scenario: str, iteration: int) -> Batch:
+        """The scenario's own or the one that all share. Crops are stored as [2 B, ...] and [L B, ...], crop-major."""
+        own = f"{scenario}/batch{iteration}"
+        at = own if f"{own}/collated_masks" in self.own else f"batch{iteration}"
+        crops, local = (self[f"{at}/collated_{kind}_crops"].to(self.dtype) for kind in ("global", "local"))
+        images = crops.shape[0] // 2
+        return Batch(
+            global_crops=crops.unflatten(0, (2, images)),
+            local_crops=local.unflatten(0, (-1, images)),
+            extra_crops=crops[:0].unflatten(0, (0, images)),
+            clean_crops=crops[:0].unflatten(0, (0, images)),
+            mask=self[f"{at}/collated_masks"].unflatten(0, (2, images)),
+            masked_indices=self[f"{at}/mask_indices_list"],
+            indices=torch.arange(images),
+        )
+
+
+def build_backbone(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> VisionTransformer:
+    """Width and depth are read off the weights, the number of heads off the meta data."""
+    weights, student = file.initial_weights(scenario, "student"), config["student"]
+    heads = re.search(r"heads (\d+)", file.meta["arch"])
+    if heads is None:
+        raise ValueError(f"{file.path}: its meta data do not give the number of attention heads")
+    return VisionTransformer(
+        img_size=config["crops"]["global_crops_size"],
+        patch_size=student["patch_size"],
+        embed_dim=weights["backbone.cls_token"].shape[-1],
+        depth=len({m[1] for name in weights if (m := re.match(r"backbone\.blocks\.(\d+)\.", name))}),
+        num_heads=int(heads[1]),
+        ffn="mlp" if student["ffn_layer"] == "mlp" else "swiglu",
+        registers=student["num_register_tokens"],
+        layerscale=student["layerscale"],
+        drop_path=student["drop_path_rate"],
+        drop_path_uniform=student["drop_path_uniform"],
+        interpolate_offset=student["interpolate_offset"],
+        interpolate_antialias=student["interpolate_antialias"],
+        qkv_bias=student["qkv_bias"],
+    )
+
+
+def build_model(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> SelfDistillation:
+    """An objective of weight 0 does not exist, as in the official code."""
+    backbone, dino, ibot = build_backbone(file, scenario, config), config["dino"], config["ibot"]
+    student: dict[str, nn.Module] = {"backbone": backbone}
+
+    def head(name: str, section: dict[str, Any]) -> str:
+        sizes = (section[f"head_{key}"] for key in ("n_prototypes", "hidden_dim", "bottleneck_dim", "nlayers"))
+        if name not in student:
+            student[name] = ProjectionHead(backbone.embed_dim, *sizes)
+        return name
+
+    def targets(name: str) -> nn.Module:
+        if config["train"]["centering"] == "centering":
+            return Centering(student[name].get_parameter("last_layer.weight_g").shape[0])
+        return SinkhornKnopp(3)
+
+    objectives: dict[str, Objective] = {}
+    if dino["loss_weight"]:
+        name = head("dino_head", dino)
+        objectives["dino"] = DINO(targets(name), name, dino["loss_weight"])
+        if dino["koleo_loss_weight"]:
+            objectives["koleo"] = KoLeo(dino["koleo_loss_weight"])
+    if ibot["loss_weight"]:
+        name = head("ibot_head", ibot) if ibot["separate_head"] else head("dino_head", dino)
+        objectives["ibot"] = IBOT(targets(name), PerSample(), name, ibot["loss_weight"])
+    model = SelfDistillation(student, objectives, Unified()).to(file.dtype)
+    for network in ("student", "teacher"):
+        wanted = getattr(model, network).state_dict()
+        stored = file.initial_weights(scenario, network)
+        getattr(model, network).load_state_dict({k: v for k, v in stored.items() if k in wanted})
+    return model
+
+
+def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> Trainer:
+    optim, train = config["optim"], config["train"]
+    settings = schedule_settings({**config, **train}, optim["lr"], "none")  # this lr is scaled already
+    total = int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"])
+    model = build_model(file, scenario, config)
+    decay = Layerwise(optim["layerwise_decay"], optim["patch_embed_lr_mult"])
+    groups = parameter_groups(model.student, decay, AllGroups())
+    betas = (optim["adamw_beta1"], optim["adamw_beta2"])
+    return Trainer(
+        model,
+        torch.optim.AdamW(groups, betas=betas, fused=True),
+        build_schedules(settings, total=total, batch_size=train["batch_size_per_gpu"]),
+        ClipPerModule(optim["clip_grad"] or None),
+        precision="fp32",
+        seed=0,
+        device=torch.device("cpu"),
+        max_nonfinite_steps=1,
+    )
