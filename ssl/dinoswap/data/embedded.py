@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 
 import numpy as np
-from PIL import Image
 
 from dinoswap.data.images import Images, ImageSource, Pixels
 from dinoswap.data.parquet import ParquetData
@@ -20,14 +19,14 @@ class EmbeddedData(ImageSource):
     The rightmost `test_fraction` of each photograph's width gives the test tiles.
     """
 
-    def __init__(self, tile: int = 32, stride: int = 16, test_fraction: float = 0.25, gray: bool = True) -> None:
+    def __init__(self, tile: int = 32, stride: int = 16, test_fraction: float = 0.25) -> None:
         if tile < 1 or stride < 1:
             raise ValueError(f"data.tile={tile}, data.stride={stride}: both are pixels, at least 1")
         if not 0 < test_fraction < 1:
             raise ValueError(f"data.test_fraction={test_fraction}: a share of each photograph, between 0 and 1")
         with as_file(files("dinoswap.data") / "files" / "photos.parquet") as path:
             images = ParquetData(str(path)).train()
-        photos = [_gray(photo) if gray else photo for photo in map(images.load, range(len(images)))]
+        photos = [images.load(row) for row in range(len(images))]
         borders = [int(photo.shape[1] * (1 - test_fraction)) for photo in photos]
         left = [photo[:, :border] for photo, border in zip(photos, borders, strict=True)]
         right = [photo[:, border:] for photo, border in zip(photos, borders, strict=True)]
@@ -45,11 +44,6 @@ class EmbeddedData(ImageSource):
 
     def test(self) -> Images:
         return self._test
-
-
-def _gray(photo: Pixels) -> Pixels:
-    """uint8 [H, W, 3] with three equal channels."""
-    return np.array(Image.fromarray(photo).convert("L").convert("RGB"))
 
 
 class TileImages(Images):

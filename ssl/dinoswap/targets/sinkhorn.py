@@ -3,9 +3,11 @@
 With Q = exp(logits / temperature) the official iteration rescales the rows and columns of Q in place. Only two vectors
 change: u (one factor per row) and v (one per prototype), and
 
-    v_k = 1 / (K * sum_b Q_bk u_b),   u_b = 1 / (rows * sum_k Q_bk v_k),   targets = rows * u Q v,
+    v_k = 1 / sum_b Q_bk u_b,   u_b = (K / rows) / sum_k Q_bk v_k,   targets = (rows / K) u Q v,   at first u_b = 1,
 
-so each iteration is two matrix-vector products and Q is written once. The maximum is subtracted first, which cancels.
+so each iteration is two matrix-vector products and Q is written once. A common factor of u cancels; K / rows keeps it
+from growing. Q is held with the largest entry of every row at 1, and u begins with what was divided out, so that nothing
+overflows.
 Follows dinov2/loss/dino_clstoken_loss.py and ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; Caron et al.,
 SwAV (arXiv 2006.09882). Always float32.
 """
@@ -14,6 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
+
+
+MIDDLE = 2.0**64
+"""A common factor of u: what belongs to rows far below the largest logit stays within float32, as do the sums."""
 
 
 class SinkhornKnopp(nn.Module):
@@ -28,13 +34,14 @@ class SinkhornKnopp(nn.Module):
         """Teacher logits [rows, K] -> targets [rows, K]. Normalised over the rows of all ranks, of which this rank
         may hold none."""
         logits = logits.float() / temperature
+        peak = logits.amax(dim=1)  # [rows]
         # On a rank without rows the maximum is -inf, which the other ranks' overrule
-        largest = logits.max() if logits.numel() else logits.new_tensor(-torch.inf)
-        q = (logits - all_reduce_max(largest)).exp_()
-        rows = all_reduce_sum(q.new_tensor(float(q.shape[0]))).clamp_(min=1)
-        tiny = torch.finfo(q.dtype).tiny
-        u = q.new_ones(q.shape[0])
+        largest = peak.max() if peak.numel() else peak.new_tensor(-torch.inf)
+        q = (logits - peak.unsqueeze(1)).exp_()
+        u = (peak - all_reduce_max(largest)).exp_() * MIDDLE
+        prototypes_per_row = q.shape[1] / all_reduce_sum(q.new_tensor(float(q.shape[0]))).clamp_(min=1)
+        least = torch.finfo(q.dtype).tiny * q.shape[1]  # of a prototype nobody is near: q @ v stays finite
         for _ in range(self.iterations):
-            v = 1 / (all_reduce_sum(q.T @ u) * q.shape[1]).clamp_(min=tiny)
-            u = 1 / ((q @ v) * rows).clamp_(min=tiny)
-        return q.mul_(v).mul_((u * rows).unsqueeze(1))
+            v = 1 / all_reduce_sum(q.T @ u).clamp_(min=least)
+            u = prototypes_per_row / (q @ v)
+        return q.mul_(v).mul_((u / prototypes_per_row).unsqueeze(1))

@@ -1,0 +1,97 @@
+"""DINO against the official losses and gradients, and against a loop over the pairs of crops."""
+
+import math
+
+import pytest
+import torch
+from contexts import Softmax, context, random
+from fixtures import Fixture
+from torch import Tensor
+
+from dinoswap.objectives.base import cross_entropy
+from dinoswap.objectives.dino import DINO
+from dinoswap.targets.sinkhorn import SinkhornKnopp
+
+FIXTURE = Fixture("losses_dinov2.npz")
+IMAGES = FIXTURE.meta["B"]
+
+
+def test_losses_and_gradients_are_the_official_ones() -> None:
+    """Teacher rows are stored with the crops swapped: row i is the target of student row i."""
+    teacher = FIXTURE["dino/teacher_cls_after_head"].unflatten(0, (2, IMAGES)).flip(0)
+    cls = FIXTURE["dino/student_global"].unflatten(0, (2, IMAGES)).requires_grad_()
+    local = FIXTURE["dino/student_local"].unflatten(0, (-1, IMAGES)).requires_grad_()
+    terms = DINO(SinkhornKnopp())(context(cls, local, teacher_cls=teacher, temperature=0.055))
+    torch.testing.assert_close(terms["local"], FIXTURE["dino/loss_local_scaled"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(terms["global"], FIXTURE["dino/loss_global_scaled"], rtol=1e-6, atol=0)
+
+    pairs = 2 + 2 * len(local)
+    torch.testing.assert_close(terms["local"] * pairs, FIXTURE["dino/loss_local_raw"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(terms["global"] * pairs / 2, FIXTURE["dino/loss_global_raw"], rtol=1e-6, atol=0)
+    (sum(terms.values()) * pairs).backward()
+    for logits, key in ((local, "grad_local_of_local_raw"), (cls, "grad_global_of_2x_global_raw")):
+        assert logits.grad is not None
+        torch.testing.assert_close(logits.grad.flatten(0, 1), FIXTURE[f"dino/{key}"], rtol=2e-5, atol=1e-6)
+
+
+def by_loop(cls: Tensor, local: Tensor, teacher: Tensor, temperature: float) -> tuple[float, float]:
+    """Mean over all pairs of different crops, in two parts; without local crops their share counts one pair."""
+
+    def pair(target: Tensor, student: Tensor) -> float:
+        total = 0.0
+        for t, s in zip(target, student, strict=True):
+            p, q = (t / temperature).softmax(0), (s / 0.1).softmax(0)
+            total -= sum(float(a) * math.log(float(b)) for a, b in zip(p, q, strict=True))
+        return total / len(target)
+
+    pairs = 2 + max(2 * len(local), 1)
+    of_globals = (pair(teacher[1], cls[0]) + pair(teacher[0], cls[1])) / pairs
+    of_locals = sum(pair(target, crop) for target in teacher for crop in local) / pairs
+    return of_globals, of_locals
+
+
+@pytest.mark.parametrize("locals_", [0, 1, 3])
+@pytest.mark.parametrize("images", [1, 4])
+def test_terms_are_those_of_the_loop(images: int, locals_: int) -> None:
+    cls, teacher = random(2, images, 7, seed=1), random(2, images, 7, seed=2)
+    local = random(locals_, images, 7, seed=3)
+    terms = DINO(Softmax())(context(cls, local, teacher_cls=teacher))
+    of_globals, of_locals = by_loop(cls, local, teacher, 0.05)
+    assert float(terms["global"]) == pytest.approx(of_globals, rel=1e-12)
+    assert ("local" in terms) == (locals_ > 0)
+    assert float(terms.get("local", torch.zeros(()))) == pytest.approx(of_locals, rel=1e-12)
+
+
+def test_a_crop_is_not_its_own_target() -> None:
+    """Moving the teacher's view of crop 1 changes the gradient of crop 0 only."""
+    cls, teacher = random(2, 3, 7, seed=1).requires_grad_(), random(2, 3, 7, seed=2)
+    gradients = []
+    for moved in (teacher, torch.stack([teacher[0], teacher[1].flip(-1)])):
+        (gradient,) = torch.autograd.grad(DINO(Softmax())(context(cls, cls[:0], teacher_cls=moved))["global"], cls)
+        gradients.append(gradient)
+    assert torch.equal(gradients[0][1], gradients[1][1])
+    assert not torch.allclose(gradients[0][0], gradients[1][0])
+
+
+def test_the_teacher_gets_no_gradient() -> None:
+    cls, teacher = random(2, 3, 7, seed=1).requires_grad_(), random(2, 3, 7, seed=2).requires_grad_()
+    DINO(Softmax())(context(cls, cls[:0], teacher_cls=teacher))["global"].backward()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cross_entropy_of_half_precision_logits_is_taken_in_float32(dtype: torch.dtype) -> None:
+    """Their difference from the maximum would lose all but 8 bits of small probabilities."""
+    logits, targets = random(5, 300, seed=1, dtype=dtype), random(5, 300, seed=2, dtype=torch.float32).softmax(-1)
+    assert torch.equal(cross_entropy(targets, logits, 0.1), cross_entropy(targets, logits.float(), 0.1))
+    assert cross_entropy(targets, logits, 0.1).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"student_temp": 0.0}, "student_temp=0.0"), ({"loss_weight": -1.0}, "loss_weight=-1.0"),
+     ({"loss_weight": math.nan}, "loss_weight=nan")],
+)  # fmt: skip
+def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DINO(Softmax(), **arguments)

@@ -1,0 +1,88 @@
+"""iBOT against the official losses and gradients, and against a loop over masked tokens."""
+
+import math
+
+import pytest
+import torch
+from contexts import Softmax, context, random
+from fixtures import Fixture
+from torch import Tensor, nn
+
+from dinoswap.objectives.ibot import IBOT
+from dinoswap.reduction.per_sample import PerSample
+from dinoswap.targets.sinkhorn import SinkhornKnopp
+
+FIXTURE = Fixture("losses_dinov2.npz")
+MASK = FIXTURE["ibot/masks"].unflatten(0, (2, -1))  # [P B, N] -> [P, B, N]
+COUNT = int(FIXTURE["ibot/n_masked"])
+
+
+class Given(nn.Module):
+    """The teacher's rows are distributions already."""
+
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        return logits
+
+
+def test_loss_and_gradient_are_the_official_ones() -> None:
+    student = FIXTURE["ibot/student_after_head"].requires_grad_()
+    teacher = FIXTURE["ibot/teacher_after_head"]
+    objective = IBOT(SinkhornKnopp(), PerSample())
+    loss = objective(context(patch=student, mask=MASK, teacher_patch=teacher, temperature=0.055))["masked"]
+    torch.testing.assert_close(loss, FIXTURE["ibot/forward_masked"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, FIXTURE["ibot/forward_masked_weight_None"], rtol=1e-6, atol=0)
+    loss.backward()
+    torch.testing.assert_close(student.grad, FIXTURE["ibot/forward_masked_grad"], rtol=2e-5, atol=1e-7)
+
+
+def test_loss_of_each_token_is_the_official_one() -> None:
+    objective = IBOT(Given(), lambda losses, mask, indices: losses)
+    student, targets = FIXTURE["ibot/student_after_head"], FIXTURE["ibot/sinkhorn_T0.055"]
+    losses = objective(context(patch=student, mask=MASK, teacher_patch=targets))["masked"]
+    torch.testing.assert_close(-losses, FIXTURE["ibot/per_token_negCE(t.logsoftmax)"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["forward_masked_padded", "dense"])
+def test_only_masked_rows_count(variant: str) -> None:
+    """Officially rows are padded to a bound, or given for all tokens; either way it is the masked ones that count."""
+    rows = FIXTURE["ibot/masks"] if variant == "dense" else slice(COUNT)
+    student, teacher = (FIXTURE[f"ibot/{variant}_{network}"][rows] for network in ("student", "teacher"))
+    loss = IBOT(Given(), PerSample())(context(patch=student, mask=MASK, teacher_patch=teacher))["masked"]
+    official = "dense_forward" if variant == "dense" else variant
+    torch.testing.assert_close(loss, FIXTURE[f"ibot/{official}"], rtol=1e-6, atol=0)
+
+
+def test_loss_is_that_of_the_loop() -> None:
+    """Mean over the tokens of each crop, then over all crops, those without a mask included."""
+    mask = torch.tensor([[[1, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 1, 1]]], dtype=torch.bool)
+    student, teacher = random(6, 5, seed=1), random(6, 5, seed=2)
+    expected, row = 0.0, 0
+    for crop in mask.flatten(0, 1):
+        count = int(crop.sum())
+        for _ in range(count):
+            target, log_student = (teacher[row] / 0.05).softmax(0), (student[row] / 0.1).log_softmax(0)
+            expected -= sum(float(t) * float(s) for t, s in zip(target, log_student, strict=True)) / count / 4
+            row += 1
+    objective = IBOT(Softmax(), PerSample())
+    loss = objective(context(patch=student, mask=mask, teacher_patch=teacher))["masked"]
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_masked_tokens_the_loss_is_a_zero_on_the_graph() -> None:
+    head = nn.Linear(5, 7)
+    student, mask = torch.empty(0, 5, requires_grad=True), torch.zeros(2, 3, 4, dtype=torch.bool)
+    objective = IBOT(SinkhornKnopp(), PerSample())
+    loss = objective(context(patch=head(student), mask=mask, teacher_patch=torch.empty(0, 7)))["masked"]
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert head.weight.grad is not None
+    assert torch.equal(head.weight.grad, torch.zeros(7, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"student_temp": -0.1}, "student_temp=-0.1"), ({"loss_weight": -math.inf}, "loss_weight=-inf")],
+)
+def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IBOT(Softmax(), PerSample(), **arguments)

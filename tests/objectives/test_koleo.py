@@ -1,0 +1,93 @@
+"""KoLeo against the official values and gradient, a loop, and where the official code has no usable answer."""
+
+import math
+
+import pytest
+import torch
+from contexts import context, random
+from fixtures import Fixture
+from torch import Tensor
+
+from dinoswap.objectives.koleo import KoLeo, koleo
+
+FIXTURE = Fixture("losses_dinov2.npz")
+
+
+def test_value_and_gradient_are_the_official_ones() -> None:
+    x = FIXTURE["koleo/x"].requires_grad_()
+    loss = koleo(x)
+    loss.backward()
+    torch.testing.assert_close(loss, FIXTURE["koleo/loss"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(x.grad, FIXTURE["koleo/grad"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", ["exact_duplicate", "B2"])
+def test_value_of_special_batches_is_the_official_one(case: str) -> None:
+    torch.testing.assert_close(koleo(FIXTURE[f"koleo/x_{case}"]), FIXTURE[f"koleo/loss_{case}"], rtol=1e-6, atol=0)
+
+
+def by_loop(x: Tensor) -> float:
+    rows = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in x.tolist()]
+    total = 0.0
+    for i, row in enumerate(rows):
+        distances = [math.dist(row, other) for j, other in enumerate(rows) if j != i]
+        total -= math.log(min(distances))
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("images", [2, 3, 9])
+def test_value_is_that_of_the_loop(images: int) -> None:
+    x = random(images, 5, seed=images)
+    assert float(koleo(x)) == pytest.approx(by_loop(x), rel=1e-6)  # 1e-8 stands in both logarithm and distance
+    assert float(koleo(x[torch.randperm(images)] * 3)) == pytest.approx(float(koleo(x)), rel=1e-6)
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    assert torch.autograd.gradcheck(koleo, random(6, 5, seed=1).requires_grad_())
+
+
+def test_crops_are_summed_and_never_compared_with_each_other() -> None:
+    x = random(4, 5, seed=1)
+    terms = KoLeo()(context(torch.stack([x, x])))
+    assert float(terms["cls"]) == pytest.approx(2 * float(koleo(x)))
+
+
+@pytest.mark.parametrize("x", [torch.ones(6, 5), torch.zeros(6, 5), torch.ones(6, 5) * 1e20], ids=["ones", "0", "huge"])
+def test_all_duplicates_cost_much_and_push_nowhere(x: Tensor) -> None:
+    x.requires_grad_()
+    loss = koleo(x)
+    loss.backward()
+    assert x.grad is not None
+    assert loss > 10
+    assert loss.isfinite()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_duplicates_do_not_disturb_the_gradient_of_the_others() -> None:
+    """The official gradient of a duplicate has the size of 1 / 1e-8."""
+    pair, others = random(1, 5, seed=1, dtype=torch.float32), random(4, 5, seed=2, dtype=torch.float32)
+    x = torch.cat([pair, pair, others]).requires_grad_()
+    koleo(x).backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().max() < 10
+    assert x.grad[2:].abs().max() > 1e-3
+
+
+def test_a_batch_of_one_is_a_zero_on_the_graph() -> None:
+    x = random(1, 5).requires_grad_()
+    loss = koleo(x)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(1, 5, dtype=torch.float64))
+
+
+def test_is_taken_in_float32_under_autocast() -> None:
+    """bfloat16 products cannot rank neighbours whose cosines differ in the third digit."""
+    x = torch.nn.functional.normalize(1 + 0.01 * random(32, 64, seed=1, dtype=torch.float32), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = koleo(x)
+    assert torch.equal(inside, koleo(x))
+    half = x.bfloat16()
+    assert torch.equal(koleo(half), koleo(half.float()))
