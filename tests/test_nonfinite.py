@@ -11,12 +11,12 @@ from types import ModuleType
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small_models import CENTERING, composed, load_tool, small_batch, small_trainer, state_tensors
 
 from dinoswap import checkpoint
 from dinoswap.nonfinite import KEPT_REPLAYS, Diverged, NonFiniteGuard
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
+from small_models import CENTERING, composed, load_tool, small_batch, small_trainer, state_tensors
 
 GOOD, OVERFLOW, BAD = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(2.0)
 UNSCALED, SCALED = torch.tensor(1.0), torch.tensor(2.0)
@@ -73,7 +73,7 @@ def test_the_first_few_are_kept_and_all_reported(caplog: pytest.LogCaptureFixtur
     assert "kept" not in reports[3]
 
 
-# --- replay -------------------------------------------------------------------------------------------------------------
+# --- replay -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import CENTERING, load_tool
-from train_processes import TrainProcess, folder_of, last_step, session, wait_until
 
 from dinoswap import checkpoint, metrics
+from small_models import CENTERING, load_tool
+from train_processes import TrainProcess, folder_of, last_step, session, wait_until
 
 STEPS = 30
 EVERY = 3  # steps between checkpoints
@@ -120,7 +120,7 @@ def test_killed_at_any_moment(precision: str, workers: int, reference: Reference
         assert after["restarts"] == restarts
         assert after["cost"]["core_or_gpu_hours"] > hours
         hours = after["cost"]["core_or_gpu_hours"]
-        print(f"{precision}, {workers} workers: killed after step {lines(run.folder)[-1]['step']}", *unfinished(run.folder))
+        print(f"{precision}, {workers} workers: killed after step {last_step(run.folder)}", *unfinished(run.folder))
     for stage in draw.sample(range(len(STAGES)), 2):
         run = TrainProcess(overrides, tmp_path, kill_at_sync=stage)
         assert run.wait() == -signal.SIGKILL, run.output
@@ -305,6 +305,9 @@ def test_a_disk_full_to_the_last_byte(every: int, small_disk: Path, reference: R
     assert_same_result(run.folder, reference["fp32"])
 
 
+BROKEN = ["05.png", "12.png", "19.png"]
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """24 images, of which 3 are broken."""
@@ -313,8 +316,8 @@ def images(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 36, 3), dtype=np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{number:02d}.png")
-    for number in range(BROKEN):
-        os.truncate(folder / f"{5 + 7 * number:02d}.png", 100)
+    for name in BROKEN:
+        os.truncate(folder / name, 100)
     return folder
 
 
@@ -329,7 +332,7 @@ def test_too_many_corrupt_images_end_the_run(images: Path, tmp_path: Path) -> No
     assert record(run.folder)["status"] == "failed"
     assert "Traceback" not in run.output
     for text in (run.output, record(run.folder)["error"], (run.folder / "corrupt.txt").read_text()):
-        assert [name for name in ("05.png", "12.png", "19.png") if name in text] == ["05.png", "12.png", "19.png"]
+        assert [name for name in BROKEN if name in text] == BROKEN
 
 
 def test_a_few_corrupt_images_are_listed_once(images: Path, tmp_path: Path) -> None:
@@ -339,5 +342,5 @@ def test_a_few_corrupt_images_are_listed_once(images: Path, tmp_path: Path) -> N
     run.signal(signal.SIGKILL)
     finish(overrides, tmp_path)
     listed = [line.split("\t") for line in (run.folder / "corrupt.txt").read_text().splitlines()]
-    assert sorted(Path(name).name for name, _ in listed) == ["05.png", "12.png", "19.png"]
+    assert sorted(Path(name).name for name, _ in listed) == BROKEN
     assert all(reason for _, reason in listed)

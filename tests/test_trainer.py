@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import CENTERING, named_parameters, small_batch, small_trainer, state_tensors
 from torch import Tensor
 
 from dinoswap import checkpoint
 from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
+from small_models import CENTERING, named_parameters, small_batch, small_trainer, state_tensors
 
 STEP = 4  # of 10; warm-up ends after the first
 PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -194,5 +194,5 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="trainer.device=gpu"):
+    with pytest.raises(ValueError, match=r"trainer\.device=gpu"):
         resolve_device("gpu")

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from small_models import composed
-
 from dinoswap import metrics
 from dinoswap.configuration import plain, run_folder
+from small_models import composed
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.train", "torch._dynamo"])  # the latter by the first optimiser, in seconds
@@ -55,7 +54,7 @@ class TrainProcess:
 
     def wait_for_step(self, step: int) -> None:
         """Until metrics.jsonl holds `step`."""
-        wait_until(lambda: last_step(self.folder) >= step or not self.process.is_alive(), f"it does not reach step {step}")
+        wait_until(lambda: last_step(self.folder) >= step or not self.process.is_alive(), f"it stays below step {step}")
 
     def signal(self, number: signal.Signals) -> int:
         """Send it, alone of its session; its exit status."""
@@ -80,7 +79,7 @@ def _die_at_sync(number: int) -> None:
     sync, counter = os.fsync, itertools.count()
 
     def fsync(descriptor: int) -> None:
-        if "/checkpoints" in os.readlink(f"/proc/self/fd/{descriptor}") and next(counter) == number:
+        if "/checkpoints" in str(Path(f"/proc/self/fd/{descriptor}").readlink()) and next(counter) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         sync(descriptor)
 

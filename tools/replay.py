@@ -3,8 +3,8 @@
     python tools/replay.py RUN_FOLDER/nonfinite/step-00000123
 
 A run keeps batch and state of its first non-finite steps. The trainer is rebuilt from the run's config.yaml and takes
-that step again, with the same random numbers. Printed are loss terms, gradient norms before clipping, and where the first
-value that is not finite was found: in the batch, the weights, the forward pass (module by module), or a gradient.
+that step again, with the same random numbers. Printed are loss terms, gradient norms before clipping, and where the
+first value that is not finite was found: in the batch, the weights, the forward pass (module by module), or a gradient.
 Exit status 1 when all is finite now, as it may be on another device.
 """
 

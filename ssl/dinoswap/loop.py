@@ -63,7 +63,7 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    # --- state ----------------------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------------
 
     def save(self, metrics: MetricsLog) -> None:
         """Checkpoint after the steps done so far, once."""
@@ -112,7 +112,7 @@ class Run:
         else:
             record.finish(status, error)
 
-    # --- the loop -------------------------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> Evaluation:
         """All steps and evaluations that are left. Raises Preempted, Diverged, TooManyCorrupt, CheckpointError."""
@@ -141,6 +141,7 @@ class Run:
     def _steps(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
         """(step, its micro-batches on the device, seconds waited for them)."""
         stop, accumulate, device = self.settings.max_steps, self.settings.accumulate, self.trainer.device
+        mean, std = self.evaluator.mean, self.evaluator.std
         if start == stop:
             return
         batches = iter(loader(self.dataset, start, stop, self.workers, device.type == "cuda"))
@@ -150,7 +151,7 @@ class Run:
             waited = time.perf_counter() - began
             for batch in loaded:
                 self.corrupt.add(batch.corrupt)
-            yield step, [batch.to(device).normalised(self.evaluator.mean, self.evaluator.std) for batch in loaded], waited
+            yield step, [batch.to(device).normalised(mean, std) for batch in loaded], waited
 
     def _stop_if_asked(self, preemption: Preemption, metrics: MetricsLog) -> None:
         """Every rank saves the same step, whichever of them got the signal."""
@@ -196,9 +197,15 @@ class _Session:
     def log(self, step: int, logs: Mapping[str, Tensor]) -> None:
         """One transfer from the device for all scalars of the step."""
         numbers = torch.stack([value.float() for value in logs.values()]).tolist()
-        values = dict(zip(logs, numbers, strict=True)) | self.run.trainer.schedules.at(step - 1)
-        self._write(step, {**values, "images_per_second": self.display.images_per_second})
-        self.display.report(step, {name: values[name] for name in logs if "/" in name and "grad" not in name or name == "loss"})
+        values = dict(zip(logs, numbers, strict=True))
+        hyper = self.run.trainer.schedules.at(step - 1)
+        self._write(step, {**values, **hyper, "images_per_second": self.display.images_per_second})
+        shown = {name: value for name, value in values.items() if name == "loss" or self._is_term(name)}
+        self.display.report(step, shown)
+
+    def _is_term(self, name: str) -> bool:
+        """Whether a logged value is `objective/term`."""
+        return name.split("/")[0] in self.run.trainer.model.objectives
 
     def evaluate(self, step: int) -> None:
         """k-NN and diagnostics on held-out images; the record is brought up to date."""
@@ -225,9 +232,10 @@ class _Session:
         return found
 
     def _pictures(self, found: Evaluation) -> None:
-        rows = [row for row in read(self.metrics.path)]
-        terms = [name for name in rows[-2] if name.split("/")[0] in self.run.trainer.model.objectives]
-        baselines = {k.split("/")[1]: v for k, v in found.metrics.items() if k.startswith("baseline/") and k.endswith("/knn_top1")}
+        rows = read(self.metrics.path)
+        terms = [name for name in rows[-2] if self._is_term(name)]
+        split = {tuple(name.split("/")): value for name, value in found.metrics.items()}
+        baselines = {name[1]: value for name, value in split.items() if (name[0], name[-1]) == ("baseline", "knn_top1")}
         found.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
         if is_main():
             found.save_pictures(self.run.folder / "pictures")

@@ -1,10 +1,10 @@
 """Catching a non-finite loss or gradient before the step, without waiting for the device.
 
-`severity` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one step
-later, just before the next update: the state is then still the one that met the bad batch, so both can be kept.
+`severity` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one
+step later, just before the next update: the state is then still the one that met the bad batch, so both can be kept.
 
-In fp16 a gradient that overflows while the loss is finite is no fault as long as the loss scale can be halved: those steps
-are skipped too (`nonfinite` in metrics.jsonl), but neither counted nor kept.
+In fp16 a gradient that overflows while the loss is finite is no fault as long as the loss scale can be halved: such a
+step is skipped too (`nonfinite` in metrics.jsonl), but neither counted nor kept.
 """
 
 import logging
@@ -27,8 +27,8 @@ class Diverged(RuntimeError):
 
 
 class NonFiniteGuard:
-    """`keep(step, batches)`, where it is set, stores batch and state for replay at the first few occurrences. Steps count
-    from 0 here; what a user reads is numbered as in metrics.jsonl, from 1."""
+    """`keep(step, batches)`, where it is set, stores batch and state for replay at the first few occurrences. Steps
+    count from 0 here; what a user reads is numbered as in metrics.jsonl, from 1."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -49,12 +49,12 @@ class NonFiniteGuard:
         on_host = severity.to("cpu", non_blocking=True)
         event = None
         if severity.is_cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._pending = (step, batches, on_host, event)
 
     def resolve(self) -> None:
-        """Report and count the watched step; raises Diverged at the limit. To be called before the state changes again."""
+        """Report and count the watched step; raises Diverged at the limit. To be called before the state changes."""
         if self._pending is None:
             return
         step, batches, severity, event = self._pending
