@@ -1,4 +1,10 @@
-# `make demo` and `make test` do everything on a fresh machine with Python 3.11+ (another one through PYTHON=).
+# make demo    train on the images in the package, evaluate, say where the pictures are
+# make test    the whole test-suite; make check: ruff and mypy
+# make golden  renew tests/golden after a meant change of configs/
+#
+# Each does everything on a fresh machine with Python 3.11+ (another interpreter through PYTHON=): it creates .venv, and
+# uses it again until pyproject.toml changes.
+
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -6,9 +12,10 @@ INSTALLED := .venv/.installed
 .PHONY: demo test check golden
 
 demo: $(INSTALLED)
-	$(BIN)/dinoswap-train recipe=demo study=demo
+	$(BIN)/dinoswap-train recipe=demo results_dir=results study=demo
 
-test: $(INSTALLED) check
+test: export OMP_NUM_THREADS ?= 2
+test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED)
@@ -19,7 +26,6 @@ check: $(INSTALLED)
 golden: $(INSTALLED)
 	$(BIN)/python tools/renew_golden.py
 
-# an editable install: reinstalled only when what is installed may have changed
 $(INSTALLED): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"

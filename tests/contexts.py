@@ -36,7 +36,9 @@ def context(
     )
     heads = nn.ModuleDict({"dino_head": nn.Identity(), "ibot_head": nn.Identity()})
     student = Features(cls, local, patch)
-    return Context(batch, {"teacher_temp": temperature}, student, Features(teacher_cls, NO_CROPS, teacher_patch), heads, heads)
+    return Context(
+        batch, {"teacher_temp": temperature}, student, Features(teacher_cls, NO_CROPS, teacher_patch), heads, heads
+    )
 
 
 class Softmax(nn.Module):

@@ -103,7 +103,7 @@ def wait_until(condition: Callable[[], bool], message: str, seconds: float = 60)
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, message
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def last_step(folder: Path) -> int:

@@ -11,7 +11,7 @@ Exit status 1 when a quantity is out of tolerance, 2 when there is nothing to co
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,13 +62,13 @@ def report(rows: list[Row]) -> bool:
     return passed
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--dir", type=Path, required=True, help="a folder of fixtures")
     parser.add_argument("--scenario", help="only this training scenario, section or case")
     parser.add_argument("--name", help="only this file (its name without the ending)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.use_deterministic_algorithms(True)
     rows = list(rows_of(arguments.kind, arguments.dir, arguments.name, arguments.scenario))
     if not rows:

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from contexts import Softmax, context, random
-from fixtures import Fixture
 from torch import Tensor
 
+from contexts import Softmax, context, random
 from dinoswap.objectives.base import cross_entropy
 from dinoswap.objectives.dino import DINO
 from dinoswap.targets.sinkhorn import SinkhornKnopp
+from fixtures import Fixture
 
 FIXTURE = Fixture("losses_dinov2.npz")
 IMAGES = FIXTURE.meta["B"]

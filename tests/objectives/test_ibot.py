@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from contexts import Softmax, context, random
-from fixtures import Fixture
 from torch import Tensor, nn
 
+from contexts import Softmax, context, random
 from dinoswap.objectives.ibot import IBOT
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.targets.sinkhorn import SinkhornKnopp
+from fixtures import Fixture
 
 FIXTURE = Fixture("losses_dinov2.npz")
 MASK = FIXTURE["ibot/masks"].unflatten(0, (2, -1))  # [P B, N] -> [P, B, N]

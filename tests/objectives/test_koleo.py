@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from contexts import context, random
-from fixtures import Fixture
 from torch import Tensor
 
+from contexts import context, random
 from dinoswap.objectives.koleo import KoLeo, koleo
+from fixtures import Fixture
 
 FIXTURE = Fixture("losses_dinov2.npz")
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from contexts import random
-from fixtures import Fixture, load_json
 
+from contexts import random
 from dinoswap.reduction.per_sample import PerSample
+from fixtures import Fixture, load_json
 
 FIXTURE = Fixture("losses_dinov2.npz")
 COLLATE = [case for case in load_json("masking.json")["collate"] if case["version"] == "dinov2"]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from contexts import random
-from fixtures import Fixture
 
+from contexts import random
 from dinoswap.targets.centering import Centering
+from fixtures import Fixture
 
 FIXTURE = Fixture("losses_dinov2.npz")
 TEMPERATURE = FIXTURE.meta["teacher_temp"]

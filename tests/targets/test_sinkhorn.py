@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from contexts import random
-from fixtures import Fixture
 from torch import Tensor
 
+from contexts import random
 from dinoswap.targets.sinkhorn import SinkhornKnopp
+from fixtures import Fixture
 
 FIXTURE = Fixture("losses_dinov2.npz")
 

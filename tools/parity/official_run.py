@@ -70,10 +70,14 @@ class TrainStepFile:
                     return {plain_name(k): v.to(self.dtype) for k, v in store.below(prefixes[0]).items()}
         raise ValueError(f"{self.path}: no initial weights of the {network} for {scenario}")
 
-    def batch(self, scenario: str, iteration: int) -> Batch:
-        """The scenario's own or the one that all share. Crops are stored as [2 B, ...] and [L B, ...], crop-major."""
+    def batch_key(self, scenario: str, iteration: int) -> str:
+        """Of the scenario's own batch, else of the one that all share."""
         own = f"{scenario}/batch{iteration}"
-        at = own if f"{own}/collated_masks" in self.own else f"batch{iteration}"
+        return own if f"{own}/collated_masks" in self.own else f"batch{iteration}"
+
+    def batch(self, scenario: str, iteration: int) -> Batch:
+        """Crops are stored as [2 B, ...] and [L B, ...], crop-major."""
+        at = self.batch_key(scenario, iteration)
         crops, local = (self[f"{at}/collated_{kind}_crops"].to(self.dtype) for kind in ("global", "local"))
         images = crops.shape[0] // 2
         return Batch(

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from dinoswap.targets.centering import Centering
 from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
+from parity.masks import WEIGHT as WEIGHT_OF_MASK
+from parity.masks import masks_weight
 from parity.official_run import TrainStepFile, build_trainer
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, plain_name, worst_of
 
@@ -28,10 +31,10 @@ PROBABILITY = {
 NORM = {torch.float32: 5e-5, torch.float64: 1e-6}  # relative to max(1e-2, |value|), or to the tensor's largest entry
 WEIGHT = {torch.float32: 2e-6, torch.float64: 1e-6}  # absolute
 ROUNDING = {torch.float32: 2.0**-21, torch.float64: 2.0**-23}
-"""An entry of a gradient is known to this share of its tensor's largest: in float32 its sums round there, and the float64
-runs keep a float32 Sinkhorn. Adam divides by the entry's size, so that a step may move a weight by
-lr * ROUNDING * largest / size away, and by 2 lr where the true gradient is 0, as that of the keys' bias is. What this does
-not explain is the error."""
+"""An entry of a gradient is known to this share of its tensor's largest: in float32 its sums round there, and the
+float64 runs keep a float32 Sinkhorn. Adam divides by the entry's size, so that a step may move a weight by
+lr * ROUNDING * largest / size away, and by 2 lr where the true gradient is 0, as that of the keys' bias is. What this
+does not explain is the error."""
 SCHEDULES = {
     "lr": "lr",
     "last_layer_lr": "last_layer_lr",
@@ -97,6 +100,7 @@ def check_scenario(file: TrainStepFile, scenario: str) -> Iterator[Row]:
     for iteration in sorted({int(m[1]) for k in file.own if (m := re.match(rf"{re.escape(scenario)}/it(\d+)/", k))}):
         at, batch = f"{scenario}/it{iteration}", file.batch(scenario, iteration)
         logs = trainer.step(iteration, [batch])
+        yield from check_masks_weight(file, scenario, iteration, batch)
         yield from check_losses(file, at, logs, config)
         yield from check_targets(file, at, recorder, batch.images)
         yield from check_gradients(file, at, logs, recorder)
@@ -107,6 +111,12 @@ def check_scenario(file: TrainStepFile, scenario: str) -> Iterator[Row]:
 def short(at: str) -> str:
     """scenario/it0 -> it0"""
     return at.rsplit("/", 1)[1]
+
+
+def check_masks_weight(file: TrainStepFile, scenario: str, iteration: int, batch: Batch) -> Iterator[Row]:
+    key = f"{file.batch_key(scenario, iteration)}/masks_weight"
+    if key in file.own:
+        yield compare(f"it{iteration}/masks_weight", masks_weight(batch.mask), file[key], WEIGHT_OF_MASK)
 
 
 def check_losses(file: TrainStepFile, at: str, logs: dict[str, Tensor], config: dict[str, Any]) -> Iterator[Row]:

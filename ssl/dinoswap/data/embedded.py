@@ -1,43 +1,53 @@
-"""The data set shipped in the package: tiles of thirteen photographs; the label of a tile is its photograph.
+"""The data set shipped in the package: texture tiles of thirteen photographs; the label of a tile is its photograph.
 
-Recognising a tile is texture recognition, as with the tiles of a slide in pathology. The right-hand part of each
-photograph is kept for testing, so that no pixel occurs in both parts. Licences: data/files/NOTICE.
+Tiles are grey and each is brought to the same mean and contrast, as is usual in texture recognition (Ojala et al. 2002,
+"Multiresolution gray-scale and rotation invariant texture classification with local binary patterns"): otherwise the shade
+of a tile gives its photograph away, and views that differ in colour and brightness would be told to ignore the answer.
+Tiles without contrast are left out: what is left of them is noise. The right-hand part of each photograph is kept for
+testing, so that no pixel occurs in both parts. Licences: data/files/NOTICE.
 """
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from PIL import Image
 
 from dinoswap.data.images import Images, ImageSource, Pixels
 from dinoswap.data.parquet import ParquetData
 
+MEAN, CONTRAST = 128.0, 40.0  # of every tile, in 8-bit levels
+
 
 class EmbeddedData(ImageSource):
-    """Square tiles of side `tile`, every `stride` pixels in both directions.
+    """Square tiles of side `tile`, every `stride` pixels in both directions, whose standard deviation is at least
+    `min_contrast` 8-bit levels. The rightmost `test_fraction` of each photograph's width gives the test tiles."""
 
-    The rightmost `test_fraction` of each photograph's width gives the test tiles.
-    """
-
-    def __init__(self, tile: int = 32, stride: int = 16, test_fraction: float = 0.25) -> None:
+    def __init__(
+        self, tile: int = 32, stride: int = 16, test_fraction: float = 0.25, min_contrast: float = 8.0
+    ) -> None:
         if tile < 1 or stride < 1:
             raise ValueError(f"data.tile={tile}, data.stride={stride}: both are pixels, at least 1")
         if not 0 < test_fraction < 1:
             raise ValueError(f"data.test_fraction={test_fraction}: a share of each photograph, between 0 and 1")
+        if not min_contrast > 0:
+            raise ValueError(f"data.min_contrast={min_contrast}: must be above 0, or flat tiles have no texture to show")
         with as_file(files("dinoswap.data") / "files" / "photos.parquet") as path:
             images = ParquetData(str(path)).train()
-        photos = [images.load(row) for row in range(len(images))]
+        photos = [_gray(images.load(row)) for row in range(len(images))]
         borders = [int(photo.shape[1] * (1 - test_fraction)) for photo in photos]
         left = [photo[:, :border] for photo, border in zip(photos, borders, strict=True)]
         right = [photo[:, border:] for photo, border in zip(photos, borders, strict=True)]
-        smallest = min(min(part.shape[:2]) for part in left + right)
+        smallest = min(min(part.shape) for part in left + right)
         if smallest < tile:
             raise ValueError(
                 f"data.tile={tile}, data.test_fraction={test_fraction}: a part of a photograph is only {smallest} "
                 "pixels wide: choose smaller tiles or another fraction"
             )
-        self._train = TileImages(left, images.classes or (), tile, stride)
-        self._test = TileImages(right, images.classes or (), tile, stride)
+        self._train = TileImages(left, images.classes or (), tile, stride, min_contrast)
+        self._test = TileImages(right, images.classes or (), tile, stride, min_contrast)
 
     def train(self) -> Images:
         return self._train
@@ -47,29 +57,42 @@ class EmbeddedData(ImageSource):
 
 
 class TileImages(Images):
-    """The tiles of `photos` (uint8 [H, W, 3]), cut when asked for. Row order: photo, y, x."""
+    """The tiles of `photos` (uint8 [H, W]). Row order: photo, y, x."""
 
-    def __init__(self, photos: Sequence[Pixels], names: Sequence[str], tile: int, stride: int) -> None:
-        corners = [
-            (label, y, x)
-            for label, photo in enumerate(photos)
-            for y in range(0, photo.shape[0] - tile + 1, stride)
-            for x in range(0, photo.shape[1] - tile + 1, stride)
-        ]
-        self.photos = photos
-        self.tile = tile
-        self.corners = np.array(corners, dtype=np.int64)  # [rows, 3]
-        self.labels = self.corners[:, 0]
+    def __init__(
+        self, photos: Sequence[NDArray[np.uint8]], names: Sequence[str], tile: int, stride: int, min_contrast: float
+    ) -> None:
+        tiles, labels, places = [], [], []
+        for label, photo in enumerate(photos):
+            windows = sliding_window_view(photo, (tile, tile))[::stride, ::stride]  # [rows, columns, tile, tile]
+            kept = windows.std((2, 3)) >= min_contrast
+            tiles.append(_standardised(windows[kept]))
+            labels.append(np.full(kept.sum(), label))
+            places += [f"{names[label]}@{y * stride},{x * stride}" for y, x in np.argwhere(kept)]
+        self.tiles = np.concatenate(tiles)  # uint8 [n, tile, tile]
+        self.labels = np.concatenate(labels)
+        self.places = places
         self.classes = names
-        self.blocks = [len(corners)]
+        self.blocks = [len(places)]
 
     def __len__(self) -> int:
-        return len(self.corners)
+        return len(self.places)
 
     def load(self, row: int) -> Pixels:
-        photo, y, x = self.corners[row].tolist()
-        return np.array(self.photos[photo][y : y + self.tile, x : x + self.tile])
+        return np.repeat(self.tiles[row][..., None], 3, axis=2)  # [tile, tile] -> [tile, tile, 3]
 
     def name(self, row: int) -> str:
-        photo, y, x = self.corners[row].tolist()
-        return f"{self.classes[photo]}@{y},{x}"
+        return self.places[row]
+
+
+def _gray(photo: Pixels) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] to [H, W] (ITU-R 601 luma)."""
+    return np.array(Image.fromarray(photo).convert("L"))
+
+
+def _standardised(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [n, tile, tile], none of them flat, to MEAN and CONTRAST; what leaves 0..255 is clipped."""
+    pixels = tiles.astype(np.float32)
+    centred = pixels - pixels.mean((1, 2), keepdims=True)
+    scaled = centred / pixels.std((1, 2), keepdims=True) * CONTRAST + MEAN
+    return scaled.round().clip(0, 255).astype(np.uint8)

@@ -83,6 +83,10 @@ class _Split:
     test: EvalImages
     labels: tuple[Tensor, Tensor] | None  # of train and test; None where accuracy has no meaning
 
+    @property
+    def corrupt(self) -> int:
+        return len(self.train.corrupt) + (len(self.test.corrupt) if self.test is not self.train else 0)
+
 
 class Evaluator:
     """Evaluates backbones on one data set."""
@@ -140,6 +144,8 @@ class Evaluator:
         """k-NN and linear probe of the network, of `random_init`, and of features that need no network; diagnostics
         and pictures."""
         found, split = Evaluation(), self._split(self.settings.images)
+        if split.corrupt:
+            found.warn(f"{split.corrupt} images that cannot be decoded were left out")
         features = self._diagnosed(found, backbone, split)
         if split.labels is None:
             found.warn("no accuracies: the data set has no labelled test images of two classes or more")

@@ -23,15 +23,15 @@ def cell(scores: Mapping[str, float], column: str) -> float | None:
 
 
 def summary_table(results: Results, title: str = "top-1 accuracy, %") -> Table:
-    """A row per entry of `results`, a column per entry of COLUMNS; the best of each column is bold."""
+    """A row per entry of `results`, a column per entry of COLUMNS that any row has; the best of each is bold."""
     table = Table(title=title)
     table.add_column("features")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
     known = {c: [v for row in results.values() if (v := cell(row, c)) is not None] for c in COLUMNS}
+    columns = [column for column in COLUMNS if known[column]]
+    for column in columns:
+        table.add_column(column, justify="right")
     for name, scores in results.items():
-        values = {column: cell(scores, column) for column in COLUMNS}
-        table.add_row(name, *(_text(value, known[column]) for column, value in values.items()))
+        table.add_row(name, *(_text(cell(scores, column), known[column]) for column in columns))
     return table
 
 

@@ -1,0 +1,151 @@
+"""From overrides to a composed config, or to what is wrong with them.
+
+Unknown groups, options and keys are refused with the nearest valid name, before Hydra starts a job and before torch is
+imported, which takes seconds.
+"""
+
+import itertools
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
+from dinoswap.schema import ConfigError, nearest
+
+EXIT_USAGE = 2
+"""Exit status when the user has to change the arguments."""
+SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for the arguments of `dinoswap-train` when they name what does not exist. SystemExit for an
+    unknown flag, as in Hydra."""
+    args = get_args_parser().parse_args(list(arguments))
+    if args.help or args.hydra_help or args.shell_completion or args.config_path or args.experimental_rerun:
+        return  # nothing is composed, or from elsewhere
+    overrides = list(args.overrides)
+    if args.config_dir is not None:
+        if not Path(args.config_dir).is_dir():
+            raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
+        overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
+    multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
+    check_overrides(overrides, config_name=args.config_name or "train", multirun=multirun)
+
+
+def check_overrides(overrides: Sequence[str], *, config_name: str = "train", multirun: bool = False) -> None:
+    """Raises ConfigError unless the overrides compose, in a multirun with every combination of the swept options."""
+    _composed(list(overrides), config_name, multirun)
+
+
+def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved config that `dinoswap-train` runs with these overrides. Raises ConfigError."""
+    (config,) = _composed(list(overrides), "train", multirun=False)
+    return config
+
+
+def _composed(overrides: list[str], config_name: str, multirun: bool) -> list[dict[str, Any]]:
+    """One config, or in a multirun one for every combination of the swept options."""
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+            groups = [group for group in loader.list_groups("") if group != "hydra"]
+            for override in parsed:
+                _check_form(override, multirun)
+                if override.key_or_group in groups:
+                    _check_options(override, loader.get_group_options(override.key_or_group, overrides=overrides))
+            return [_compose(config_name, lines, loader, groups) for lines in _combinations(parsed, groups)]
+        except OverrideParseException as error:
+            raise ConfigError(f"{error.override}: cannot be read as key=value: {_one_line(error)}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_one_line(error)) from error
+
+
+def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, groups: list[str]) -> dict[str, Any]:
+    """First the choice of options, which decides what keys there are; then the whole."""
+    parsed = OverridesParser.create(loader).parse_overrides(overrides)
+    choosing = [str(o.input_line) for o in parsed if o.key_or_group in groups or o.is_hydra_override()]
+    cfg = compose(config_name, choosing, return_hydra_config=True)
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+    keys = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
+    leaves = flatten({name: section for name, section in keys.items() if name != "hydra"})
+    known = {key.rsplit(".", n)[0] for key in leaves for n in range(key.count(".") + 1)}
+    for override in parsed:
+        if override.input_line not in choosing:
+            _check_key(override, [*known, *groups], choices)
+    return plain(compose(config_name, overrides) if len(choosing) < len(overrides) else cfg)
+
+
+# --- one override -----------------------------------------------------------------------------------------------------
+
+
+def _check_form(override: Override, multirun: bool) -> None:
+    key = override.key_or_group
+    if override.is_delete() and not override.is_hydra_override() and not re.fullmatch(r"objectives\.\w+", key):
+        raise ConfigError(
+            f"{override.input_line}: only a whole objective can be removed, as in ~objectives.koleo; "
+            f"give {key} another value instead"
+        )
+    if override.is_sweep_override() and not multirun:
+        raise ConfigError(
+            f"{override.input_line}: several values are several runs, add --multirun; a list is written {key}=[...]"
+        )
+
+
+def _check_options(override: Override, options: list[str]) -> None:
+    for value in _values(override):
+        if value not in options:
+            raise ConfigError(
+                f"{override.input_line}: the group '{override.key_or_group}' has no option '{value}'."
+                f"{nearest(value, options)} It has: {', '.join(sorted(options))}."
+            )
+
+
+def _check_key(override: Override, known: list[str], choices: dict[str, str]) -> None:
+    """`choices`: the option of each group; a group that is mounted elsewhere is called group@place there."""
+    key, line = override.key_or_group, str(override.input_line)
+    group = next((choice for choice in choices if choice.endswith(f"@{key}")), None)
+    if group is not None:
+        raise ConfigError(f"{line}: chooses an option; write {group}={override.value()}")
+    if key not in known:
+        section = key.partition(".")[0]
+        where = f" in {section}={choices[section]}" if section in choices else ""
+        raise ConfigError(f"{line}: there is no key or group '{key}'{where}.{nearest(key, known)} {SHOW_KEYS}")
+    if override.is_add():
+        raise ConfigError(f"{line}: this key exists already; write {line.lstrip('+')}")
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.value())]
+
+
+def _combinations(overrides: list[Override], groups: list[str]) -> Iterator[list[str]]:
+    """Override lists without sweeps: every combination of the swept options, with the first of other swept values."""
+    choices = []
+    for override in overrides:
+        lines = [str(override.input_line)]
+        if override.is_interval_sweep():
+            lines = []  # a sampler's to fill
+        elif override.is_sweep_override():
+            lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        choices.append(lines if override.key_or_group in groups else lines[:1])
+    for combination in itertools.product(*(lines for lines in choices if lines)):
+        yield list(combination)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,156 @@
+"""Both evaluations of a run on data sets that offer everything, less, or nothing to judge by."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dinoswap.data.images import CorruptImage, Images
+from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator, flat
+from dinoswap.model import SelfDistillation
+from dinoswap.values import Batch
+from small_models import small_batch, small_trainer
+
+HYPER = {"teacher_temp": 0.05}
+NAMES = ["knn_top1", "knn_patch_top1", "linear_top1", "linear_patch_top1"]
+
+
+class Noise(Images):
+    """Noise around a grey level of its own for each class: any features tell the classes apart."""
+
+    classes = None
+    blocks = ()
+
+    def __init__(self, count: int, classes: int, labelled: bool = True, broken: tuple[int, ...] = ()) -> None:
+        self.truth = np.arange(count) % classes
+        self.labels: NDArray[np.int64] | None = self.truth if labelled else None
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def load(self, row: int) -> NDArray[np.uint8]:
+        if row in self.broken:
+            raise CorruptImage(str(row), "no bytes")
+        noise = np.random.default_rng(row).integers(0, 30, (32, 32, 3))
+        return (noise + 60 * self.truth[row]).astype(np.uint8)
+
+    def name(self, row: int) -> str:
+        return str(row)
+
+
+@pytest.fixture(scope="module")
+def model() -> SelfDistillation:
+    return small_trainer().model
+
+
+@pytest.fixture(scope="module")
+def probe() -> Batch:
+    batch = small_batch(0)
+    pixels = {name: (getattr(batch, name) * 50 + 128).clamp(0, 255).byte() for name in ("global_crops", "local_crops")}
+    return replace(batch, **pixels, extra_crops=batch.extra_crops.byte(), clean_crops=batch.clean_crops.byte())
+
+
+def evaluator(train: Images, test: Images | None, **settings: int) -> Evaluator:
+    half = torch.full((3,), 0.5)
+    made = EvaluationSettings(batch_size=16, **settings)  # type: ignore[arg-type]
+    return Evaluator(made, train, test, size=32, mean=half, std=half, device=torch.device("cpu"), autocast=None)
+
+
+def test_final_judges_the_network_beside_three_baselines(model: SelfDistillation, tmp_path: Path) -> None:
+    backbone, other = model.teacher["backbone"], small_trainer("seed=1").model.teacher["backbone"]
+    found = evaluator(Noise(40, 4), Noise(20, 4)).final(backbone, other)
+    assert list(found.results) == ["trained", "random init", "raw pixels", "colour histogram"]
+    for name in NAMES:
+        assert found.metrics[f"eval/{name}"] == 100
+        assert found.metrics[f"baseline/random_init/{name}"] == 100
+    assert found.metrics["baseline/colour_histogram/knn_top1"] == 100
+    assert set(found.pictures) == {"pca", "accuracy"}
+    found.save_pictures(tmp_path / "new" / "pictures")
+    assert {path.name for path in (tmp_path / "new" / "pictures").iterdir()} == {"pca.png", "accuracy.png"}
+    assert found.table().row_count == 4
+
+
+def test_in_loop_gives_the_names_of_the_final(model: SelfDistillation, probe: Batch) -> None:
+    """So that their curve ends with the final value."""
+    judge = evaluator(Noise(40, 4), Noise(20, 4), in_loop_images=20)
+    quick = judge.in_loop(model, HYPER, probe)
+    final = judge.final(model.teacher["backbone"], None)
+    shared = {name for name in quick.metrics if "target" not in name and "prototype" not in name}
+    assert shared <= set(final.metrics)
+    assert {"eval/knn_top1", "eval/knn_patch_top1", "eval/rankme"} <= shared
+    assert {"eval/dino/target_entropy", "eval/ibot/prototypes_used"} <= set(quick.metrics)
+    assert set(quick.pictures) == {"pca", "crops"}
+
+
+def test_an_evaluation_leaves_the_model_as_it_was(model: SelfDistillation, probe: Batch) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    judge = evaluator(Noise(20, 2), Noise(20, 2))
+    judge.in_loop(model, HYPER, probe)
+    judge.final(model.teacher["backbone"], model.student["backbone"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.student.training
+    assert not model.teacher.training
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (Noise(20, 2), None),
+        (Noise(20, 2, labelled=False), Noise(20, 2)),
+        (Noise(20, 2), Noise(20, 2, labelled=False)),
+        (Noise(20, 1), Noise(20, 2)),
+    ],
+    ids=["no test images", "train unlabelled", "test unlabelled", "one class"],
+)
+def test_without_two_labelled_classes_there_are_diagnostics_only(
+    train: Images, test: Images | None, model: SelfDistillation, probe: Batch
+) -> None:
+    judge = evaluator(train, test)
+    for found in (judge.in_loop(model, HYPER, probe), judge.final(model.teacher["backbone"], None)):
+        assert found.results == {}
+        assert not any("top1" in name for name in found.metrics)
+        assert found.metrics["eval/rankme"] > 0
+        assert "pca" in found.pictures
+    assert found.warning is not None
+    assert "no accuracies" in found.warning
+
+
+def test_a_diverged_network_is_reported_and_stops_nothing(probe: Batch) -> None:
+    model = small_trainer().model
+    with torch.no_grad():
+        model.teacher["backbone"].get_parameter("norm.weight").fill_(math.nan)
+    judge = evaluator(Noise(20, 2), Noise(20, 2))
+    for found in (judge.in_loop(model, HYPER, probe), judge.final(model.teacher["backbone"], None)):
+        assert found.warning is not None
+        assert "not finite" in found.warning
+        assert not any("top1" in name for name in found.metrics)
+
+
+def test_one_image_and_images_that_cannot_be_decoded(model: SelfDistillation) -> None:
+    found = evaluator(Noise(1, 1), None).final(model.teacher["backbone"], None)
+    assert found.metrics == {}
+    found = evaluator(Noise(20, 2, broken=(3, 4)), Noise(20, 2, broken=(3,))).final(model.teacher["backbone"], None)
+    assert found.warning is not None
+    assert "3 images that cannot be decoded" in found.warning
+    assert found.metrics["eval/knn_top1"] == 100
+
+
+def test_flat_names() -> None:
+    results = {
+        "trained": {"cls/knn_top1": 1.0, "patch_mean/linear_c": 2.0, "cls/knn_top1_k10": 3.0},
+        "raw pixels": {"knn_top5": 4.0},
+    }
+    assert flat(results) == {"eval/knn_top1": 1.0, "eval/linear_patch_c": 2.0, "baseline/raw_pixels/knn_top5": 4.0}
+
+
+@pytest.mark.parametrize("name", ["size", "resize", "in_loop_images", "images", "batch_size"])
+def test_bad_settings_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        EvaluationSettings(**{name: 0})

@@ -1,0 +1,176 @@
+"""`dinoswap-train` as a user meets it: what it refuses and how, its help, single runs and multiruns.
+
+Everything runs in this process through the console script's function, so that torch is imported once.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dinoswap import train
+from dinoswap.command_line import check_arguments
+from dinoswap.schema import ConfigError
+from dinoswap.settings import RunSettings
+
+TINY = ["recipe=smoke", "trainer.max_steps=1", "trainer.eval_every=0", "trainer.tensorboard=false"]
+TINY += ["evaluation.in_loop_images=30", "evaluation.images=30"]
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def dinoswap_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in an empty folder."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["dinoswap-train", *arguments])
+        status = 0
+        try:
+            train.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Outcome(status, *capsys.readouterr())
+
+    return run
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trainer.max_stpes=5", "no key or group 'trainer.max_stpes'. Did you mean 'trainer.max_steps'?"),
+        ("max_steps=5", "Did you mean 'trainer.max_steps'?"),
+        ("maskign=block", "maskign=block: there is no key or group 'maskign'. Did you mean 'masking'?"),
+        ("masking=blok", "masking=blok: the group 'masking' has no option 'blok'. Did you mean 'block'? It has: block"),
+        ("masking=block,blok --multirun", "masking=block,blok: the group 'masking' has no option 'blok'"),
+        ("masking=null", "has no option 'None'"),
+        ("targets=centering", "Did you mean to override one of targets@objectives.dino.targets,"),
+        ("objectives.dino.targets=centering", "write targets@objectives.dino.targets=centering"),
+        ("data.path=/x", "there is no key or group 'data.path' in data=embedded"),
+        ("data=parquet,embedded data.path=/x -m", "there is no key or group 'data.path' in data=embedded"),
+        ("+new.key=1", "+new.key=1: there is no key or group 'new.key'"),
+        ("++new.key=1", "there is no key or group 'new.key'"),
+        ("+trainer.max_steps=5", "this key exists already; write trainer.max_steps=5"),
+        ("~model.patch_size", "~model.patch_size: only a whole objective can be removed, as in ~objectives.koleo"),
+        ("~masking", "only a whole objective can be removed"),
+        ("~objectives.kole", "Did you mean 'objectives.koleo'?"),
+        ("trainer.max_steps", "trainer.max_steps: cannot be read as key=value"),
+        ("trainer.max_steps=[5", "trainer.max_steps=[5: cannot be read as key=value"),
+        ("seed=0,1", "seed=0,1: several values are several runs, add --multirun"),
+        ("seed=${oops}", "'oops' not found"),
+        ("hydra.sweep.dri=x", "Could not override 'hydra.sweep.dri'"),
+        ("--config-dir /nowhere seed=1", "--config-dir /nowhere: no such folder"),
+    ],
+)  # fmt: skip
+def test_names_are_refused_before_anything_else(arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_arguments(arguments.split())
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("masking.mask_sample_probability=1.5", "masking.mask_sample_probability=1.5: must lie between 0 and 1"),
+        ("trainer.max_steps=abc", "trainer.max_steps=abc: must be a whole number, not text"),
+        ("seed=x", "seed=x: must be a whole number, not text"),
+        ("~objectives.dino ~objectives.ibot ~objectives.koleo", "objectives: none is left"),
+    ],
+)
+def test_values_are_refused_in_one_line_and_leave_no_folder(
+    override: str, message: str, dinoswap_train: Command, tmp_path: Path
+) -> None:
+    """Which values: tests/test_settings.py."""
+    status, out, error = dinoswap_train("recipe=smoke", *override.split())
+    assert (status, out) == (2, "")
+    assert error.startswith(f"dinoswap-train: {message}")
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["results", "runs"]
+
+
+def test_a_refusal_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dinoswap.train", "trainer.max_stpes=5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_are_checked_without_torch() -> None:
+    """It takes seconds to import."""
+    code = "import sys, dinoswap.train; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_fits_a_screen(dinoswap_train: Command) -> None:
+    status, out, _ = dinoswap_train("--help")
+    lines = out.rstrip().splitlines()
+    assert status == 0
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert sum(line.strip().startswith("dinoswap-train ") for line in lines) == 5
+    assert "recipe: demo, smoke" in out
+
+
+def test_the_examples_of_the_help_are_accepted(dinoswap_train: Command) -> None:
+    _, out, _ = dinoswap_train("--help")
+    examples = [line.split("#")[0].split()[1:] for line in out.splitlines() if line.startswith("  dinoswap-train ")]
+    for arguments in examples:
+        check_arguments(arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["recipe=vits16", "preset=official", "schedule.momentum=0.5"]])
+def test_cfg_job_shows_the_resolved_config(arguments: list[str], dinoswap_train: Command) -> None:
+    status, out, _ = dinoswap_train("--cfg", "job", *arguments)
+    assert status == 0
+    assert "${" not in out
+    assert "_target_: dinoswap.masking.block.BlockMasking" in out
+    assert ("momentum: 0.5" in out) == bool(arguments)
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_single_and_multirun_fill_the_same_folders(dinoswap_train: Command, tmp_path: Path) -> None:
+    swept = "targets@objectives.dino.targets"
+    done = dinoswap_train("--multirun", *TINY, f"{swept}=sinkhorn,centering", "seed=0,1", "study=two")
+    assert done.status == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("results/runs/two/*/seed*/run.json")]
+    for record in records:
+        for name in record["metrics"]:  # each can be what a sweep maximises
+            if name.startswith("eval/") and not name.endswith("_max"):
+                RunSettings(seed=0, study=None, results_dir="", objective_metric=name)
+    runs = {(record["choices"][swept], record["seed"]): record for record in records}
+    assert set(runs) == {(option, seed) for option in ("sinkhorn", "centering") for seed in (0, 1)}
+    assert {record["status"] for record in records} == {"completed"}
+    assert runs["sinkhorn", 0]["run_id"] == runs["sinkhorn", 1]["run_id"] != runs["centering", 0]["run_id"]
+
+    alone = dinoswap_train("seed=1", f"{swept}=centering", "study=two", *TINY[::-1])
+    folder = f"results/runs/two/{runs['centering', 1]['run_id']}/seed1"
+    assert f"{folder} is complete: nothing is left to do" in alone.out
+    assert "run.json" in [path.name for path in (tmp_path / folder).iterdir()]
+
+
+def test_a_job_that_is_refused_leaves_the_others_running(dinoswap_train: Command, tmp_path: Path) -> None:
+    done = dinoswap_train("--multirun", *TINY, "schedule.base_lr=-1,0.001", "seed=0")
+    assert done.status != 0
+    assert "schedule.base_lr=-1.0: must be 0 or more" in done.err
+    (record,) = tmp_path.rglob("run.json")
+    assert json.loads(record.read_text())["status"] == "completed"

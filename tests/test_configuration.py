@@ -1,0 +1,185 @@
+"""configs/ as a whole: every key is read, later choices win, run names, golden dumps of the presets."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dinoswap.command_line import compose_config
+from dinoswap.configuration import config_dir, flatten, identity, run_folder, run_id
+from dinoswap.evaluation.evaluator import EvaluationSettings
+from dinoswap.nn.projection_head import ProjectionHead
+from dinoswap.nn.vit import vit
+from dinoswap.schedules import ScheduleSettings
+from dinoswap.schema import ConfigError
+from dinoswap.settings import SECTIONS, CropSettings, LoadingSettings, OptimizerSettings, RunSettings
+from dinoswap.trainer import TrainerSettings
+from renew_golden import GOLDEN, golden_configs
+
+SMOKE = compose_config(["recipe=smoke"])
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "target", "given"),
+    [
+        ("model", vit, {"img_size"}),
+        ("crops", CropSettings, set()),
+        ("heads.dino_head", ProjectionHead, {"in_dim"}),
+        ("heads.ibot_head", ProjectionHead, {"in_dim"}),
+        ("schedule", ScheduleSettings, set()),
+        ("optimizer", OptimizerSettings, set()),
+        ("trainer", TrainerSettings, set()),
+        ("evaluation", EvaluationSettings, set()),
+        ("data", LoadingSettings, set()),
+    ],
+)
+def test_train_yaml_lists_every_key_and_no_other(section: str, target: Callable[..., Any], given: set[str]) -> None:
+    """So `+new.key=...` is never needed, and `--cfg job` shows all that can be set."""
+    written = OmegaConf.select(OmegaConf.load(config_dir() / "train.yaml"), section)
+    assert set(written) == set(inspect.signature(target).parameters) - given
+
+
+def test_the_root_holds_the_known_sections_and_keys() -> None:
+    assert set(SMOKE) == {*SECTIONS, *inspect.signature(RunSettings).parameters}
+
+
+def test_a_package_directive_is_the_first_line() -> None:
+    """Hydra takes it for a comment anywhere else."""
+    for path in config_dir().rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert not any(line.startswith("# @package") for line in lines[1:]), path
+
+
+def test_recipes_set_keys_of_train_yaml_only() -> None:
+    known = set(flatten(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml"))))
+    for path in (config_dir() / "recipe").glob("*.yaml"):
+        written = flatten(OmegaConf.to_container(OmegaConf.load(path)))
+        assert set(written) - {"defaults"} <= known, path
+
+
+def test_presets_and_flips_choose_options_only() -> None:
+    for group in ("preset", "flip"):
+        for path in (config_dir() / group).glob("*.yaml"):
+            assert set(OmegaConf.load(path)) <= {"defaults"}, path
+
+
+# --- which choice wins ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_options(tmp_path: Path) -> str:
+    """A folder with a second masking option, a preset that takes it and flips to both; the override that adds it."""
+    files = {
+        "masking/loose.yaml": "_target_: dinoswap.masking.block.BlockMasking\nmin_aspect: 0.9\n",
+        "preset/loose.yaml": "# @package _global_\ndefaults:\n  - override /masking: loose\n",
+        "flip/loose.yaml": "# @package _global_\ndefaults:\n  - override /masking: loose\n",
+        "flip/block.yaml": "# @package _global_\ndefaults:\n  - override /masking: block\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return f"hydra.searchpath=['file://{tmp_path}']"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "min_aspect"),
+    [
+        ([], 0.3),
+        (["preset=loose"], 0.9),
+        (["flip=loose"], 0.9),
+        (["preset=loose", "flip=block"], 0.3),
+        (["flip=block", "preset=loose"], 0.3),
+        (["preset=loose", "flip=block", "masking=loose"], 0.9),
+        (["masking=block", "flip=loose", "preset=loose"], 0.3),
+    ],
+)
+def test_the_command_line_beats_the_flip_and_the_flip_beats_the_preset(
+    overrides: list[str], min_aspect: float, two_options: str
+) -> None:
+    assert compose_config([two_options, *overrides])["masking"]["min_aspect"] == min_aspect
+
+
+# --- names of runs ----------------------------------------------------------------------------------------------------
+
+
+def changed(key: str, value: Any, config: Mapping[str, Any] = SMOKE) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {**config, head: changed(rest, value, config[head]) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 7),
+        ("study", "lr"),
+        ("results_dir", "/elsewhere"),
+        ("objective_metric", "eval/rankme"),
+        ("data.workers", 3),
+        ("trainer.device", "cuda"),
+        ("trainer.log_every", 5),
+        ("trainer.checkpoint_every", 7),
+        ("trainer.tensorboard", False),
+        ("optimizer.clip_grad", 3),  # 3 or 3.0
+        ("crops.global_size", 32.0),
+        ("optimizer.betas", [0.9, 0.9990]),
+    ],
+)
+def test_the_run_id_ignores_what_cannot_change_the_result(key: str, value: Any) -> None:
+    assert run_id(changed(key, value)) == run_id(SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.precision", "bf16"),
+        ("trainer.max_steps", 11),
+        ("masking.min_aspect", 0.4),
+        ("optimizer.betas", [0.9, 0.99]),
+        ("data.batch_size", 16),
+        ("objectives.koleo", {}),
+    ],
+)
+def test_the_run_id_depends_on_what_can(key: str, value: Any) -> None:
+    assert run_id(changed(key, value)) != run_id(SMOKE)
+
+
+def test_a_data_set_is_known_by_its_name_not_by_where_it_lies() -> None:
+    here, there, other = (
+        compose_config(["recipe=smoke", "data=parquet", f"data.path={path}"])
+        for path in ("/a/cifar10", "/b/cifar10", "/a/stl10")
+    )
+    assert run_id(here) == run_id(there) != run_id(other)
+    assert identity(here)["data.path.name"] == "cifar10"
+
+
+def test_the_run_id_does_not_depend_on_the_order_of_overrides() -> None:
+    overrides = ["recipe=smoke", "targets@objectives.dino.targets=centering", "schedule.momentum=0.9", "seed=3"]
+    assert run_id(compose_config(overrides)) == run_id(compose_config(overrides[::-1]))
+
+
+def test_the_run_folder_names_study_run_and_seed() -> None:
+    assert run_folder(SMOKE) == f"single/{run_id(SMOKE)}/seed0"
+    assert run_folder(changed("study", "lr", changed("seed", 4))) == f"lr/{run_id(SMOKE)}/seed4"
+
+
+def test_config_dir_can_be_pointed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINOSWAP_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"no train.yaml in {tmp_path}"):
+        config_dir()
+    (tmp_path / "train.yaml").touch()
+    assert config_dir() == tmp_path
+
+
+# --- golden -----------------------------------------------------------------------------------------------------------
+
+
+def test_presets_compose_as_before() -> None:
+    """Where this fails and the change is meant: python tools/renew_golden.py, and read its difference in git."""
+    expected = {path.name: path.read_text() for path in GOLDEN.iterdir()}
+    assert golden_configs() == expected

@@ -1,0 +1,142 @@
+"""`dinoswap-eval` on a run, on one of its checkpoints, and on a weight file; what it refuses, and with which status."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dinoswap.evaluate import data_name, main, parser
+from dinoswap.nn.official_weights import export_official
+from run_folders import write_run
+
+FEW = ["evaluation.images=60"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    trainer = write_run(folder)
+    save_file(export_official(trainer.model.teacher["backbone"]), folder.parent / "weights.safetensors")  # type: ignore[arg-type]
+    return folder
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    assert {path.name for path in folder.glob("*.png")} >= {"pca.png", "accuracy.png"}
+    return content
+
+
+def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), *FEW, "evaluation.linear_probe=true"]) == 0
+    found = evaluation(run / "evaluation" / "embedded")
+    assert (run / "evaluation" / "embedded" / "crops.png").exists()
+    assert found["step"] == 1
+    assert found["network"] == "teacher"
+    assert found["evaluation"]["images"] == 60
+    rows = ["eval", "baseline/random_init", "baseline/raw_pixels", "baseline/colour_histogram"]
+    wanted = {f"{row}/{score}" for row in rows for score in ("knn_top1", "linear_top1")}
+    wanted |= {"eval/knn_patch_top1", "eval/rankme", "eval/dino/prototypes_used", "eval/ibot/target_entropy"}
+    assert wanted <= set(found["metrics"])
+    printed = capsys.readouterr().out
+    for text in ("random init", "raw pixels", "colour histogram", "verdict: ", "k-NN CLS"):
+        assert text in printed
+
+
+def test_student_and_first_checkpoint_have_folders_of_their_own(run: Path) -> None:
+    """At step 0 both networks are the random initialisation."""
+    first = run / "checkpoints" / "step-00000000"
+    assert main([str(first), *FEW]) == 0
+    assert main(["--network", "student", str(run), *FEW]) == 0
+    start = evaluation(run / "evaluation" / "embedded-step-00000000")["metrics"]
+    student = evaluation(run / "evaluation" / "embedded-student")
+    assert start["eval/knn_top1"] == start["baseline/random_init/knn_top1"]
+    assert student["network"] == "student"
+    assert student["metrics"]["baseline/random_init/knn_top1"] == start["eval/knn_top1"]
+    assert student["metrics"]["eval/rankme"] != pytest.approx(start["eval/rankme"], rel=1e-3)
+
+
+def test_a_weight_file_is_judged_like_the_run_it_is_of(run: Path, tmp_path: Path) -> None:
+    weights, settings = run.parent / "weights.safetensors", [*FEW, "evaluation.linear_probe=false"]
+    assert main([str(run), *settings, "-o", str(tmp_path / "run")]) == 0
+    assert main([str(weights), "--heads", "2", *settings, "-o", str(tmp_path / "weights")]) == 0
+    of_run, of_weights = (evaluation(tmp_path / name)["metrics"] for name in ("run", "weights"))
+    known = [name for name in of_weights if "random_init" not in name]  # a file does not say how it was initialised
+    assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
+    assert set(of_run) - set(of_weights) == {n for n in of_run if "target" in n or "prototype" in n}  # it has no heads
+
+
+def test_another_data_set(run: Path, tmp_path: Path) -> None:
+    from PIL import Image  # a folder per class, of one colour each
+
+    for part, count in (("train", 6), ("test", 3)):
+        for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+            folder = tmp_path / "colours" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40 + i, 36), colour).save(folder / f"{i}.png")
+    assert main([str(run), "data=image_folder", f"data.path={tmp_path / 'colours'}", *FEW]) == 0
+    found = evaluation(run / "evaluation" / "image_folder-colours")
+    assert found["metrics"]["baseline/colour_histogram/knn_top1"] == 100
+    assert found["data"]["batch_size"] == 8  # the run's own
+
+
+@pytest.mark.parametrize(
+    ("overrides", "status", "message"),
+    [
+        (["data=parqet"], 2, "'parquet'"),
+        (["evaluation.imges=3"], 2, "evaluation.images"),
+        (["evaluation.images=0"], 2, "evaluation.images=0"),
+        (["evaluation.images=many"], 2, "evaluation.images=many"),
+        (["model.patch_size=4"], 2, "model.patch_size=4"),
+        (["data=parquet"], 2, "data.path"),
+        (["data.path=x"], 2, "data.path"),
+        (["data=image_folder", "data.path=/none/such"], 2, "/none/such"),
+        (["trainer.device=cuda:99"], 2, "cuda:99"),
+    ],
+)
+def test_what_is_refused(
+    run: Path, overrides: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), *overrides]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_judged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 2
+    assert main([str(run.parent / "weights.safetensors"), "--heads", "2", "--network", "student"]) == 2
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    assert main([str(tmp_path / "other.pth")]) == 1
+    assert "cls_token" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    assert main([str(tmp_path / "empty")]) == 1
+    assert "no whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run")
+    tensors = tmp_path / "run" / "checkpoints" / "step-00000001" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    assert main([str(tensors.parent), *FEW]) == 1
+    assert main([str(tmp_path / "run"), *FEW, "-o", str(tmp_path / "out")]) == 0
+    assert "step-00000001" in capsys.readouterr().err
+    assert evaluation(tmp_path / "out")["step"] == 0
+
+
+def test_names_of_data_sets() -> None:
+    def name(option: str, **section: Any) -> str:
+        return data_name({"_target_": f"dinoswap.data.{option}.Class", **section})
+
+    assert name("embedded", tile=32) == "embedded"
+    assert name("parquet", path="/data/cifar10/") == "parquet-cifar10"
+    assert name("torchvision", name="CIFAR10", path="/data") == "torchvision-CIFAR10"
+    assert name("webdataset", path="/data/train-{000..127}.tar") == "webdataset-train-_000..127_.tar"
+
+
+def test_help_fits_a_screen() -> None:
+    lines = parser().format_help().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 88

@@ -1,0 +1,88 @@
+"""run -> tools/export.py -> load_official -> the same features, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.trainer import Trainer
+from run_folders import write_run
+from small_models import load_tool, small_batch
+
+SWIGLU = "+model.ffn=swiglu"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    return folder, write_run(folder)
+
+
+def loaded(path: Path) -> VisionTransformer:
+    """As a user without the run loads it: the number of heads is all there is to know."""
+    state = load_official(path)
+    backbone = VisionTransformer(**infer_architecture(state, num_heads=2))
+    load_into(backbone, state)
+    return backbone.eval()
+
+
+@torch.no_grad()
+def assert_same_features(exported: VisionTransformer, original: torch.nn.Module) -> None:
+    crops, mask = small_batch(3).global_crops[0], small_batch(3).mask[0]
+    original.eval()
+    for tokens, wanted in ((exported(crops), original(crops)), (exported(crops, mask), original(crops, mask))):
+        for name in ("cls", "registers", "patch"):
+            assert torch.equal(getattr(tokens, name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2])
+@pytest.mark.parametrize(("form", "suffix"), [("safetensors", ".safetensors"), ("torch", ".pth")])
+def test_exported_teacher_has_the_same_features(
+    run: tuple[Path, Trainer], form: str, suffix: str, chunks: int, tmp_path: Path
+) -> None:
+    folder, trainer = run
+    out = tmp_path / f"weights{suffix}"
+    arguments = [str(folder), "--format", form, "--block-chunks", str(chunks), "-o", str(out)]
+    assert load_tool("export").main(arguments) == 0
+    assert_same_features(loaded(out), trainer.model.teacher["backbone"])
+    student = trainer.model.student["backbone"].eval()
+    assert not torch.equal(loaded(out)(small_batch(3).global_crops[0]).cls, student(small_batch(3).global_crops[0]).cls)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]  # no temporary file is left
+
+
+def test_names_are_those_of_a_chunked_model(run: tuple[Path, Trainer], tmp_path: Path) -> None:
+    out = tmp_path / "weights.pth"
+    assert load_tool("export").main([str(run[0]), "--format", "torch", "--block-chunks", "2", "-o", str(out)]) == 0
+    names = torch.load(out, weights_only=True)
+    assert {"blocks.0.0.norm1.weight", "blocks.1.1.mlp.fc2.bias", "mask_token"} <= set(names)
+    assert not any(name.startswith("blocks.0.norm1") for name in names)
+
+
+def test_any_checkpoint_of_the_run(run: tuple[Path, Trainer], tmp_path: Path) -> None:
+    """That of step 0 holds the initial weights, which the default, the newest, does not."""
+    folder, trainer = run
+    out = tmp_path / "first.safetensors"
+    assert load_tool("export").main([str(folder / "checkpoints" / "step-00000000"), "-o", str(out)]) == 0
+    first = loaded(out).state_dict()
+    newest = trainer.model.teacher["backbone"].state_dict()
+    assert any(not torch.equal(first[name], newest[name]) for name in first)
+
+
+def test_default_place_is_the_run_folder(tmp_path: Path) -> None:
+    trainer = write_run(tmp_path / "run", SWIGLU)
+    assert load_tool("export").main([str(tmp_path / "run")]) == 0
+    assert_same_features(loaded(tmp_path / "run" / "backbone.safetensors"), trainer.model.teacher["backbone"])
+
+
+def test_what_cannot_be_exported(run: tuple[Path, Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = load_tool("export").main
+    assert main([str(tmp_path / "none")]) == 2
+    assert "neither a run folder" in capsys.readouterr().err
+    assert main([str(run[0]), "--block-chunks", "3"]) == 1
+    assert "block_chunks=3" in capsys.readouterr().err
+    assert main([str(run[0]), "-o", str(tmp_path / "none" / "x.pth")]) == 1
+    with pytest.raises(SystemExit) as refused:
+        main([str(run[0]), "--format", "timm"])
+    assert refused.value.code == 2

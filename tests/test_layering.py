@@ -1,0 +1,138 @@
+"""Imports go to the same or a lower layer, options do not know of each other, and configs/ and the package mirror each
+other: configs/<group>/<option>.yaml describes a class of dinoswap/<group>/<option>.py.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dinoswap
+from dinoswap.configuration import config_dir
+from dinoswap.schema import MISSING, checked, option_class
+
+PACKAGE = Path(dinoswap.__file__).parent
+
+LAYERS = {
+    6: "train evaluate job studies",
+    5: "build command_line configuration schema settings",
+    4: "trainer loop checkpoint metrics progress evaluation flops",
+    3: "model ema optim layer_decay weight_decay data nonfinite",
+    2: "objectives clustering da3 forward",
+    1: "nn masking reduction schedules augmentation targets",
+    0: "values distributed rng provenance preemption",
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+
+BUNDLES = ("preset", "flip", "recipe", "hydra")  # groups that choose options and have none of their own
+ABSENT = ("none", "disabled")  # options that are the absence of something, without a module
+GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name not in BUNDLES)
+OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (config_dir() / group).glob("*.yaml"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+# What the builder gives to the options of a group, beside what their YAML says
+GIVEN = {
+    "augmentation": {
+        "global_crops_size", "local_crops_size", "local_crops_number", "extra_crops", "clean_crops",
+    },
+    "targets": {"prototypes"},
+}  # fmt: skip
+
+
+def parts(path: Path) -> tuple[str, ...]:
+    """dinoswap/data/order.py -> ("data", "order")"""
+    return path.relative_to(PACKAGE).with_suffix("").parts
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of all that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_of_ours(path: Path) -> set[str]:
+    """Top-level modules of the package."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("dinoswap.")}
+
+
+def test_every_module_has_a_layer() -> None:
+    found = {parts(path)[0] for path in MODULES} - {"__init__"}
+    assert found <= set(LAYER), "give the new modules a layer in this table"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: "/".join(parts(path)))
+def test_imports_go_down(path: Path) -> None:
+    here = LAYER.get(parts(path)[0], 0)
+    upwards = {name for name in imported_of_ours(path) if LAYER[name] > here}
+    assert not upwards
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_option_packages_do_not_import_each_other(group: str) -> None:
+    for path in (PACKAGE / group).glob("**/*.py"):
+        assert not imported_of_ours(path) & (set(GROUPS) - {group}), path
+
+
+def test_only_the_upper_layers_know_hydra() -> None:
+    for path in MODULES:
+        uses_hydra = any(re.match(r"(hydra|omegaconf)\b", name) for name in imported(path))
+        assert not uses_hydra or LAYER[parts(path)[0]] >= 5, path
+
+
+@pytest.mark.parametrize("module", ["trainer", "model", "loop"])
+def test_the_step_names_no_option(module: str) -> None:
+    """No option in its code: no variable, attribute, argument or string of that name."""
+    options = {option for _, option in OPTIONS} - set(ABSENT)
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "value"):
+            text = getattr(node, field, None)
+            if isinstance(text, str) and text not in docstrings:
+                words |= set(re.findall(r"\w+", text))
+    assert not words & options
+
+
+# --- configs/ and the package -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
+def test_an_option_is_a_yaml_and_a_module_of_the_same_path(group: str, option: str) -> None:
+    written = yaml.safe_load((config_dir() / group / f"{option}.yaml").read_text()) or {}
+    if option in ABSENT:
+        assert "_target_" not in written
+        assert not (PACKAGE / group / f"{option}.py").exists()
+        return
+    assert written["_target_"].rpartition(".")[0] == f"dinoswap.{group}.{option}"
+    option_class(written, group)
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[1] not in ABSENT], ids=str)
+def test_an_option_lists_every_argument_with_its_default(group: str, option: str) -> None:
+    written = yaml.safe_load((config_dir() / group / f"{option}.yaml").read_text().replace(MISSING, "''"))
+    target, given = option_class(written, group), GIVEN.get(group, set())
+    values = checked(target, written, group, given)
+    expected = {name: p for name, p in inspect.signature(target).parameters.items() if name not in given}
+    assert set(values) == set(expected)
+    assert values == {name: values[name] if p.default is p.empty else p.default for name, p in expected.items()}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_module_of_a_group_is_an_option_or_helps_one(group: str) -> None:
+    used = {name for path in MODULES for name in imported(path)}
+    for path in (PACKAGE / group).glob("[!_]*.py"):
+        module = f"dinoswap.{group}.{path.stem}"
+        importlib.import_module(module)
+        assert (group, path.stem) in OPTIONS or any(f"{name}.".startswith(f"{module}.") for name in used), module
