@@ -4,9 +4,10 @@ Everything runs in this process through the console script's function, so that t
 """
 
 import json
+import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,10 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def dinoswap_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in an empty folder."""
+def dinoswap_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Runs the command in an empty folder. Hydra's handlers, which write to this test's output, do not outlive it."""
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.chdir(tmp_path)
@@ -44,7 +47,9 @@ def dinoswap_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
             status = int(end.code or 0)
         return Outcome(status, *capsys.readouterr())
 
-    return run
+    handlers = logging.root.handlers[:]
+    yield run
+    logging.root.handlers[:] = handlers
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

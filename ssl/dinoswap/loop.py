@@ -63,8 +63,6 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    # --- state --------------------------------------------------------------------------------------------------------
-
     def save(self, metrics: MetricsLog) -> None:
         """Checkpoint after the steps done so far, once."""
         if self.steps == self.saved_step:
@@ -111,8 +109,6 @@ class Run:
             record.write()
         else:
             record.finish(status, error)
-
-    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def train(self) -> Evaluation:
         """All steps and evaluations that are left. Raises Preempted, Diverged, TooManyCorrupt, CheckpointError."""
@@ -241,7 +237,7 @@ class _Session:
             found.save_pictures(self.run.folder / "pictures")
 
     def _record(self, step: int, found: Evaluation) -> None:
-        evaluated = any(row["step"] == step and "eval/rankme" in row for row in read(self.metrics.path))
+        evaluated = any(row["step"] == step and "loss" not in row for row in read(self.metrics.path))
         if not evaluated:  # as it is when a run is resumed that was stopped just after its final evaluation
             self._write(step, found.metrics)
         for name, picture in found.pictures.items():

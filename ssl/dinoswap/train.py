@@ -97,7 +97,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     except EXPECTED as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the launcher files it, and the other jobs go on; Ctrl-C ends them all
-        print(f"dinoswap-train: {error}", file=sys.stderr)
+        print(f"dinoswap-train: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(EXIT_CODES.get(type(error), EXIT_FAILED))
 
 

@@ -78,8 +78,7 @@ def test_rows_are_distributions_and_prototypes_are_used_equally() -> None:
 @pytest.mark.parametrize(("rows", "prototypes"), [(16, 64), (64, 16)])
 def test_logits_of_a_range_beyond_exp_in_float32(rows: int, prototypes: int) -> None:
     """Here the official iteration gives NaN in float32."""
-    logits = random(rows, prototypes, seed=1, dtype=torch.float32) + 2
-    logits[0] += 1
+    logits = random(rows, prototypes, seed=0, dtype=torch.float32) + 2
     assert math.isinf(float((logits / 0.04).exp().max()))
     targets = SinkhornKnopp()(logits, 0.04)
     torch.testing.assert_close(targets.double(), by_logarithms(logits, 0.04), rtol=0, atol=2e-6)
@@ -89,6 +88,21 @@ def test_logits_of_a_range_beyond_exp_in_float32(rows: int, prototypes: int) -> 
 def test_logits_of_any_size_give_distributions(scale: float) -> None:
     targets = SinkhornKnopp()(random(30, 10, seed=1, dtype=torch.float32) * scale, 0.04)
     torch.testing.assert_close(targets.sum(1), torch.ones(30), rtol=1e-5, atol=0)
+
+
+def test_prototypes_that_no_other_row_comes_near() -> None:
+    """The first row is too far below the second to count at first, and then has 99 prototypes for itself."""
+    logits = torch.zeros(2, 100)
+    logits[1] = -50
+    logits[1, 0] = 50
+    targets = SinkhornKnopp()(logits, 0.1)
+    torch.testing.assert_close(targets.double(), by_logarithms(logits, 0.1), rtol=0, atol=1e-6)
+
+
+def test_a_prototype_that_only_a_faint_row_comes_near() -> None:
+    """Its sum of exponentials begins at exp(-100), below what float32 holds."""
+    logits = torch.tensor([[0.0, -200.0, -200.0], [-60.0, -70.0, -100.0]])
+    torch.testing.assert_close(SinkhornKnopp()(logits, 1.0).double(), by_logarithms(logits, 1.0), rtol=1e-5, atol=1e-9)
 
 
 def test_one_row_uses_every_prototype_equally() -> None:
