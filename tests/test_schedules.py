@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from fixtures import load_json
 
 from dinoswap.schedules import ScheduleSettings, build_schedules, cosine, scaled_lr, steps
+from fixtures import load_json
 
 FIXTURE = load_json("schedules.json")
 

@@ -3,9 +3,10 @@
     python tools/benchmark.py                          # ViT-S/16 (2x224 + 8x96, batch 4) and width 192, fp32 and bf16
     python tools/benchmark.py demo recipe=demo --json results/reference/benchmark/demo.json
 
-A setting is a name below, or any name followed by config overrides. Whole steps and phases are timed apart: a phase ends
-with a device synchronisation, a whole step does not. FLOPs are those of the published algorithm (dinoswap/flops.py), so the
-share of peak can be compared between implementations. Nothing else should run on the machine.
+A setting is a name below, or any name followed by config overrides. Whole steps and phases are timed apart: a phase
+ends with a device synchronisation, a whole step does not. FLOPs are those of the published algorithm
+(dinoswap/flops.py), so the share of peak can be compared between implementations. Nothing else should run on the
+machine.
 """
 
 import argparse
@@ -183,8 +184,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         result.add_row(
             row["setting"], row["precision"], f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
-            f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}", f"{row['share_of_peak']:.1%}",
-            f"{row['peak_memory_bytes'] / 2**20:.0f}", f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
+            f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}",
+            f"{row['share_of_peak']:.1%}", f"{row['peak_memory_bytes'] / 2**20:.0f}", f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
         )  # fmt: skip
     return result
 

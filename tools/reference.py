@@ -2,7 +2,8 @@
 
     python tools/reference.py results/runs/demo -o results/reference/demo
 
-Writes README.md, curve.png, summary.json, and the pictures of the first seed. All runs must be seeds of one configuration.
+Writes README.md, curve.png, summary.json, and the pictures of the first seed. All runs must be seeds of one
+configuration.
 """
 
 import argparse
@@ -71,8 +72,8 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         "|---" * (len(COLUMNS) + 1) + "|",
         *(f"| {row} | " + " | ".join(text(values(runs, row, c)) for c in COLUMNS) + " |" for row in ROWS),
         "",
-        f"Mean ± standard deviation over seeds {', '.join(str(run['seed']) for run in runs)}. A baseline without tokens has "
-        "one number per classifier.",
+        f"Mean ± standard deviation over seeds {', '.join(str(run['seed']) for run in runs)}. A baseline without "
+        "tokens has one number per classifier.",
         "",
         "![k-NN accuracy over training](curve.png)",
         "",

@@ -61,7 +61,9 @@ def build_student(cfg: Config, head_names: Sequence[str]) -> dict[str, nn.Module
     student: dict[str, nn.Module] = {"backbone": backbone}
     for name in head_names:
         if name not in cfg["heads"]:
-            raise ConfigError(f"heads.{name}: an objective names this head and there is none.{nearest(name, cfg['heads'])}")
+            raise ConfigError(
+                f"heads.{name}: an objective names this head and there is none.{nearest(name, cfg['heads'])}"
+            )
         seed_torch(seed, f"init/{name}")
         student[name] = construct(ProjectionHead, cfg["heads"][name], f"heads.{name}", in_dim=backbone.embed_dim)
     return student

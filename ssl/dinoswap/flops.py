@@ -1,8 +1,8 @@
 """FLOPs of one step, counted by running its shapes on torch's meta device: nothing is computed.
 
 Matrix products and convolutions count, forward and backward, a multiply-add as 2; norms, softmax, activations and the
-optimiser do not. By default the algorithm is counted as it is published, every token through every block; `pruned` counts
-what this implementation does, which leaves out the last block's rows that no loss reads.
+optimiser do not. By default the algorithm is counted as it is published, every token through every block; `pruned`
+counts what this implementation does, which leaves out the last block's rows that no loss reads.
 """
 
 import copy

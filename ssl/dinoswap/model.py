@@ -1,7 +1,7 @@
 """The one module that returns the loss: student, EMA teacher and objectives.
 
-Everything trainable is in `student`, by name (backbone, dino_head, ...); the teacher holds the same networks under the same
-names. Which network sees what is the forward plan's business, what is made of it the objectives'.
+Everything trainable is in `student`, by name (backbone, dino_head, ...); the teacher holds the same networks under
+the same names. Which network sees what is the forward plan's business, what is made of it the objectives'.
 """
 
 import copy

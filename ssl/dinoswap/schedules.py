@@ -30,9 +30,7 @@ class Schedule:
         return float(self.values[step]) if step < len(self.values) else self.final
 
 
-def cosine(
-    base: float, final: float, total: int, *, warmup: int = 0, start: float = 0.0, frozen: int = 0
-) -> Schedule:
+def cosine(base: float, final: float, total: int, *, warmup: int = 0, start: float = 0.0, frozen: int = 0) -> Schedule:
     """`frozen` steps of 0, `warmup` steps from `start` to `base` (both reached), then a cosine towards `final`."""
     n = total - warmup - frozen
     if n < 0:
@@ -98,7 +96,9 @@ class ScheduleSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: an EMA momentum lies between 0 and 1")
         for name in ("teacher_temp_start", "teacher_temp"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a temperature must be above 0 (the recipe uses .04-.07)")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: a temperature must be above 0 (the recipe uses .04-.07)"
+                )
 
 
 class Schedules(Mapping[str, Schedule]):

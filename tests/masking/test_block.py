@@ -4,10 +4,10 @@ import random
 
 import numpy as np
 import pytest
-from fixtures import load_json
 
 from dinoswap.masking.batch_policy import generate_block_masks
 from dinoswap.masking.block import BlockMaskGenerator, BlockMasking, max_num_patches
+from fixtures import load_json
 
 FIXTURE = load_json("masking.json")
 DRAWS = FIXTURE["exact_draws"]["dinov2"]

@@ -23,7 +23,6 @@ from dinoswap.values import Batch, Features
 from parity.masks import WEIGHT, masks_weight
 from parity.rows import FORWARD, Fixture, Row, Scenarios, compare, compare_gradient
 
-
 NETWORKS = ("student", "teacher")
 
 

@@ -16,7 +16,6 @@ from dinoswap.masking.block import BlockMaskGenerator, max_num_patches
 from dinoswap.reduction.per_sample import PerSample
 from parity.rows import EXACT, Row, Scenarios, compare
 
-
 WEIGHT = 1e-7
 
 

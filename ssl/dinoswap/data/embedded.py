@@ -33,7 +33,7 @@ class EmbeddedData(ImageSource):
         if not 0 < test_fraction < 1:
             raise ValueError(f"data.test_fraction={test_fraction}: a share of each photograph, between 0 and 1")
         if not min_contrast > 0:
-            raise ValueError(f"data.min_contrast={min_contrast}: must be above 0, or flat tiles have no texture to show")
+            raise ValueError(f"data.min_contrast={min_contrast}: must be above 0: a flat tile shows no texture")
         with as_file(files("dinoswap.data") / "files" / "photos.parquet") as path:
             images = ParquetData(str(path)).train()
         photos = [_gray(images.load(row)) for row in range(len(images))]
@@ -95,4 +95,5 @@ def _standardised(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels = tiles.astype(np.float32)
     centred = pixels - pixels.mean((1, 2), keepdims=True)
     scaled = centred / pixels.std((1, 2), keepdims=True) * CONTRAST + MEAN
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    standardised: NDArray[np.uint8] = scaled.round().clip(0, 255).astype(np.uint8)
+    return standardised

@@ -1,8 +1,8 @@
 """One masked forward: the two global crops carry the masks and serve the CLS and the patch losses alike.
 
-The student sees masked globals and locals in one packed call, the teacher the unmasked globals once. So the CLS of DINO's
-student comes from a masked crop. P = 2, no extra crop.
-Follows dinov2/train/ssl_meta_arch.py of facebookresearch/dinov2 @ b8931f7.
+The student sees masked globals and locals in one packed call, the teacher the unmasked globals once. So the CLS of
+DINO's student comes from a masked crop. P = 2, no extra crop. Follows dinov2/train/ssl_meta_arch.py of
+facebookresearch/dinov2 @ b8931f7.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """Deeper layers learn faster: multiplier rate ** (depth + 1 - layer), patch embedding additionally x 0.2.
 
-layer 0 holds everything before the blocks (patch_embed, pos_embed and the cls, mask and register tokens), block i is layer
-i + 1, the final norm is layer depth + 1. So with depth 24 and rate 0.9 the embeddings get 0.9 ** 25 = 0.0718.
-Follows dinov2/utils/param_groups.py of facebookresearch/dinov2 @ b8931f7. At rate 1 only the patch embedding differs from
-`uniform`.
+layer 0 holds everything before the blocks (patch_embed, pos_embed and the cls, mask and register tokens), block i is
+layer i + 1, the final norm is layer depth + 1. So with depth 24 and rate 0.9 the embeddings get 0.9 ** 25 = 0.0718.
+Follows dinov2/utils/param_groups.py of facebookresearch/dinov2 @ b8931f7. At rate 1 only the patch embedding differs
+from `uniform`.
 """
 
 import re

@@ -5,6 +5,7 @@ Of `crops` crops, int(crops * probability) are masked. Their target counts are s
 Follows dinov2/data/collate.py of facebookresearch/dinov2 @ b8931f7, whose float32 arithmetic decides the counts.
 """
 
+import itertools
 import random
 from collections.abc import Callable
 from functools import lru_cache
@@ -34,7 +35,7 @@ def generate_block_masks(
     masked = int(crops * probability)
     edges = _ratio_edges(*ratio_min_max, masked)
     masks = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         # float32 throughout: the official code draws between 0-d float32 tensors
         ratio = low + (high - low) * np.float32(rng.random())
         masks.append(generator(int(np.float32(patches) * ratio), rng))

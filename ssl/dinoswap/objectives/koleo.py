@@ -2,9 +2,10 @@
 
     -mean_i log(||x_i - x_nn(i) + eps|| + eps),  x L2-normalised, summed over the global crops
 
-Follows dinov2/loss/koleo_loss.py of facebookresearch/dinov2 @ b8931f7; Sablayrolles et al. (arXiv 1806.03198). Always in
-float32 or wider. Differences, where the official code has no usable answer: a batch of one has no neighbour and costs 0,
-and exact duplicates count in the value but not in the gradient, which has no direction there and a size of 1 / eps.
+Follows dinov2/loss/koleo_loss.py of facebookresearch/dinov2 @ b8931f7; Sablayrolles et al. (arXiv 1806.03198). Always
+in float32 or wider. Differences, where the official code has no usable answer: a batch of one has no neighbour and
+costs 0, and exact duplicates count in the value but not in the gradient, which has no direction there and a size of 1
+/ eps.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Parameter groups, found by name fields and never by index.
 
-Each group carries `module`, `names`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`, and the names of the schedules that
-its lr and weight decay follow. Zero weight decay: `.bias`, norms, LayerScale gamma; tokens and position table are decayed.
-Follows dinov2/utils/param_groups.py of facebookresearch/dinov2 @ b8931f7.
+Each group carries `module`, `names`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`, and the names of the
+schedules that its lr and weight decay follow. Zero weight decay: `.bias`, norms, LayerScale gamma; tokens and
+position table are decayed. Follows dinov2/utils/param_groups.py of facebookresearch/dinov2 @ b8931f7.
 """
 
 from typing import Any, Protocol

@@ -1,8 +1,8 @@
 """Centred and sharpened targets: softmax((logits - centre) / temperature), centre an EMA of the mean logits.
 
 The softmax uses the centre of the batches before this one. Follows dinov2/loss/dino_clstoken_loss.py and
-ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; there the update waits in a queue until the next call and is lost
-at a restart, here it is folded in at once and saved, which gives the same numbers.
+ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; there the update waits in a queue until the next call and is
+lost at a restart, here it is folded in at once and saved, which gives the same numbers.
 """
 
 import torch

@@ -6,17 +6,15 @@ change: u (one factor per row) and v (one per prototype), and
     v_k = 1 / sum_b Q_bk u_b,   u_b = (K / rows) / sum_k Q_bk v_k,   targets = (rows / K) u Q v,   at first u_b = 1,
 
 so each iteration is two matrix-vector products and Q is written once. A common factor of u cancels; K / rows keeps it
-from growing. Q is held with the largest entry of every row at 1, and u begins with what was divided out, so that nothing
-overflows.
-Follows dinov2/loss/dino_clstoken_loss.py and ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; Caron et al.,
-SwAV (arXiv 2006.09882). Always float32.
+from growing. Q is held with the largest entry of every row at 1, and u begins with what was divided out, so that
+nothing overflows. Follows dinov2/loss/dino_clstoken_loss.py and ibot_patch_loss.py of facebookresearch/dinov2 @
+b8931f7; Caron et al., SwAV (arXiv 2006.09882). Always float32.
 """
 
 import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
-
 
 MIDDLE = 2.0**64
 """A common factor of u: what belongs to rows far below the largest logit stays within float32, as do the sums."""
