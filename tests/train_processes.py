@@ -15,7 +15,7 @@ from dinoswap.configuration import plain, run_folder
 from small_models import composed
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dinoswap.train", "torch._dynamo"])  # the latter by the first optimiser, in seconds
+_context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])  # the latter by the first optimiser, in seconds
 
 
 def folder_of(overrides: list[str], results: Path) -> Path:

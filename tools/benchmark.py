@@ -185,7 +185,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
         result.add_row(
             row["setting"], row["precision"], f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
             f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}",
-            f"{row['share_of_peak']:.1%}", f"{row['peak_memory_bytes'] / 2**20:.0f}", f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
+            f"{row['share_of_peak']:.1%}", f"{row['peak_memory_bytes'] / 2**20:.0f}",
+            f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
         )  # fmt: skip
     return result
 

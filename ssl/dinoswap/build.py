@@ -5,14 +5,13 @@ Order matters: everything that can be refused is built before data is opened, an
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from dinoswap.configuration import ConfigError, construct, construct_option, identity, nearest, option_class
+from dinoswap.configuration import identity
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
@@ -29,6 +28,8 @@ from dinoswap.optim.clip import ClipPerModule
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import ScheduleSettings, build_schedules
+from dinoswap.schema import ConfigError, construct, construct_option, option_class, require_section
+from dinoswap.settings import LOADING, OptimizerSettings, check, loading_settings
 from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
 
 Config = Mapping[str, Any]
@@ -36,21 +37,8 @@ Config = Mapping[str, Any]
 
 def initial_backbone(cfg: Config) -> VisionTransformer:
     """The backbone with the initial weights of this run's seed."""
-    check_crops(cfg)
     seed_torch(int(cfg["seed"]), "init/backbone")
     return construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
-
-
-def check_crops(cfg: Config) -> None:
-    """Crops are cut into whole patches."""
-    patch = cfg["model"]["patch_size"]
-    for key in ("global_size", "local_size"):
-        size = cfg["crops"][key]
-        if size < patch or size % patch:
-            raise ConfigError(
-                f"crops.{key}={size}: must be a multiple of model.patch_size={patch}; "
-                f"try crops.{key}={max(round(size / patch), 1) * patch}"
-            )
 
 
 def build_student(cfg: Config, head_names: Sequence[str]) -> dict[str, nn.Module]:
@@ -61,9 +49,7 @@ def build_student(cfg: Config, head_names: Sequence[str]) -> dict[str, nn.Module
     student: dict[str, nn.Module] = {"backbone": backbone}
     for name in head_names:
         if name not in cfg["heads"]:
-            raise ConfigError(
-                f"heads.{name}: an objective names this head and there is none.{nearest(name, cfg['heads'])}"
-            )
+            raise ConfigError(f"heads.{name}: an objective names this head; there are {', '.join(cfg['heads'])}")
         seed_torch(seed, f"init/{name}")
         student[name] = construct(ProjectionHead, cfg["heads"][name], f"heads.{name}", in_dim=backbone.embed_dim)
     return student
@@ -76,6 +62,7 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
         if not section:
             continue
         key = f"objectives.{name}"
+        require_section(section, key)
         parts: dict[str, Any] = {}
         if "targets" in section:
             parts["targets"] = _build_targets(cfg, section, f"{key}.targets")
@@ -103,55 +90,20 @@ def build_model(cfg: Config) -> SelfDistillation:
     return SelfDistillation(build_student(cfg, list(heads)), objectives, plan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """AdamW."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_grad: float | None = 3.0
-
-    def __post_init__(self) -> None:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)}: both must lie in [0, 1)")
-        if not self.eps > 0:
-            raise ValueError(f"eps={self.eps}: must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadingSettings:
-    """The keys of `data` that every source shares. `batch_size` counts images per step over ranks and micro-batches."""
-
-    batch_size: int
-    workers: int = 2
-    max_corrupt_fraction: float = 0.01
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers}: must be 0 (load in the training process) or more")
-        if not all(s > 0 for s in self.std):
-            raise ValueError(f"std={list(self.std)}: must be above 0")
-
-
-LOADING = [f.name for f in fields(LoadingSettings)]
-
-
 def build_trainer(cfg: Config) -> Trainer:
     """Model, optimiser and schedules on their device, without data."""
     settings = construct(TrainerSettings, cfg["trainer"], "trainer")
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
     options = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
-    clip = construct(ClipPerModule, {"max_norm": options.clip_grad}, "optimizer.clip_grad")
+    clip = ClipPerModule(options.clip_grad)
     try:
         device = resolve_device(settings.device)
         schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     model = build_model(cfg).to(device)
+    if settings.compile:
+        compile_blocks(model)
     layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
     weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
     groups = parameter_groups(model.student, layer_decay, weight_decay)
@@ -167,8 +119,11 @@ def build_trainer(cfg: Config) -> Trainer:
     )
 
 
-def build_loading(cfg: Config) -> LoadingSettings:
-    return construct(LoadingSettings, {k: v for k, v in cfg["data"].items() if k in LOADING}, "data")
+def compile_blocks(model: SelfDistillation) -> None:
+    """torch.compile of every block of student and teacher, in place: names of parameters stay."""
+    for network in (model.student, model.teacher):
+        for block in cast(VisionTransformer, network["backbone"]).blocks:
+            block.compile()
 
 
 def build_source(cfg: Config) -> ImageSource:
@@ -179,10 +134,13 @@ def build_source(cfg: Config) -> ImageSource:
 
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
     """How images become batches, checked; given the images, the data set of steps."""
-    loading, seed, size = build_loading(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
+    loading, seed, size = loading_settings(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
     augmentation = construct_option(
         cfg["augmentation"],
         "augmentation",
+        global_crops_size=size,
+        local_crops_size=cfg["crops"]["local_size"],
+        local_crops_number=cfg["crops"]["local_number"],
         extra_crops=model.plan.extra_crops,
         clean_crops=any(objective.needs_clean_crops for objective in model.objectives.values()),
     )
@@ -211,7 +169,7 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
 
 
 def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:
-    loading = build_loading(cfg)
+    loading = loading_settings(cfg)
     return Evaluator(
         construct(EvaluationSettings, cfg["evaluation"], "evaluation"),
         source.train(),
@@ -226,8 +184,8 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
 
 def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) -> Run:
     """Everything of one run. `start_record` is called once nothing can be refused any more."""
-    construct(EvaluationSettings, cfg["evaluation"], "evaluation")
-    loading = build_loading(cfg)
+    check(cfg)
+    loading = loading_settings(cfg)
     trainer = build_trainer(cfg)
     pipeline = build_pipeline(cfg, trainer.model)
     evaluator = build_evaluator(cfg, build_source(cfg), trainer.device, trainer.dtype)

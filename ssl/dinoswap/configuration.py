@@ -10,11 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dinoswap.schema import ConfigError as ConfigError
-from dinoswap.schema import construct as construct
-from dinoswap.schema import construct_option as construct_option
-from dinoswap.schema import nearest as nearest
-from dinoswap.schema import option_class as option_class
+from dinoswap.schema import ConfigError
 
 VERSION_BASE = "1.3"
 """The Hydra behaviour that the configs are written for."""
@@ -98,10 +94,3 @@ def run_folder(config: Mapping[str, Any]) -> str:
 
 # `${run_folder:}` in configs/train.yaml: the same folder for a single run, a multirun and a study
 OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(plain(_root_)), replace=True)
-
-
-def check_overrides(arguments: list[str]) -> None:
-    """Of command_line.py, from where train.py and evaluate.py are to import it; then the names above go too."""
-    from dinoswap.command_line import check_overrides
-
-    check_overrides(arguments, multirun=True)

@@ -14,20 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from dinoswap import checkpoint, provenance
-from dinoswap.build import LOADING, build_evaluator, build_run, build_source, check_crops
+from dinoswap.build import build_evaluator, build_run, build_source
 from dinoswap.checkpoint import Checkpoint, CheckpointError
-from dinoswap.configuration import VERSION_BASE, ConfigError, check_overrides, config_dir, construct, plain
+from dinoswap.command_line import check_overrides, compose_config
+from dinoswap.configuration import config_dir, plain
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
 from dinoswap.metrics import RunRecord, write_atomically
 from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.rng import seed_torch
+from dinoswap.schema import ConfigError, construct
+from dinoswap.settings import LOADING, check_crops
 from dinoswap.trainer import AUTOCAST, TrainerSettings, resolve_device
 
 EXIT_USAGE, EXIT_FAILED = 2, 1
@@ -79,8 +81,7 @@ def newest(run: Path) -> Checkpoint:
 
 def default_config() -> Config:
     """What dinoswap-train runs without overrides, but at full precision: published accuracies are those of float32."""
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return plain(compose("train", ["trainer.precision=fp32"]))
+    return compose_config(["trainer.precision=fp32"])
 
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:

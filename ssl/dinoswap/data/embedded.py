@@ -1,10 +1,10 @@
 """The data set shipped in the package: texture tiles of thirteen photographs; the label of a tile is its photograph.
 
-Tiles are grey and each is brought to the same mean and contrast, as is usual in texture recognition (Ojala et al. 2002,
-"Multiresolution gray-scale and rotation invariant texture classification with local binary patterns"): otherwise the shade
-of a tile gives its photograph away, and views that differ in colour and brightness would be told to ignore the answer.
-Tiles without contrast are left out: what is left of them is noise. The right-hand part of each photograph is kept for
-testing, so that no pixel occurs in both parts. Licences: data/files/NOTICE.
+Tiles are grey and each is brought to the same mean and contrast, as is usual in texture recognition (Ojala et al.
+2002, on local binary patterns): otherwise the shade of a tile gives its photograph away, and views that differ in
+colour and brightness would be told to ignore the answer. Tiles without contrast are left out: what is left of them is
+noise. The right-hand part of each photograph is kept for testing, so that no pixel occurs in both parts. Licences:
+data/files/NOTICE.
 """
 
 from collections.abc import Sequence

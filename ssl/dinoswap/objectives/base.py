@@ -44,6 +44,6 @@ class Objective(nn.Module):
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """-sum_k targets_k log softmax(logits / temperature)_k for each row, in float32 (float64 stays): [..., K] -> [...]."""
+    """-sum_k targets_k log softmax(logits / temperature)_k for each row, in float32 or wider: [..., K] -> [...]."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     return -(targets * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1)

@@ -7,6 +7,7 @@ position table are decayed. Follows dinov2/utils/param_groups.py of facebookrese
 
 from typing import Any, Protocol
 
+from rich.table import Table
 from torch import nn
 
 from dinoswap.values import Hyper
@@ -55,6 +56,21 @@ def parameter_groups(student: nn.ModuleDict, layer_decay: LayerDecay, weight_dec
             group["params"].append(parameter)
             group["names"].append(f"{module_name}.{name}")
     return list(groups.values())
+
+
+def group_table(groups: list[Group]) -> Table:
+    """A row per group: what the optimiser does to which parameters."""
+    table = Table("module", "tensors", "weights", "lr x", "weight decay x", "schedules", title="parameter groups")
+    for group in groups:
+        table.add_row(
+            group["module"],
+            f"{len(group['names'])}, from {group['names'][0].removeprefix(group['module'] + '.')}",
+            f"{sum(p.numel() for p in group['params']):,}",
+            f"{group['lr_multiplier']:.4g}",
+            f"{group['wd_multiplier']:g}",
+            f"{group['lr_schedule']}, {group['wd_schedule']}",
+        )
+    return table
 
 
 def apply_schedules(groups: list[Group], hyper: Hyper) -> None:

@@ -1,0 +1,123 @@
+"""One run as a job of Hydra: its folder, its record, how it ends and with which exit status."""
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+
+from dinoswap.build import build_run
+from dinoswap.checkpoint import CheckpointError
+from dinoswap.command_line import EXIT_USAGE
+from dinoswap.configuration import plain, run_id
+from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.flops import step_flops
+from dinoswap.loop import Preempted, Run
+from dinoswap.metrics import RunRecord, Status, load_record, write_atomically
+from dinoswap.nonfinite import Diverged
+from dinoswap.optim.param_groups import group_table
+from dinoswap.progress import logging_to
+from dinoswap.schema import ConfigError
+
+EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
+EXPECTED = (KeyboardInterrupt, Preempted, Diverged, TooManyCorrupt, CheckpointError, OSError, ValueError)
+EXIT_CODES = {ConfigError: EXIT_USAGE, Preempted: EXIT_PREEMPTED, KeyboardInterrupt: EXIT_PREEMPTED}
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train, or continue, the run that `cfg` describes in Hydra's output folder; its objective metric."""
+    config = plain(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    record_path = folder / "run.json"
+    if record_path.exists() and load_record(record_path)["status"] == "completed":
+        print(f"{folder} is complete: nothing is left to do")
+        return objective(load_record(record_path)["metrics"], config["objective_metric"])
+    built = build_run(config, folder, lambda: start_record(folder, config))
+    get_console().print(group_table(built.trainer.optimizer.param_groups))
+    with logging_to(folder / "log.txt"):
+        found = finish(built)
+    if found.results:
+        get_console().print(found.table())
+    get_console().print(f"run folder: {folder}", soft_wrap=True)
+    return objective(built.record.metrics, config["objective_metric"])
+
+
+def finish(built: Run) -> Evaluation:
+    """Train to the end; however it ends, run.json says so if the disk lets it."""
+    try:
+        if "flops_per_image" not in built.record.cost:
+            built.record.cost["flops_per_image"] = flops_per_image(built)
+        return built.train()
+    except (Preempted, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and built.record.status == "running":
+            end(built, "preempted", "interrupted before the state could be saved")
+        raise
+    except Diverged as error:
+        end(built, "diverged", str(error))
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:  # writing to an open file does not say to which
+            error.filename = str(built.folder)
+        end(built, "failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+def flops_per_image(built: Run) -> float:
+    """Of a training step, by the published algorithm."""
+    batch, trainer = built.dataset[0], built.trainer
+    return step_flops(trainer.model, batch, trainer.schedules.at(0)) / batch.images
+
+
+def end(built: Run, status: Status, reason: str) -> None:
+    """The last words in run.json. A disk that refuses them must not hide the reason, which the caller raises."""
+    try:
+        built.write_record(status, reason)
+    except OSError as refused:
+        print(f"dinoswap-train: {built.record.path} could not be brought up to date: {refused}", file=sys.stderr)
+
+
+def start_record(folder: Path, config: Mapping[str, Any]) -> RunRecord:
+    """run.json, config.yaml and overrides.txt, once the configuration has been accepted."""
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
+    choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    return RunRecord.start(
+        folder / "run.json",
+        run_id=run_id(config),
+        study=config["study"] or "single",
+        seed=config["seed"],
+        choices=choices,
+        overrides=overrides,
+    )
+
+
+def objective(metrics: Mapping[str, float], name: str) -> float | None:
+    return metrics.get(name)
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """`run`, with the user's mistakes and what can happen to a run told in one line."""
+    try:
+        return run(cfg)
+    except EXPECTED as error:
+        if isinstance(error, ConfigError):
+            remove_empty(Path(HydraConfig.get().runtime.output_dir))
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the launcher files it, and the other jobs go on; Ctrl-C ends them all
+        print(f"dinoswap-train: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(EXIT_CODES.get(type(error), EXIT_FAILED))
+
+
+def remove_empty(folder: Path) -> None:
+    """What Hydra made for a run that was refused: <study>/<run_id>/seed<k>, as far as nothing else is in there."""
+    for each in (folder, *folder.parents[:2]):
+        with contextlib.suppress(OSError):
+            each.rmdir()
