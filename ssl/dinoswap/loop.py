@@ -216,11 +216,9 @@ class _Session:
         """The final evaluation."""
         step, trainer = self.settings.max_steps, self.run.trainer
         with self.display.paused("final evaluation"):
-            quick = self.run.evaluator.in_loop(trainer.model, trainer.schedules.at(step - 1), self.probe)
             found = self.run.evaluator.final(trainer.model.teacher["backbone"], self.run.random_init)
-            found.metrics = quick.metrics | found.metrics
-            found.pictures |= {"crops": quick.pictures["crops"]}
-            found.warning = "; ".join(w for w in (quick.warning, found.warning) if w) or None
+            hyper = trainer.schedules.at(step - 1)
+            self.run.evaluator.diagnose_targets(found, trainer.model, hyper, self.probe)
             self._record(step, found)
             self._pictures(found)
         self.display.report(step, found.metrics)

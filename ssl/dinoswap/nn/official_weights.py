@@ -52,9 +52,10 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:  # RuntimeError: a truncated zip
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a whole file of tensors alone ({reason}); save its state dict again") from error
+    except (UnpicklingError, SafetensorError, EOFError, KeyError, RuntimeError) as error:  # whatever a non-weight is
+        raise ValueError(
+            f"{path}: not a whole file of tensors alone ({type(error).__name__}); save its state dict again"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}; a state dict is needed")
     return state
