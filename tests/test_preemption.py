@@ -58,10 +58,13 @@ def test_forward_calls_the_handler_that_was_there(number: signal.Signals) -> Non
 
 
 def test_forward_after_ctrl_c_interrupts_and_without_a_handler_does_nothing() -> None:
+    # a shell starts what it puts in the background with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Preemption() as preemption:
         send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         preemption.forward()
+    signal.signal(signal.SIGINT, before)
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with Preemption() as preemption:
         send(signal.SIGUSR2)

@@ -2,6 +2,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinoswap.data.embedded import EmbeddedData, TileImages
 from dinoswap.data.parquet import ParquetData
@@ -20,25 +21,46 @@ def test_thirteen_labelled_photographs_in_both_parts(source):
         assert images.blocks == [len(images)] == [len(images.labels)]
 
 
+def test_tiles_are_gray_and_of_equal_mean_and_contrast(source):
+    images = source.split("test")
+    whole = 0
+    for row in range(0, len(images), 37):
+        tile = images.load(row)
+        assert (tile == tile[..., :1]).all()
+        if tile.min() > 0 and tile.max() < 255:  # nothing was clipped
+            assert tile.mean() == pytest.approx(128, abs=0.5)
+            assert tile.std() == pytest.approx(40, abs=0.5)
+            whole += 1
+    assert whole > 10
+
+
 def test_parts_share_no_pixel(source):
-    train, test = source.split("train"), source.split("test")
+    """Tiles of the left three quarters end before the border, tiles of the right quarter begin behind it."""
     whole = ParquetData(str(files("dinoswap.data") / "files/photos.parquet")).split("train")
-    assert len(whole) == 13
-    for label, (left, right) in enumerate(zip(train.photos, test.photos, strict=True)):
-        np.testing.assert_array_equal(np.hstack([left, right]), whole.load(label))
-        assert left.shape[1] == whole.load(label).shape[1] * 3 // 4
+    widths = {name: whole.load(row).shape[1] * 3 // 4 for row, name in enumerate(whole.classes)}
+    train, test = source.split("train"), source.split("test")
+    for row in range(len(train)):
+        name, _, place = train.name(row).rpartition("@")
+        assert int(place.split(",")[1]) + 32 <= widths[name]
+    # the first test tile of the first photograph, by hand from its right-hand part
+    photo = np.asarray(Image.fromarray(whole.load(0)).convert("L"))[:, widths[whole.classes[0]] :]
+    name, _, place = test.name(0).rpartition("@")
+    y, x = (int(part) for part in place.split(","))
+    assert name == whole.classes[0]
+    tile = photo[y : y + 32, x : x + 32].astype(np.float64)
+    expected = ((tile - tile.mean()) / tile.std() * 40 + 128).round().clip(0, 255)
+    assert np.abs(test.load(0)[..., 0] - expected).max() <= 1  # float32 against float64 at a rounding edge
 
 
 def test_tiles_by_hand():
-    photos = [np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3), np.zeros((4, 3, 3), np.uint8)]
-    images = TileImages(photos, ["a", "b"], tile=3, stride=2)
-    corners = [(0, y, x) for y in (0, 2) for x in (0, 2, 4)] + [(1, 0, 0)]
-    assert images.labels.tolist() == [c[0] for c in corners] and len(images) == 7
-    for row, (photo, y, x) in enumerate(corners):
-        np.testing.assert_array_equal(images.load(row), photos[photo][y : y + 3, x : x + 3])
-    assert images.name(5) == "a@2,4"
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (5, 7), dtype=np.uint8), np.full((4, 3), 9, np.uint8)]
+    images = TileImages(photos, ["a", "b"], tile=3, stride=2, min_contrast=1.0)
+    assert images.places == [f"a@{y},{x}" for y in (0, 2) for x in (0, 2, 4)]  # the second photo has no contrast
+    assert images.labels.tolist() == [0] * 6
+    before = images.load(0).copy()
     images.load(0)[:] = 0
-    assert photos[0].any()  # a tile is a copy
+    np.testing.assert_array_equal(images.load(0), before)  # a tile is a copy
 
 
 @pytest.mark.parametrize(
@@ -48,6 +70,7 @@ def test_tiles_by_hand():
         ({"stride": 0}, "data.stride=0"),
         ({"test_fraction": 1.0}, "data.test_fraction"),
         ({"tile": 97}, "data.tile=97"),
+        ({"min_contrast": 0.0}, "data.min_contrast=0.0"),
     ],
 )
 def test_refusals(arguments, key):

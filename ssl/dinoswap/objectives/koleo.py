@@ -8,26 +8,19 @@ costs 0, and exact duplicates count in the value but not in the gradient, which 
 / eps.
 """
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from dinoswap.objectives.base import Context, Objective
+from dinoswap.precision import full_precision
 
 EPS = 1e-8
 DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a direction
 
 
-def _full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
-    """Autocast off, where there is autocast: not on the meta device."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
-
-
 def koleo(x: Tensor) -> Tensor:
     """x [B, D] -> scalar."""
-    with _full_precision(x.device.type):
+    with full_precision(x.device.type):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         if x.shape[0] < 2:
             return x.sum() * 0

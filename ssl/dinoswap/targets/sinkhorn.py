@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
+from dinoswap.precision import full_precision
 
 MIDDLE = 2.0**64
 """A common factor of u: what belongs to rows far below the largest logit stays within float32, as do the sums."""
@@ -31,7 +32,11 @@ class SinkhornKnopp(nn.Module):
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Teacher logits [rows, K] -> targets [rows, K]. Normalised over the rows of all ranks, of which this rank
         may hold none."""
-        logits = logits.float() / temperature
+        with full_precision(logits.device.type):
+            return self._targets(logits.float() / temperature)
+
+    def _targets(self, logits: Tensor) -> Tensor:
+        """Of logits already divided by the temperature."""
         peak = logits.amax(dim=1)  # [rows]
         # On a rank without rows the maximum is -inf, which the other ranks' overrule
         largest = peak.max() if peak.numel() else peak.new_tensor(-torch.inf)
