@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dinoswap.metrics import MetricsLog, RunRecord, TensorBoard, load_record, read, write_atomically
+from dinoswap.files import write_atomically
+from dinoswap.metrics import MetricsLog, RunRecord, TensorBoard, load_record, read
 
 
 def test_a_line_is_readable_as_soon_as_it_is_logged_and_exact(tmp_path: Path) -> None:

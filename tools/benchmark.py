@@ -29,8 +29,8 @@ from rich.table import Table
 
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
-from dinoswap.metrics import write_atomically
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 

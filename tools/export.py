@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dinoswap.build import initial_backbone
 from dinoswap.checkpoint import CheckpointError
-from dinoswap.data.filesystem import write_atomically
 from dinoswap.evaluate import Subject
+from dinoswap.files import write_atomically
 from dinoswap.nn.block import Block
 from dinoswap.nn.official_weights import export_official
 from dinoswap.nn.vit import VisionTransformer

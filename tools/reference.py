@@ -17,7 +17,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dinoswap.metrics import load_record, read, write_atomically
+from dinoswap.files import write_atomically
+from dinoswap.metrics import load_record, read
 
 ROWS = {
     "trained": "eval",

@@ -24,7 +24,8 @@ from dinoswap.checkpoint import Checkpoint, CheckpointError
 from dinoswap.command_line import check_overrides, compose_config
 from dinoswap.configuration import config_dir, plain
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
-from dinoswap.metrics import RunRecord, write_atomically
+from dinoswap.files import write_atomically
+from dinoswap.metrics import RunRecord
 from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.rng import seed_torch

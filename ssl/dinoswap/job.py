@@ -17,9 +17,10 @@ from dinoswap.command_line import EXIT_USAGE
 from dinoswap.configuration import plain, run_id
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
 from dinoswap.loop import Preempted, Run
-from dinoswap.metrics import RunRecord, Status, load_record, write_atomically
+from dinoswap.metrics import RunRecord, Status, load_record
 from dinoswap.nonfinite import Diverged
 from dinoswap.optim.param_groups import group_table
 from dinoswap.progress import logging_to

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 from dinoswap import provenance
+from dinoswap.files import write_atomically
 
 Status = Literal["running", "completed", "failed", "preempted", "diverged"]
 
@@ -135,16 +136,6 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old text or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _finite(value: Any) -> Any:

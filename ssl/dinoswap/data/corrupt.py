@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dinoswap.data.filesystem import write_atomically
 from dinoswap.data.images import Images
 from dinoswap.distributed import rank
+from dinoswap.files import write_atomically
 
 _SHOWN = 20
 

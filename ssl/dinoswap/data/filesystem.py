@@ -61,13 +61,3 @@ def by_part(files: list[Path]) -> dict[str, list[Path]]:
 def _part(file: Path) -> str:
     words = [word for name in (file.name, file.parent.name) for word in re.findall("[a-z]+", name.lower())]
     return next((PARTS[word] for word in words if word in PARTS), "train")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, never a part, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoswap.data.filesystem import write_atomically
+from dinoswap.files import write_atomically
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _LABELS = ("cls", "json", "txt")

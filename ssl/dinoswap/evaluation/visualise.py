@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dinoswap.data.filesystem import write_atomically
 from dinoswap.evaluation.features import Pixel
 from dinoswap.evaluation.summary import COLUMNS, Results, cell
+from dinoswap.files import write_atomically
 from dinoswap.values import Batch
 
 Picture = NDArray[np.uint8]
