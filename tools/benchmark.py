@@ -37,7 +37,7 @@ from dinoswap.values import Batch
 COMMON = ["model.registers=4", "model.layerscale=0.1", "model.drop_path=0", "trainer.max_steps=1000"]
 SETTINGS = {
     "vits16": [
-        "recipe=vits16", "data.batch_size=4", "data.tile=256", "data.stride=64",
+        "recipe=vits16", "data.batch_size=4", "data.tile=64", "data.stride=64",
         "heads.dino_head.prototypes=4096", "heads.ibot_head.prototypes=4096", *COMMON,
     ],
     "width192": [
