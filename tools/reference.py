@@ -8,6 +8,7 @@ configuration.
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
 import sys
@@ -74,7 +75,8 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         *(f"| {row} | " + " | ".join(text(values(runs, row, c)) for c in COLUMNS) + " |" for row in ROWS),
         "",
         f"Mean ± standard deviation over seeds {', '.join(str(run['seed']) for run in runs)}. A baseline without "
-        "tokens has one number per classifier.",
+        "tokens has one number per classifier. The curve's points before the last are taken on a fixed subset "
+        "(`evaluation.in_loop_images`), the last on all images.",
         "",
         "![k-NN accuracy over training](curve.png)",
         "",
@@ -83,7 +85,7 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         f"- {first['hardware']['cpu']}, {first['hardware']['threads']} threads; torch {first['versions']['torch']}; "
         f"{statistics.mean(r['throughput']['images_per_second'] for r in runs):.0f} images/s"
         + (f"; {statistics.mean(minutes):.1f} minutes of training a run" if all(minutes) else ""),
-        f"- made by `python tools/reference.py {' '.join(sys.argv[1:])}`",
+        f"- made by `python tools/reference.py {shlex.join(sys.argv[1:])}`",
         "",
     ]
     return "\n".join(lines)
