@@ -5,7 +5,7 @@ Follows dinov2/utils/utils.py and dinov2/train/train.py of facebookresearch/dino
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,7 +110,7 @@ class Schedules(Mapping[str, Schedule]):
     def __getitem__(self, name: str) -> Schedule:
         return self._schedules[name]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._schedules)
 
     def __len__(self) -> int:
