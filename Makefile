@@ -1,6 +1,6 @@
 # make demo    train on the images in the package, evaluate, say where the pictures are
 # make test    the whole test-suite; make check: ruff and mypy
-# make golden  renew tests/golden after a meant change of configs/
+# make golden  renew tests/golden and the table in README.md after a meant change of configs or numbers
 #
 # Each does everything on a fresh machine with Python 3.11+ (another interpreter through PYTHON=): it creates .venv, and
 # uses it again until pyproject.toml changes.
@@ -24,7 +24,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy ssl/dinoswap
 
 golden: $(INSTALLED)
-	$(BIN)/python tools/renew_golden.py
+	$(BIN)/python tools/renew_golden.py --losses
 
 $(INSTALLED): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""Reading the parity fixtures: numbers that the official code produced (tests/parity/official/README.md)."""
+"""Reading the parity fixtures: numbers that the official or the legacy code produced (README.md of each folder)."""
 
 import json
 from functools import cache
@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 OFFICIAL = Path(__file__).parent / "parity" / "official"
+LEGACY = Path(__file__).parent / "parity" / "legacy"
 
 
 @cache
-def load_json(name: str) -> Any:
-    return json.loads((OFFICIAL / name).read_text())
+def load_json(name: str, folder: Path = OFFICIAL) -> Any:
+    return json.loads((folder / name).read_text())
 
 
 class Fixture:
     """An npz whose float16 images come as float32, as its README asks."""
 
-    def __init__(self, name: str) -> None:
-        self.file = np.load(OFFICIAL / name, allow_pickle=False)
+    def __init__(self, name: str, folder: Path = OFFICIAL) -> None:
+        self.file = np.load(folder / name, allow_pickle=False)
         self.meta = json.loads(str(self.file["meta_json"]))
 
     def __getitem__(self, key: str) -> Tensor:

@@ -58,15 +58,27 @@ def test_a_package_directive_is_the_first_line() -> None:
 
 def test_recipes_set_keys_of_train_yaml_only() -> None:
     known = set(flatten(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml"))))
+    known.add("objectives.clustering.prototypes")  # a size, where that objective exists
     for path in (config_dir() / "recipe").glob("*.yaml"):
         written = flatten(OmegaConf.to_container(OmegaConf.load(path)))
         assert set(written) - {"defaults"} <= known, path
 
 
-def test_presets_and_flips_choose_options_only() -> None:
+def test_presets_and_flips_of_axes_choose_options_only() -> None:
     for group in ("preset", "flip"):
         for path in (config_dir() / group).glob("*.yaml"):
-            assert set(OmegaConf.load(path)) <= {"defaults"}, path
+            assert path.stem.startswith("details_") or set(OmegaConf.load(path)) <= {"defaults"}, path
+
+
+def test_the_flips_of_details_cover_what_the_details_set() -> None:
+    """Every key that details=legacy changes can be changed alone."""
+    official, legacy = (flatten(compose_config(["recipe=smoke", f"details={side}"])) for side in ("official", "legacy"))
+    changed = {key for key in official.keys() | legacy.keys() if official.get(key) != legacy.get(key)}
+    alone = set()
+    for path in (config_dir() / "flip").glob("details_*_*.yaml"):
+        flipped = flatten(compose_config(["recipe=smoke", f"flip={path.stem}"]))
+        alone |= {key for key in changed if flipped.get(key) == legacy.get(key) != official.get(key)}
+    assert changed <= alone
 
 
 # --- which choice wins ------------------------------------------------------------------------------------------------

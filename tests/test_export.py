@@ -1,9 +1,11 @@
 """run -> tools/export.py -> load_official -> the same features, bit for bit."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
@@ -83,6 +85,13 @@ def test_what_cannot_be_exported(run: tuple[Path, Trainer], tmp_path: Path, caps
     assert main([str(run[0]), "--block-chunks", "3"]) == 1
     assert "block_chunks=3" in capsys.readouterr().err
     assert main([str(run[0]), "-o", str(tmp_path / "none" / "x.pth")]) == 1
+    edited = tmp_path / "edited"
+    shutil.copytree(run[0], edited)
+    config = OmegaConf.load(edited / "config.yaml")
+    config.evaluation.imges = 3
+    OmegaConf.save(config, edited / "config.yaml")
+    assert main([str(edited)]) == 2
+    assert "evaluation.imges" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         main([str(run[0]), "--format", "timm"])
     assert refused.value.code == 2

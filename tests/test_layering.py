@@ -20,8 +20,8 @@ PACKAGE = Path(dinoswap.__file__).parent
 
 LAYERS = {
     6: "train evaluate job studies",
-    5: "build command_line configuration schema settings",
-    4: "trainer loop checkpoint metrics progress evaluation flops",
+    5: "build command_line configuration explain schema settings",
+    4: "trainer loop journal checkpoint metrics progress evaluation flops",
     3: "model ema optim layer_decay weight_decay data nonfinite",
     2: "objectives clustering da3 forward",
     1: "nn masking reduction schedules augmentation targets",
@@ -29,8 +29,9 @@ LAYERS = {
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
-BUNDLES = ("preset", "flip", "recipe", "hydra")  # groups that choose options and have none of their own
+BUNDLES = ("preset", "flip", "details", "recipe", "hydra")  # groups that choose options and have none of their own
 ABSENT = ("none", "disabled")  # options that are the absence of something, without a module
+NUMBERED = re.compile(r"(\w+)_(\d+)")  # sinkhorn_5: the module of sinkhorn, with another number
 GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name not in BUNDLES)
 OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (config_dir() / group).glob("*.yaml"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -43,6 +44,7 @@ GIVEN = {
         "global_crops_size", "local_crops_size", "local_crops_number", "extra_crops", "clean_crops",
     },
     "targets": {"prototypes"},
+    "clustering": {"targets", "reduction"},
 }  # fmt: skip
 
 
@@ -90,7 +92,7 @@ def test_only_the_upper_layers_know_hydra() -> None:
         assert not uses_hydra or LAYER[parts(path)[0]] >= 5, path
 
 
-@pytest.mark.parametrize("module", ["trainer", "model", "loop"])
+@pytest.mark.parametrize("module", ["trainer", "model", "loop", "journal"])
 def test_the_step_names_no_option(module: str) -> None:
     """No option in its code: no variable, attribute, argument or string of that name."""
     options = {option for _, option in OPTIONS} - set(ABSENT)
@@ -115,11 +117,16 @@ def test_an_option_is_a_yaml_and_a_module_of_the_same_path(group: str, option: s
         assert "_target_" not in written
         assert not (PACKAGE / group / f"{option}.py").exists()
         return
-    assert written["_target_"].rpartition(".")[0] == f"dinoswap.{group}.{option}"
+    assert written["_target_"].rpartition(".")[0] == f"dinoswap.{group}.{module_of(group, option)}"
     option_class(written, group)
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[1] not in ABSENT], ids=str)
+def module_of(group: str, option: str) -> str:
+    match = NUMBERED.fullmatch(option)
+    return match[1] if match and (group, match[1]) in OPTIONS else option
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if module_of(*o) == o[1] not in ABSENT], ids=str)
 def test_an_option_lists_every_argument_with_its_default(group: str, option: str) -> None:
     written = yaml.safe_load((config_dir() / group / f"{option}.yaml").read_text().replace(MISSING, "''"))
     target, given = option_class(written, group), GIVEN.get(group, set())

@@ -137,6 +137,20 @@ def test_replay_finds_a_bad_batch_and_prints(
     assert "grad_norm/backbone" in printed
 
 
+def test_replay_refuses_a_config_edited_by_hand(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = small_batch(9)
+    bad.global_crops.mul_(torch.nan)
+    run_with(bad, tmp_path, "fp32")
+    config = OmegaConf.load(tmp_path / "config.yaml")
+    config.crops.local_size = 15
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    monkeypatch.setattr(sys, "argv", ["replay.py", str(tmp_path / "nonfinite" / "step-00000004")])
+    assert tool.main() == 2
+    assert "crops.local_size=15" in capsys.readouterr().err
+
+
 def test_replay_of_nothing_says_so(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dinoswap.schedules import ScheduleSettings, build_schedules, cosine, scaled_lr, steps
-from fixtures import load_json
+from dinoswap.schedules import FreezeBy, ScheduleSettings, build_schedules, cosine, scaled_lr, steps
+from fixtures import LEGACY, load_json
 
 FIXTURE = load_json("schedules.json")
 
@@ -29,9 +29,9 @@ def test_all_schedules_equal_the_official_ones(name: str) -> None:
     )
     batch = config["batch_size_per_gpu"] * config["world_size"]
     schedules = build_schedules(settings, total=optim["epochs"] * epoch, batch_size=batch)
-    official = {"weight_decay": "wd"}
-    for ours in schedules:
-        values = case[official.get(ours, ours)]
+    official = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temp")
+    for ours in official:
+        values = case["wd" if ours == "weight_decay" else ours]
         np.testing.assert_allclose([schedules[ours][i] for i in range(len(values))], values, rtol=1e-15, atol=1e-15)
 
 
@@ -61,3 +61,40 @@ def test_lengths_are_steps_or_shares() -> None:
 def test_warmup_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match="max_steps"):
         build_schedules(ScheduleSettings(warmup=20), total=10, batch_size=8)
+
+
+LEGACY_SCHEDULES = load_json("optim_legacy.json", LEGACY)["schedules"]
+
+
+@pytest.mark.parametrize("name", ["legacy_small_as_parity_dinov2_small", "legacy_nowarmup"])
+def test_all_schedules_equal_the_legacy_ones(name: str) -> None:
+    case = LEGACY_SCHEDULES[name]
+    config = case["config"]
+    settings = ScheduleSettings(
+        base_lr=config["lr"],
+        lr_scaling="linear_256",
+        min_lr=config["min_lr"],
+        warmup=config["warmup_iterations"],
+        weight_decay_warmup=config["warmup_iterations"],
+        momentum=config["momentum_teacher"],
+        teacher_temp_warmup=config["teacher_temp_warmup_iters"],
+        teacher_temp_shape="cosine",
+    )
+    batch = config["batch_size_per_gpu"] * config["world_size"]
+    schedules = build_schedules(settings, total=config["total_iterations"], batch_size=batch)
+    names = {"lr": "lr", "wd": "weight_decay", "momentum": "momentum", "teacher_temp": "teacher_temp"}
+    for legacy, ours in names.items():
+        values = [schedules[ours][i] for i in range(len(case[legacy]))]
+        np.testing.assert_allclose(values, case[legacy], rtol=1e-15, atol=1e-17)
+    halves = [schedules["prototype_lr"][i] / 2 for i in range(len(case["proto_lr"]))]
+    np.testing.assert_allclose(halves, case["proto_lr"], rtol=1e-15, atol=1e-17)
+
+
+@pytest.mark.parametrize("freeze_by", ["zero_lr", "drop_gradients"])
+def test_the_last_layer_is_frozen_by_its_lr_or_by_dropping_gradients(freeze_by: FreezeBy) -> None:
+    settings = ScheduleSettings(freeze_last_layer=2, freeze_by=freeze_by, warmup=0)
+    schedules = build_schedules(settings, total=4, batch_size=8)
+    lr, last, dropped = ([schedules[k][i] for i in range(4)] for k in ("lr", "last_layer_lr", "last_layer_dropped"))
+    by_lr = freeze_by == "zero_lr"
+    assert last == ([0, 0, *lr[2:]] if by_lr else lr)
+    assert dropped == ([0] * 4 if by_lr else [1, 1, 0, 0])

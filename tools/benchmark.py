@@ -3,10 +3,11 @@
     python tools/benchmark.py                          # ViT-S/16 (2x224 + 8x96, batch 4) and width 192, fp32 and bf16
     python tools/benchmark.py demo recipe=demo --json results/reference/benchmark/demo.json
 
-A setting is a name below, or any name followed by config overrides. Whole steps and phases are timed apart: a phase
-ends with a device synchronisation, a whole step does not. FLOPs are those of the published algorithm
-(dinoswap/flops.py), so the share of peak can be compared between implementations. Nothing else should run on the
-machine.
+A setting is a name below, or any name followed by config overrides. Each timed step follows a measurement of the
+matrix-multiply peak, so that a machine whose clock or neighbours change moves both; the share of peak is the median of
+these pairs. Whole steps and phases are timed apart: a phase ends with a device synchronisation, a whole step does not.
+FLOPs are those of the published algorithm (dinoswap/flops.py), so that shares can be compared between implementations.
+Nothing else should run on the machine.
 """
 
 import argparse
@@ -18,19 +19,21 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
 from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.command_line import compose_config
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
+from dinoswap.settings import check
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 
@@ -56,7 +59,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
     """Median FLOP/s of a square matrix product."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     rates = []
@@ -110,14 +113,10 @@ class Phases:
                 setattr(owner, name, original)
 
 
-def compose_config(overrides: list[str]) -> dict[str, Any]:
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return plain(compose("train", overrides))
-
-
 def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     """One row: a setting at one precision."""
     cfg = compose_config(overrides)
+    check(cfg)
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
     began = time.perf_counter()
@@ -131,15 +130,16 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     for step in range(2):
         trainer.step(step, [on_device[step % BATCHES]])
-    peaks, times = [matmul_peak(trainer.device, dtype)], []
+    peaks, times = [], []
     for step in range(steps):
+        peaks.append(matmul_peak(trainer.device, dtype))
         times.append(timed_step(trainer, step, on_device[step % BATCHES]))
-    peaks.append(matmul_peak(trainer.device, dtype))
     phases = Phases(trainer)
     with phases.recording():
         for step in range(BATCHES):
             timed_step(trainer, step, on_device[step])
-    seconds, peak = statistics.median(times), statistics.median(peaks)
+    seconds = statistics.median(times)
+    shares = [flops / time_ / peak for time_, peak in zip(times, peaks, strict=True)]
     return {
         "precision": precision,
         "images_per_step": images,
@@ -147,12 +147,20 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
         "seconds_range": [min(times), max(times)],
         "images_per_second": images / seconds,
         "flops_per_step": flops,
-        "matmul_peak_flops": peak,
-        "share_of_peak": flops / seconds / peak,
+        "matmul_peak_flops": statistics.median(peaks),
+        "share_of_peak": statistics.median(shares),
+        "share_of_peak_range": [min(shares), max(shares)],
         "data_seconds_per_image_and_core": data_seconds / images,
         "phases_seconds": {name: value / BATCHES for name, value in phases.seconds.items()},
         "peak_memory_bytes": peak_memory(trainer.device),
     }
+
+
+def alone(overrides: list[str], steps: int) -> dict[str, Any]:
+    """`measure` in a process of its own, whose peak memory is then the setting's."""
+    threads = torch.get_num_threads()
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        return pool.submit(measure, overrides, steps).result()
 
 
 def timed_step(trainer: Trainer, step: int, batch: Batch) -> float:
@@ -185,8 +193,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
         result.add_row(
             row["setting"], row["precision"], f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
             f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}",
-            f"{row['share_of_peak']:.1%}", f"{row['peak_memory_bytes'] / 2**20:.0f}",
-            f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
+            "{:.1%} ({:.0%}-{:.0%})".format(row["share_of_peak"], *row["share_of_peak_range"]),
+            f"{row['peak_memory_bytes'] / 2**20:.0f}", f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
         )  # fmt: skip
     return result
 
@@ -205,7 +213,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", nargs="*", help=f"{', '.join(SETTINGS)}, or NAME override ...")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of each row")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each row")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
@@ -217,7 +225,7 @@ def main() -> int:
     for name in names or ["custom"]:
         for precision in arguments.precision:
             overrides = [*SETTINGS.get(name, []), *own, f"trainer.precision={precision}"]
-            rows.append({"setting": name, "overrides": overrides, **measure(overrides, arguments.steps)})
+            rows.append({"setting": name, "overrides": overrides, **alone(overrides, arguments.steps)})
             print(json.dumps({k: rows[-1][k] for k in ("setting", "precision", "share_of_peak")}), file=sys.stderr)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table(rows), phase_table(rows))

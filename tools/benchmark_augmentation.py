@@ -3,8 +3,9 @@
     taskset -c 1 python tools/benchmark_augmentation.py [--rounds 7] [--json FILE]
 
 Per image and size: milliseconds of CPU time (median over rounds) of the PIL pipeline, of ours, of ours with the
-normalisation to float32 that the PIL pipeline includes (here it is done once per batch, on the device), and of
-decoding the JPEG; then the ratio PIL / ours, median over rounds with its range, without and with the decoding.
+normalisation to float32 that the PIL pipeline includes (here it is done once per batch, on the device), of
+`augmentation=legacy` with as many crops, and of decoding the JPEG; then the ratio PIL / ours, median over rounds with
+its range, without and with the decoding.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision import transforms as T
 
+from dinoswap.augmentation.legacy import LegacyAugmentation
 from dinoswap.augmentation.official import OfficialAugmentation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,11 +85,12 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     pixels, rng = np.array(picture), np.random.default_rng(0)
     sizes = setting["global"], setting["local"], setting["locals"]
-    pil, ours = pil_pipeline(*sizes), OfficialAugmentation(*sizes)
+    pil, ours, legacy = pil_pipeline(*sizes), OfficialAugmentation(*sizes), LegacyAugmentation(*sizes)
     works: dict[str, Callable[[], object]] = {
         "pil": lambda: pil(picture),
         "ours": lambda: ours(pixels, rng),
         "ours_normalised": lambda: normalised(ours(pixels, rng)),
+        "legacy": lambda: legacy(pixels, rng),
         "decode": lambda: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
     }
     times: dict[str, list[float]] = {key: [] for key in works}
@@ -118,7 +121,7 @@ def main() -> None:
     for r in results:
         print(
             f"{r['size']:>4} px  PIL {r['pil_ms']:6.2f} ms  ours {r['ours_ms']:5.2f} ms"
-            f"  (normalised {r['ours_normalised_ms']:5.2f}, decode {r['decode_ms']:.2f})"
+            f"  (normalised {r['ours_normalised_ms']:5.2f}, legacy {r['legacy_ms']:5.2f}, decode {r['decode_ms']:.2f})"
             f"  ratio {r['ratio']:.2f} [{r['range'][0]:.2f}-{r['range'][1]:.2f}],"
             f" {r['ratio_with_decode']:.2f} with decode"
         )

@@ -1,11 +1,15 @@
 """Run our code on a folder of parity fixtures and compare number by number.
 
     python tools/check_parity.py official --dir tests/parity/official
+    python tools/check_parity.py legacy   --dir tests/parity/legacy
     python tools/check_parity.py masks    --dir tests/parity/official
+    python tools/check_parity.py masks    --dir tests/parity/legacy
 
 `official` takes every kind of file that it knows: training scenarios (train_step_dinov2*.npz, through the trainer's own
-step), networks, heads, losses, stochastic depth, schedules, parameter groups. `masks` compares draws, collate and
-generator state bit for bit. --name picks one file, --scenario one of the scenarios, sections or cases in it.
+step), networks, heads, losses, stochastic depth, schedules, parameter groups. `legacy` likewise: training scenarios
+(train_step_legacy*.npz, train_step_fixed*.npz, with the trainer that preset=legacy builds), networks, losses, schedules
+and groups. `masks` compares draws, collate and generator states of either side bit for bit. --name picks one file,
+--scenario one of the scenarios, sections or cases in it.
 Exit status 1 when a quantity is out of tolerance, 2 when there is nothing to compare.
 """
 
@@ -20,7 +24,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from parity import losses, masks, networks, tables, train_step
+from parity import (
+    legacy_losses,
+    legacy_masks,
+    legacy_networks,
+    legacy_step,
+    legacy_tables,
+    losses,
+    masks,
+    networks,
+    tables,
+    train_step,
+)
 from parity.rows import Row, Scenarios
 
 KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
@@ -33,7 +48,16 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
         "schedules*.json": tables.schedule_scenarios,
         "param_groups*.json": tables.group_scenarios,
     },
-    "masks": {"mask*.json": masks.scenarios},
+    "legacy": {
+        "train_step_legacy*.npz": legacy_step.scenarios,
+        "train_step_fixed*.npz": legacy_step.scenarios,
+        "vit_legacy*.npz": legacy_networks.scenarios,
+        "losses_legacy*.npz": legacy_losses.scenarios,
+        "optim_legacy*.json": legacy_tables.scenarios,
+    },
+    "masks": {
+        "mask*.json": lambda path: (legacy_masks if "legacy" in path.stem else masks).scenarios(path),
+    },
 }
 
 

@@ -25,6 +25,7 @@ from dinoswap.nn.block import Block
 from dinoswap.nn.official_weights import export_official
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.schema import ConfigError
+from dinoswap.settings import check
 
 PREFIX = "teacher.backbone."
 
@@ -44,6 +45,7 @@ FORMATS: dict[str, tuple[str, Callable[[dict[str, Tensor]], bytes]]] = {
 def teacher_backbone(subject: Subject) -> VisionTransformer:
     if subject.trained is None:
         raise ConfigError(f"{subject.path}: is a file; give a run folder or a checkpoint in one")
+    check(subject.config)
     backbone = initial_backbone(subject.config)
     weights = subject.trained.state["model"]
     backbone.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})

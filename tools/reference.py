@@ -2,7 +2,8 @@
 
     python tools/reference.py results/runs/demo -o results/reference/demo
 
-Writes README.md, curve.png, summary.json, and the pictures of the first seed. All runs must be seeds of one
+Writes README.md, curve.png, summary.json, and with --pictures those of the first seed: leave them out where the images
+are not ours to publish. All runs must be seeds of one
 configuration.
 """
 
@@ -113,6 +114,7 @@ def main() -> int:
     parser.add_argument("runs", type=Path, help="results/runs/<study>")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--title", default="Reference")
+    parser.add_argument("--pictures", action="store_true", help="with crops.png, pca.png, accuracy.png")
     arguments = parser.parse_args()
     runs = load(arguments.runs)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def main() -> int:
     summary = {row: {c: values(runs, row, c) for c in COLUMNS} for row in ROWS}
     write_atomically(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     for name in ("pca.png", "crops.png", "accuracy.png"):
-        if (runs[0]["folder"] / "pictures" / name).exists():
+        if arguments.pictures and (runs[0]["folder"] / "pictures" / name).exists():
             shutil.copyfile(runs[0]["folder"] / "pictures" / name, arguments.out / name)
     print(f"{arguments.out}/README.md")
     return 0

@@ -1,19 +1,33 @@
-"""Write tests/golden/configs: the resolved config of every preset with some recipes, a line per key.
+"""Write what tests compare with.
 
-    python tools/renew_golden.py
+    python tools/renew_golden.py [--losses]
 
-The difference in git then shows what a change of configs/ does to each preset.
+tests/golden/configs   the resolved config of every preset with some recipes, a line per key
+tests/golden/losses    twenty steps of every preset, and of every flip that changes it: a minute, so only when asked for
+README.md              the table of axes
+
+The difference in git then shows what a change does to each preset, and which arms it moves.
 """
 
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import torch
 import yaml
 
+from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import config_dir, flatten
+from dinoswap.explain import markdown
 
-GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN, LOSSES = ROOT / "tests" / "golden" / "configs", ROOT / "tests" / "golden" / "losses"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- axes: written by tools/renew_golden.py -->", "<!-- /axes -->"
 RECIPES = ("smoke", "vits16")
+TWENTY_STEPS = ["recipe=smoke", "trainer.max_steps=20", "trainer.device=cpu", "data.batch_size=4"]
 
 
 def golden_configs() -> dict[str, str]:
@@ -28,7 +42,50 @@ def golden_configs() -> dict[str, str]:
     }
 
 
+def arms() -> Iterator[tuple[str, list[str]]]:
+    """Name and overrides of every preset, and of every flip with official and legacy that changes them."""
+    flips = sorted(path.stem for path in (config_dir() / "flip").glob("*.yaml"))
+    for preset in ("official", "legacy", "aligned"):
+        plain = resolved((f"preset={preset}",))
+        for flip in flips if preset != "aligned" else ["none"]:
+            overrides = [f"preset={preset}", f"flip={flip}"]
+            if flip == "none" or resolved(tuple(overrides)) != plain:
+                yield f"{preset}-{flip}" if flip != "none" else preset, overrides
+
+
+@cache
+def resolved(overrides: tuple[str, ...]) -> dict[str, object]:
+    return flatten(compose_config([*TWENTY_STEPS, *overrides]))
+
+
+def golden_losses(overrides: list[str]) -> str:
+    """A line per step: the step and its loss, as many digits as float32 has."""
+    cfg = compose_config([*TWENTY_STEPS, *overrides])
+    trainer = build_trainer(cfg)
+    dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
+    mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
+    losses = [trainer.step(step, [dataset[step].normalised(mean, std)])["loss"] for step in range(20)]
+    return "".join(f"{step} {float(loss):.9g}\n" for step, loss in enumerate(losses))
+
+
+def write_losses() -> None:
+    LOSSES.mkdir(parents=True, exist_ok=True)
+    texts = {f"{name}.txt": golden_losses(overrides) for name, overrides in arms()}
+    for outdated in (path for path in LOSSES.iterdir() if path.name not in texts):
+        outdated.unlink()
+    for name, text in texts.items():
+        (LOSSES / name).write_text(text)
+
+
+def readme_with_axes() -> str:
+    """README.md with the table of axes as configs/ describes them."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{markdown()}{END}{after}"
+
+
 def main() -> None:
+    README.write_text(readme_with_axes())
     GOLDEN.mkdir(parents=True, exist_ok=True)
     configs = golden_configs()
     for outdated in (path for path in GOLDEN.iterdir() if path.name not in configs):
@@ -36,6 +93,8 @@ def main() -> None:
     for name, text in configs.items():
         (GOLDEN / name).write_text(text)
         print(GOLDEN / name)
+    if "--losses" in sys.argv:
+        write_losses()
 
 
 if __name__ == "__main__":

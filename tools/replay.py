@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dinoswap import checkpoint
 from dinoswap.build import build_trainer
 from dinoswap.configuration import plain
+from dinoswap.settings import check
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 
@@ -43,10 +44,7 @@ class Watch:
     def __init__(self, trainer: Trainer) -> None:
         self.found: list[str] = []
         self._clip, trainer.clip = trainer.clip, self.clip
-        for (
-            name,
-            module,
-        ) in trainer.model.named_modules():  # a module ends after those inside it: the innermost is first
+        for name, module in trainer.model.named_modules():  # one ends after those inside it: the innermost is first
             module.register_forward_hook(partial(self._look_at_output, name))
 
     def look(self, values: Mapping[str, Any]) -> None:
@@ -79,10 +77,12 @@ def tensors(value: object) -> Iterator[Tensor]:
 
 
 def replay(path: Path) -> Replayed:
-    """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml."""
+    """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml,
+    ConfigError for one that no run can have."""
     found = checkpoint.read(path)
-    config = OmegaConf.load(path.parents[1] / "config.yaml")
-    trainer = build_trainer(plain(config))
+    config = plain(DictConfig(OmegaConf.load(path.parents[1] / "config.yaml")))
+    check(config)
+    trainer = build_trainer(config)
     trainer.load_state_dict(found.state["trainer"])
     watch = Watch(trainer)
     batches = [Batch(**batch).to(trainer.device) for batch in found.state["batches"]]

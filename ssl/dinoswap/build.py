@@ -4,7 +4,7 @@ Order matters: everything that can be refused is built before data is opened, an
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from dinoswap.model import ForwardPlan, SelfDistillation
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.objectives.base import Objective
-from dinoswap.optim.clip import ClipPerModule
+from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import ScheduleSettings, build_schedules
@@ -35,34 +35,43 @@ from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
 Config = Mapping[str, Any]
 
 
+LEFT_BY_OTHERS = {"targets", "reduction", "prototypes"}
+"""What groups and recipes write into an objective's section, whether or not there is such an objective."""
+
+
 def initial_backbone(cfg: Config) -> VisionTransformer:
     """The backbone with the initial weights of this run's seed."""
     seed_torch(int(cfg["seed"]), "init/backbone")
     return construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
 
 
-def build_student(cfg: Config, head_names: Sequence[str]) -> dict[str, nn.Module]:
-    """Backbone and heads by name. Each network's initial weights are keyed by its name, so that another head, or none,
-    changes no other network's."""
+def build_student(cfg: Config, objectives: Mapping[str, Objective]) -> dict[str, nn.Module]:
+    """Backbone, the heads that objectives name, and the networks that are their own, by name. Each network's initial
+    weights are keyed by its name, so that another network, or none, changes no other's."""
     seed = int(cfg["seed"])
     backbone = initial_backbone(cfg)
     student: dict[str, nn.Module] = {"backbone": backbone}
-    for name in head_names:
+    for name in dict.fromkeys(str(objective.head) for objective in objectives.values() if hasattr(objective, "head")):
         if name not in cfg["heads"]:
             raise ConfigError(f"heads.{name}: an objective names this head; there are {', '.join(cfg['heads'])}")
         seed_torch(seed, f"init/{name}")
         student[name] = construct(ProjectionHead, cfg["heads"][name], f"heads.{name}", in_dim=backbone.embed_dim)
+    for objective in objectives.values():
+        for name, build in objective.networks().items():
+            seed_torch(seed, f"init/{name}")
+            student[name] = build(backbone.embed_dim)
     return student
 
 
 def build_objectives(cfg: Config) -> dict[str, Objective]:
-    """The configured objectives by name. An empty section does not exist."""
+    """The configured objectives by name. An empty section, or one that holds what others leave there, does not
+    exist."""
     objectives = {}
     for name, section in cfg["objectives"].items():
-        if not section:
-            continue
         key = f"objectives.{name}"
-        require_section(section, key)
+        require_section(section or {}, key)
+        if not section or set(section) <= LEFT_BY_OTHERS:
+            continue
         parts: dict[str, Any] = {}
         if "targets" in section:
             parts["targets"] = _build_targets(cfg, section, f"{key}.targets")
@@ -76,18 +85,17 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
 
 
 def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
-    """A normaliser that asks for `prototypes` (it holds a centre) is told how many its objective's head has."""
+    """A normaliser that asks for `prototypes` (it holds a centre) is told how many its objective, or its head, has."""
     option = option_class(section["targets"], key)
     wants = "prototypes" in inspect.signature(option).parameters
-    given = {"prototypes": cfg["heads"].get(section.get("head"), {}).get("prototypes")} if wants else {}
+    given = {"prototypes": cfg["heads"].get(section.get("head"), section).get("prototypes")} if wants else {}
     return cast(nn.Module, construct(option, section["targets"], key, **given))
 
 
 def build_model(cfg: Config) -> SelfDistillation:
     plan = cast(ForwardPlan, construct_option(cfg["forward"], "forward"))
     objectives = build_objectives(cfg)
-    heads = dict.fromkeys(str(objective.head) for objective in objectives.values() if hasattr(objective, "head"))
-    return SelfDistillation(build_student(cfg, list(heads)), objectives, plan)
+    return SelfDistillation(build_student(cfg, objectives), objectives, plan, teacher_dropout=cfg["teacher_dropout"])
 
 
 def build_trainer(cfg: Config) -> Trainer:
@@ -95,7 +103,7 @@ def build_trainer(cfg: Config) -> Trainer:
     settings = construct(TrainerSettings, cfg["trainer"], "trainer")
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
     options = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
-    clip = ClipPerModule(options.clip_grad)
+    clip = Clip(options.clip_grad, options.clip)
     try:
         device = resolve_device(settings.device)
         schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])

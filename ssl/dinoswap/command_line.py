@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
@@ -55,6 +55,17 @@ def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
     return config
 
 
+def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
+    """The option of each group under these overrides. Raises ConfigError."""
+    compose_config(overrides)
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return _choices(compose("train", list(overrides), return_hydra_config=True))
+
+
+def _choices(cfg: DictConfig) -> dict[str, str]:
+    return {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+
+
 def _composed(overrides: list[str], config_name: str, multirun: bool) -> list[dict[str, Any]]:
     """One config, or in a multirun one for every combination of the swept options."""
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
@@ -78,7 +89,7 @@ def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, group
     parsed = OverridesParser.create(loader).parse_overrides(overrides)
     choosing = [str(o.input_line) for o in parsed if o.key_or_group in groups or o.is_hydra_override()]
     cfg = compose(config_name, choosing, return_hydra_config=True)
-    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+    choices = _choices(cfg)
     keys = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
     leaves = flatten({name: section for name, section in keys.items() if name != "hydra"})
     known = {key.rsplit(".", n)[0] for key in leaves for n in range(key.count(".") + 1)}

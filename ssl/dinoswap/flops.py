@@ -17,7 +17,8 @@ from dinoswap.values import Batch, Hyper
 def step_flops(model: SelfDistillation, batch: Batch, hyper: Hyper, *, pruned: bool = False) -> int:
     """FLOPs of teacher, student, heads, losses and backward for `batch`, whose shapes alone are read."""
     shadow = copy.deepcopy(model).to("meta")
-    shadow.all_patches = shadow.all_patches or not pruned
+    if not pruned:
+        shadow.student_patches = shadow.teacher_patches = True
     shapes = batch.to(torch.device("meta")).normalised(torch.zeros(3, device="meta"), torch.ones(3, device="meta"))
     with FlopCounterMode(display=False) as counter:
         loss, _ = shadow(shapes, hyper)

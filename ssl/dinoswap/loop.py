@@ -18,8 +18,8 @@ from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.steps import StepDataset, loader
 from dinoswap.distributed import any_rank, barrier, is_main, rank, world_size
 from dinoswap.evaluation.evaluator import Evaluation, Evaluator
-from dinoswap.evaluation.visualise import curves_figure
-from dinoswap.metrics import MetricsLog, RunRecord, Status, TensorBoard, read
+from dinoswap.journal import Journal
+from dinoswap.metrics import RunRecord, Status
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nonfinite import KEPT_REPLAYS
 from dinoswap.preemption import Preemption
@@ -63,12 +63,12 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def save(self, metrics: MetricsLog) -> None:
+    def save(self, journal: Journal) -> None:
         """Checkpoint after the steps done so far, once."""
         if self.steps == self.saved_step:
             return
         self.trainer.guard.resolve()
-        metrics.sync()
+        journal.sync()
         if is_main():
             state, keep = self.trainer.state_dict(), self.settings.keep_checkpoints
             checkpoint.save(self.checkpoints, self.steps, state, config=self.config, keep=keep)
@@ -113,26 +113,21 @@ class Run:
     def train(self) -> Evaluation:
         """All steps and evaluations that are left. Raises Preempted, Diverged, TooManyCorrupt, CheckpointError."""
         start = self.resume()
-        metrics = MetricsLog(self.folder / "metrics.jsonl")
-        metrics.truncate_from(start + 1 if start else 0)
-        board = TensorBoard(self.folder / "tensorboard", start + 1) if self.settings.tensorboard and is_main() else None
+        objectives, board = list(self.trainer.model.objectives), self.settings.tensorboard
+        warm_up = int(self.trainer.schedules["lr"].values.argmax())
+        journal = Journal(self.folder, self.display, objectives, done=start, warm_up=warm_up, tensorboard=board)
         self.write_record()
-        with Preemption() as preemption, self.display:
-            session = _Session(self, metrics, board)
-            try:
-                if start == 0 and self.settings.eval_every:
-                    session.evaluate(0)
-                for step, batches, waited in self._steps(start):
-                    logs = self.trainer.step(step, batches)
-                    self.steps = step + 1
-                    session.after_step(self.steps, logs, waited)
-                    self._stop_if_asked(preemption, metrics)
-                self.save(metrics)
-                return session.finish()
-            finally:
-                metrics.close()
-                if board is not None:
-                    board.close()
+        with Preemption() as preemption, self.display, journal:
+            if start == 0 and self.settings.eval_every:
+                self._evaluate(journal)
+            for step, batches, waited in self._steps(start):
+                logs = self.trainer.step(step, batches)
+                self.steps = step + 1
+                self.display.update(self.steps, waited)
+                self._after_step(journal, logs)
+                self._stop_if_asked(preemption, journal)
+            self.save(journal)
+            return self._finish(journal)
 
     def _steps(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
         """(step, its micro-batches on the device, seconds waited for them)."""
@@ -149,108 +144,63 @@ class Run:
                 self.corrupt.add(batch.corrupt)
             yield step, [batch.to(device).normalised(mean, std) for batch in loaded], waited
 
-    def _stop_if_asked(self, preemption: Preemption, metrics: MetricsLog) -> None:
+    def _after_step(self, journal: Journal, logs: Mapping[str, Tensor]) -> None:
+        """The logs, an evaluation and a checkpoint, each where it is due."""
+        settings, step = self.settings, self.steps
+        if is_due(settings.log_every, step) or step in (1, settings.max_steps):
+            journal.log(step, logs, self.trainer.schedules.at(step - 1))
+        if is_due(settings.eval_every, step) and step < settings.max_steps:
+            self._evaluate(journal)
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if is_due(settings.checkpoint_every, step) or 0 < settings.checkpoint_minutes <= minutes:
+            self.save(journal)
+
+    def _stop_if_asked(self, preemption: Preemption, journal: Journal) -> None:
         """Every rank saves the same step, whichever of them got the signal."""
         if self.steps == self.settings.max_steps or not any_rank(preemption.requested is not None, self.trainer.device):
             return
-        self.save(metrics)
+        self.save(journal)
         reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"
         self.write_record("preempted", reason)
         _log.info("%s; the same command continues this run", reason)
         preemption.forward()
         raise Preempted(reason)
 
-
-class _Session:
-    """What happens between two steps: logging, evaluation, checkpoints."""
-
-    def __init__(self, run: Run, metrics: MetricsLog, board: TensorBoard | None) -> None:
-        self.run, self.metrics, self.board = run, metrics, board
-        self.settings, self.display = run.settings, run.display
-
     @cached_property
-    def warmed_up(self) -> int:
-        """Steps after which a verdict is worth reading: an untrained network looks collapsed."""
-        return int(self.run.trainer.schedules["lr"].values.argmax())
-
-    @cached_property
-    def probe(self) -> Batch:
+    def _probe(self) -> Batch:
         """The batch of the first step: the same for every evaluation."""
-        return self.run.dataset[0]
+        return self.dataset[0]
 
-    def after_step(self, step: int, logs: Mapping[str, Tensor], waited: float) -> None:
-        settings = self.settings
-        self.display.update(step, waited)
-        if step % settings.log_every == 0 or step in (1, settings.max_steps):
-            self.log(step, logs)
-        if settings.eval_every and step % settings.eval_every == 0 and step < settings.max_steps:
-            self.evaluate(step)
-        due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-        minutes = (time.monotonic() - self.run.saved_at) / 60
-        if due or 0 < settings.checkpoint_minutes <= minutes:
-            self.run.save(self.metrics)
-
-    def log(self, step: int, logs: Mapping[str, Tensor]) -> None:
-        """One transfer from the device for all scalars of the step."""
-        numbers = torch.stack([value.float() for value in logs.values()]).tolist()
-        values = dict(zip(logs, numbers, strict=True))
-        hyper = self.run.trainer.schedules.at(step - 1)
-        self._write(step, {**values, **hyper, "images_per_second": self.display.images_per_second})
-        shown = {name: value for name, value in values.items() if name == "loss" or self._is_term(name)}
-        self.display.report(step, shown)
-
-    def _is_term(self, name: str) -> bool:
-        """Whether a logged value is `objective/term`."""
-        return name.split("/")[0] in self.run.trainer.model.objectives
-
-    def evaluate(self, step: int) -> None:
+    def _evaluate(self, journal: Journal) -> None:
         """k-NN and diagnostics on held-out images; the record is brought up to date."""
-        trainer = self.run.trainer
-        trainer.guard.resolve()
+        model, hyper = self.trainer.model, self.trainer.schedules.at(max(self.steps - 1, 0))
+        self.trainer.guard.resolve()
         with self.display.paused("evaluating"):
-            found = self.run.evaluator.in_loop(trainer.model, trainer.schedules.at(max(step - 1, 0)), self.probe)
-            self._record(step, found)
-        self.display.report(step, found.metrics)
+            found = self.evaluator.in_loop(model, hyper, self._probe)
+            self._record(journal, found)
+        self.display.report(self.steps, found.metrics)
 
-    def finish(self) -> Evaluation:
+    def _finish(self, journal: Journal) -> Evaluation:
         """The final evaluation."""
-        step, trainer = self.settings.max_steps, self.run.trainer
+        model, hyper = self.trainer.model, self.trainer.schedules.at(self.steps - 1)
         with self.display.paused("final evaluation"):
-            found = self.run.evaluator.final(trainer.model.teacher["backbone"], self.run.random_init)
-            hyper = trainer.schedules.at(step - 1)
-            self.run.evaluator.diagnose_targets(found, trainer.model, hyper, self.probe)
-            self._record(step, found)
-            self._pictures(found)
-        self.display.report(step, found.metrics)
-        self.run.write_record("completed")
+            found = self.evaluator.final(model.teacher["backbone"], self.random_init)
+            self.evaluator.diagnose_targets(found, model, hyper, self._probe)
+            self._record(journal, found)
+            journal.save_pictures(found)
+        self.display.report(self.steps, found.metrics)
+        self.write_record("completed")
         return found
 
-    def _pictures(self, found: Evaluation) -> None:
-        rows = read(self.metrics.path)
-        terms = [name for name in rows[-2] if self._is_term(name)]
-        split = {tuple(name.split("/")): value for name, value in found.metrics.items()}
-        baselines = {name[1]: value for name, value in split.items() if (name[0], name[-1]) == ("baseline", "knn_top1")}
-        found.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
-        if is_main():
-            found.save_pictures(self.run.folder / "pictures")
+    def _record(self, journal: Journal, found: Evaluation) -> None:
+        journal.evaluated(self.steps, found)
+        self.record.metrics |= found.metrics
+        self.write_record()
 
-    def _record(self, step: int, found: Evaluation) -> None:
-        evaluated = any(row["step"] == step and "loss" not in row for row in read(self.metrics.path))
-        if not evaluated:  # as it is when a run is resumed that was stopped just after its final evaluation
-            self._write(step, found.metrics)
-        for name, picture in found.pictures.items():
-            if self.board is not None:
-                self.board.picture(step, name, picture)
-        if found.warning and step > self.warmed_up:
-            _log.warning("step %d: %s", step, found.warning)
-        self.run.record.metrics |= found.metrics
-        self.run.write_record()
 
-    def _write(self, step: int, values: Mapping[str, float]) -> None:
-        if is_main():
-            self.metrics.log(step, values)
-        if self.board is not None:
-            self.board.scalars(step, values)
+def is_due(every: int, step: int) -> bool:
+    """Whether `step` is one of every `every` steps; 0 is never."""
+    return every > 0 and step % every == 0
 
 
 def peak_memory(device: torch.device) -> int:

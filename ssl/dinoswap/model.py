@@ -5,7 +5,7 @@ the same names. Which network sees what is the forward plan's business, what is 
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 import torch
@@ -32,22 +32,25 @@ class SelfDistillation(nn.Module):
         student: Mapping[str, nn.Module],
         objectives: Mapping[str, Objective],
         plan: ForwardPlan,
-        without_teacher: Collection[str] = (),
+        teacher_dropout: bool = False,
     ) -> None:
-        """The teacher starts as a copy of the student, less the networks in `without_teacher`."""
+        """The teacher starts as a copy of the student, less the networks that are an objective's own. With
+        `teacher_dropout` it is in training mode whenever the student is: its targets then have dropout too."""
         super().__init__()
+        own = {name for objective in objectives.values() for name in objective.networks()}
         self.student = nn.ModuleDict(student)
-        copied = {name: copy.deepcopy(network) for name, network in student.items() if name not in without_teacher}
+        copied = {name: copy.deepcopy(network) for name, network in student.items() if name not in own}
         self.teacher = nn.ModuleDict(copied).requires_grad_(False)
         self.objectives = nn.ModuleDict(objectives)
         self.plan = plan
-        self.all_patches = any(objective.reads_all_patches for objective in objectives.values())
+        self.teacher_dropout = teacher_dropout
+        self.student_patches = any(objective.reads_student_patches for objective in objectives.values())
+        self.teacher_patches = any(objective.reads_teacher_patches for objective in objectives.values())
         self.train()
 
     def train(self, mode: bool = True) -> "SelfDistillation":
-        """The teacher stays in eval mode whatever the student does."""
         super().train(mode)
-        self.teacher.eval()
+        self.teacher.train(mode and self.teacher_dropout)
         return self
 
     def forward(self, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,15 +59,15 @@ class SelfDistillation(nn.Module):
         loss, terms = torch.zeros((), device=batch.mask.device), {}
         for name, objective in self.objectives.items():
             for term, value in objective(context).items():
-                loss = loss + objective.loss_weight * value
+                loss = loss + cast(Objective, objective).weight(term) * value
                 terms[f"{name}/{term}"] = value.detach()
         return loss, terms
 
     def context(self, batch: Batch, hyper: Hyper) -> Context:
         """Both networks' features of one batch."""
         with torch.no_grad():
-            teacher = self.plan.teacher(self.teacher["backbone"], batch, self.all_patches)
-        student = self.plan.student(self.student["backbone"], batch, self.all_patches)
+            teacher = self.plan.teacher(self.teacher["backbone"], batch, self.teacher_patches)
+        student = self.plan.student(self.student["backbone"], batch, self.student_patches)
         return Context(batch, hyper, student, teacher, self.student, self.teacher)
 
     @torch.no_grad()
@@ -72,7 +75,7 @@ class SelfDistillation(nn.Module):
         """Target distributions [rows, K] by objective, for diagnostics; moves no centre."""
         training = self.training
         self.eval()
-        teacher = self.plan.teacher(self.teacher["backbone"], batch, self.all_patches)
+        teacher = self.plan.teacher(self.teacher["backbone"], batch, self.teacher_patches)
         context = Context(batch, hyper, teacher, teacher, self.student, self.teacher)
         targets = {name: cast(Objective, o).teacher_targets(context) for name, o in self.objectives.items()}
         self.train(training)

@@ -14,6 +14,11 @@ import numpy as np
 from dinoswap.values import Hyper
 
 LrScaling = Literal["sqrt_1024", "linear_256", "none"]
+WarmupShape = Literal["linear", "cosine"]
+FreezeBy = Literal["zero_lr", "drop_gradients"]
+
+ADAMW_WEIGHT_DECAY = 0.01
+"""Torch's default, which a group keeps that no schedule reaches."""
 
 
 class Schedule:
@@ -48,6 +53,11 @@ def linear_then_constant(start: float, end: float, warmup: int) -> Schedule:
     return Schedule(np.linspace(start, end, warmup), end)
 
 
+def cosine_then_constant(start: float, end: float, warmup: int) -> Schedule:
+    """`warmup` steps on half a cosine from `start` towards `end`, then `end`: the legacy trainer's (@ 67f6a87)."""
+    return Schedule(start + (end - start) * (1 - np.cos(np.pi * np.arange(warmup) / max(warmup, 1))) / 2, end)
+
+
 def with_frozen_start(schedule: Schedule, steps: int) -> Schedule:
     """The same schedule with its first `steps` values set to 0 (the last layer's freeze)."""
     values = schedule.values.copy()
@@ -79,13 +89,16 @@ class ScheduleSettings:
     min_lr: float = 1e-6
     warmup: int | float = 0.1
     freeze_last_layer: int | float = 0.01
+    freeze_by: FreezeBy = "zero_lr"
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
+    weight_decay_warmup: int | float = 0
     momentum: float = 0.992
     momentum_end: float = 1.0
     teacher_temp_start: float = 0.04
     teacher_temp: float = 0.07
     teacher_temp_warmup: int | float = 0.3
+    teacher_temp_shape: WarmupShape = "linear"
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "min_lr", "weight_decay", "weight_decay_end"):
@@ -121,18 +134,30 @@ class Schedules(Mapping[str, Schedule]):
 
 
 def build_schedules(settings: ScheduleSettings, *, total: int, batch_size: int) -> Schedules:
-    """The official set: lr, last_layer_lr, weight_decay, momentum, teacher_temp."""
+    """lr, last_layer_lr and last_layer_dropped (1 while its gradients are dropped), prototype_lr (which no batch size
+    scales), weight_decay and constant_weight_decay (AdamW's default), momentum, teacher_temp.
+
+    The freeze of the heads' last layer by a lr of 0 lets Adam's moments gather meanwhile; by dropping its gradients,
+    as the legacy trainer @ 67f6a87 does, the moments and their bias correction begin with the first real step."""
     s = settings
     warmup = steps(s.warmup, total, "schedule.warmup")
     lr = cosine(scaled_lr(s.base_lr, batch_size, s.lr_scaling), s.min_lr, total, warmup=warmup)
     frozen = steps(s.freeze_last_layer, total, "schedule.freeze_last_layer")
+    dropped = s.freeze_by == "drop_gradients"
+    decay_warmup = steps(s.weight_decay_warmup, total, "schedule.weight_decay_warmup")
     temp_warmup = steps(s.teacher_temp_warmup, total, "schedule.teacher_temp_warmup")
+    temperature = linear_then_constant if s.teacher_temp_shape == "linear" else cosine_then_constant
     return Schedules(
         {
             "lr": lr,
-            "last_layer_lr": with_frozen_start(lr, frozen),
-            "weight_decay": cosine(s.weight_decay, s.weight_decay_end, total),
+            "last_layer_lr": lr if dropped else with_frozen_start(lr, frozen),
+            "last_layer_dropped": Schedule(np.ones(frozen if dropped else 0), 0.0),
+            "prototype_lr": cosine(s.base_lr, 0.0, total, warmup=warmup),
+            "weight_decay": cosine(
+                s.weight_decay, s.weight_decay_end, total, warmup=decay_warmup, start=s.weight_decay
+            ),
+            "constant_weight_decay": Schedule(np.empty(0), ADAMW_WEIGHT_DECAY),
             "momentum": cosine(s.momentum, s.momentum_end, total),
-            "teacher_temp": linear_then_constant(s.teacher_temp_start, s.teacher_temp, temp_warmup),
+            "teacher_temp": temperature(s.teacher_temp_start, s.teacher_temp, temp_warmup),
         }
     )

@@ -159,5 +159,7 @@ def _converted_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key
 
 
 def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(str(choice) for choice in get_args(hint))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

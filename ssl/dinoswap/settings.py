@@ -12,6 +12,7 @@ from dinoswap.distributed import world_size
 from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
+from dinoswap.optim.clip import ClipBy
 from dinoswap.schema import ConfigError, checked, construct, nearest, require_section
 from dinoswap.trainer import TrainerSettings
 
@@ -47,6 +48,7 @@ class RunSettings:
     study: str | None
     results_dir: str
     objective_metric: str
+    teacher_dropout: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -81,6 +83,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_grad: float | None = 3.0
+    clip: ClipBy = "per_module"
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):

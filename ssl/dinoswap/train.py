@@ -4,13 +4,20 @@ The help, a mistake in the arguments and the driver of a multirun do without tor
 """
 
 import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
+from rich.console import Console
 
-from dinoswap.command_line import EXIT_USAGE, check_arguments
+from dinoswap.command_line import EXIT_USAGE, check_arguments, chosen_options
 from dinoswap.configuration import VERSION_BASE, config_dir
+from dinoswap.explain import explanation
 from dinoswap.schema import ConfigError
+
+EXPLAIN = "--explain"
+WIDTH = 180
+"""Of a table that is not printed to a terminal."""
 
 
 @hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="train")
@@ -23,11 +30,19 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 def main() -> None:
     """The console script."""
     try:
+        if EXPLAIN in sys.argv:
+            explain([argument for argument in sys.argv[1:] if argument != EXPLAIN])
+            return
         check_arguments(sys.argv[1:])
     except ConfigError as error:
         print(f"dinoswap-train: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     _hydra_main()
+
+
+def explain(overrides: Sequence[str]) -> None:
+    """What these overrides choose for each axis. Nothing is run."""
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(explanation(chosen_options(overrides)))
 
 
 if __name__ == "__main__":

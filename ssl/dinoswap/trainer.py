@@ -12,7 +12,7 @@ from dinoswap.distributed import rank
 from dinoswap.ema import EMA
 from dinoswap.model import SelfDistillation
 from dinoswap.nonfinite import NonFiniteGuard
-from dinoswap.optim.param_groups import Group, apply_schedules
+from dinoswap.optim.param_groups import Group, apply_schedules, drop_frozen_gradients
 from dinoswap.optim.state import load_optimizer_state, optimizer_state
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import Schedules
@@ -102,6 +102,7 @@ class Trainer:
         moved = [buffer.clone() for buffer in self.buffers]
         self.scaler.unscale_(self.optimizer)
         norms = self.clip(self.optimizer.param_groups)
+        drop_frozen_gradients(self.optimizer.param_groups, hyper)
         severity = self.guard.severity(logs["loss"], norms, self.scaler.scale(torch.ones((), device=self.device)))
         nonfinite = (severity > 0).float()
         self._set_buffers(before)

@@ -48,6 +48,11 @@ class Batch:
     def images(self) -> int:
         return self.global_crops.shape[1]
 
+    @property
+    def patch_crops(self) -> Tensor:
+        """The crops that carry the mask, [P, B, 3, H, W]: the extra one where there is one, else both globals."""
+        return self.extra_crops if self.extra_crops.shape[0] else self.global_crops
+
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrupt"}
 
@@ -62,20 +67,21 @@ class Batch:
         return self._map(lambda t: t.pin_memory())
 
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
-        """uint8 crops to float32 in units of `std` around `mean` (both [3], for pixels in 0..1)."""
+        """uint8 crops through `normalise`, everything else as it is."""
+        return self._map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
 
-        def pixels(t: Tensor) -> Tensor:
-            return (t.float() - mean.view(3, 1, 1) * 255).div_(std.view(3, 1, 1) * 255) if t.dtype == torch.uint8 else t
 
-        return self._map(pixels)
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [..., 3, H, W] to float32 in units of `std` around `mean` (both [3], for pixels in 0..1)."""
+    return (pixels.float() - mean.view(3, 1, 1) * 255).div_(std.view(3, 1, 1) * 255)
 
 
 @dataclass(frozen=True)
 class Features:
     """What the objectives read of one network, after the backbone's final norm.
 
-    `patch` holds all tokens and exists only when an objective asks for it (`Objective.reads_all_patches`):
-    otherwise the last block works for the masked rows alone.
+    `patch` holds all tokens and exists only when an objective asks for it (`Objective.reads_student_patches`,
+    `reads_teacher_patches`): otherwise the last block works for the masked rows alone.
     """
 
     global_cls: Tensor  # [2, B, D]

@@ -1,4 +1,4 @@
-"""What `OfficialAugmentation.draw` draws: the official distributions, one independent row of numbers for each view."""
+"""What `MultiCrop.draw` draws: the distributions of each side, one independent row of numbers for each view."""
 
 import math
 from collections import Counter
@@ -6,9 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from augmentation_reference import NAMES, VIEWS
 from scipy.stats import binomtest, chisquare, kstest, uniform
 from torchvision.transforms import RandomResizedCrop
 
+from dinoswap.augmentation.legacy import LegacyAugmentation
 from dinoswap.augmentation.multicrop import Draw
 from dinoswap.augmentation.official import OfficialAugmentation
 from dinoswap.augmentation.photometric import UNIFORMS as PHOTOMETRIC_UNIFORMS
@@ -16,15 +18,21 @@ from dinoswap.augmentation.photometric import RandomPhotometry
 
 HEIGHT, WIDTH = 375, 500
 IMAGES = 2500
+EXTENT = {"official": (HEIGHT, WIDTH), "legacy": (224, 224)}  # what the crops are cut from
+ROLES = ("global 1", "global 2", "extra", "local")
+EACH = [(option, view) for option in VIEWS for view in range(len(ROLES))]
 RARE = 1e-5  # false-alarm rate of each check; the seeds are fixed, so a check that passes keeps passing
 
 
 @pytest.fixture(scope="module")
-def draws() -> list[list[Draw]]:
-    """[image][global 1, global 2, extra, local]."""
-    augment = OfficialAugmentation(local_crops_number=1, extra_crops=1)
-    drawn = [augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH) for seed in range(IMAGES)]
-    return [[views[i] for views in drawn] for i in range(4)]
+def draws() -> dict[str, list[list[Draw]]]:
+    """[option][role][image]."""
+    drawn = {}
+    for option, augmentation in (("official", OfficialAugmentation), ("legacy", LegacyAugmentation)):
+        augment = augmentation(local_crops_number=1, extra_crops=1)
+        images = [augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH) for seed in range(IMAGES)]
+        drawn[option] = [list(role) for role in zip(*images, strict=True)]
+    return drawn
 
 
 def agrees(count: int, total: int, probability: float) -> bool:
@@ -35,12 +43,13 @@ def is_uniform(values: list[float], low: float, high: float) -> bool:
     return bool(kstest(values, uniform(low, high - low).cdf).pvalue > RARE)
 
 
-@pytest.mark.parametrize(("view", "scale"), [(0, (0.32, 1.0)), (1, (0.32, 1.0)), (2, (0.32, 1.0)), (3, (0.05, 0.32))])
-def test_crops_are_torchvisions(draws: list[list[Draw]], view: int, scale: tuple[float, float]) -> None:
+@pytest.mark.parametrize(("option", "view"), EACH)
+def test_crops_are_torchvisions(draws: dict[str, list[list[Draw]]], option: str, view: int) -> None:
     torch.manual_seed(view)
-    image = torch.empty(3, HEIGHT, WIDTH)
-    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(IMAGES)])
-    ours = np.array([(crop.top, crop.left, crop.height, crop.width) for crop, _ in draws[view]])
+    height, width = EXTENT[option]
+    image, scale = torch.empty(3, height, width), list(VIEWS[option][view].scale)
+    theirs = np.array([RandomResizedCrop.get_params(image, scale, [3 / 4, 4 / 3]) for _ in range(IMAGES)])
+    ours = np.array([(crop.top, crop.left, crop.height, crop.width) for crop, _ in draws[option][view]])
     for measure in (
         lambda box: box[:, 2] * box[:, 3],
         lambda box: box[:, 3] / box[:, 2],
@@ -49,18 +58,20 @@ def test_crops_are_torchvisions(draws: list[list[Draw]], view: int, scale: tuple
     ):
         assert kstest(measure(ours), measure(theirs)).pvalue > RARE
     assert ours.min() >= 0
-    assert (ours[:, 0] + ours[:, 2]).max() <= HEIGHT
-    assert (ours[:, 1] + ours[:, 3]).max() <= WIDTH
+    assert (ours[:, 0] + ours[:, 2]).max() <= height
+    assert (ours[:, 1] + ours[:, 3]).max() <= width
 
 
-def test_local_crops_follow_the_formula(draws: list[list[Draw]]) -> None:
+@pytest.mark.parametrize("option", VIEWS)
+def test_local_crops_follow_the_formula(draws: dict[str, list[list[Draw]]], option: str) -> None:
     """Local crops always fit, so nothing is rejected: area and log aspect are uniform."""
-    crops = [crop for crop, _ in draws[3]]
-    assert is_uniform([c.height * c.width / (HEIGHT * WIDTH) for c in crops], 0.05, 0.32)
+    height, width = EXTENT[option]
+    crops = [crop for crop, _ in draws[option][3]]
+    assert is_uniform([c.height * c.width / (height * width) for c in crops], *VIEWS[option][3].scale)
     assert is_uniform([math.log(c.width / c.height) for c in crops], math.log(3 / 4), math.log(4 / 3))
     within_pixel = np.random.default_rng(0).random(IMAGES)
-    assert is_uniform([(c.top + u) / (HEIGHT - c.height + 1) for c, u in zip(crops, within_pixel, strict=True)], 0, 1)
-    assert is_uniform([(c.left + u) / (WIDTH - c.width + 1) for c, u in zip(crops, within_pixel, strict=True)], 0, 1)
+    assert is_uniform([(c.top + u) / (height - c.height + 1) for c, u in zip(crops, within_pixel, strict=True)], 0, 1)
+    assert is_uniform([(c.left + u) / (width - c.width + 1) for c, u in zip(crops, within_pixel, strict=True)], 0, 1)
 
 
 @pytest.mark.parametrize("shape", [(100, 1000), (1000, 100), (1, 1), (1, 7), (7, 1), (2, 3)])
@@ -76,31 +87,36 @@ def test_fallback_is_torchvisions(shape: tuple[int, int]) -> None:
     assert agrees(same, 400, count / 400) if count < 400 else same == 400
 
 
-@pytest.mark.parametrize(("view", "blur", "solarize"), [(0, 0.0, 0.0), (1, 0.9, 0.2), (2, 0.0, 0.0), (3, 0.5, 0.0)])
-def test_probabilities(draws: list[list[Draw]], view: int, blur: float, solarize: float) -> None:
-    crops, photometries = zip(*draws[view], strict=True)
+@pytest.mark.parametrize(("option", "view"), EACH)
+def test_probabilities(draws: dict[str, list[list[Draw]]], option: str, view: int) -> None:
+    crops, photometries = zip(*draws[option][view], strict=True)
+    expected = VIEWS[option][view]
     assert agrees(sum(c.horizontal_flip for c in crops), IMAGES, 0.5)
-    assert not any(c.vertical_flip for c in crops)
+    assert agrees(sum(c.vertical_flip for c in crops), IMAGES, expected.vertical_flip or 0)
     assert agrees(sum(bool(p.jitter) for p in photometries), IMAGES, 0.8)
-    assert agrees(sum(p.grayscale for p in photometries), IMAGES, 0.2)
-    assert agrees(sum(p.blur_sigma is not None for p in photometries), IMAGES, blur)
-    assert agrees(sum(p.solarize_threshold == 128 for p in photometries), IMAGES, solarize)
-    assert {p.blur_kernel for p in photometries} == {9}
+    assert agrees(sum(p.grayscale for p in photometries), IMAGES, expected.grayscale or 0)
+    assert agrees(
+        sum(p.blur_sigma is not None for p in photometries), IMAGES, 1 if expected.blur is None else expected.blur
+    )
+    assert agrees(sum(p.solarize_threshold is not None for p in photometries), IMAGES, expected.solarize or 0)
+    assert {p.solarize_threshold for p in photometries} <= {None, expected.threshold}
+    assert {p.blur_kernel for p in photometries} == {expected.kernel}
 
 
-def test_jitter_and_blur(draws: list[list[Draw]]) -> None:
-    photometries = [p for view in draws for _, p in view]
+@pytest.mark.parametrize(("option", "view"), EACH)
+def test_jitter_and_blur(draws: dict[str, list[list[Draw]]], option: str, view: int) -> None:
+    expected, photometries = VIEWS[option][view], [p for _, p in draws[option][view]]
     jitters = [p.jitter for p in photometries if p.jitter]
     orders = Counter(tuple(name for name, _ in jitter) for jitter in jitters)
     assert len(orders) == 24
     assert chisquare(list(orders.values())).pvalue > RARE
-    intervals = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.8, 1.2), "hue": (-0.1, 0.1)}
-    for name, interval in intervals.items():
+    for name, interval in zip(NAMES, expected.intervals, strict=True):
         assert is_uniform([dict(jitter)[name] for jitter in jitters], *interval)
-    assert is_uniform([p.blur_sigma for p in photometries if p.blur_sigma is not None], 0.1, 2.0)
+    sigmas = [p.blur_sigma for p in photometries if p.blur_sigma is not None]
+    assert is_uniform(sigmas, *expected.sigma) if sigmas else expected.blur == 0
 
 
-def test_draws_are_uncorrelated(draws: list[list[Draw]]) -> None:
+def test_draws_are_uncorrelated(draws: dict[str, list[list[Draw]]]) -> None:
     """Within a view and between views."""
 
     def quantities(draw: Draw) -> list[float]:
@@ -108,7 +124,8 @@ def test_draws_are_uncorrelated(draws: list[list[Draw]]) -> None:
         position = c.top / (HEIGHT - c.height + 1), c.left / (WIDTH - c.width + 1)
         return [*position, c.height * c.width, c.horizontal_flip, bool(p.jitter), p.grayscale]
 
-    table = np.array([[q for draw in views for q in quantities(draw)] for views in zip(*draws, strict=True)])
+    images = zip(*draws["official"], strict=True)
+    table = np.array([[q for draw in views for q in quantities(draw)] for views in images])
     correlation = np.corrcoef(table, rowvar=False)
     assert np.abs(np.tril(correlation, -1)).max() < 5 / math.sqrt(IMAGES)
 

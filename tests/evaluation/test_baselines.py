@@ -62,9 +62,11 @@ def test_standardise_uses_the_training_images_alone() -> None:
     torch.testing.assert_close(c[:, :3], (test - train.mean(0))[:, :3] / train.std(0, correction=0)[:3])
 
 
-def test_chunks_do_not_matter() -> None:
+def test_a_baseline_does_not_depend_on_the_batch() -> None:
     images, _ = pictures(7, 0)
-    assert torch.equal(b.in_chunks(b.colour_histogram, images, chunk=3), b.colour_histogram(images))
+    whole, parts = b.baseline_features(images), [b.baseline_features(part) for part in images.split(3)]
+    assert set(whole) == {"raw pixels", "colour histogram"}
+    assert all(torch.equal(torch.cat([part[name] for part in parts]), whole[name]) for name in whole)
 
 
 def test_evaluate_features_names_both_classifiers() -> None:
@@ -86,7 +88,7 @@ def test_fewer_images_than_the_usual_k() -> None:
 
 def test_network_and_baselines_fill_the_table() -> None:
     train, test = pictures(60, 1), pictures(20, 2)
-    found = b.evaluate_baselines(train[0], train[1], test[0], test[1])
+    found = b.evaluate_baselines(b.baseline_features(train[0]), train[1], b.baseline_features(test[0]), test[1])
     assert set(found) == {"raw pixels", "colour histogram"}
     assert all(row["knn_top1"] > 90 for row in found.values())
     features = [{"cls": b.pixel_features(p[0])[:, :9], "patch_mean": b.pixel_features(p[0])} for p in (train, test)]

@@ -1,6 +1,7 @@
 """Both evaluations of a run on data sets that offer everything, less, or nothing to judge by."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from dinoswap.data.images import CorruptImage, Images
-from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator, flat
+from dinoswap.evaluation import evaluator as evaluator_module
+from dinoswap.evaluation.evaluator import SHOWN, EvaluationSettings, Evaluator, flat
 from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch
 from small_models import small_batch, small_trainer
@@ -29,11 +31,13 @@ class Noise(Images):
         self.truth = np.arange(count) % classes
         self.labels: NDArray[np.int64] | None = self.truth if labelled else None
         self.broken = broken
+        self.loads, self.peak = 0, 0  # bytes traced up to the last load
 
     def __len__(self) -> int:
         return len(self.truth)
 
     def load(self, row: int) -> NDArray[np.uint8]:
+        self.loads, self.peak = self.loads + 1, tracemalloc.get_traced_memory()[1]
         if row in self.broken:
             raise CorruptImage(str(row), "no bytes")
         noise = np.random.default_rng(row).integers(0, 30, (32, 32, 3))
@@ -73,6 +77,30 @@ def test_final_judges_the_network_beside_three_baselines(model: SelfDistillation
     found.save_pictures(tmp_path / "new" / "pictures")
     assert {path.name for path in (tmp_path / "new" / "pictures").iterdir()} == {"pca.png", "accuracy.png"}
     assert found.table().row_count == 4
+
+
+def test_final_decodes_an_image_once_and_holds_one_batch(model: SelfDistillation) -> None:
+    """Whatever is read of it: two networks, two baselines. Afterwards the few in the picture are decoded again."""
+    train, test = Noise(60, 4), Noise(50, 4)
+    judge = evaluator(train, test, size=128, linear_probe=False)
+    tracemalloc.start()
+    judge.final(model.teacher["backbone"], model.student["backbone"])
+    tracemalloc.stop()
+    assert (train.loads, test.loads) == (60, 50 + SHOWN)
+    assert 16 <= max(train.peak, test.peak) / (3 * 128**2) < 24  # in decoded images; a batch has 16
+
+
+def test_in_loop_keeps_decoded_images_up_to_a_bound(
+    model: SelfDistillation, probe: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for keep_bytes, decoded in ((40 * 3 * 32**2, 1), (0, 2)):
+        monkeypatch.setattr(evaluator_module, "KEEP_BYTES", keep_bytes)
+        train, test = Noise(40, 4), Noise(20, 4)
+        judge = evaluator(train, test)
+        found += [judge.in_loop(model, HYPER, probe) for _ in range(2)]
+        assert (train.loads, test.loads) == (40 * decoded, 20 * decoded + 2 * SHOWN)
+    assert all(each.metrics == found[0].metrics for each in found)
 
 
 def test_in_loop_gives_the_names_of_the_final(model: SelfDistillation, probe: Batch) -> None:
@@ -140,6 +168,9 @@ def test_one_image_and_images_that_cannot_be_decoded(model: SelfDistillation) ->
     assert found.warning is not None
     assert "3 images that cannot be decoded" in found.warning
     assert found.metrics["eval/knn_top1"] == 100
+    found = evaluator(Noise(20, 2, broken=tuple(range(1, 20, 2))), Noise(20, 2)).final(model.teacher["backbone"], None)
+    assert found.warning is not None
+    assert "no accuracies" in found.warning  # one class is left
 
 
 def test_flat_names() -> None:

@@ -1,7 +1,9 @@
-"""The clean transform against torchvision's, and that extraction leaves no trace in the network or the generators."""
+"""The clean transform against torchvision's, how many decoded images are alive at once, and that extraction leaves no
+trace in the network or the generators."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torchvision.transforms import functional as TF
 
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import features
+from dinoswap.evaluation.features import EvalImages, FrozenBackbone
 from dinoswap.nn.vit import VisionTransformer
 
 
@@ -25,6 +28,7 @@ class Stored(Images):
     def __init__(self, shapes: list[tuple[int, int]], broken: int = -1) -> None:
         self.labels: NDArray[np.int64] | None = np.arange(len(shapes)) * 10
         self.broken = broken
+        self.loads = 0
         knots = [np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8) for i in range(len(shapes))]
         self.pixels = [
             np.asarray(Image.fromarray(k).resize((w, h), Image.Resampling.BICUBIC))
@@ -35,6 +39,7 @@ class Stored(Images):
         return len(self.pixels)
 
     def load(self, row: int) -> NDArray[np.uint8]:
+        self.loads += 1
         if row == self.broken:
             raise CorruptImage("x.png", "no bytes")
         return self.pixels[row]
@@ -72,13 +77,21 @@ class Backbone(nn.Module):
         return out
 
 
+def pixels_of(images: EvalImages) -> Tensor:
+    return torch.cat([batch.pixels for batch in images])
+
+
+def brightness(pixels: Tensor) -> Mapping[str, Tensor]:
+    return {"mean": pixels.float().mean((1, 2, 3))}
+
+
 def torchvision_clean(data: Stored, size: int, resize: int) -> NDArray[np.int64]:
     image = TF.resize(Image.fromarray(data.load(0)), [resize], TF.InterpolationMode.BICUBIC, antialias=True)
     return np.asarray(TF.center_crop(image, [size])).astype(int)
 
 
 def ours_clean(data: Stored, size: int, resize: int) -> NDArray[np.int64]:
-    return features.eval_images(data, size, resize).pixels[0].permute(1, 2, 0).numpy().astype(int)
+    return pixels_of(EvalImages(data, size, resize))[0].permute(1, 2, 0).numpy().astype(int)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 64), (64, 128), (300, 200)])
@@ -97,12 +110,12 @@ def test_near_resize_then_centre_crop_where_the_corner_is_no_whole_pixel() -> No
 
 def test_image_of_the_right_size_is_untouched() -> None:
     data = Stored([(32, 32)])
-    assert np.array_equal(features.eval_images(data, 32).pixels[0].permute(1, 2, 0).numpy(), data.load(0))
+    assert np.array_equal(pixels_of(EvalImages(data, 32))[0].permute(1, 2, 0).numpy(), data.load(0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_extreme_shapes(shape: tuple[int, int]) -> None:
-    assert features.eval_images(Stored([shape]), 224).pixels.shape == (1, 3, 224, 224)
+    assert pixels_of(EvalImages(Stored([shape]), 224)).shape == (1, 3, 224, 224)
 
 
 def test_default_resize() -> None:
@@ -123,40 +136,77 @@ def test_rows_are_the_same_every_time_and_independent_of_generators() -> None:
 def test_limit_takes_the_images_and_labels_of_eval_rows() -> None:
     data = Stored([(16, 16)] * 20)
     rows = features.eval_rows(20, 6)
-    taken = features.eval_images(data, 16, limit=6)
-    assert torch.equal(taken.pixels, torch.stack([torch.tensor(data.load(int(i))).permute(2, 0, 1) for i in rows]))
-    assert taken.labels is not None
-    assert taken.labels.tolist() == [10 * i for i in rows]
-    assert taken.corrupt == ()
+    taken = EvalImages(data, 16, limit=6)
+    assert torch.equal(pixels_of(taken), torch.stack([torch.tensor(data.load(int(i))).permute(2, 0, 1) for i in rows]))
+    assert features.extract(taken, {}).labels.tolist() == [10 * i for i in rows]
+    assert taken.corrupt == {}
 
 
 def test_corrupt_images_are_left_out_with_their_labels() -> None:
-    data = Stored([(16, 16)] * 3, broken=1)
-    taken = features.eval_images(data, 16)
-    assert taken.labels is not None
-    assert (len(taken.pixels), taken.labels.tolist(), taken.corrupt) == (2, [0, 20], ((1, "no bytes"),))
-    with pytest.raises(ValueError, match="none of 1 images"):
-        features.eval_images(Stored([(16, 16)], broken=0), 16)
+    data = EvalImages(Stored([(16, 16)] * 3, broken=1), 16)
+    taken = features.extract(data, {"brightness": brightness})
+    assert (len(taken.features["brightness"]["mean"]), taken.labels.tolist(), data.corrupt) == (
+        2,
+        [0, 20],
+        {1: "no bytes"},
+    )
+    with pytest.raises(ValueError, match=r"none of 1 images .*no bytes"):
+        features.extract(EvalImages(Stored([(16, 16)], broken=0), 16), {})
+
+
+@pytest.mark.parametrize("broken", [0, 3, 4, 8])
+def test_batches_are_full_whatever_is_left_out(broken: int) -> None:
+    batches = list(EvalImages(Stored([(8, 8)] * 9, broken), 8, batch_size=4))
+    assert [len(batch.pixels) for batch in batches] == [4, 4]
+    assert [row for batch in batches for row in batch.rows] == [row for row in range(9) if row != broken]
 
 
 def test_unlabelled_images() -> None:
     data = Stored([(16, 16)])
     data.labels = None
-    assert features.eval_images(data, 16).labels is None
+    assert not EvalImages(data, 16).labelled
+    assert features.extract(EvalImages(data, 16), {}).labels.tolist() == [-1]
 
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="resize=16"):
-        features.eval_images(Stored([(8, 8)]), 32, 16)
+        EvalImages(Stored([(8, 8)]), 32, 16)
     with pytest.raises(ValueError, match="limit=0"):
         features.eval_rows(5, 0)
 
 
+def peak_images(images: EvalImages) -> float:
+    """Memory at most in use while features are extracted, in decoded images."""
+    tracemalloc.start()
+    features.extract(images, {"brightness": brightness})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / (3 * images.size**2)
+
+
+def test_no_more_than_one_batch_of_decoded_images_is_alive() -> None:
+    data = Stored([(64, 64)] * 60)
+    assert 8 <= peak_images(EvalImages(data, 128, batch_size=8)) < 12
+    assert data.loads == 60
+
+
+def test_decoded_images_are_kept_only_if_all_of_them_may() -> None:
+    size = 20 * 3 * 32**2
+    for keep_bytes, loads in ((size, 20), (size - 1, 40)):
+        data = Stored([(32, 32)] * 20, broken=5)
+        images = EvalImages(data, 32, batch_size=8, keep_bytes=keep_bytes)
+        first, again = (features.extract(images, {"brightness": brightness}) for _ in range(2))
+        assert torch.equal(first.features["brightness"]["mean"], again.features["brightness"]["mean"])
+        assert (data.loads, first.rows, images.corrupt) == (loads, again.rows, {5: "no bytes"})
+
+
 def test_extract_computes_cls_and_the_mean_patch() -> None:
-    images = torch.randint(0, 256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = Stored([(8, 8)] * 10)
+    images = torch.from_numpy(np.stack(data.pixels)).permute(0, 3, 1, 2)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
     network = Backbone()
-    out = features.extract(network, images, mean, std, batch_size=4)
+    reader = FrozenBackbone(network, torch.tensor(mean), torch.tensor(std)).features
+    out = features.extract(EvalImages(data, 8, batch_size=4), {"network": reader}).features["network"]
     pixels = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     cells = pixels.reshape(10, 3, 2, 4, 2, 4).mean((3, 5)).square().mean((2, 3))
     assert network.batches == [4, 4, 2]
@@ -170,25 +220,26 @@ def test_extract_and_patch_tokens_of_a_vision_transformer() -> None:
         img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, registers=2, drop_path=0.5
     )
     images = torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    out = features.extract(network.train(), images, [0.5] * 3, [0.25] * 3, batch_size=2)
-    patch = features.patch_tokens(network, images, [0.5] * 3, [0.25] * 3)
+    frozen = FrozenBackbone(network.train(), torch.full((3,), 0.5), torch.full((3,), 0.25))
+    out, patch = frozen.features(images), frozen.patch_tokens(images)
     with torch.no_grad():
         tokens = network.eval()([(images / 255 - 0.5) / 0.25])[0]
     torch.testing.assert_close(out["cls"], tokens.cls, rtol=0, atol=1e-4)
     torch.testing.assert_close(patch, tokens.patch, rtol=0, atol=1e-4)
     torch.testing.assert_close(out["patch_mean"], patch.mean(1), rtol=0, atol=1e-4)
-    low = features.extract(network, images, [0.5] * 3, [0.25] * 3, autocast=torch.bfloat16)["patch_mean"]
+    low = replace(frozen, autocast=torch.bfloat16).features(images)["patch_mean"]
     assert 0 < (low - out["patch_mean"]).abs().max() < 0.1
 
 
-def test_extract_leaves_no_trace() -> None:
+def test_reading_leaves_no_trace() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     network = Backbone()
     network.train()
     network.frozen.eval()
     flags = [m.training for m in network.modules()]
     state = torch.get_rng_state()
-    out = features.extract(network, images, [0.5] * 3, [0.5] * 3, autocast=torch.bfloat16)
+    half = torch.full((3,), 0.5)
+    out = FrozenBackbone(network, half, half, autocast=torch.bfloat16).features(images)
     assert torch.equal(state, torch.get_rng_state())
     assert [m.training for m in network.modules()] == flags == [True, True, False]
     assert not out["cls"].requires_grad

@@ -1,42 +1,28 @@
 """forward=unified: what each network sees, and that asking for few rows or for all tokens gives the same features."""
 
-from dataclasses import replace
-
+import forward_reference
 import pytest
 import torch
-from torch import Tensor, nn
+from forward_reference import assert_close, small_backbone
 
 from dinoswap.forward.unified import Unified
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.values import Batch, Features
-from small_models import small_batch
 
 PLAN = Unified()
 
 
 @pytest.fixture(scope="module")
 def backbone() -> VisionTransformer:
-    """Its mask token differs from zero and its class token from image to image."""
-    torch.manual_seed(0)
-    network = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, registers=2, layerscale=0.5
-    )
-    nn.init.normal_(network.mask_token)
-    return network.double().eval()
+    return small_backbone()
 
 
 def batch(masked: bool = True, local: int = 2) -> Batch:
-    made = small_batch(0, images=3)
-    made = replace(made, global_crops=made.global_crops.double(), local_crops=made.local_crops[:local].double())
-    return made if masked else replace(made, mask=made.mask & False, masked_indices=made.masked_indices[:0])
+    return forward_reference.batch(2, masked=masked, local=local)
 
 
 def features(backbone: VisionTransformer, batch: Batch, all_patches: bool) -> tuple[Features, Features]:
     return PLAN.student(backbone, batch, all_patches), PLAN.teacher(backbone, batch, all_patches)
-
-
-def assert_close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """masking=block against the official generator: masks, collate and the state of the RNG bit for bit."""
 
-import random
+from typing import Any
 
 import numpy as np
 import pytest
+from mask_checks import assert_same_draws, assert_same_state, counts, seeded, to_hex
 
-from dinoswap.masking.batch_policy import generate_block_masks
 from dinoswap.masking.block import BlockMaskGenerator, BlockMasking, max_num_patches
 from fixtures import load_json
 
@@ -14,36 +14,20 @@ DRAWS = FIXTURE["exact_draws"]["dinov2"]
 COLLATE = [case for case in FIXTURE["collate"] if case["version"] == "dinov2"]
 
 
-def to_hex(mask: np.ndarray) -> str:
-    return np.packbits(mask.flatten()).tobytes().hex()
-
-
 @pytest.mark.parametrize("grid", DRAWS)
 def test_draws_are_the_official_ones(grid: str) -> None:
-    case = DRAWS[grid]
-    generator = BlockMaskGenerator(tuple(case["grid"]), case["max_num_patches"])
-    for draw in case["draws"]:
-        rng = random.Random(draw["seed"])
-        masks = [generator(target, rng) for target in case["targets"]]
-        assert [to_hex(mask) for mask in masks] == draw["masks"]
-        assert rng.random() == draw["next_random_random"]
+    assert_same_draws(BlockMaskGenerator(tuple(DRAWS[grid]["grid"]), DRAWS[grid]["max_num_patches"]), DRAWS[grid])
 
 
 @pytest.mark.parametrize("case", COLLATE, ids=lambda c: f"seed{c['seed']}-{c['grid']}-{c['mask_probability']}")
-def test_batch_is_the_official_collate(case: dict) -> None:
-    grid = tuple(case["grid"])
-    rng = random.Random(case["seed"])
-    masks = generate_block_masks(
-        BlockMaskGenerator(grid, case["max_num_patches"]),
-        2 * case["n_images"],
-        grid[0] * grid[1],
-        probability=case["mask_probability"],
-        ratio_min_max=tuple(case["mask_ratio"]),
-        rng=rng,
-    )
+def test_batch_is_the_official_collate(case: dict[str, Any]) -> None:
+    grid, rng = tuple(case["grid"]), seeded(case["seed"])
+    generator = BlockMaskGenerator(grid, case["max_num_patches"])
+    policy = BlockMasking(case["mask_probability"], tuple(case["mask_ratio"]))
+    masks = policy.generate_block_masks(generator, 2 * case["n_images"], grid[0] * grid[1], rng)
     assert [to_hex(mask) for mask in masks] == case["masks"]
     assert np.flatnonzero(masks).tolist() == case["mask_indices_list"]
-    assert rng.random() == case["next_random_random"]
+    assert_same_state(rng, case)
 
 
 def test_cap_of_one_rectangle_is_the_official_expression() -> None:
@@ -52,27 +36,17 @@ def test_cap_of_one_rectangle_is_the_official_expression() -> None:
         assert max_num_patches((size, size), patch) == case["value"]
 
 
-def test_sampler_is_a_function_of_seed_and_step() -> None:
-    def sampler(seed: int):
-        return BlockMasking().sampler(crop_size=(96, 64), patch_size=16, crops=2, images=5, seed=seed)
-
-    masks = sampler(3)(7)
-    assert masks.shape == (2, 5, 6 * 4)
-    assert masks.dtype == bool
-    np.testing.assert_array_equal(masks, sampler(3)(7))
-    assert (masks != sampler(3)(8)).any()
-    assert (masks != sampler(4)(7)).any()
-    assert (masks.reshape(10, -1).any(1)).sum() <= 5  # half of the crops at most
+@pytest.mark.parametrize("grid", [(14, 14), (5, 12), (4, 4)])
+def test_never_beyond_the_target(grid: tuple[int, int]) -> None:
+    patches = grid[0] * grid[1]
+    generator = BlockMaskGenerator(grid, 0.5 * patches)
+    for target in range(0, patches // 2, 3):
+        found = counts(generator, target, draws=40, seed=target)
+        assert (found <= target).all()
+        assert found.mean() >= 0.8 * target  # and rarely far below it
 
 
-@pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        ({"mask_sample_probability": 1.5}, "mask_sample_probability=1.5"),
-        ({"mask_ratio_min_max": (0.6, 0.5)}, "mask_ratio_min_max"),
-        ({"min_aspect": 0.0}, "min_aspect=0.0"),
-    ],
-)
-def test_bad_values_are_named(arguments: dict, key: str) -> None:
-    with pytest.raises(ValueError, match=key):
-        BlockMasking(**arguments)
+def test_the_share_of_masks_below_the_target_is_the_official_one() -> None:
+    official = FIXTURE["statistics_14x14"]["dinov2"]["40"]["frac_exactly_target"]
+    exactly = (counts(BlockMaskGenerator((14, 14), 98.0), 40, draws=4000) == 40).mean()
+    assert abs(exactly - official) < 5 * np.sqrt(official * (1 - official) * (1 / 4000 + 1 / 20000))

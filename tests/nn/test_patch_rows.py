@@ -1,6 +1,7 @@
 """Reading only some rows behind the last attention, and activation checkpointing, change no result and no gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -46,22 +47,22 @@ PRECISIONS = pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12)
 
 
 @PRECISIONS
-@pytest.mark.parametrize("rate", [0.0, 0.3, 0.05])
+@pytest.mark.parametrize("drop", [{}, {"drop_path": 0.3}, {"drop_path": 0.05}, {"residual_dropout": 0.4}])
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
-def test_rows_alone_equal_all_tokens(dtype: torch.dtype, bound: float, rate: float, ffn: str) -> None:
-    """Stochastic depth included: both draw the same subsets."""
+def test_rows_alone_equal_all_tokens(dtype: torch.dtype, bound: float, drop: dict[str, float], ffn: str) -> None:
+    """What is dropped included: both draw the same."""
     torch.manual_seed(0)
     numbers = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "registers": 2}
-    backbone = VisionTransformer(**numbers, layerscale=0.1, drop_path=rate, ffn=ffn).to(dtype)
+    backbone = VisionTransformer(**numbers, layerscale=0.1, ffn=ffn, **drop).to(dtype)
     expected = outputs_and_gradients(backbone, all_tokens)
     backbone.zero_grad()
     assert largest_difference(outputs_and_gradients(backbone, rows_only), expected) < bound
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.05])
-def test_rows_of_a_plain_tensor(rate: float) -> None:
+@pytest.mark.parametrize("drop", [{"drop_path": 0.3}, {"drop_path": 0.05}, {"residual_dropout": 0.4}])
+def test_rows_of_a_plain_tensor(drop: dict[str, Any]) -> None:
     """Rate 0.05 takes the classic form of stochastic depth."""
-    backbone, x = official(torch.float64, drop_path=rate), VIT["in/x32"].double()
+    backbone, x = official(torch.float64, **drop), VIT["in/x32"].double()
     torch.manual_seed(3)
     every = backbone(x, VIT["in/masks"])
     torch.manual_seed(3)
@@ -80,16 +81,12 @@ def test_no_row_at_all() -> None:
 
 
 @pytest.mark.parametrize("forward", [all_tokens, rows_only])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_activation_checkpointing(forward: Forward, rate: float) -> None:
-    """Recomputed blocks draw the same stochastic depth and leave the generator where it was."""
-    expected = outputs_and_gradients(official(drop_path=rate), forward)
-    assert (
-        largest_difference(
-            outputs_and_gradients(official(drop_path=rate, activation_checkpointing=True), forward), expected
-        )
-        == 0
-    )
+@pytest.mark.parametrize("drop", [{}, {"drop_path": 0.3}, {"residual_dropout": 0.4}])
+def test_activation_checkpointing(forward: Forward, drop: dict[str, Any]) -> None:
+    """Recomputed blocks drop the same and leave the generator where it was."""
+    expected = outputs_and_gradients(official(**drop), forward)
+    recomputed = outputs_and_gradients(official(**drop, activation_checkpointing=True), forward)
+    assert largest_difference(recomputed, expected) == 0
 
 
 def test_checkpointing_stores_fewer_activations() -> None:

@@ -128,6 +128,45 @@ def test_init_is_the_official_one() -> None:
     assert (weights["blocks.0.ls2.gamma"] == 1e-5).all()
 
 
+@pytest.mark.parametrize(("depth", "value"), [(1, 0.1), (17, 0.1), (18, 1e-5), (23, 1e-5), (24, 1e-6), (40, 1e-6)])
+def test_layerscale_by_depth(depth: int, value: float) -> None:
+    """In every block, in both branches."""
+    backbone = vit(img_size=8, patch_size=8, embed_dim=8, depth=depth, num_heads=1, layerscale="by_depth")
+    gammas = [p for name, p in backbone.named_parameters() if name.endswith("gamma")]
+    assert len(gammas) == 2 * depth
+    assert all((gamma == value).all() for gamma in gammas)
+
+
+def test_mask_token_can_be_random() -> None:
+    token = vit("base", img_size=16, depth=1, mask_token_std=1e-6).mask_token
+    assert token.std().item() == pytest.approx(1e-6, rel=0.1)
+    assert abs(token.mean().item()) < 2e-7  # 5 standard errors of 768 draws
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({"residual_dropout": 0.4}, []),
+        ({"layerscale": "by_depth"}, ["gamma"]),
+        ({"layerscale": None}, ["gamma"]),
+        ({"mask_token_std": 1e-6}, ["mask_token"]),
+    ],
+)
+def test_initial_weights_are_shared(changes: dict[str, Any], moved: list[str]) -> None:
+    """Of the same seed, whatever is dropped, and whatever LayerScale and mask token begin with: arms are paired."""
+
+    def initial(**changes: Any) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        backbone = vit("tiny", img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2, registers=2, **changes)
+        return backbone.state_dict()
+
+    plain, changed = initial(), initial(**changes)
+    differ = [k for k in plain if k not in changed or not torch.equal(plain[k], changed[k])]
+    assert bool(differ) == bool(moved)
+    assert all(name.rsplit(".", 1)[-1] in moved for name in differ)
+    assert changed.keys() <= plain.keys()
+
+
 def test_layerscale_can_be_left_out() -> None:
     """Without it the network equals one whose factors are 1."""
     torch.manual_seed(0)
@@ -149,6 +188,10 @@ def test_layerscale_can_be_left_out() -> None:
         ({"registers": -1}, "registers=-1"),
         ({"drop_path": 1.0}, "drop_path=1.0"),
         ({"layerscale": -0.1}, "layerscale=-0.1"),
+        ({"layerscale": "deep"}, "layerscale='deep'.*by_depth"),
+        ({"residual_dropout": 1.0}, "residual_dropout=1.0"),
+        ({"residual_dropout": 0.4, "drop_path": 0.3}, "residual_dropout=0.4.*drop_path=0.3.*set one of the two to 0"),
+        ({"mask_token_std": -1e-6}, "mask_token_std=-1e-06"),
         ({"ffn": "moe"}, "ffn='moe'"),
         ({"interpolate_offset": 1.5}, "interpolate_offset=1.5"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),

@@ -91,3 +91,10 @@ def test_is_taken_in_float32_under_autocast() -> None:
     assert torch.equal(inside, koleo(x))
     half = x.bfloat16()
     assert torch.equal(koleo(half), koleo(half.float()))
+
+
+def test_the_average_over_crops_is_half_the_sum() -> None:
+    features = context(cls=random(2, 5, 8), local=random(0, 5, 8))
+    total, mean = (KoLeo(over_crops=how)(features)["cls"] for how in ("sum", "mean"))
+    torch.testing.assert_close(mean * 2, total)
+    torch.testing.assert_close(mean, (koleo(random(2, 5, 8)[0]) + koleo(random(2, 5, 8)[1])) / 2)

@@ -1,8 +1,9 @@
-"""masking.json: draws, collate and generator state, bit for bit."""
+"""masking.json: draws, collate and generator states, bit for bit."""
 
 import json
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinoswap.masking.batch_policy import generate_block_masks
-from dinoswap.masking.block import BlockMaskGenerator, max_num_patches
+from dinoswap.masking.batch_policy import BatchPolicy, Generators, MaskGenerator
+from dinoswap.masking.block import BlockMaskGenerator, BlockMasking, max_num_patches
+from dinoswap.masking.block_exact import BlockExactMaskGenerator, BlockExactMasking
 from dinoswap.reduction.per_sample import PerSample
 from parity.rows import EXACT, Row, Scenarios, compare
 
 WEIGHT = 1e-7
+NEXT = ("next_random_random", "next_np_random_rand")  # the next number of each: equal if as many were drawn before
+
+Case = dict[str, Any]
+MakeGenerator = Callable[[tuple[int, int], float], MaskGenerator]
+"""(grid, max_num_patches) -> its generator"""
 
 
 def scenarios(path: Path) -> Scenarios:
-    """Of every version of the generator that we have."""
+    """Of both versions of the generator."""
     content = json.loads(path.read_text())
     found: Scenarios = {}
-    for grid, case in content.get("exact_draws", {}).get("dinov2", {}).items():
-        found[f"draws {grid}"] = partial(check_draws, case)
-    for number, case in enumerate(c for c in content.get("collate", []) if c["version"] == "dinov2"):
-        found[f"collate {number}"] = partial(check_collate, case)
+    for version, make in (("dinov2", BlockMaskGenerator), ("dinov3", BlockExactMaskGenerator)):
+        for grid, case in content.get("exact_draws", {}).get(version, {}).items():
+            found[f"draws {version} {grid}"] = partial(check_draws, make, case)
+    for number, case in enumerate(content.get("collate", [])):
+        found[f"collate {number} {case['version']}"] = partial(check_collate, case)
     if "max_num_patches_expression" in content:
         found["max_num_patches"] = partial(check_caps, content["max_num_patches_expression"])
     return found
@@ -36,39 +44,65 @@ def to_hex(mask: np.ndarray) -> str:
     return np.packbits(mask.flatten()).tobytes().hex()
 
 
-def check_draws(case: dict[str, Any]) -> Iterator[Row]:
-    generator = BlockMaskGenerator(tuple(case["grid"]), case["max_num_patches"])
-    wrong, states = 0, 0
+def seeded(seed: int) -> Generators:
+    """Both generators as random.seed(seed) and np.random.seed(seed) leave them."""
+    return Generators(random.Random(seed), np.random.RandomState(seed))
+
+
+def differing(ours: Sequence[np.ndarray], theirs: Sequence[str]) -> int:
+    return sum(to_hex(mask) != other for mask, other in zip(ours, theirs, strict=True))
+
+
+def check_draws(make: MakeGenerator, case: Case) -> Iterator[Row]:
+    """Several masks in a row, for each of the seeds."""
+    generator = make(tuple(case["grid"]), case.get("max_num_patches", math.inf))
+    wrong, counts, states = 0, [], []
     for draw in case["draws"]:
-        rng = random.Random(draw["seed"])
-        masks = [to_hex(generator(target, rng)) for target in case["targets"]]
-        wrong += sum(a != b for a, b in zip(masks, draw["masks"], strict=True))
-        states += rng.random() != draw["next_random_random"]
+        rng = seeded(draw["seed"])
+        masks = [generator(target, rng) for target in case["targets"]]
+        wrong += differing(masks, draw["masks"])
+        counts.append([mask.sum() for mask in masks])
+        states.append([rng.python.random(), rng.numpy.rand()])
     yield compare("masks that differ", wrong, 0, EXACT)
-    yield compare("generator states that differ", states, 0, EXACT)
+    yield compare("counts", counts, [draw["counts"] for draw in case["draws"]], EXACT)
+    yield compare("generator states", states, [[draw[key] for key in NEXT] for draw in case["draws"]], EXACT)
 
 
-def check_collate(case: dict[str, Any]) -> Iterator[Row]:
-    grid, rng = tuple(case["grid"]), random.Random(case["seed"])
-    masks = generate_block_masks(
-        BlockMaskGenerator(grid, case["max_num_patches"]),
-        2 * case["n_images"],
-        grid[0] * grid[1],
-        probability=case["mask_probability"],
-        ratio_min_max=tuple(case["mask_ratio"]),
-        rng=rng,
-    )
-    differing = sum(to_hex(mask) != theirs for mask, theirs in zip(masks, case["masks"], strict=True))
-    yield compare("masks that differ", differing, 0, EXACT)
-    indices = np.flatnonzero(masks)
-    yield compare("mask_indices_list", indices, case["mask_indices_list"], EXACT)
+def recorded(generator: MaskGenerator, targets: list[int]) -> MaskGenerator:
+    """The generator, noting down what it is asked for."""
+
+    def call(target: int, rng: Generators) -> np.ndarray:
+        targets.append(target)
+        return generator(target, rng)
+
+    return call
+
+
+def policy_and_generator(case: Case) -> tuple[BatchPolicy, MaskGenerator]:
+    arguments = case["mask_probability"], tuple(case["mask_ratio"])
+    grid, cap = tuple(case["grid"]), case["max_num_patches"]
+    if case["version"] == "dinov2":
+        return BlockMasking(*arguments), BlockMaskGenerator(grid, cap)
+    shift = case["kwargs"].get("random_circular_shift", False)
+    return BlockExactMasking(*arguments), BlockExactMaskGenerator(grid, cap, circular_shift=shift)
+
+
+def check_collate(case: Case) -> Iterator[Row]:
+    policy, generator = policy_and_generator(case)
+    rng, targets = seeded(case["seed"]), list[int]()
+    crops, patches = 2 * case["n_images"], int(np.prod(case["grid"]))
+    masks = policy.generate_block_masks(recorded(generator, targets), crops, patches, rng)
+    yield compare("targets", targets, case["requested_targets_in_call_order"], EXACT)
+    yield compare("masks that differ", differing(list(masks), case["masks"]), 0, EXACT)
+    yield compare("mask_counts", masks.sum(1), case["mask_counts"], EXACT)
+    yield compare("mask_indices_list", np.flatnonzero(masks), case["mask_indices_list"], EXACT)
     mask = torch.from_numpy(masks).unflatten(0, (2, -1))
     yield compare("masks_weight", masks_weight(mask), case["masks_weight"], WEIGHT)
-    yield compare("generator state", rng.random(), case["next_random_random"], EXACT)
+    yield compare("generator states", [rng.python.random(), rng.numpy.rand()], [case[key] for key in NEXT], EXACT)
 
 
 def masks_weight(mask: Tensor) -> Tensor:
-    """The official weight of each masked token, [M], for a mask [2, B, N]: what PerSample multiplies its loss with,
+    """The official weight of each masked token, [M], for a mask [P, B, N]: what PerSample multiplies its loss with,
     times the number of crops."""
     losses = torch.zeros(int(mask.sum()), requires_grad=True)
     mean = PerSample()(losses, mask, mask.flatten().nonzero()[:, 0])

@@ -17,7 +17,7 @@ from dinoswap.objectives.base import Objective
 from dinoswap.objectives.dino import DINO
 from dinoswap.objectives.ibot import IBOT
 from dinoswap.objectives.koleo import KoLeo
-from dinoswap.optim.clip import ClipPerModule
+from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.schedules import build_schedules
@@ -159,7 +159,7 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
         model,
         torch.optim.AdamW(groups, betas=betas, fused=True),
         build_schedules(settings, total=total, batch_size=train["batch_size_per_gpu"]),
-        ClipPerModule(optim["clip_grad"] or None),
+        Clip(optim["clip_grad"] or None),
         precision="fp32",
         seed=0,
         device=torch.device("cpu"),

@@ -18,6 +18,7 @@ from dinoswap.schedules import Schedule, ScheduleSettings, build_schedules, cosi
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, plain_name
 
+SCHEDULES = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temp")
 OFFICIAL_NAME = {"weight_decay": "wd"}
 
 
@@ -62,8 +63,8 @@ def check_schedules(case: dict[str, Any]) -> Iterator[Row]:
         total=int(config["optim"]["epochs"] * config["OFFICIAL_EPOCH_LENGTH"]),
         batch_size=config["batch_size_per_gpu"] * config["world_size"],
     )
-    for name, schedule in schedules.items():
-        yield compare_schedule(name, schedule, case[OFFICIAL_NAME.get(name, name)])
+    for name in SCHEDULES:
+        yield compare_schedule(name, schedules[name], case[OFFICIAL_NAME.get(name, name)])
 
 
 def check_cosine(case: dict[str, Any]) -> Iterator[Row]:

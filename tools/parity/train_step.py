@@ -7,34 +7,21 @@ that the file holds.
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dinoswap.targets.centering import Centering
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from parity.masks import WEIGHT as WEIGHT_OF_MASK
 from parity.masks import masks_weight
 from parity.official_run import TrainStepFile, build_trainer
+from parity.recorder import LOSS, MOMENTS, NORM, PROBABILITY, WEIGHT, Recorder
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, plain_name, worst_of
 
-LOSS = {torch.float32: 2e-6, torch.float64: 1e-6}  # relative to max(1, |value|)
-PROBABILITY = {
-    torch.float32: 5e-6,
-    torch.float64: 1e-6,
-}  # a temperature of 0.04 multiplies the rounding of logits by 25
-NORM = {torch.float32: 5e-5, torch.float64: 1e-6}  # relative to max(1e-2, |value|), or to the tensor's largest entry
-WEIGHT = {torch.float32: 2e-6, torch.float64: 1e-6}  # absolute
-ROUNDING = {torch.float32: 2.0**-21, torch.float64: 2.0**-23}
-"""An entry of a gradient is known to this share of its tensor's largest: in float32 its sums round there, and the
-float64 runs keep a float32 Sinkhorn. Adam divides by the entry's size, so that a step may move a weight by
-lr * ROUNDING * largest / size away, and by 2 lr where the true gradient is 0, as that of the keys' bias is. What this
-does not explain is the error."""
 SCHEDULES = {
     "lr": "lr",
     "last_layer_lr": "last_layer_lr",
@@ -42,52 +29,11 @@ SCHEDULES = {
     "teacher_temp": "teacher_temp",
     "momentum": "momentum",
 }
-MOMENTS = {"adam_m": "exp_avg", "adam_v": "exp_avg_sq", "adam_step": "step"}
 
 
 def scenarios(path: Path) -> Scenarios:
     file = TrainStepFile(path)
     return {name: partial(check_scenario, file, name) for name in file.scenarios}
-
-
-class Recorder:
-    """What a step computes and does not return: targets, the centres they were made with, gradients before clipping,
-    and how far rounding may have moved each weight so far."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.targets: dict[str, Tensor] = {}
-        self.centers: dict[str, Tensor] = {}
-        self.gradients: dict[str, Tensor] = {}
-        self.rounding: dict[str, Tensor] = {}
-        self._clip, trainer.clip = trainer.clip, self.clip
-        trainer.optimizer.register_step_post_hook(self._add_rounding)
-        for name, objective in trainer.model.objectives.items():
-            if hasattr(objective, "targets"):
-                objective.targets.register_forward_pre_hook(partial(self._keep_center, name))
-                objective.targets.register_forward_hook(partial(self._keep_targets, name))
-
-    def _keep_center(self, name: str, module: nn.Module, inputs: object) -> None:
-        if isinstance(module, Centering):
-            self.centers[name] = module.center.clone()
-
-    def _keep_targets(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self.targets[name] = output
-
-    def clip(self, groups: list[dict[str, Any]]) -> dict[str, Tensor]:
-        for group in groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.gradients[name] = gradient.clone()
-        return self._clip(groups)
-
-    def _add_rounding(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                state = optimizer.state[parameter]
-                size = (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])).sqrt()
-                share = (ROUNDING[size.dtype] * size.max() / (size + group["eps"])).clamp(max=2)
-                self.rounding[name] = self.rounding.get(name, torch.zeros(())) + group["lr"] * share
 
 
 def check_scenario(file: TrainStepFile, scenario: str) -> Iterator[Row]:
@@ -174,29 +120,11 @@ def check_schedules(file: TrainStepFile, scenario: str, iteration: int, trainer:
 
 def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[Row]:
     """Every weight, then the optimiser's moments."""
-    trainer = recorder.trainer
     for network in ("student", "teacher"):
-        ours = getattr(trainer.model, network).state_dict()
-        theirs = file.below(f"{at}/{network}/")
-        rounding = {name: recorder.rounding[name] for name in theirs}
-        rows = [compare_weight(name, ours[name], theirs[name], rounding[name], WEIGHT[file.dtype]) for name in theirs]
-        vague = sum(int((value > WEIGHT[file.dtype]).sum()) for value in rounding.values())
-        yield from worst_of(f"{short(at)}/{network} weights ({vague} rounded beyond the tolerance)", rows)
-    state = {n: trainer.optimizer.state[p] for n, p in trainer.model.student.named_parameters()}
-    for theirs_name, ours_name in MOMENTS.items():
-        yield from worst_of(f"{short(at)}/{theirs_name}", (
-            compare_gradient(name, state[name][ours_name], value, NORM[file.dtype])
-            for name, value in file.below(f"{at}/{theirs_name}/").items()
-        ))  # fmt: skip
-
-
-def compare_weight(name: str, ours: Tensor, theirs: Tensor, rounding: Tensor, tolerance: float) -> Row:
-    """The error is what rounding does not explain; the differences are those of the weights known to the tolerance."""
-    if ours.shape != theirs.shape:
-        return compare(name, ours, theirs, tolerance)
-    known = rounding <= tolerance
-    error = ((ours - theirs).abs() - rounding).clamp(min=0).max()
-    return replace(compare(name, ours[known], theirs[known], tolerance), error=float(error))
+        weights = getattr(recorder.trainer.model, network).state_dict()
+        yield from recorder.compare_weights(f"{short(at)}/{network}", weights, file.below(f"{at}/{network}/"))
+    for kind in MOMENTS:
+        yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 
 
 def check_groups(trainer: Trainer, official: list[dict[str, Any]]) -> Iterator[Row]:

@@ -1,7 +1,8 @@
 """From one image to its views: a recipe for each role, drawn first and applied afterwards.
 
 Every view has a row of uniforms of its own (global 1, global 2, extra, then the locals), so its draws do not depend on
-the number of local crops, nor on whether extra or clean crops are asked for.
+the number of local crops, nor on whether extra or clean crops are asked for. A number of a row means the same in every
+augmentation: with the same seed two of them share each draw whose distribution they share.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Recipe:
 
 class MultiCrop:
     """Two global views, `extra_crops` (0 or 1) third global views, `local_crops_number` local ones. With `clean_crops`
-    the mask-carrying views (the extra one, or else the two globals) come a second time with untouched colours."""
+    the mask-carrying views (the extra one, or else the two globals) come a second time with untouched colours.
+    With `resize` = (height, width) the image is first brought to this size, whatever its aspect."""
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class MultiCrop:
         extra_crops: int,
         local_crops_number: int,
         clean_crops: bool,
+        resize: tuple[int, int] | None = None,
     ) -> None:
         if extra_crops not in (0, 1):
             raise ValueError(f"extra_crops={extra_crops}: use 1 for a third global crop, 0 for none")
@@ -47,6 +50,7 @@ class MultiCrop:
             raise ValueError(f"local_crops_number={local_crops_number}: use 0 or more")
         self._recipes = [*global_recipes, *[extra_recipe] * extra_crops, *[local_recipe] * local_crops_number]
         self._extra_crops = extra_crops
+        self._resize = resize
         self._clean = range(0)
         if clean_crops:
             self._clean = range(2, 3) if extra_crops else range(2)
@@ -59,6 +63,7 @@ class MultiCrop:
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> list[Draw]:
         """What is done to a height x width image: an entry per global, extra and local view, in this order."""
+        height, width = self._resize or (height, width)
         views = len(self._recipes) + 1 - self._extra_crops  # the extra view's row is drawn in any case
         rows = rng.random((views, geometry.UNIFORMS + photometric.UNIFORMS)).tolist()
         if not self._extra_crops:
@@ -73,6 +78,8 @@ class MultiCrop:
 
     def render(self, image: Pixels, draws: list[Draw]) -> Views:
         """Apply `draws` to `image`."""
+        if self._resize is not None:
+            image = geometry.resized_crop(image, Crop(0, 0, *image.shape[:2]), self._resize)
         cuts = [
             geometry.resized_crop(image, crop, recipe.size)
             for recipe, (crop, _) in zip(self._recipes, draws, strict=True)

@@ -4,7 +4,7 @@ The third baseline, the same network at its random initialisation, is a backbone
 like the trained one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from dinoswap.evaluation.knn import PRIMARY_K, knn_accuracy
 from dinoswap.evaluation.linear_probe import linear_probe
+
+PIXELS, HISTOGRAM = "raw pixels", "colour histogram"
 
 
 def pixel_features(images: Tensor, side: int = 32) -> Tensor:
@@ -38,16 +40,16 @@ def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
     """
     if not 1 <= bins <= 256:
         raise ValueError(f"bins={bins}: 1 to 256 levels per channel")
-    level = images.long() * bins // 256  # [n, 3, H, W], 0 .. bins - 1
-    cell = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1)  # [n, H * W]
+    level = images.int().mul_(bins).floor_divide_(256)  # [n, 3, H, W], 0 .. bins - 1
+    cell = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1).long()  # [n, H * W]
     count = torch.zeros(len(images), bins**3, device=images.device)
     count.scatter_add_(1, cell, torch.ones_like(cell, dtype=count.dtype))
     return (count / cell.shape[1]).sqrt()
 
 
-def in_chunks(features: Callable[[Tensor], Tensor], images: Tensor, chunk: int = 1024) -> Tensor:
-    """`features(images)` without its temporaries (8 bytes a pixel) for all images at once."""
-    return torch.cat([features(part) for part in torch.split(images, chunk)])
+def baseline_features(images: Tensor) -> dict[str, Tensor]:
+    """Both baselines, by the name of their row in the table: a `features.Reader`."""
+    return {PIXELS: pixel_features(images), HISTOGRAM: colour_histogram(images)}
 
 
 def evaluate_features(
@@ -75,7 +77,7 @@ def evaluate_network(
     test_labels: Tensor,
     linear: bool = True,
 ) -> dict[str, float]:
-    """`evaluate_features` of each kind that `features.extract` gives: `cls/knn_top1`, `patch_mean/knn_top1`, ..."""
+    """`evaluate_features` of each kind that a `FrozenBackbone` reads: `cls/knn_top1`, `patch_mean/knn_top1`, ..."""
     return {
         f"{kind}/{name}": score
         for kind, train in train_features.items()
@@ -84,12 +86,15 @@ def evaluate_network(
 
 
 def evaluate_baselines(
-    train_images: Tensor, train_labels: Tensor, test_images: Tensor, test_labels: Tensor, linear: bool = True
+    train_features: Mapping[str, Tensor],
+    train_labels: Tensor,
+    test_features: Mapping[str, Tensor],
+    test_labels: Tensor,
+    linear: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """`evaluate_features` of "raw pixels" and "colour histogram" of uint8 images [m, 3, H, W] and [n, 3, H, W]."""
-    pixels = standardise(*(in_chunks(pixel_features, images) for images in (train_images, test_images)))
-    histograms = [in_chunks(colour_histogram, images) for images in (train_images, test_images)]
+    """`evaluate_features` of each of the `baseline_features`; the pixels are standardised first."""
+    split = {name: (train, test_features[name]) for name, train in train_features.items()}
+    split[PIXELS] = standardise(*split[PIXELS])
     return {
-        name: evaluate_features(train, train_labels, test, test_labels, linear)
-        for name, (train, test) in {"raw pixels": pixels, "colour histogram": histograms}.items()
+        name: evaluate_features(train, train_labels, test, test_labels, linear) for name, (train, test) in split.items()
     }

@@ -10,31 +10,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
 from dinoswap.data.images import Images
 from dinoswap.evaluation import visualise
-from dinoswap.evaluation.baselines import evaluate_baselines, evaluate_network
+from dinoswap.evaluation.baselines import baseline_features, evaluate_baselines, evaluate_network
 from dinoswap.evaluation.diagnostics import feature_diagnostics, target_diagnostics, verdict
-from dinoswap.evaluation.features import EvalImages, eval_images, evaluating, extract, patch_tokens
+from dinoswap.evaluation.features import EvalImages, Extracted, FrozenBackbone, Reader, evaluating, extract
 from dinoswap.evaluation.knn import PRIMARY_K, knn_accuracy
 from dinoswap.evaluation.summary import Results, summary_table
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.values import Batch, Hyper
 
-TRAINED, RANDOM = "trained", "random init"
+TRAINED, RANDOM, BASELINES = "trained", "random init", "baselines"
 SHOWN = 8
 """Images in a picture of patch tokens."""
+KEEP_BYTES = 2**29
+"""Up to this size the quick evaluation keeps its crops, of train and of test each: decoding them at every evaluation
+would take longer than all else in it. 2,000 crops of 224 pixels are 0.3 GB."""
 SHORT_NAMES = {"cls": "", "patch_mean": "patch_"}
 """Kind of features -> what stands for it in a metric's name: eval/knn_top1, eval/knn_patch_top1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """`size` of the crops in pixels, None for that of the global crops; `resize` as in `features.eval_images`.
+    """`size` of the crops in pixels, None for that of the global crops; `resize` as in `features.EvalImages`.
 
     `in_loop_images` bounds the images of the quick evaluation, of train and of test each, `images` those of the whole.
     """
@@ -81,10 +85,14 @@ class _Split:
 
     train: EvalImages
     test: EvalImages
-    labels: tuple[Tensor, Tensor] | None  # of train and test; None where accuracy has no meaning
+
+    @property
+    def labelled(self) -> bool:
+        return self.test is not self.train and self.train.labelled and self.test.labelled
 
     @property
     def corrupt(self) -> int:
+        """Images that were met so far and could not be decoded."""
         return len(self.train.corrupt) + (len(self.test.corrupt) if self.test is not self.train else 0)
 
 
@@ -115,13 +123,14 @@ class Evaluator:
 
         `probe` is a uint8 batch, the same in every evaluation of a run.
         """
-        found, split, backbone = Evaluation(), self._quick, backbone_of(model.teacher)
-        features = self._diagnosed(found, backbone, split)
-        if split.labels and usable(features):
-            memory = self._features(backbone, split.train)
-            k = min(PRIMARY_K, len(split.labels[0]))
+        found, backbone = Evaluation(), self._frozen(backbone_of(model.teacher))
+        train, test = self._read(self._quick, {TRAINED: backbone.features})
+        self._diagnose(found, backbone, self._quick.test, test)
+        if train is not None:
+            k = min(PRIMARY_K, len(train.labels))
             for kind, short in SHORT_NAMES.items():
-                accuracy = knn_accuracy(memory[kind], split.labels[0], features[kind], split.labels[1], ks=(k,))
+                memory, held_out = (part.features[TRAINED][kind] for part in (train, test))
+                accuracy = knn_accuracy(memory, train.labels, held_out, test.labels, ks=(k,))
                 found.metrics[f"eval/knn_{short}top1"] = accuracy[f"top1_k{k}"]
         self.diagnose_targets(found, model, hyper, probe)
         return found
@@ -143,64 +152,70 @@ class Evaluator:
     def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
         """k-NN and linear probe of the network, of `random_init`, and of features that need no network; diagnostics
         and pictures."""
-        found, split = Evaluation(), self._split(self.settings.images)
+        found, split, trained = Evaluation(), self._split(self.settings.images), self._frozen(backbone)
+        readers: dict[str, Reader] = {TRAINED: trained.features}
+        if split.labelled and random_init is not None:
+            readers[RANDOM] = self._frozen(random_init).features
+        if split.labelled:
+            readers[BASELINES] = baseline_features
+        train, test = self._read(split, readers)
         if split.corrupt:
             found.warn(f"{split.corrupt} images that cannot be decoded were left out")
-        features = self._diagnosed(found, backbone, split)
-        if split.labels is None:
+        self._diagnose(found, trained, split.test, test)
+        if train is not None:
+            found.results = self._results(train, test)
+            found.metrics |= flat(found.results)
+            found.pictures["accuracy"] = visualise.accuracy_bars(found.results)
+        elif usable(test.features[TRAINED]):
             found.warn("no accuracies: the data set has no labelled test images of two classes or more")
-        elif usable(features):
-            linear = self.settings.linear_probe
-            results = {TRAINED: self._accuracies(self._features(backbone, split.train), features, split.labels)}
-            if random_init is not None:
-                parts = [self._features(random_init, part) for part in (split.train, split.test)]
-                results[RANDOM] = self._accuracies(parts[0], parts[1], split.labels)
-            train, test = split.labels
-            results |= evaluate_baselines(split.train.pixels, train, split.test.pixels, test, linear)
-            found.results = results
-            found.metrics |= flat(results)
-            found.pictures["accuracy"] = visualise.accuracy_bars(results)
         return found
 
     @cached_property
     def _quick(self) -> _Split:
-        return self._split(self.settings.in_loop_images)
+        return self._split(self.settings.in_loop_images, KEEP_BYTES)
 
-    def _split(self, limit: int) -> _Split:
+    def _split(self, limit: int, keep_bytes: int = 0) -> _Split:
         def images(part: Images) -> EvalImages:
-            return eval_images(part, self.size, self.settings.resize, limit)
+            return EvalImages(part, self.size, self.settings.resize, limit, self.settings.batch_size, keep_bytes)
 
         train = images(self.train)
-        if self.test is None:
-            return _Split(train, train, None)
-        test = images(self.test)
-        if train.labels is None or test.labels is None or len(torch.unique(train.labels)) < 2:
-            return _Split(train, test, None)
-        return _Split(train, test, (train.labels, test.labels))
+        return _Split(train, train if self.test is None else images(self.test))
 
-    def _features(self, backbone: nn.Module, part: EvalImages) -> dict[str, Tensor]:
-        size = self.settings.batch_size
-        return extract(backbone, part.pixels, self.mean, self.std, size, self.device, self.autocast)
+    def _frozen(self, backbone: nn.Module) -> FrozenBackbone:
+        return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast)
 
-    def _diagnosed(self, found: Evaluation, backbone: nn.Module, split: _Split) -> dict[str, Tensor]:
-        """Features of the test images; adds their diagnostics and the picture of patch tokens."""
-        pixels = split.test.pixels
-        features = self._features(backbone, split.test)
-        if len(pixels) > 1:
-            values = feature_diagnostics(features["cls"])
+    def _read(self, split: _Split, readers: Mapping[str, Reader]) -> tuple[Extracted | None, Extracted]:
+        """Of the training and the test images, each decoded once. None where no accuracy can be had: one class, no
+        labels, no test images, or features that are not finite."""
+        test = extract(split.test, readers)
+        if not split.labelled or not usable(test.features[TRAINED]):
+            return None, test
+        train = extract(split.train, readers)
+        return (train if len(torch.unique(train.labels)) > 1 else None), test
+
+    def _diagnose(self, found: Evaluation, backbone: FrozenBackbone, images: EvalImages, test: Extracted) -> None:
+        """Adds diagnostics of the test images' features and the picture of patch tokens."""
+        if len(test.rows) > 1:
+            values = feature_diagnostics(test.features[TRAINED]["cls"])
             found.metrics |= {f"eval/{name}": value for name, value in values.items()}
             found.warn(verdict(values))
-        shown = pixels[:: max(len(pixels) // SHOWN, 1)][:SHOWN]
-        tokens = patch_tokens(backbone, shown, self.mean, self.std, self.device, self.autocast)
-        side = self.size // cast(VisionTransformer, backbone).patch_size
+        rows = test.rows[:: max(len(test.rows) // SHOWN, 1)][:SHOWN]
+        shown = torch.from_numpy(np.stack([images.crop(row) for row in rows]))
+        tokens = backbone.patch_tokens(shown)
+        side = self.size // cast(VisionTransformer, backbone.backbone).patch_size
         if tokens.isfinite().all():
             found.pictures["pca"] = visualise.pca_figure(shown, tokens, (side, side))
-        return features
 
-    def _accuracies(
-        self, memory: Mapping[str, Tensor], held_out: Mapping[str, Tensor], labels: tuple[Tensor, Tensor]
-    ) -> dict[str, float]:
-        return evaluate_network(memory, labels[0], held_out, labels[1], self.settings.linear_probe)
+    def _results(self, train: Extracted, test: Extracted) -> Results:
+        """Accuracies by row of the table, those of the two baselines last."""
+        results: dict[str, dict[str, float]] = {}
+        for reader, memory in train.features.items():
+            split = memory, train.labels, test.features[reader], test.labels
+            if reader == BASELINES:
+                results |= evaluate_baselines(*split, self.settings.linear_probe)
+            else:
+                results[reader] = evaluate_network(*split, self.settings.linear_probe)
+        return results
 
 
 def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:

@@ -3,11 +3,14 @@
 The clean transform is that of the official evaluation: the shorter side is resized to `resize` (bicubic, antialiased)
 and the centre is cropped to `size`, with no other change. Both are done in one resampling of the centre box.
 Two feature vectors are kept per image: the class token and the mean of the patch tokens, after the final norm.
+Pixels live for one batch: every kind of features is read from it before the next is decoded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +20,13 @@ from torch import Tensor, nn
 
 from dinoswap import rng
 from dinoswap.data.images import CorruptImage, Images
-
-Pixel = Sequence[float] | Tensor
-"""One value per channel, [3], for pixels in 0..1."""
+from dinoswap.values import normalise
 
 SMALL = 96
 """Sizes below this are those of thumbnails: their objects fill the frame, so the margin is not cut off."""
 
-
-@dataclass(frozen=True)
-class EvalImages:
-    """Images of one split, ready for a backbone. Those that cannot be decoded are left out and listed."""
-
-    pixels: Tensor  # uint8 [n, 3, S, S]
-    labels: Tensor | None  # int64 [n]
-    corrupt: tuple[tuple[int, str], ...]  # (row, reason)
+Reader = Callable[[Tensor], Mapping[str, Tensor]]
+"""Features by kind, of each image on its own: uint8 [n, 3, S, S] to float32 [n, D] on the CPU."""
 
 
 def default_resize(size: int) -> int:
@@ -58,26 +53,107 @@ def clean_crop(pixels: NDArray[np.uint8], size: int, resize: int) -> NDArray[np.
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def eval_images(images: Images, size: int, resize: int | None = None, limit: int | None = None) -> EvalImages:
+@dataclass(frozen=True)
+class EvalBatch:
+    """Images ready for a backbone."""
+
+    pixels: Tensor  # uint8 [n, 3, S, S]
+    rows: list[int]  # of the data set, [n]
+
+
+class EvalImages:
     """The rows `eval_rows(len(images), limit)` through the clean transform, `size` pixels square, in that order.
 
-    Raises ValueError when `resize` is below `size`, and when not one image can be decoded.
+    Iterating gives batches of `batch_size` images, the last one smaller. They are decoded anew each time, unless the
+    pixels of all take at most `keep_bytes`. Images that cannot be decoded are left out and noted in `corrupt`.
     """
-    resize = default_resize(size) if resize is None else resize
-    if not 0 < size <= resize:
-        raise ValueError(f"resize={resize}: must be at least the crop size {size}, or the crop would leave the image")
-    crops, rows, corrupt = [], [], []
-    for row in eval_rows(len(images), limit).tolist():
-        try:
-            crops.append(clean_crop(images.load(row), size, resize))
-            rows.append(row)
-        except CorruptImage as error:
-            corrupt.append((row, error.reason))
-    if not crops:
-        raise ValueError(f"evaluation: none of {len(corrupt)} images could be decoded {corrupt[:3]}; check the data")
-    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()  # [n, S, S, 3] -> [n, 3, S, S]
-    labels = None if images.labels is None else torch.from_numpy(images.labels[rows])
-    return EvalImages(pixels, labels, tuple(corrupt))
+
+    def __init__(
+        self,
+        images: Images,
+        size: int,
+        resize: int | None = None,
+        limit: int | None = None,
+        batch_size: int = 256,
+        keep_bytes: int = 0,
+    ) -> None:
+        """Raises ValueError when `resize` is below `size`."""
+        resize = default_resize(size) if resize is None else resize
+        if not 0 < size <= resize:
+            raise ValueError(
+                f"resize={resize}: must be at least the crop size {size}, or the crop would leave the image"
+            )
+        self.images, self.size, self.resize = images, size, resize
+        self.rows = eval_rows(len(images), limit)
+        self.batch_size = min(batch_size, len(self.rows))
+        self.keep = len(self.rows) * 3 * size**2 <= keep_bytes
+        self.corrupt: dict[int, str] = {}  # row -> reason
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        return iter(self._kept) if self.keep else self._decoded()
+
+    @property
+    def labelled(self) -> bool:
+        return self.images.labels is not None
+
+    def labels(self, rows: Sequence[int]) -> Tensor:
+        """int64 [len(rows)], -1 in a data set without labels."""
+        known = self.images.labels
+        return torch.full((len(rows),), -1) if known is None else torch.from_numpy(known[list(rows)])
+
+    def crop(self, row: int) -> NDArray[np.uint8]:
+        """[3, S, S]. Raises CorruptImage."""
+        return clean_crop(self.images.load(row), self.size, self.resize).transpose(2, 0, 1)  # [S, S, 3] -> [3, S, S]
+
+    @cached_property
+    def _kept(self) -> list[EvalBatch]:
+        return list(self._decoded())
+
+    def _decoded(self) -> Iterator[EvalBatch]:
+        """No generator: that would hold a batch of its own while the next one is decoded."""
+        return iter(partial(self._next, iter(self.rows.tolist())), None)
+
+    def _next(self, rows: Iterator[int]) -> EvalBatch | None:
+        """The next images of `rows`, None when there are no more."""
+        pixels = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
+        used: list[int] = []
+        for row in rows:
+            try:
+                pixels[len(used)] = self.crop(row)
+            except CorruptImage as error:
+                self.corrupt[row] = error.reason
+                continue
+            used.append(row)
+            if len(used) == self.batch_size:
+                break
+        return EvalBatch(torch.from_numpy(pixels[: len(used)]), used) if used else None
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What was read of `rows`, the images that could be decoded."""
+
+    features: dict[str, dict[str, Tensor]]  # by reader and kind, float32 [n, D]
+    rows: list[int]
+    labels: Tensor  # int64 [n], -1 in a data set without labels
+
+
+def extract(images: EvalImages, readers: Mapping[str, Reader]) -> Extracted:
+    """Every reader's features, in one pass. Raises ValueError when not one image can be decoded."""
+    rows: list[int] = []
+
+    def read(batch: EvalBatch) -> dict[str, Mapping[str, Tensor]]:
+        rows.extend(batch.rows)
+        return {name: reader(batch.pixels) for name, reader in readers.items()}
+
+    parts = list(map(read, images))  # a loop's variable would hold each batch while the next one is decoded
+    if not rows:
+        some = list(images.corrupt.items())[:3]
+        raise ValueError(f"evaluation: none of {len(images.corrupt)} images could be decoded {some}; check the data")
+    features = {
+        name: {kind: torch.cat([part[name][kind] for part in parts]) for kind in parts[0][name]} for name in readers
+    }
+    return Extracted(features, rows, images.labels(rows))
 
 
 @contextmanager
@@ -95,48 +171,36 @@ def evaluating(
             part.training = training
 
 
-def normalise(images: Tensor, mean: Pixel, std: Pixel) -> Tensor:
-    """uint8 [n, 3, H, W] to float32 in units of `std` around `mean`."""
-    centre, scale = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
-    return (images.float() - centre * 255).div_(scale * 255)
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """A backbone as it reads uint8 images [n, 3, H, W].
 
-
-# no_grad and not inference_mode: a backbone may keep what it computes here (an interpolated position table), and an
-# inference tensor could not be used in the next training step.
-@torch.no_grad()
-def extract(
-    backbone: nn.Module,
-    images: Tensor,
-    mean: Pixel,
-    std: Pixel,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
-) -> dict[str, Tensor]:
-    """Features of uint8 [n, 3, H, W]: `cls` and `patch_mean`, float32 [n, D] on the CPU.
-
-    The backbone (on `device`) is called as `backbone([crops])[0]` and keeps its training flags; nothing is drawn
-    from any generator. `autocast` is the type to compute in, None for the parameters' own.
+    It is called as `backbone([crops])[0]` and keeps its training flags; nothing is drawn from any generator. It and
+    `mean` and `std` [3] are on `device`. `autocast` is the type to compute in, None for the parameters' own.
     """
-    parts: dict[str, list[Tensor]] = {"cls": [], "patch_mean": []}
-    with evaluating(backbone, device, autocast):
-        for chunk in torch.split(images, batch_size):
-            tokens = backbone([normalise(chunk.to(device, non_blocking=True), mean, std)])[0]
-            parts["cls"].append(tokens.cls.float().cpu())
-            parts["patch_mean"].append(tokens.patch.float().mean(1).cpu())  # [n, N, D] -> [n, D]
-    return {name: torch.cat(part) for name, part in parts.items()}
 
+    backbone: nn.Module
+    mean: Tensor
+    std: Tensor
+    device: torch.device | str = "cpu"
+    autocast: torch.dtype | None = None
 
-@torch.no_grad()
-def patch_tokens(
-    backbone: nn.Module,
-    images: Tensor,
-    mean: Pixel,
-    std: Pixel,
-    device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
-) -> Tensor:
-    """Patch tokens of a few images for the pictures, in one batch: uint8 [n, 3, H, W] to float32 [n, N, D], CPU."""
-    with evaluating(backbone, device, autocast):
-        patch: Tensor = backbone([normalise(images.to(device), mean, std)])[0].patch
-    return patch.float().cpu()
+    # no_grad and not inference_mode: a backbone may keep what it computes here (an interpolated position table), and
+    # an inference tensor could not be used in the next training step.
+    @torch.no_grad()
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """`cls` and `patch_mean`, float32 [n, D] on the CPU."""
+        with evaluating(self.backbone, self.device, self.autocast):
+            tokens = self._tokens(images)
+            patch_mean = tokens.patch.float().mean(1)  # [n, N, D] -> [n, D]
+            return {"cls": tokens.cls.float().cpu(), "patch_mean": patch_mean.cpu()}
+
+    @torch.no_grad()
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Those of a few images for the pictures: float32 [n, N, D], CPU."""
+        with evaluating(self.backbone, self.device, self.autocast):
+            patch: Tensor = self._tokens(images).patch
+        return patch.float().cpu()
+
+    def _tokens(self, images: Tensor) -> Any:
+        return self.backbone([normalise(images.to(self.device, non_blocking=True), self.mean, self.std)])[0]

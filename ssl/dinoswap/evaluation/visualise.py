@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dinoswap.evaluation.features import Pixel
 from dinoswap.evaluation.summary import COLUMNS, Results, cell
 from dinoswap.files import write_atomically
 from dinoswap.values import Batch
 
 Picture = NDArray[np.uint8]
+Pixel = Sequence[float] | Tensor
+"""One value per channel, [3], for pixels in 0..1."""
 
 GAP = 4
 HEADER = 16

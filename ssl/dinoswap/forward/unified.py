@@ -5,9 +5,9 @@ DINO's student comes from a masked crop. P = 2, no extra crop. Follows dinov2/tr
 facebookresearch/dinov2 @ b8931f7.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dinoswap.forward.passes import features, run
 from dinoswap.values import Batch, Features
 
 
@@ -17,29 +17,11 @@ class Unified:
 
     def teacher(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
         """Features of the unmasked global crops."""
-        crops = batch.global_crops
-        rows = None if all_patches else [batch.masked_indices]
-        (tokens,) = backbone([crops.flatten(0, 1)], None, rows)  # [2, B, ...] -> [2 B, ...]
-        cls = tokens.cls.unflatten(0, crops.shape[:2])  # [2 B, D] -> [2, B, D]
-        return self._features(cls, cls[:0], tokens.patch, batch, all_patches)
+        (tokens,) = run(backbone, [(batch.global_crops, None, batch.masked_indices)], all_patches)
+        return features(tokens.cls, tokens.cls[:0], tokens.patch, batch, all_patches)
 
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
         """Features of the masked global crops and of the local crops."""
-        crops, local = batch.global_crops, batch.local_crops
-        inputs: list[Tensor] = [crops.flatten(0, 1)]  # [2, B, ...] -> [2 B, ...]
-        masks: list[Tensor | None] = [batch.mask.flatten(0, 1)]
-        rows: list[Tensor | None] = [batch.masked_indices]
-        if local.shape[0]:
-            inputs.append(local.flatten(0, 1))  # [L, B, ...] -> [L B, ...]
-            masks.append(None)
-            rows.append(None)
-        tokens = backbone(inputs, masks, None if all_patches else rows)
-        cls = tokens[0].cls.unflatten(0, crops.shape[:2])
-        local_cls = tokens[1].cls.unflatten(0, local.shape[:2]) if local.shape[0] else cls[:0]
-        return self._features(cls, local_cls, tokens[0].patch, batch, all_patches)
-
-    def _features(self, cls: Tensor, local_cls: Tensor, patch: Tensor, batch: Batch, all_patches: bool) -> Features:
-        if not all_patches:
-            return Features(cls, local_cls, patch)
-        masked = patch.flatten(0, 1)[batch.masked_indices]  # [P B, N, D] -> [P B N, D] -> [M, D]
-        return Features(cls, local_cls, masked, torch.unflatten(patch, 0, batch.mask.shape[:2]))
+        crops = (batch.global_crops, batch.mask, batch.masked_indices)
+        tokens, local = run(backbone, [crops, (batch.local_crops, None, None)], all_patches)
+        return features(tokens.cls, local.cls, tokens.patch, batch, all_patches)

@@ -1,10 +1,15 @@
-"""The pre-norm transformer block, x + ls1(attention(norm1 x)) then x + ls2(ffn(norm2 x)), with stochastic depth.
+"""The pre-norm transformer block, x + ls1(attention(norm1 x)) then x + ls2(ffn(norm2 x)), and two kinds of dropout.
 
-Stochastic depth is the official batch-subset form: a residual branch is computed for k = max(int(b (1 - rate)), 1)
-random samples of each list entry and added with weight b / k. Draws come from torch's default generator: per block, all
-list entries for the attention branch, then all of them for the feed-forward branch. A `single` tensor with a rate of at
-most 0.1 takes the classic form instead: every sample's branch is kept with probability 1 - rate and divided by it.
+Stochastic depth (`drop_path`) is the official batch-subset form: a residual branch is computed for
+k = max(int(b (1 - rate)), 1) random samples of each list entry and added with weight b / k. Draws come from torch's
+default generator: per block, all list entries for the attention branch, then all of them for the feed-forward branch.
+A `single` tensor with a rate of at most 0.1 takes the classic form instead: every sample's branch is kept with
+probability 1 - rate and divided by it.
 Follows dinov2/layers/{block,layer_scale,mlp,swiglu_ffn,drop_path}.py of facebookresearch/dinov2 @ b8931f7.
+
+Residual dropout (`residual_dropout`) drops single elements: nn.Dropout on each branch behind its LayerScale, with draws
+in the same order. Unlike stochastic depth it saves no computation.
+Follows models/vision_transformer/modern_vit.py of the legacy trainer @ 67f6a87, which draws for all entries at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,6 +93,22 @@ def draw_classic(x: Tensor, rate: float) -> Tensor:
     return x.new_empty(x.shape[0]).bernoulli_(1 - rate).div_(1 - rate)
 
 
+def check_rates(drop_path: float, residual_dropout: float) -> None:
+    for name, rate in (("drop_path", drop_path), ("residual_dropout", residual_dropout)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name}={rate}: a rate in [0, 1) is needed")
+    if drop_path and residual_dropout:
+        raise ValueError(
+            f"residual_dropout={residual_dropout}: does not go with drop_path={drop_path}; set one of the two to 0"
+        )
+
+
+def rising_rates(last: float, depth: int) -> list[float]:
+    """A rate for each block, linearly from 0."""
+    rates: list[float] = torch.linspace(0, last, depth, device="cpu").tolist()
+    return rates
+
+
 class Block(nn.Module):
     """One block over a list of token sequences [b, T, D] of any lengths."""
 
@@ -100,6 +121,7 @@ class Block(nn.Module):
         layerscale: float | None = 1e-5,
         drop_path: float = 0.0,
         qkv_bias: bool = True,
+        residual_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
@@ -108,9 +130,9 @@ class Block(nn.Module):
             raise ValueError(f"ffn={ffn!r}: use mlp or swiglu")
         if layerscale is not None and not layerscale >= 0:
             raise ValueError(f"layerscale={layerscale}: use a small positive value such as 1e-5, or null for none")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path={drop_path}: a rate in [0, 1) is needed")
+        check_rates(drop_path, residual_dropout)
         self.drop_path = drop_path
+        self.residual_dropout = residual_dropout
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias)
         self.ls1 = LayerScale(dim, layerscale) if layerscale else NoScale()
@@ -124,7 +146,7 @@ class Block(nn.Module):
         """Entries [b, T, D] to the same shapes; with `rows`, indices [R] into b * T, to these rows [R, D] alone."""
         if rows is None:
             return self._residual(self._residual(entries, self._attention, single), self._ffn, single)
-        if self.training and self.drop_path:
+        if self.training and (self.drop_path or self.residual_dropout):
             return self._dropped_rows(self._residual(entries, self._attention, single), rows, single)
         return [self._rows(x, r) for x, r in zip(entries, rows, strict=True)]
 
@@ -139,7 +161,7 @@ class Block(nn.Module):
     def _residual(self, entries: Sequence[Tensor], branch: Callable[[Tensor], Tensor], single: bool) -> list[Tensor]:
         rate = self.drop_path if self.training else 0.0
         if not rate:
-            return [x + branch(x) for x in entries]
+            return [x + functional.dropout(branch(x), self.residual_dropout, self.training) for x in entries]
         if single and rate <= CLASSIC_RATE:
             return [x + branch(x) * draw_classic(x, rate)[:, None, None] for x in entries]
         subsets = [draw_subset(x.shape[0], rate, x.device) for x in entries]
@@ -155,17 +177,25 @@ class Block(nn.Module):
         return read + self._ffn(read)
 
     def _dropped_rows(self, entries: Sequence[Tensor], rows: Sequence[Tensor], single: bool) -> list[Tensor]:
-        """The feed-forward branch of the rows that are read, times the factor that its sample drew."""
-        factors = [self._factor(x, single) for x in entries]
+        """The feed-forward branch of the rows that are read, times what is drawn for them."""
         out = []
-        for x, r, factor in zip(entries, rows, factors, strict=True):
+        for x, r in zip(entries, rows, strict=True):
             read = x.flatten(0, 1).index_select(0, r)  # [b, T, D] -> [b T, D] -> [R, D]
-            out.append(read + self._ffn(read) * factor[r // x.shape[1], None])
+            branch = self._ffn(read)
+            factor = self._element_factors(x, r, branch.dtype) if self.residual_dropout else self._factors(x, r, single)
+            out.append(read + branch * factor)
         return out
 
-    def _factor(self, x: Tensor, single: bool) -> Tensor:
-        """What each sample's branch is multiplied with, [b]: the same draw as `_residual` makes."""
+    def _factors(self, x: Tensor, rows: Tensor, single: bool) -> Tensor:
+        """What the sample of each row drew, [R, 1]: the same draw as `_residual` makes."""
         if single and self.drop_path <= CLASSIC_RATE:
-            return draw_classic(x, self.drop_path)
+            return draw_classic(x, self.drop_path)[rows // x.shape[1], None]
         kept, weight = draw_subset(x.shape[0], self.drop_path, x.device)
-        return x.new_zeros(x.shape[0]).index_fill_(0, kept, weight)
+        return x.new_zeros(x.shape[0]).index_fill_(0, kept, weight)[rows // x.shape[1], None]
+
+    def _element_factors(self, x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """What each element of these rows drew, [R, D]: the draw of `_residual` for a branch of this type, made for
+        all tokens so that it does not depend on which of them are read."""
+        drawn = functional.dropout(torch.ones_like(x, dtype=dtype), self.residual_dropout)
+        kept = drawn.flatten(0, 1).index_select(0, rows) > 0  # [b, T, D] -> [b T, D] -> [R, D]
+        return kept.to(x.dtype) / (1 - self.residual_dropout)

@@ -34,7 +34,7 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
     Raises ValueError for a file that holds anything but tensors in such a layout.
     """
     path = Path(path)
-    state = _read(path)
+    state = read_weights(path)
     for nest in NESTS:
         if isinstance(state.get(nest), Mapping):
             state = state[nest]
@@ -42,12 +42,13 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     prefix = next((p for p in PREFIXES if f"{p}cls_token" in state), None)
     if prefix is None:
-        raise ValueError(f"{path}: no cls_token among its keys ({_some(state)}); give the weights of a DINOv2 backbone")
+        raise ValueError(f"{path}: no cls_token among its keys ({some(state)}); give the weights of a DINOv2 backbone")
     backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in backbone.items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
+    """The dict in a .pth or .safetensors file, read without running code of it. Raises ValueError for another file."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -117,7 +118,7 @@ def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample
         remedy = "build the backbone from infer_architecture(state)"
         if any(problem.startswith("pos_embed is") for problem in problems):
             remedy += ", or resample the position table"
-        raise ValueError(f"the weights do not fit: {_some(problems)}; {remedy}")
+        raise ValueError(f"the weights do not fit: {some(problems)}; {remedy}")
     backbone.load_state_dict(state)
 
 
@@ -153,7 +154,7 @@ def _require(state: Mapping[str, Tensor], *keys: str) -> None:
         raise ValueError(f"missing {', '.join(missing)}: not the state dict of a DINOv2 backbone")
 
 
-def _some(names: Any, limit: int = 8) -> str:
+def some(names: Any, limit: int = 8) -> str:
     """The first few names of a collection, sorted."""
     names = sorted(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

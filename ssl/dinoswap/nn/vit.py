@@ -8,24 +8,15 @@ Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dinoswap.nn.block import Block, Ffn
+from dinoswap.nn.block import Block, Ffn, check_rates, rising_rates
 from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
-
-Size = Literal["tiny", "small", "base", "large", "giant"]
-
-SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads, ffn
-    "tiny": (192, 12, 3, "mlp"),
-    "small": (384, 12, 6, "mlp"),
-    "base": (768, 12, 12, "mlp"),
-    "large": (1024, 24, 16, "mlp"),
-    "giant": (1536, 40, 24, "swiglu"),
-}
+from dinoswap.nn.sizes import InitialScale, Size, initial_scale, size_arguments
 
 
 @dataclass(frozen=True)
@@ -48,21 +39,25 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         ffn: Ffn = "mlp",
         registers: int = 0,
-        layerscale: float | None = 1e-5,
+        layerscale: InitialScale = 1e-5,
         drop_path: float = 0.0,
         drop_path_uniform: bool = True,
         interpolate_offset: float = 0.1,
         interpolate_antialias: bool = False,
         qkv_bias: bool = True,
         activation_checkpointing: bool = False,
+        residual_dropout: float = 0.0,
+        mask_token_std: float = 0.0,
     ) -> None:
         """`img_size` (H, W) is that of the position table; crops may have any other multiple of `patch_size`.
         `layerscale` is its initial value, None or 0 for none; `drop_path` the rate of every block, or without
-        `drop_path_uniform` of the last one, rising linearly from 0.
+        `drop_path_uniform` of the last one, rising linearly from 0, as `residual_dropout` always does; only one of the
+        two can be positive. `mask_token_std` is that of the mask token's initial values.
         """
         super().__init__()
         hidden_dim = int(embed_dim * mlp_ratio)
-        _check(depth, registers, hidden_dim, interpolate_offset)
+        _check(depth, registers, hidden_dim, interpolate_offset, mask_token_std)
+        check_rates(drop_path, residual_dropout)
         self.embed_dim = embed_dim
         self.patch_size = patch_size
         self.interpolate_offset = interpolate_offset
@@ -75,15 +70,18 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
-        rates = [drop_path] * depth if drop_path_uniform else torch.linspace(0, drop_path, depth).tolist()
+        scale = initial_scale(layerscale, depth)
+        rates = [drop_path] * depth if drop_path_uniform else rising_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, hidden_dim, ffn, layerscale, rate, qkv_bias) for rate in rates
+            Block(embed_dim, num_heads, hidden_dim, ffn, scale, rate, qkv_bias, dropout)
+            for rate, dropout in zip(rates, rising_rates(residual_dropout, depth), strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._init_weights()
+        self._init_weights(mask_token_std)
 
-    def _init_weights(self) -> None:
-        """The mask token starts at zero and the patch convolution keeps torch's default."""
+    def _init_weights(self, mask_token_std: float) -> None:
+        """The patch convolution keeps torch's default. The mask token, zero or random, comes last: it shifts no other
+        weight of the same seed."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
@@ -93,6 +91,8 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if mask_token_std:
+            nn.init.normal_(self.mask_token, std=mask_token_std)
 
     @property
     def prefix(self) -> int:
@@ -198,13 +198,15 @@ class VisionTransformer(nn.Module):
         return torch.cat([cls, patch_rows + (image + 1) * self.prefix])
 
 
-def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float) -> None:
+def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float, mask_token_std: float) -> None:
     least = {"depth": (depth, 1), "registers": (registers, 0), "hidden width (mlp_ratio)": (hidden_dim, 1)}
     for name, (value, lowest) in least.items():
         if value < lowest:
             raise ValueError(f"{name}={value}: must be at least {lowest}")
     if not 0 <= interpolate_offset < 1:
         raise ValueError(f"interpolate_offset={interpolate_offset}: must be in [0, 1); 0.1 and 0 are usual")
+    if not mask_token_std >= 0:
+        raise ValueError(f"mask_token_std={mask_token_std}: must not be negative; 0 starts the mask token at zero")
 
 
 def vit(
@@ -217,28 +219,22 @@ def vit(
     mlp_ratio: float = 4.0,
     ffn: Ffn | None = None,
     registers: int = 0,
-    layerscale: float | None = 1e-5,
+    layerscale: InitialScale = 1e-5,
     drop_path: float = 0.0,
     drop_path_uniform: bool = True,
     interpolate_offset: float = 0.1,
     interpolate_antialias: bool = False,
     qkv_bias: bool = True,
     activation_checkpointing: bool = False,
+    residual_dropout: float = 0.0,
+    mask_token_std: float = 0.0,
 ) -> VisionTransformer:
     """The network of a size name; any number given instead of None overrides the name's."""
-    if size not in SIZES:
-        raise ValueError(
-            f"size={size!r}: use one of {', '.join(SIZES)}, or any of them with embed_dim, depth, num_heads"
-        )
-    width, blocks, heads, kind = SIZES[size]
     return VisionTransformer(
+        **size_arguments(size, embed_dim=embed_dim, depth=depth, num_heads=num_heads, ffn=ffn),
         img_size=img_size,
         patch_size=patch_size,
-        embed_dim=width if embed_dim is None else embed_dim,
-        depth=blocks if depth is None else depth,
-        num_heads=heads if num_heads is None else num_heads,
         mlp_ratio=mlp_ratio,
-        ffn=kind if ffn is None else ffn,
         registers=registers,
         layerscale=layerscale,
         drop_path=drop_path,
@@ -247,4 +243,6 @@ def vit(
         interpolate_antialias=interpolate_antialias,
         qkv_bias=qkv_bias,
         activation_checkpointing=activation_checkpointing,
+        residual_dropout=residual_dropout,
+        mask_token_std=mask_token_std,
     )

@@ -1,5 +1,6 @@
 """What every objective is: a module that turns a Context into named, unweighted terms."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,10 +23,12 @@ class Context:
 
 
 class Objective(nn.Module):
-    """Base class. `forward(context)` returns scalars by term name; their sum is weighted by `loss_weight`."""
+    """Base class. `forward(context)` returns scalars by term name, each of which is weighted by `weight(term)`."""
 
-    reads_all_patches: ClassVar[bool] = False
-    """Whether `Features.patch` is needed. Otherwise the last block works for the masked rows only."""
+    reads_student_patches: ClassVar[bool] = False
+    """Whether the student's `Features.patch` is needed. Otherwise its last block works for the masked rows only."""
+    reads_teacher_patches: ClassVar[bool] = False
+    """The same for the teacher."""
     needs_clean_crops: ClassVar[bool] = False
     """Whether `Batch.clean_crops` is needed."""
 
@@ -37,6 +40,15 @@ class Objective(nn.Module):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def weight(self, term: str) -> float:
+        """What a term is multiplied with in the loss."""
+        return self.loss_weight
+
+    def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
+        """Networks of this objective's own by name, each built from the backbone's width. They are a part of the
+        student, trained with it, and have no copy in the teacher."""
+        return {}
 
     def teacher_targets(self, context: Context) -> Tensor | None:
         """The target distributions [rows, K], for diagnostics; None for an objective without prototypes."""

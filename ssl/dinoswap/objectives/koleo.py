@@ -1,6 +1,7 @@
 """KoLeo: keep the CLS tokens of a batch apart from their nearest neighbours.
 
-    -mean_i log(||x_i - x_nn(i) + eps|| + eps),  x L2-normalised, summed over the global crops
+    -mean_i log(||x_i - x_nn(i) + eps|| + eps),  x L2-normalised, summed over the global crops (or averaged,
+                                                  as the legacy trainer @ 67f6a87 does)
 
 Follows dinov2/loss/koleo_loss.py of facebookresearch/dinov2 @ b8931f7; Sablayrolles et al. (arXiv 1806.03198). Always
 in float32 or wider. Differences, where the official code has no usable answer: a batch of one has no neighbour and
@@ -8,12 +9,15 @@ costs 0, and exact duplicates count in the value but not in the gradient, which 
 / eps.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from dinoswap.objectives.base import Context, Objective
 from dinoswap.precision import full_precision
 
+OverCrops = Literal["sum", "mean"]
 EPS = 1e-8
 DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a direction
 
@@ -36,9 +40,11 @@ def koleo(x: Tensor) -> Tensor:
 
 
 class KoLeo(Objective):
-    def __init__(self, loss_weight: float = 0.1) -> None:
+    def __init__(self, loss_weight: float = 0.1, over_crops: OverCrops = "sum") -> None:
+        """`over_crops` says what is done with the values of the two global crops."""
         super().__init__(loss_weight)
+        self.over_crops = over_crops
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        per_crop = [koleo(crop) for crop in context.student_features.global_cls]
-        return {"cls": torch.stack(per_crop).sum()}
+        per_crop = torch.stack([koleo(crop) for crop in context.student_features.global_cls])
+        return {"cls": per_crop.mean() if self.over_crops == "mean" else per_crop.sum()}

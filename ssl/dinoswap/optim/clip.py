@@ -1,33 +1,46 @@
-"""Gradient clipping per submodule: backbone and each head by its own global L2 norm.
+"""Gradient clipping by global L2 norm: per submodule (backbone, each head), or each tensor by itself.
 
-coefficient = min(1, max_norm / (norm + 1e-6)). Follows dinov2/train/train.py of facebookresearch/dinov2 @ b8931f7.
+coefficient = min(1, max_norm / (norm + 1e-6)). Per submodule follows dinov2/train/train.py of
+facebookresearch/dinov2 @ b8931f7, per tensor the legacy trainer @ 67f6a87. Groups with `clip` False are measured only.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dinoswap.optim.param_groups import Group
 
+ClipBy = Literal["per_module", "per_tensor"]
 
-class ClipPerModule:
-    def __init__(self, max_norm: float | None = 3.0) -> None:
+
+class Clip:
+    def __init__(self, max_norm: float | None = 3.0, by: ClipBy = "per_module") -> None:
         """`max_norm` None: norms are measured, nothing is clipped."""
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm={max_norm}: must be above 0, or null for no clipping")
         self.max_norm = max_norm
+        self.by = by
 
     @torch.no_grad()
     def __call__(self, groups: list[Group]) -> dict[str, Tensor]:
         """Scale the gradients in place; the norms before clipping by module name."""
-        gradients: dict[str, list[Tensor]] = {}
+        modules: dict[str, list[Group]] = {}
         for group in groups:
-            of_module = gradients.setdefault(group["module"], [])
-            of_module.extend(p.grad for p in group["params"] if p.grad is not None)
+            modules.setdefault(group["module"], []).append(group)
         norms = {}
-        for module, grads in gradients.items():
-            if not grads:
-                continue
-            norms[module] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            if self.max_norm is not None:
-                torch._foreach_mul_(grads, (self.max_norm / (norms[module] + 1e-6)).clamp(max=1.0))
+        for module, own in modules.items():
+            grads = [p.grad for group in own for p in group["params"] if p.grad is not None]
+            if grads:
+                norms[module] = self._clip(grads, clipped=all(group["clip"] for group in own))
         return norms
+
+    def _clip(self, grads: list[Tensor], clipped: bool) -> Tensor:
+        """Of one module; its norm."""
+        of_tensor = torch._foreach_norm(grads)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(of_tensor))
+        if clipped and self.max_norm is not None:
+            norms = torch.stack(of_tensor) if self.by == "per_tensor" else norm
+            coefficients = (self.max_norm / (norms + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(grads, list(coefficients) if self.by == "per_tensor" else coefficients)
+        return norm

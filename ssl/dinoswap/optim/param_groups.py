@@ -1,7 +1,8 @@
 """Parameter groups, found by name fields and never by index.
 
-Each group carries `module`, `names`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`, and the names of the
-schedules that its lr and weight decay follow. Zero weight decay: `.bias`, norms, LayerScale gamma; tokens and
+Each group carries `module`, `names`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`, `clip`, and the names of the
+schedules that its lr and weight decay follow. A module may overrule them, and AdamW's betas, by an attribute
+`group_options`. Zero weight decay: `.bias`, norms, LayerScale gamma; tokens and
 position table are decayed. Follows dinov2/utils/param_groups.py of facebookresearch/dinov2 @ b8931f7.
 """
 
@@ -51,6 +52,8 @@ def parameter_groups(student: nn.ModuleDict, layer_decay: LayerDecay, weight_dec
                     "is_last_layer": last,
                     "lr_schedule": "last_layer_lr" if last else "lr",
                     "wd_schedule": weight_decay.schedule(module_name),
+                    "clip": True,
+                    **getattr(module, "group_options", {}),
                 },
             )
             group["params"].append(parameter)
@@ -78,3 +81,13 @@ def apply_schedules(groups: list[Group], hyper: Hyper) -> None:
     for group in groups:
         group["lr"] = hyper[group["lr_schedule"]] * group["lr_multiplier"]
         group["weight_decay"] = hyper[group["wd_schedule"]] * group["wd_multiplier"]
+
+
+def drop_frozen_gradients(groups: list[Group], hyper: Hyper) -> None:
+    """The last layer's while `last_layer_dropped` is 1: the optimiser then passes over it, moments and all."""
+    if not hyper["last_layer_dropped"]:
+        return
+    for group in groups:
+        if group["is_last_layer"]:
+            for parameter in group["params"]:
+                parameter.grad = None

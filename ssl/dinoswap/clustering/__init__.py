@@ -1,0 +1,1 @@
+"""Patch-prototype clustering. One module per option of the `clustering` group: which student tokens learn."""

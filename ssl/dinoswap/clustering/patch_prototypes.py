@@ -1,0 +1,115 @@
+"""Patch-prototype clustering: what its options share. They differ in the student's tokens that learn.
+
+With x = token / |token|, logits = bank(x), and targets q of the `targets` group over ALL P B N teacher tokens,
+
+    clustering     reduction over the selected tokens of CE(q, softmax(logits of student / student_temp))
+    arrangement    mean over all teacher tokens of CE(q, softmax(logits of teacher / teacher_temp))
+    koleo_proto    KoLeo of the bank's weight: prototypes apart from their nearest neighbour
+
+The first trains the student only (the bank in it is detached), the other two the bank only (the teacher has no
+gradient). So one backward and one optimiser do what the legacy trainer @ 67f6a87 does by stepping the bank, then the
+student against the bank as it was before, and throwing away what the student's loss left in the bank. Follows its
+losses/prototype_loss.py; there a batch without selected tokens has no loss at all, here only the first term is 0.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dinoswap.clustering.bank import LinearPrototypeBank
+from dinoswap.objectives.base import Context, Objective, cross_entropy
+from dinoswap.objectives.ibot import Reduction
+from dinoswap.objectives.koleo import koleo
+
+BANK = "prototype_bank"
+
+
+class PatchPrototypeLoss(Objective):
+    reads_teacher_patches = True
+
+    def __init__(
+        self,
+        targets: nn.Module,
+        reduction: Reduction,
+        loss_weight: float = 1.0,
+        prototypes: int = 8192,
+        student_temp: float = 0.1,
+        arrangement_weight: float = 1.0,
+        koleo_proto_weight: float = 1.0,
+        bank_lr_multiplier: float = 0.5,
+        bank_betas: tuple[float, float] = (0.9, 0.95),
+    ) -> None:
+        """`targets` maps teacher logits [P B N, K] and a temperature to distributions; `loss_weight` is that of the
+        clustering term; the bank's lr is `bank_lr_multiplier` times the schedule prototype_lr."""
+        super().__init__(loss_weight)
+        if prototypes < 1:
+            raise ValueError(f"prototypes={prototypes}: at least 1 is needed")
+        if not student_temp > 0:
+            raise ValueError(f"student_temp={student_temp}: a temperature must be above 0")
+        if not all(0 <= beta < 1 for beta in bank_betas):
+            raise ValueError(f"bank_betas={list(bank_betas)}: AdamW's betas must lie in [0, 1); 0.9 and 0.95 are usual")
+        _check_factors(
+            arrangement_weight=arrangement_weight,
+            koleo_proto_weight=koleo_proto_weight,
+            bank_lr_multiplier=bank_lr_multiplier,
+        )
+        self.targets = targets
+        self.reduction = reduction
+        self.student_temp = student_temp
+        self.weights = {
+            "clustering": loss_weight,
+            "arrangement": arrangement_weight,
+            "koleo_proto": koleo_proto_weight,
+        }
+        self.bank = partial(
+            LinearPrototypeBank, prototypes=prototypes, lr_multiplier=bank_lr_multiplier, betas=bank_betas
+        )
+
+    def weight(self, term: str) -> float:
+        return self.weights[term]
+
+    def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
+        return {BANK: self.bank}
+
+    def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's tokens that learn: [S, D], their mask bool [P, B, N], and where it is True, int64 [S]."""
+        raise NotImplementedError
+
+    def teacher_targets(self, context: Context) -> Tensor:
+        targets: Tensor = self.targets(self._teacher_logits(context), context.hyper["teacher_temp"])
+        return targets
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        bank, temperature = cast(LinearPrototypeBank, context.student[BANK]), context.hyper["teacher_temp"]
+        teacher = self._teacher_logits(context)  # [P B N, K]
+        targets = self.targets(teacher.detach(), temperature)
+        tokens, mask, positions = self.select(context)
+        student = functional.linear(_unit(tokens), bank.weight.detach(), bank.bias.detach())  # [S, D] -> [S, K]
+        losses = cross_entropy(targets[positions], student, self.student_temp)  # [S]
+        return {
+            "clustering": self.reduction(losses, mask, positions),
+            "arrangement": cross_entropy(targets, teacher, temperature).mean(),
+            "koleo_proto": koleo(bank.weight),
+        }
+
+    def _teacher_logits(self, context: Context) -> Tensor:
+        assert context.teacher_features.patch is not None
+        tokens = context.teacher_features.patch.detach().flatten(0, 2)  # [P, B, N, D] -> [P B N, D]
+        logits: Tensor = context.student[BANK](_unit(tokens))
+        return logits
+
+
+def _unit(tokens: Tensor) -> Tensor:
+    """L2-normalised in float32 or wider."""
+    tokens = tokens.float() if tokens.dtype in (torch.bfloat16, torch.float16) else tokens
+    return functional.normalize(tokens, dim=-1)
+
+
+def _check_factors(**factors: float) -> None:
+    for name, value in factors.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value}: must be 0 or more")

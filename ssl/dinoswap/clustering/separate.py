@@ -1,0 +1,18 @@
+"""Clustering at every position, of a student pass of its own: over the mask-carrying crops, without their masks.
+
+So the student sees what the teacher sees, at the price of one more pass over P crops per image. Follows mode `separate`
+of the legacy trainer @ 67f6a87, which runs its teacher over the same crops once more.
+"""
+
+import torch
+from torch import Tensor
+
+from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
+from dinoswap.objectives.base import Context
+
+
+class Separate(PatchPrototypeLoss):
+    def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        crops, mask = context.batch.patch_crops, torch.ones_like(context.batch.mask)
+        (tokens,) = context.student["backbone"]([crops.flatten(0, 1)])  # [P, B, 3, H, W] -> [P B, 3, H, W]
+        return tokens.patch.flatten(0, 1), mask, torch.arange(mask.numel(), device=mask.device)  # [P B, N, D] -> [S, D]

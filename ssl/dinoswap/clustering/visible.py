@@ -1,0 +1,21 @@
+"""Clustering at the positions that are not masked, of the same masked student pass: the complement of `masked`.
+
+Follows mode `visible` of the legacy trainer @ 67f6a87, its default.
+"""
+
+import torch
+from torch import Tensor
+
+from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
+from dinoswap.objectives.base import Context
+
+
+class Visible(PatchPrototypeLoss):
+    reads_student_patches = True
+
+    def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        mask, patch = context.batch.mask, context.student_features.patch
+        assert patch is not None
+        count = mask.numel() - len(context.batch.masked_indices)
+        positions = torch.nonzero_static(~mask.flatten(), size=count)[:, 0]  # nonzero would wait for the GPU
+        return patch.flatten(0, 2)[positions], ~mask, positions  # [P, B, N, D] -> [P B N, D] -> [S, D]

@@ -1,0 +1,40 @@
+"""Every patch of every crop is hidden with the same probability, independently of all others.
+
+The count of a crop varies around token_mask_ratio * N, no crop is left unmasked on purpose, and the mask has no shape:
+unlike the block family there is no batch policy.
+Follows training/helpers.py of the legacy trainer @ 67f6a87.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dinoswap.masking.batch_policy import patch_grid
+from dinoswap.rng import torch_generator
+
+
+def bernoulli_masks(crops: int, patches: int, ratio: float, rng: torch.Generator) -> torch.Tensor:
+    """bool [crops, patches]. The draws of `rng` are those of the legacy trainer."""
+    return torch.rand(crops, patches, generator=rng) < ratio
+
+
+class BernoulliMasking:
+    """A patch is hidden with probability `token_mask_ratio`."""
+
+    def __init__(self, token_mask_ratio: float = 0.4) -> None:
+        if not 0 <= token_mask_ratio <= 1:
+            raise ValueError(f"token_mask_ratio={token_mask_ratio}: must lie between 0 and 1")
+        self.ratio = token_mask_ratio
+
+    def sampler(
+        self, *, crop_size: tuple[int, int], patch_size: int, crops: int, images: int, seed: int
+    ) -> Callable[[int], np.ndarray]:
+        """step -> bool [crops (P), images (B of all ranks), N], drawn from `seed` and the step alone."""
+        height, width = patch_grid(crop_size, patch_size)
+
+        def draw(step: int) -> np.ndarray:
+            masks = bernoulli_masks(crops * images, height * width, self.ratio, torch_generator(seed, "mask", step))
+            return masks.numpy().reshape(crops, images, -1)  # [P * B, N] -> [P, B, N]
+
+        return draw

@@ -1,0 +1,90 @@
+"""Rectangles at random places of the patch grid: what `block`, `block_exact` and `block_accumulate` share.
+
+A rectangle is drawn by its area, uniform from `min_num_patches` to a cap, and its aspect h / w, log-uniform from
+`min_aspect` to the inverse. It has to be smaller than the grid on both sides, and to hide at least one new patch and at
+most as many as the cap. The options differ in how many rectangles one call of `place` puts down.
+Follows dinov2/data/masking.py of facebookresearch/dinov2 @ b8931f7.
+"""
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from dinoswap.masking.batch_policy import BatchPolicy, Generators
+
+ATTEMPTS = 10
+
+
+class RectangleMaskGenerator(ABC):
+    """Masks for one grid (h, w). Called with a target count and the generators, returns bool [h, w]. ValueError where
+    the smallest rectangle has more patches than the grid."""
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        max_num_patches: float = math.inf,
+        min_num_patches: int = 4,
+        min_aspect: float = 0.3,
+    ) -> None:
+        self.height, self.width = grid
+        if min_num_patches > self.height * self.width:
+            raise ValueError(
+                f"masking.min_num_patches={min_num_patches}: a crop has {self.height} x {self.width} patches; use fewer"
+            )
+        self.max_num_patches = max_num_patches
+        self.min_num_patches = min_num_patches
+        self.log_aspect = (math.log(min_aspect), math.log(1 / min_aspect))
+
+    @abstractmethod
+    def place(self, mask: np.ndarray, cap: float, rng: random.Random) -> int:
+        """Hide rectangles of at most `cap` new patches each; how many patches that were, 0 if none fitted."""
+
+    def __call__(self, target: int, rng: Generators) -> np.ndarray:
+        mask = np.zeros((self.height, self.width), dtype=bool)
+        count = 0
+        while count < target:
+            placed = self.place(mask, min(target - count, self.max_num_patches), rng.python)
+            if placed == 0:
+                break
+            count += placed
+        return mask
+
+    def attempts(self, mask: np.ndarray, cap: float, rng: random.Random) -> Iterator[int]:
+        """Try ATTEMPTS times, hide each rectangle that fits, and yield how many new patches it hides. Lazy: whoever
+        stops asking stops the attempts."""
+        for _ in range(ATTEMPTS):
+            area = rng.uniform(self.min_num_patches, cap)
+            aspect = math.exp(rng.uniform(*self.log_aspect))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (w < self.width and h < self.height):
+                continue
+            top, left = rng.randint(0, self.height - h), rng.randint(0, self.width - w)
+            block = mask[top : top + h, left : left + w]
+            new = h * w - int(np.count_nonzero(block))
+            if 0 < new <= cap:
+                block[:] = True
+                yield new
+
+
+class RectangleMasking(BatchPolicy):
+    """The batch policy, with the bounds of a rectangle."""
+
+    def __init__(
+        self,
+        mask_sample_probability: float = 0.5,
+        mask_ratio_min_max: tuple[float, float] = (0.1, 0.5),
+        min_num_patches: int = 4,
+        min_aspect: float = 0.3,
+        scope: Literal["batch", "crop"] = "batch",
+    ) -> None:
+        super().__init__(mask_sample_probability, mask_ratio_min_max, scope)
+        if min_num_patches < 1:
+            raise ValueError(f"min_num_patches={min_num_patches}: a rectangle has at least 1 patch")
+        if not 0 < min_aspect <= 1:
+            raise ValueError(f"min_aspect={min_aspect}: must lie above 0 and not above 1")
+        self.min_num_patches = min_num_patches
+        self.min_aspect = min_aspect

@@ -1,0 +1,35 @@
+"""The sizes of the vision transformer that have a name, and the initial LayerScale that a depth calls for."""
+
+from typing import Any, Literal
+
+from dinoswap.nn.block import Ffn
+
+Size = Literal["tiny", "small", "base", "large", "giant"]
+InitialScale = float | Literal["by_depth"] | None
+
+SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads, ffn
+    "tiny": (192, 12, 3, "mlp"),
+    "small": (384, 12, 6, "mlp"),
+    "base": (768, 12, 12, "mlp"),
+    "large": (1024, 24, 16, "mlp"),
+    "giant": (1536, 40, 24, "swiglu"),
+}
+
+
+def size_arguments(size: Size, **given: Any) -> dict[str, Any]:
+    """embed_dim, depth, num_heads and ffn of a name, but for those `given` as something else than None."""
+    if size not in SIZES:
+        raise ValueError(
+            f"size={size!r}: use one of {', '.join(SIZES)}, or any of them with embed_dim, depth, num_heads"
+        )
+    own = zip(("embed_dim", "depth", "num_heads", "ffn"), SIZES[size], strict=True)
+    return dict(own) | {name: value for name, value in given.items() if value is not None}
+
+
+def initial_scale(layerscale: InitialScale, depth: int) -> float | None:
+    """The number that `layerscale` stands for. The steps by depth are those of the legacy trainer @ 67f6a87."""
+    if not isinstance(layerscale, str):
+        return layerscale
+    if layerscale != "by_depth":
+        raise ValueError(f"layerscale={layerscale!r}: use a number, by_depth, or null for none")
+    return 0.1 if depth < 18 else 1e-5 if depth < 24 else 1e-6

@@ -1,0 +1,15 @@
+"""Every masked token counts the same: the mean over all M of them.
+
+    sum_m loss_m / M
+
+Unlike `per_sample`, a crop counts as much as it has masked tokens; with equal counts in all crops the two agree.
+Follows losses/prototype_loss.py of the legacy trainer @ 67f6a87.
+"""
+
+from torch import Tensor
+
+
+class PerToken:
+    def __call__(self, losses: Tensor, mask: Tensor, masked_indices: Tensor) -> Tensor:
+        """losses [M], mask bool [P, B, N], masked_indices [M] -> scalar; 0, still on the graph, when M = 0."""
+        return losses.sum() / max(len(losses), 1)

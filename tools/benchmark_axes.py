@@ -1,0 +1,146 @@
+"""What each switch costs: FLOPs per image, images per second and peak memory of every flip beside its preset.
+
+    python tools/benchmark_axes.py -o results/reference/axes/cost
+    python tools/benchmark_axes.py -o cost --presets legacy --flips forward_unified masking_block
+
+FLOPs are counted for ViT-S/16 at 2 x 224 + 8 x 96. Rates and memory are measured with `recipe=demo`: each flip in a
+process of its own, its steps and those of its preset in turn, so that a machine whose clock or neighbours change moves
+both; the ratio is the median over the turns. Memory is what building and training adds to a process that has imported
+everything. Nothing else should run on the machine. Writes cost.json and cost.md.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark import SETTINGS, peak_memory, timed_step
+from dinoswap.build import build_pipeline, build_source, build_trainer
+from dinoswap.command_line import compose_config
+from dinoswap.files import write_atomically
+from dinoswap.flops import step_flops
+from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
+from renew_golden import arms
+
+FLOPS_BATCH = 4  # images: masks are drawn over a batch, so its masked share is not that of one image
+BATCHES = 4
+COMMON = ["recipe=demo", "data.workers=0"]
+
+
+class Arm:
+    """A trainer, and batches of its own pipeline on its device."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        cfg = compose_config(overrides)
+        self.trainer: Trainer = build_trainer(cfg)
+        dataset = build_pipeline(cfg, self.trainer.model)(build_source(cfg).train())
+        mean, std = (torch.tensor(cfg["data"][key], device=self.trainer.device) for key in ("mean", "std"))
+        began = time.perf_counter()
+        batches = [dataset[index] for index in range(BATCHES)]
+        self.data_seconds = (time.perf_counter() - began) / BATCHES / batches[0].images
+        self.batches: list[Batch] = [b.to(self.trainer.device).normalised(mean, std) for b in batches]
+
+    def seconds(self, step: int) -> float:
+        return timed_step(self.trainer, step, self.batches[step % BATCHES])
+
+
+def measure(own: list[str], base: list[str], turns: int) -> dict[str, Any]:
+    """One row. `base` are the overrides of the preset."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    arm = Arm([*COMMON, *own])
+    for step in range(3):
+        arm.seconds(step)
+    memory = peak_memory(arm.trainer.device)
+    preset = Arm([*COMMON, *base])
+    preset.seconds(0)
+    pairs = [(arm.seconds(turn), preset.seconds(turn)) for turn in range(turns)]
+    ratios = sorted(theirs / ours for ours, theirs in pairs)
+    return {
+        "flops_per_image": flops_per_image(own),
+        "images_per_second": arm.batches[0].images / statistics.median(ours for ours, _ in pairs),
+        "rate_ratio": statistics.median(ratios),
+        "rate_ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+        "memory_bytes": memory - (before if arm.trainer.device.type == "cpu" else 0),
+        "data_seconds_per_image_and_core": arm.data_seconds,
+    }
+
+
+def flops_per_image(own: list[str]) -> float:
+    """Of ViT-S/16 by the published algorithm."""
+    arm = [word for word in SETTINGS["vits16"] if not word.startswith(("model.registers", "model.layerscale"))]
+    overrides = [*arm, *own, f"data.batch_size={FLOPS_BATCH}", "objectives.clustering.prototypes=4096"]
+    built = Arm([word for word in overrides if "clustering" not in word or "clustering" in sections(own)])
+    hyper = built.trainer.schedules.at(0)
+    return statistics.mean(step_flops(built.trainer.model, batch, hyper) for batch in built.batches) / FLOPS_BATCH
+
+
+def sections(own: list[str]) -> dict[str, Any]:
+    """The objectives that exist under these overrides."""
+    return {k: v for k, v in compose_config([*COMMON, *own])["objectives"].items() if "_target_" in v}
+
+
+def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    """A table per preset; percentages are of the preset."""
+    lines = []
+    for preset in dict.fromkeys(row["preset"] for row in rows):
+        own = [row for row in rows if row["preset"] == preset]
+        base = own[0]
+        lines += [
+            f"\n## preset={preset}\n",
+            "| flip | GFLOP / image (ViT-S/16) | | images / s (demo) | quartiles | memory MiB | data ms / image |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in own:
+            low, high = row["rate_ratio_quartiles"]
+            lines.append(
+                f"| {row['flip']} | {row['flops_per_image'] / 1e9:.1f} "
+                f"| {row['flops_per_image'] / base['flops_per_image']:.1%} | {row['rate_ratio']:.1%} "
+                f"| {low:.0%} - {high:.0%} | {row['memory_bytes'] / 2**20:.0f} "
+                f"| {row['data_seconds_per_image_and_core'] * 1e3:.2f} |"
+            )
+        lines.append(f"\n100 % are {base['images_per_second']:.0f} images / s.")
+    head = [
+        "# What each switch costs\n",
+        f"Made by `python tools/benchmark_axes.py {' '.join(sys.argv[1:])}` on {machine['cpu']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}.",
+        "Percentages are of the preset in the first row; the rate is a median over turns of one step each.",
+    ]
+    return "\n".join(head + lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of cost.json and cost.md")
+    parser.add_argument("--presets", nargs="+", default=["official", "legacy"])
+    parser.add_argument("--flips", nargs="+", help="only these")
+    parser.add_argument("--turns", type=int, default=12, help="timed steps of each arm")
+    arguments = parser.parse_args()
+    rows = []
+    for name, overrides in arms():
+        preset, flip = overrides[0].partition("=")[2], overrides[1].partition("=")[2]
+        if preset in arguments.presets and (flip == "none" or arguments.flips is None or flip in arguments.flips):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                row = pool.submit(measure, overrides, overrides[:1], arguments.turns).result()
+            rows.append({"preset": preset, "flip": flip, **row})
+            print(f"{name}: rate {row['rate_ratio']:.1%}, {row['flops_per_image'] / 1e9:.1f} GFLOP", file=sys.stderr)
+    rows.sort(key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
+    machine = {"cpu": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"command": sys.argv[1:], "machine": machine, "rows": rows}, indent=2)
+    write_atomically(arguments.output / "cost.json", text + "\n")
+    write_atomically(arguments.output / "cost.md", markdown(rows, machine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

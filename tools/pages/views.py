@@ -1,0 +1,132 @@
+"""augmentation: the views of one photograph under each option, with what was done to them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from sklearn.datasets import load_sample_image
+from torch import Tensor
+
+from dinoswap.augmentation.geometry import Crop, resized_crop
+from dinoswap.augmentation.photometric import Photometry
+from dinoswap.explain import options
+from dinoswap.rng import numpy_generator
+from pages import words
+from pages.figures import colour, new_figure, save, show
+
+Picture = NDArray[np.uint8]
+
+SEED = 0
+DRAWS = (3, 7)
+"""Two images of a run's sequence, in whose draws each operation occurs."""
+SIDE, LOCALS, PATCH = 224, 4, 16
+GRID = (SIDE // PATCH, SIDE // PATCH)
+VIEWS = ["global 1", "global 2", "global 3", *[f"local {n + 1}" for n in range(LOCALS)]]
+
+
+def photograph() -> Picture:
+    """scikit-learn's china.jpg, uint8 [427, 640, 3]."""
+    return load_sample_image("china.jpg").copy()
+
+
+def augmentation_of(name: str, extra_crops: int = 1) -> Any:
+    sizes = {"global_crops_size": SIDE, "local_crops_size": 96, "local_crops_number": LOCALS}
+    return words.built("augmentation", name, **sizes, extra_crops=extra_crops)
+
+
+def pixels(crop: Tensor) -> Picture:
+    """[3, H, W] -> [H, W, 3]"""
+    return crop.permute(1, 2, 0).numpy()
+
+
+def augmentation(out: Path) -> str:
+    draw_augmentation(out / "augmentation.png")
+    official, legacy = (words.written("augmentation", option.name) for option in options("augmentation"))
+    keys = [key for key in {**official, **legacy} if key != "_target_" and official.get(key) != legacy.get(key)]
+    rows = [(f"`augmentation.{key}`", official.get(key, "-"), legacy.get(key, "-")) for key in keys]
+    text = """
+The same photograph, twice per side. Left: what the crops are cut from, with their outlines (thick: global, thin: local).
+Right: the crops as the network gets them, sizes to scale, and what was done to each one's colours. Rows of one number use
+the same random numbers on both sides, so what differs in them is the augmentation.
+
+Look at the shape of the house: `legacy` squashes the whole photograph to a square first. Look at the outlines: the
+smallest crops are larger there. And at the words: gray and blur are common in `official`, rare or without effect in
+`legacy`, which solarizes more often and also mirrors global 3 upside down. Global 3 exists only with `forward=global_3`.
+
+What differs in the settings (probabilities, shares of the image's area, widths of the jitter; `-`: no such setting):
+"""
+    section = words.section("Augmentation", "augmentation", text, "augmentation.png")
+    return f"{section}\n{words.table(['setting', 'official', 'legacy'], rows)}"
+
+
+def draw_augmentation(path: Path) -> None:
+    image = photograph()
+    rows = [(option, position) for position in DRAWS for option in options("augmentation")]
+    figure = new_figure(2.35 * len(rows))
+    grid = figure.add_gridspec(len(rows), 5, width_ratios=[1.5, 1, 1, 1, 1])
+    for row, (option, position) in enumerate(rows):
+        augment = augmentation_of(option.name)
+        source = squashed(option.name, image)
+        draws = augment.draw(numpy_generator(SEED, "augment", position), *image.shape[:2])
+        views = augment.render(image, draws)
+        first = figure.add_subplot(grid[row, 0])
+        draw_outlines(first, source, [crop for crop, _ in draws], colour(option.sides))
+        first.set_title(f"{option.name}, draw {DRAWS.index(position) + 1}", color=colour(option.sides), fontsize=10)
+        large = [*views.global_crops, *views.extra_crops]
+        for column, (crop, (geometry, photometry)) in enumerate(zip(large, draws, strict=False)):
+            axes = figure.add_subplot(grid[row, column + 1])
+            show(axes, pixels(crop), VIEWS[column])
+            axes.set_xlabel(done(geometry, photometry), fontsize=7)
+        draw_locals(figure.add_subplot(grid[row, 4]), [pixels(crop) for crop in views.local_crops])
+    save(figure, path)
+
+
+def squashed(name: str, image: Picture) -> Picture:
+    """What an option cuts its crops from: the image, or the square that it is resized to first."""
+    section = words.written("augmentation", name)
+    if "resize" not in section:
+        return image
+    side = section["resize"] or SIDE
+    return resized_crop(image, Crop(0, 0, *image.shape[:2]), (side, side))
+
+
+def draw_outlines(axes: Axes, image: Picture, crops: Sequence[Crop], colour: str) -> None:
+    show(axes, image)
+    for crop, view in zip(crops, VIEWS, strict=True):
+        large = view.startswith("global")
+        outline = Rectangle(
+            (crop.left, crop.top), crop.width, crop.height, fill=False, edgecolor="white" if large else "yellow",
+            linewidth=1.6 if large else 0.8,
+        )  # fmt: skip
+        axes.add_patch(outline)
+        axes.text(crop.left + 3, crop.top + 3, view[-1], color="white", fontsize=7, va="top")
+
+
+def done(crop: Crop, photometry: Photometry) -> str:
+    """What happened to one view, in words."""
+    happened = {
+        "jitter": bool(photometry.jitter),
+        "gray": photometry.grayscale,
+        f"blur {photometry.blur_sigma or 0:.1f}": photometry.blur_sigma is not None,
+        f"solarize {photometry.solarize_threshold}": photometry.solarize_threshold is not None,
+        "mirrored": crop.horizontal_flip,
+        "upside down": crop.vertical_flip,
+    }
+    return ", ".join(word for word, is_so in happened.items() if is_so) or "unchanged"
+
+
+def draw_locals(axes: Axes, crops: Sequence[Picture]) -> None:
+    show(axes, four(crops), f"local 1 to {LOCALS}")
+    axes.set_frame_on(False)
+
+
+def four(crops: Sequence[Picture]) -> Picture:
+    """Four local crops on a square of a global crop's size."""
+    canvas = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
+    for crop, (top, left) in zip(crops, [(8, 8), (8, 120), (120, 8), (120, 120)], strict=True):
+        canvas[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return canvas
