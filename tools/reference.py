@@ -75,13 +75,13 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         "|---" * (len(COLUMNS) + 1) + "|",
         *(f"| {row} | " + " | ".join(text(values(runs, row, c)) for c in COLUMNS) + " |" for row in ROWS),
         "",
-        f"Mean ± standard deviation over seeds {', '.join(str(run['seed']) for run in runs)}. A baseline without "
+        f"{seeds([run['seed'] for run in runs])}. A baseline without "
         "tokens has one number per classifier. The curve's points before the last are taken on a fixed subset "
         "(`evaluation.in_loop_images`), the last on all images.",
         "",
         "![k-NN accuracy over training](curve.png)",
         "",
-        f"- command: `dinoswap-train {' '.join(o for o in first['overrides'] if not o.startswith('seed='))} seed=...`",
+        f"- command: `dinoswap-train {command(first['overrides'])} seed=...`",
         f"- run id {first['run_id']}, commit {(first['git'] or {}).get('sha', 'unknown')[:10]}",
         f"- {first['hardware']['cpu']}, {first['hardware']['threads']} threads; torch {first['versions']['torch']}; "
         f"{statistics.mean(r['throughput']['images_per_second'] for r in runs):.0f} images/s"
@@ -90,6 +90,17 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def seeds(numbers: list[int]) -> str:
+    over = ", ".join(map(str, numbers))
+    return f"Mean ± standard deviation over seeds {over}" if len(numbers) > 1 else f"Seed {over} alone"
+
+
+def command(overrides: list[str]) -> str:
+    """The overrides that matter elsewhere: without the seed, and of paths the last part."""
+    kept = [o for o in overrides if not o.startswith(("seed=", "results_dir="))]
+    return " ".join(f"data.path={Path(o).name}" if o.startswith("data.path=") else o for o in kept)
 
 
 def curve(runs: list[dict[str, Any]], path: Path) -> None:
