@@ -41,8 +41,13 @@ def test_there_is_a_file_for_every_arm() -> None:
 
 
 def test_arms_differ() -> None:
-    """Of two arms with equal losses one tests nothing: only what cannot show within twenty steps may coincide."""
+    """Of two arms with equal losses one tests nothing. Those that are the same by definition may coincide: aligned is
+    official with masked clustering, and the small network has what two of the flips ask for already."""
     same: dict[str, list[str]] = {}
     for name in ARMS:
         same.setdefault((LOSSES / f"{name}.txt").read_text(), []).append(name)
-    assert [names for names in same.values() if len(names) > 1] == []
+    coinciding = {frozenset(names) for names in same.values() if len(names) > 1}
+    assert coinciding == {
+        frozenset({"aligned", "official-clustering_masked"}),
+        frozenset({"official", "official-details_layerscale_by_depth", "official-details_ffn_mlp"}),
+    }

@@ -12,9 +12,12 @@ from pathlib import Path
 from dinoswap.files import write_atomically
 from pages import passes, views
 
+
 def main():
-    out=Path(sys.argv[1]); out.mkdir(exist_ok=True, parents=True)
-    parts=[views.augmentation(out), passes.forward(out)]
+    out = Path(sys.argv[1])
+    out.mkdir(exist_ok=True, parents=True)
+    parts = [views.augmentation(out), passes.forward(out)]
     write_atomically(out / "README.md", "\n".join(parts))
+
 
 main()

@@ -3,38 +3,43 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 
 from dinoswap.files import write_atomically
 
 SIDES = {"official": "#0072B2", "legacy": "#D55E00"}
 NEITHER = "#666666"
-PHOTO_WIDTH = 10.0  # inches of every figure
+LEARNS = "#009E73"
+EXACT = (*SIDES.values(), NEITHER, LEARNS, "white", "black")
+WIDTH = 10.0  # inches, of every figure
 
 
 def colour(sides: Sequence[str]) -> str:
     return next((SIDES[side] for side in SIDES if side in sides), NEITHER)
 
 
-def new_figure(height: float) -> Figure:
+def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """As wide as the page, `height` inches high."""
-    return Figure(figsize=(PHOTO_WIDTH, height), dpi=110, layout="constrained")
+    return Figure(figsize=(WIDTH, height), dpi=110, layout=layout)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """With a palette of 256 colours: a third of the size, and the same bytes on every run."""
+    """With 256 colours, those in EXACT among them: a third of the size."""
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    exact = [channel for name in EXACT for channel in ImageColor.getrgb(name)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(picture.quantize(256 - len(exact) // 3).getpalette() or []), *exact])
     buffer = io.BytesIO()
-    Image.fromarray(pixels).quantize(256).save(buffer, format="PNG", optimize=True)
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
 
 

@@ -18,14 +18,15 @@ from dinoswap.nn.vit import Tokens
 from dinoswap.rng import numpy_generator
 from dinoswap.values import Batch
 from pages import words
-from pages.figures import colour, new_figure, save
-from pages.views import DRAWS, GRID, LOCALS, PATCH, SEED, SIDE, Picture, augmentation_of, four, photograph, pixels
+from pages.figures import WIDTH, colour, new_figure, save
+from pages.views import GRID, LOCALS, PATCH, PLAIN, SEED, SIDE, Picture, augmentation_of, four, photograph, pixels
 
 NETWORKS = ("student", "teacher")
 LOSSES = {"global_cls": "class", "local_cls": "class", "masked_patch": "patch"}
 """What a network's features are for."""
 SHOWN = {"global": ["global 1", "global 2"], "extra": ["global 3"], "local": [f"{LOCALS} locals"]}
-STUDENT_SLOTS = 5  # thumbnails side by side
+TEACHER_LEFT, RIGHT, ROW = 5.85, 9.35, 1.75
+"""Layout in units of a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def passes(plan: Any, network: str, batch: Batch) -> list[Pass]:
 
 def batch_of(plan: Any) -> Batch:
     """One image, with a mask on every crop that can carry one."""
-    views = augmentation_of("official", plan.extra_crops)(photograph(), numpy_generator(SEED, "augment", DRAWS[0]))
+    views = augmentation_of("official", plan.extra_crops)(photograph(), numpy_generator(SEED, "augment", PLAIN))
     masking = words.built("masking", "block", mask_sample_probability=1.0)
     sampler = masking.sampler(crop_size=(SIDE, SIDE), patch_size=PATCH, crops=plan.masked_crops, images=1, seed=SEED)
     return collate([views], sampler(0), [0], [])
@@ -98,11 +99,12 @@ Look at how many large crops the student has to process, and at whether its clas
 
 def draw(path: Path) -> None:
     found = options("forward")
-    figure = new_figure(1.75 * len(found))
-    axes = figure.add_subplot()
+    height = ROW * len(found)
+    figure = new_figure(WIDTH * height / RIGHT, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1))
     for row, option in enumerate(found):
-        draw_option(axes, option, -1.75 * row)
-    axes.set(xlim=(-0.1, STUDENT_SLOTS + 4.2), ylim=(-1.75 * len(found) + 0.95, 1.4), aspect="equal")
+        draw_option(axes, option, -ROW * row)
+    axes.set(xlim=(-0.15, RIGHT - 0.15), ylim=(1.4 - height, 1.4))
     axes.set_axis_off()
     save(figure, path)
 
@@ -110,7 +112,7 @@ def draw(path: Path) -> None:
 def draw_option(axes: Axes, option: Option, bottom: float) -> None:
     plan = words.built("forward", option.name)
     batch = batch_of(plan)
-    for network, left in zip(NETWORKS, (0.0, STUDENT_SLOTS + 0.9), strict=True):
+    for network, left in zip(NETWORKS, (0.0, TEACHER_LEFT), strict=True):
         title = f"{option.name}: {network}" if network == "student" else network
         axes.text(left, bottom + 1.17, title, fontsize=10, color=colour(option.sides), weight="bold")
         for step in passes(plan, network, batch):

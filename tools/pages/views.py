@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 from torch import Tensor
@@ -21,8 +23,10 @@ from pages.figures import colour, new_figure, save, show
 Picture = NDArray[np.uint8]
 
 SEED = 0
-DRAWS = (3, 7)
-"""Two images of a run's sequence, in whose draws each operation occurs."""
+DRAWS = (5, 13)
+"""Two images of a run's sequence, in whose draws every operation occurs."""
+PLAIN = 28
+"""One whose views keep their colours."""
 SIDE, LOCALS, PATCH = 224, 4, 16
 GRID = (SIDE // PATCH, SIDE // PATCH)
 VIEWS = ["global 1", "global 2", "global 3", *[f"local {n + 1}" for n in range(LOCALS)]]
@@ -49,13 +53,14 @@ def augmentation(out: Path) -> str:
     keys = [key for key in {**official, **legacy} if key != "_target_" and official.get(key) != legacy.get(key)]
     rows = [(f"`augmentation.{key}`", official.get(key, "-"), legacy.get(key, "-")) for key in keys]
     text = """
-The same photograph, twice per side. Left: what the crops are cut from, with their outlines (thick: global, thin: local).
-Right: the crops as the network gets them, sizes to scale, and what was done to each one's colours. Rows of one number use
-the same random numbers on both sides, so what differs in them is the augmentation.
+The same photograph, twice per side. Left: what the crops are cut from, with their outlines (white: global, yellow: local).
+Right: the crops as a network gets them, sizes to scale, and below each what was done to it. Both sides use the same random
+numbers for draw 1, and for draw 2: what differs there is the augmentation.
 
-Look at the shape of the house: `legacy` squashes the whole photograph to a square first. Look at the outlines: the
-smallest crops are larger there. And at the words: gray and blur are common in `official`, rare or without effect in
-`legacy`, which solarizes more often and also mirrors global 3 upside down. Global 3 exists only with `forward=global_3`.
+Look at the shape of the tower: `legacy` squashes the whole photograph to a square first. Look at the outlines: its local
+crops can be larger. And look at the words: `official` often blurs and turns gray; `legacy` rarely turns gray, its blur is
+too weak to change a pixel, it solarizes (inverts what is bright) more often, and sometimes turns global 3 upside down.
+Global 3 exists only with `forward=global_3`.
 
 What differs in the settings (probabilities, shares of the image's area, widths of the jitter; `-`: no such setting):
 """
@@ -66,22 +71,21 @@ What differs in the settings (probabilities, shares of the image's area, widths 
 def draw_augmentation(path: Path) -> None:
     image = photograph()
     rows = [(option, position) for position in DRAWS for option in options("augmentation")]
-    figure = new_figure(2.35 * len(rows))
+    figure = new_figure(2.13 * len(rows))
     grid = figure.add_gridspec(len(rows), 5, width_ratios=[1.5, 1, 1, 1, 1])
     for row, (option, position) in enumerate(rows):
-        augment = augmentation_of(option.name)
-        source = squashed(option.name, image)
+        augment, source = augmentation_of(option.name), squashed(option.name, image)
         draws = augment.draw(numpy_generator(SEED, "augment", position), *image.shape[:2])
         views = augment.render(image, draws)
-        first = figure.add_subplot(grid[row, 0])
-        draw_outlines(first, source, [crop for crop, _ in draws], colour(option.sides))
+        first, *others, last = (figure.add_subplot(grid[row, column]) for column in range(5))
+        draw_outlines(first, source, [crop for crop, _ in draws])
         first.set_title(f"{option.name}, draw {DRAWS.index(position) + 1}", color=colour(option.sides), fontsize=10)
         large = [*views.global_crops, *views.extra_crops]
-        for column, (crop, (geometry, photometry)) in enumerate(zip(large, draws, strict=False)):
-            axes = figure.add_subplot(grid[row, column + 1])
-            show(axes, pixels(crop), VIEWS[column])
-            axes.set_xlabel(done(geometry, photometry), fontsize=7)
-        draw_locals(figure.add_subplot(grid[row, 4]), [pixels(crop) for crop in views.local_crops])
+        for axes, crop, draw, name in zip(others, large, draws, VIEWS, strict=False):
+            show(axes, pixels(crop), name)
+            axes.set_xlabel(done(*draw), fontsize=7)
+        show(last, four([pixels(crop) for crop in views.local_crops]), f"local 1 to {LOCALS}")
+        last.set_frame_on(False)
     save(figure, path)
 
 
@@ -94,16 +98,16 @@ def squashed(name: str, image: Picture) -> Picture:
     return resized_crop(image, Crop(0, 0, *image.shape[:2]), (side, side))
 
 
-def draw_outlines(axes: Axes, image: Picture, crops: Sequence[Crop], colour: str) -> None:
+def draw_outlines(axes: Axes, image: Picture, crops: Sequence[Crop]) -> None:
+    """Numbered where they begin: global crops white, local crops yellow."""
     show(axes, image)
     for crop, view in zip(crops, VIEWS, strict=True):
-        large = view.startswith("global")
-        outline = Rectangle(
-            (crop.left, crop.top), crop.width, crop.height, fill=False, edgecolor="white" if large else "yellow",
-            linewidth=1.6 if large else 0.8,
-        )  # fmt: skip
-        axes.add_patch(outline)
-        axes.text(crop.left + 3, crop.top + 3, view[-1], color="white", fontsize=7, va="top")
+        edge, width = ("white", 1.5) if view.startswith("global") else ("yellow", 0.9)
+        halo = [withStroke(linewidth=width + 1.2, foreground="black")]
+        corner = (crop.left, crop.top)
+        box = Rectangle(corner, crop.width, crop.height, fill=False, edgecolor=edge, linewidth=width, path_effects=halo)
+        axes.add_patch(box)
+        axes.annotate(view[-1], corner, (3, -8), textcoords="offset points", color=edge, fontsize=7, path_effects=halo)
 
 
 def done(crop: Crop, photometry: Photometry) -> str:
@@ -116,17 +120,14 @@ def done(crop: Crop, photometry: Photometry) -> str:
         "mirrored": crop.horizontal_flip,
         "upside down": crop.vertical_flip,
     }
-    return ", ".join(word for word, is_so in happened.items() if is_so) or "unchanged"
-
-
-def draw_locals(axes: Axes, crops: Sequence[Picture]) -> None:
-    show(axes, four(crops), f"local 1 to {LOCALS}")
-    axes.set_frame_on(False)
+    return fill(", ".join(word for word, is_so in happened.items() if is_so) or "unchanged", 34)
 
 
 def four(crops: Sequence[Picture]) -> Picture:
-    """Four local crops on a square of a global crop's size."""
+    """Four local crops, each in a thin frame, on a square of a global crop's size."""
     canvas = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     for crop, (top, left) in zip(crops, [(8, 8), (8, 120), (120, 8), (120, 120)], strict=True):
-        canvas[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        height, width = crop.shape[:2]
+        canvas[top - 1 : top + height + 1, left - 1 : left + width + 1] = 90
+        canvas[top : top + height, left : left + width] = crop
     return canvas

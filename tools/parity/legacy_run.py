@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from dinoswap.build import build_trainer
 from dinoswap.command_line import compose_config
-from dinoswap.nn.legacy_weights import WRAPPER, from_legacy, to_legacy
+from dinoswap.nn.legacy_weights import HEADS, WRAPPER, from_legacy, to_legacy
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from parity.rows import Fixture
 
-HEADS = ("heads.dino_head", "heads.ibot_head")
 SETTINGS = {  # legacy argument: our keys
     "patch_size": ("model.patch_size",),
     "embeddingdim": ("model.embed_dim",),
     "vitdepth": ("model.depth",),
     "vitheads": ("model.num_heads",),
-    "out_dim": tuple(f"{head}.prototypes" for head in HEADS),
+    "out_dim": tuple(f"heads.{head}.prototypes" for head in HEADS.values()),
     "n_standard_local_crops": ("crops.local_number",),
     "local_crop_size": ("crops.local_size",),
     "batch_size_per_gpu": ("data.batch_size",),
@@ -119,23 +118,23 @@ class StoredScenario:
     def batch(self, iteration: int, extra_crops: int) -> Batch:
         """With an extra crop, that one carries the Bernoulli mask; else both global crops carry block masks."""
         stored = self.inputs(f"batch{iteration}/")
+        images = stored["global_1"].shape[0]
 
         def stacked(pattern: str) -> Tensor:
-            """[C, B, ...], of every name that matches, in the order of their numbers."""
-            names = (name for name in stored if re.fullmatch(pattern, name))
-            tensors = [stored[name] for name in sorted(names, key=lambda name: (len(name), name))]
-            return torch.stack([t.to(self.dtype) if t.is_floating_point() else t for t in tensors])
+            """[C, B, ...], of every name that matches, in the order of their numbers; C may be 0."""
+            names = sorted((n for n in stored if re.fullmatch(pattern, n)), key=lambda n: (len(n), n))
+            tensors = [stored[n].to(self.dtype) for n in names]
+            return torch.stack(tensors) if tensors else torch.empty(0, images, 3, 0, 0, dtype=self.dtype)
 
-        crops, extra = stacked("global_[12]"), stacked("global_3")[:extra_crops]
-        mask = stacked("bernoulli_mask" if extra_crops else r"block_mask_\d")
+        mask = stacked("bernoulli_mask" if extra_crops else r"block_mask_\d").bool()
         return Batch(
-            global_crops=crops,
+            global_crops=stacked("global_[12]"),
             local_crops=stacked(r"local_\d+"),
-            extra_crops=extra,
-            clean_crops=crops[:0],
+            extra_crops=stacked("global_3")[:extra_crops],
+            clean_crops=stacked("none"),
             mask=mask,
             masked_indices=mask.flatten().nonzero()[:, 0],
-            indices=torch.arange(crops.shape[1]),
+            indices=torch.arange(images),
         )
 
 
@@ -164,9 +163,9 @@ def initial_sizes(stored: StoredScenario) -> list[str]:
     """Which no argument gives: of the crops and of the heads, whose factory the fixtures' makers replaced."""
     crop, student = stored.inputs("batch0/")["global_1"], stored.inputs("init/student/")
     lines = [f"crops.global_size={crop.shape[-1]}"]
-    for head, name in zip(HEADS, ("classhead", "patchhead"), strict=True):
-        hidden, bottleneck = student[f"{name}.mlp.0.weight"].shape[0], student[f"{name}.last_layer.weight_v"].shape[1]
-        lines += [f"{head}.hidden_dim={hidden}", f"{head}.bottleneck_dim={bottleneck}"]
+    for theirs, ours in HEADS.items():
+        lines.append(f"heads.{ours}.hidden_dim={student[f'{theirs}.mlp.0.weight'].shape[0]}")
+        lines.append(f"heads.{ours}.bottleneck_dim={student[f'{theirs}.last_layer.weight_v'].shape[1]}")
     return lines
 
 

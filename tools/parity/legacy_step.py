@@ -46,10 +46,9 @@ Names = dict[str, str]  # of the student's and the bank's parameters, legacy: ou
 
 
 def scenarios(path: Path) -> Scenarios:
-    """A file is about one scenario, which its meta data name, or about those that its keys name."""
-    file = Fixture(path)
-    keys = [match for key in file.file.files if (match := re.match(r"(?:(.+?)/)?(?:it|after)\d+/", key))]
-    names = {match[1] or file.meta["scenario"] for match in keys}
+    """Those that its keys begin with, or the one that the file is called after."""
+    keys = [match for key in Fixture(path).file.files if (match := re.match(r"(?:(.+?)/)?(?:it|after)\d+/", key))]
+    names = {match[1] or path.stem.removeprefix("train_step_") for match in keys}
     return {name: partial(check_scenario, path, name) for name in sorted(names)}
 
 
@@ -87,7 +86,7 @@ def check_groups(stored: StoredScenario, trainer: Trainer, names: Names) -> Iter
 def legacy_groups(stored: StoredScenario, names: Names) -> dict[str, dict[str, Any]]:
     """The group of each parameter by our name, with its `optimizer` and `number` there. The bank's has no names."""
     bank = [name for name in names if name.startswith("proto_layer.")]
-    groups = {}
+    groups: dict[str, dict[str, Any]] = {}
     for optimizer, key in OPTIMIZERS.items():
         for number, group in enumerate(stored.described(key) or []):
             more = {**group, "optimizer": optimizer, "number": number}

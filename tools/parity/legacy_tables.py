@@ -16,7 +16,7 @@ from dinoswap.build import build_objectives, build_student
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.layer_decay.uniform import Uniform
 from dinoswap.nn.legacy_weights import HEADS
-from dinoswap.optim.param_groups import Group, apply_schedules, parameter_groups
+from dinoswap.optim.param_groups import Group, WeightDecay, apply_schedules, parameter_groups
 from dinoswap.schedules import ADAMW_WEIGHT_DECAY, Schedules, ScheduleSettings, build_schedules, scaled_lr
 from dinoswap.schema import construct
 from dinoswap.weight_decay.all_groups import AllGroups
@@ -26,7 +26,7 @@ from parity.legacy_step import PROTOTYPE_LR, SCHEDULES
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare
 
 Case = dict[str, Any]
-DECAY = {"67f6a87": BackboneOnly(), "6f23b3b": AllGroups()}
+DECAY: dict[str, WeightDecay] = {"67f6a87": BackboneOnly(), "6f23b3b": AllGroups()}
 TINY = {"embed_dim": 12, "num_heads": 3, "patch_size": 16}
 TINY_HEAD = {"prototypes": 8, "hidden_dim": 8, "bottleneck_dim": 8}
 

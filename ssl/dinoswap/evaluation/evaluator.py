@@ -144,9 +144,8 @@ class Evaluator:
             values = target_diagnostics(rows)
             found.metrics |= {f"eval/{name}/{key}": value for key, value in values.items()}
             found.warn(verdict(values, f"{name}'s teacher targets"))
-        crops = probe.extra_crops if len(probe.extra_crops) else probe.global_crops  # those that carry the masks
         patch = backbone_of(model.student).patch_size
-        grid = (crops.shape[-2] // patch, crops.shape[-1] // patch)
+        grid = (probe.patch_crops.shape[-2] // patch, probe.patch_crops.shape[-1] // patch)
         found.pictures["crops"] = visualise.crops_figure(probe, grid, self.mean, self.std)
 
     def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
