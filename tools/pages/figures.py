@@ -31,15 +31,19 @@ def new_figure(height: float, layout: Literal["constrained"] | None = "constrain
 
 
 def save(figure: Figure, path: Path) -> None:
-    """With 256 colours, those in EXACT among them: a third of the size."""
+    """As a PNG of 256 colours, a third of the size; those in EXACT are among them."""
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    exact = [channel for name in EXACT for channel in ImageColor.getrgb(name)]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([*(picture.quantize(256 - len(exact) // 3).getpalette() or []), *exact])
-    buffer = io.BytesIO()
-    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    common = Image.fromarray(pixels).quantize(256 - len(EXACT))
+    indices, palette = np.array(common), (common.getpalette() or [])[: 3 * (256 - len(EXACT))]
+    first = len(palette) // 3
+    for index, rgb in enumerate(map(ImageColor.getrgb, EXACT), start=first):
+        indices[(pixels == rgb).all(-1)] = index
+        palette += rgb
+    picture, buffer = Image.fromarray(indices), io.BytesIO()
+    picture.putpalette(palette)
+    picture.save(buffer, format="PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
 
 

@@ -25,7 +25,7 @@ NETWORKS = ("student", "teacher")
 LOSSES = {"global_cls": "class", "local_cls": "class", "masked_patch": "patch"}
 """What a network's features are for."""
 SHOWN = {"global": ["global 1", "global 2"], "extra": ["global 3"], "local": [f"{LOCALS} locals"]}
-TEACHER_LEFT, RIGHT, ROW = 5.85, 9.35, 1.75
+TEACHER_LEFT, RIGHT, ROW = 5.85, 9.35, 1.8
 """Layout in units of a thumbnail."""
 
 
@@ -38,9 +38,12 @@ class Pass:
     losses: tuple[str, ...]
 
     @property
-    def text(self) -> str:
-        crops = " + ".join(SHOWN[self.role])
-        return f"{crops}{', masked' if self.masked else ''} -> {' and '.join(self.losses)} losses"
+    def crops(self) -> str:
+        return " and ".join(SHOWN[self.role]) + (", masked" if self.masked else "")
+
+    @property
+    def uses(self) -> str:
+        return f"{' and '.join(self.losses)} losses"
 
 
 class Recorder(nn.Module):
@@ -84,7 +87,10 @@ def forward(out: Path) -> str:
     rows = []
     for option in options("forward"):
         plan = words.built("forward", option.name)
-        rows += [(f"`{option.name}`", n, "; ".join(p.text for p in passes(plan, n, batch_of(plan)))) for n in NETWORKS]
+        rows += [
+            (f"`{option.name}`", n, "; ".join(f"{p.crops}: {p.uses}" for p in passes(plan, n, batch_of(plan))))
+            for n in NETWORKS
+        ]
     text = """
 Each box is one pass of crops through a network; gray hatched patches are hidden from it. Below a box: the losses that read
 its output. The class losses (DINO, KoLeo) read one token per crop, the patch losses (iBOT, clustering) the tokens of the
@@ -122,7 +128,7 @@ def draw_option(axes: Axes, option: Option, bottom: float) -> None:
             for index, picture in enumerate(pictures):
                 start = left + 1.05 * index
                 axes.imshow(picture, extent=(start, start + 1, bottom, bottom + 1))
-            axes.text(left, bottom - 0.09, f"{' + '.join(step.losses)} losses", fontsize=8, va="top")
+            axes.text(left, bottom - 0.08, f"{step.crops}\nfor {step.uses}", fontsize=7, va="top")
             left += 1.05 * len(pictures) + 0.15
 
 

@@ -59,7 +59,8 @@ numbers for draw 1, and for draw 2: what differs there is the augmentation.
 
 Look at the shape of the tower: `legacy` squashes the whole photograph to a square first. Look at the outlines: its local
 crops can be larger. And look at the words: `official` often blurs and turns gray; `legacy` rarely turns gray, its blur is
-too weak to change a pixel, it solarizes (inverts what is bright) more often, and sometimes turns global 3 upside down.
+too weak to change a pixel, it solarizes (inverts what is bright) more often, and sometimes flips global 3
+upside down.
 Global 3 exists only with `forward=global_3`.
 
 What differs in the settings (probabilities, shares of the image's area, widths of the jitter; `-`: no such setting):
@@ -118,9 +119,9 @@ def done(crop: Crop, photometry: Photometry) -> str:
         f"blur {photometry.blur_sigma or 0:.1f}": photometry.blur_sigma is not None,
         f"solarize {photometry.solarize_threshold}": photometry.solarize_threshold is not None,
         "mirrored": crop.horizontal_flip,
-        "upside down": crop.vertical_flip,
+        "flipped": crop.vertical_flip,
     }
-    return fill(", ".join(word for word, is_so in happened.items() if is_so) or "unchanged", 34)
+    return fill(", ".join(word for word, is_so in happened.items() if is_so) or "unchanged", 36)
 
 
 def four(crops: Sequence[Picture]) -> Picture:

@@ -18,9 +18,10 @@ def written(group: str, name: str) -> dict[str, Any]:
     return dict(OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml")))
 
 
-def built(group: str, name: str, **values: Any) -> Any:
-    """The option with the values of its YAML, or those that are given."""
-    return construct_option({**written(group, name), **values}, group)
+def built(group: str, name: str, **given: Any) -> Any:
+    """The option with the values of its YAML, but for those that are given."""
+    section = {key: value for key, value in written(group, name).items() if key not in given}
+    return construct_option(section, group, **given)
 
 
 def section(title: str, axis: str, text: str, picture: str = "") -> str:

@@ -23,6 +23,13 @@ from parity.masks import masks_weight
 from parity.recorder import LOSS, MOMENTS, NORM, PROBABILITY, Recorder
 from parity.rows import EXACT, SCHEDULE, Fixture, Row, Scenarios, compare, compare_gradient, worst_of
 
+BANK_LOSS = {torch.float32: 5e-6, torch.float64: LOSS[torch.float64]}
+BANK_PROBABILITY = {torch.float32: 1.5e-5, torch.float64: PROBABILITY[torch.float64]}
+"""The bank's logits over the temperature reach 90, where float32 has steps of 7.6e-6. Measured: with last bits of the
+initial weights changed, a float32 run lies 7.2e-6 from the float64 one in a target, 2.5e-6 in a loss; two lie twice as
+far apart."""
+WEIGHT = {torch.float32: 5e-6, torch.float64: 1e-6}
+"""Absolute, as the fixtures' README has it. Measured likewise, beyond what rounding explains: 4.1e-6, in mlp.w12."""
 LOGGED = {  # names in the log of the float64 runs
     "dino": "dino_class_loss",
     "koleo": "koleo_loss",
@@ -120,17 +127,19 @@ def check_losses(stored: StoredScenario, at: str, logs: dict[str, Tensor]) -> It
         "student_total": logs["loss"] - arrangement - koleo_proto,
     }
     for term, ours in terms.items():
+        tolerance = (BANK_LOSS if term in ("clustering", "arrangement") else LOSS)[stored.dtype]
         for key in (f"{at}/loss/{term}", f"{at}/{term}", f"{at}/logged/{LOGGED[term]}"):
             theirs = stored.get(key)
             if theirs is not None:
-                yield compare(key, ours, theirs, LOSS[stored.dtype], scale=1.0)
+                yield compare(key, ours, theirs, tolerance, scale=1.0)
 
 
 def check_targets(stored: StoredScenario, at: str, recorder: Recorder) -> Iterator[Row]:
     for name, key in TARGETS.items():
         theirs = stored.get(f"{at}/{key}")
         if theirs is not None:
-            yield compare(f"{at}/{key}", recorder.targets[name], theirs, PROBABILITY[stored.dtype], scale=1.0)
+            tolerance = (BANK_PROBABILITY if name == "clustering" else PROBABILITY)[stored.dtype]
+            yield compare(f"{at}/{key}", recorder.targets[name], theirs, tolerance, scale=1.0)
 
 
 def check_gradients(stored: StoredScenario, at: str, recorder: Recorder, names: Names) -> Iterator[Row]:
@@ -176,7 +185,7 @@ def check_weights(stored: StoredScenario, at: str, recorder: Recorder, names: Na
     for network, part in (("student", "student"), ("teacher", "teacher"), ("bank", "student")):
         weights = getattr(recorder.trainer.model, part).state_dict()
         theirs = {names[name]: value for name, value in stored.below(f"{at}/{network}/").items()}
-        yield from recorder.compare_weights(f"{at}/{network}", weights, theirs)
+        yield from recorder.compare_weights(f"{at}/{network}", weights, theirs, WEIGHT[stored.dtype])
     for kind in MOMENTS:
         theirs = {names[name]: value for name, value in stored.below(f"{at}/{kind}/").items()}
         yield from recorder.compare_moments(at, kind, theirs, NORM[stored.dtype])

@@ -84,13 +84,14 @@ class Recorder:
                 share = (ROUNDING[size.dtype] * size.max() / (size + group["eps"])).clamp(max=2)
                 self.rounding[name] = self.rounding.get(name, torch.zeros(())) + group["lr"] * share
 
-    def compare_weights(self, label: str, weights: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Iterator[Row]:
+    def compare_weights(
+        self, label: str, weights: Mapping[str, Tensor], stored: Mapping[str, Tensor], tolerance: float
+    ) -> Iterator[Row]:
         """Of one network, by name, against the fixture's."""
         rounding = {name: self.rounding.get(name, torch.zeros(())) for name in stored}  # one never stepped has none
-        tolerance = {name: WEIGHT[value.dtype] for name, value in stored.items()}
-        vague = sum(int((rounding[name] > tolerance[name]).sum()) for name in stored)
+        vague = sum(int((value > tolerance).sum()) for value in rounding.values())
         yield from worst_of(f"{label} weights ({vague} rounded beyond the tolerance)", (
-            compare_weight(name, weights[name], stored[name], rounding[name], tolerance[name]) for name in stored
+            compare_weight(name, weights[name], stored[name], rounding[name], tolerance) for name in stored
         ))  # fmt: skip
 
     def compare_moments(self, label: str, kind: str, stored: Mapping[str, Tensor], tolerance: float) -> Iterator[Row]:

@@ -122,7 +122,8 @@ def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[
     """Every weight, then the optimiser's moments."""
     for network in ("student", "teacher"):
         weights = getattr(recorder.trainer.model, network).state_dict()
-        yield from recorder.compare_weights(f"{short(at)}/{network}", weights, file.below(f"{at}/{network}/"))
+        stored = file.below(f"{at}/{network}/")
+        yield from recorder.compare_weights(f"{short(at)}/{network}", weights, stored, WEIGHT[file.dtype])
     for kind in MOMENTS:
         yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 

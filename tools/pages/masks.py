@@ -1,0 +1,201 @@
+"""masking: what each family hides, over many draws. clustering: which positions learn under one mask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from numpy.typing import NDArray
+from torch import nn
+
+from dinoswap.evaluation.visualise import mask_drawn
+from dinoswap.explain import Option, options
+from dinoswap.nn.vit import Tokens
+from dinoswap.values import Features
+from pages import words
+from pages.figures import LEARNS, colour, new_figure, save, show
+from pages.passes import batch_of
+from pages.views import GRID, PATCH, SEED, SIDE, Picture, pixels
+
+IMAGES = 32  # per step: with two mask-carrying crops each, 64 masks are drawn jointly
+EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Masks of the crops that carry one: bool [n, h, w], and the count that each was drawn for, [n]. `share` of all
+    crops carry one."""
+
+    masks: NDArray[np.bool_]
+    targets: NDArray[np.float64]
+    share: float
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return self.masks.sum((1, 2))
+
+
+def drawn(name: str, steps: int) -> Drawn:
+    """What a run with this seed draws in its first steps. Targets are heard on the way from the option to its
+    generator; without one they are what the ratio makes of the grid."""
+    option, asked = words.built("masking", name), []
+
+    def listening(generator: Callable[..., Any]) -> Callable[..., Any]:
+        def draw(target: int, rng: Any) -> Any:
+            mask = generator(target, rng)
+            asked.append((target, mask))
+            return mask
+
+        return draw
+
+    has_targets = hasattr(option, "generator")
+    if has_targets:
+        generator = listening(option.generator((SIDE, SIDE), PATCH))
+        option.generator = lambda crop_size, patch_size: generator
+    sampler = option.sampler(crop_size=(SIDE, SIDE), patch_size=PATCH, crops=2, images=IMAGES, seed=SEED)
+    everything = np.concatenate([sampler(step).reshape(-1, *GRID) for step in range(steps)])
+    if not has_targets:
+        return Drawn(everything, np.full(len(everything), option.ratio * everything[0].size), 1.0)
+    masked = [(target, mask) for target, mask in asked if target]
+    targets, masks = zip(*masked, strict=True)
+    return Drawn(np.stack(masks), np.array(targets, dtype=float), len(masked) / len(everything))
+
+
+# --- masking ----------------------------------------------------------------------------------------------------------
+
+
+def masking(out: Path, steps: int) -> str:
+    found = {option: drawn(option.name, steps) for option in options("masking")}
+    draw_masking(out / "masking.png", found)
+    rows = [(f"`{option.name}`", *numbers(of)) for option, of in found.items()]
+    header = ["masking", "masks", "of all crops", "target", "hidden", "above target", "below target", "centre", "corner"]
+    text = f"""
+A crop of {SIDE} pixels has {GRID[0]} x {GRID[1]} patches; a mask says which of them the student does not see. Left: how often
+each patch is hidden when a crop carries a mask (brighter: more often). Middle: examples, coloured patches are hidden. Right: how
+much of a crop is hidden, over all masks; the line is the mean.
+
+Look at the shapes: rectangles hide whole objects, `bernoulli` leaves a neighbour of almost every hidden patch in sight, which
+is an easier task. Look at the maps: rectangles hide the centre more often than the border. And at the histograms: the block
+families hide between a tenth and half of a crop, `bernoulli` always about the same share, and `block_accumulate` more than it
+was asked to.
+
+From the first {steps} steps of a run with {IMAGES} images each. `target`, `hidden`: mean share of the patches that a mask was
+to hide, and that it hides. `centre`, `corner`: how often the middle four patches and the four corners are hidden.
+"""
+    section = words.section("Masking", "masking", text, "masking.png")
+    return f"{section}\n{words.table(header, rows)}"
+
+
+def numbers(of: Drawn) -> list[str]:
+    """The cells of the table."""
+    patches, frequency = GRID[0] * GRID[1], of.masks.mean(0)
+    middle, corners = frequency[6:8, 6:8].mean(), frequency[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
+    shares = (
+        of.share, of.targets.mean() / patches, of.counts.mean() / patches,
+        (of.counts > of.targets).mean(), (of.counts < of.targets).mean(), middle, corners,
+    )  # fmt: skip
+    return [str(len(of.masks)), *(f"{100 * share:.1f} %" for share in shares)]
+
+
+def draw_masking(path: Path, found: dict[Option, Drawn]) -> None:
+    figure = new_figure(1.75 * len(found))
+    grid = figure.subplots(len(found), EXAMPLES + 2, width_ratios=[1.25, *[1] * EXAMPLES, 1.9])
+    for row, (option, of) in zip(grid, found.items(), strict=True):
+        row[0].set_ylabel(option.name, fontsize=10, color=colour(option.sides), weight="bold")
+        picture = row[0].imshow(of.masks.mean(0), vmin=0, vmax=0.75, cmap="viridis")
+        row[0].set(xticks=[], yticks=[])
+        figure.colorbar(picture, ax=row[0], ticks=[0, 0.25, 0.5, 0.75], fraction=0.05).ax.tick_params(labelsize=7)
+        shades = ListedColormap(["#eeeeee", colour(option.sides)])
+        for axes, index in zip(row[1:-1], spread(of), strict=True):
+            show(axes, of.masks[index], cmap=shades, vmin=0, vmax=1)
+            axes.set_xlabel(f"{of.counts[index]} hidden, target {of.targets[index]:.0f}", fontsize=7)
+        draw_histogram(row[-1], of, colour(option.sides))
+    grid[0, 0].set_title("how often hidden", fontsize=9)
+    grid[0, 1].set_title("examples", fontsize=9, loc="left")
+    grid[0, -1].set_title("share of a crop that is hidden", fontsize=9)
+    save(figure, path)
+
+
+def spread(of: Drawn) -> list[int]:
+    """Examples from a small target to a large one."""
+    order = np.argsort(of.targets, kind="stable")
+    return [int(order[round(place * (len(order) - 1))]) for place in np.linspace(0.1, 0.95, EXAMPLES)]
+
+
+def draw_histogram(axes: Axes, of: Drawn, shade: str) -> None:
+    patches = of.masks[0].size
+    ratios = of.counts / patches
+    axes.hist(ratios, bins=(np.arange(0, patches + 10, 10) - 0.5) / patches, color=shade)  # of 10 patches each
+    axes.axvline(ratios.mean(), color="black", linewidth=1)
+    above = (of.counts > of.targets).mean()
+    note = f"mean {ratios.mean():.2f}\nabove target: {100 * above:.0f} %"
+    axes.text(1, 1, note, transform=axes.transAxes, ha="right", va="top", fontsize=8)
+    axes.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[])
+    axes.margins(y=0.25)
+    axes.set_ylabel("masks", fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+# --- clustering -------------------------------------------------------------------------------------------------------
+
+
+class Unmasked(nn.Module):
+    """Stands for the backbone of a pass of an objective's own, and notes that there was one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
+    def forward(self, crops: list[torch.Tensor]) -> list[Tokens]:
+        self.called = True
+        return [Tokens(torch.zeros(len(c), 1), None, torch.zeros(len(c), GRID[0] * GRID[1], 1)) for c in crops]
+
+
+def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:
+    """Where the student's tokens learn, bool [P, h, w], and whether in a pass of their own, by the option's `select`."""
+    learns, backbone = torch.zeros_like(batch.mask), Unmasked()
+    if "_target_" not in words.written("clustering", name):
+        return learns.numpy().reshape(-1, *GRID), False
+    tokens = torch.zeros(*batch.mask.shape, 1)
+    features = Features(tokens[..., 0, :], tokens[..., 0, :], tokens[batch.mask], tokens)
+    context = SimpleNamespace(batch=batch, student_features=features, student={"backbone": backbone})
+    _, _, positions = words.built("clustering", name, targets=nn.Identity(), reduction=None).select(context)
+    learns.view(-1)[positions] = True
+    return learns.numpy().reshape(-1, *GRID), backbone.called
+
+
+def clustering(out: Path) -> str:
+    batch = batch_of(words.built("forward", "unified"))
+    found = options("clustering")
+    figure = new_figure(2.95)
+    for axes, option in zip(figure.subplots(1, len(found)), found, strict=True):
+        learns, own = learning(option.name, batch)
+        mask = batch.mask[0, 0].numpy().reshape(GRID) & (not own)
+        show(axes, tinted(mask_drawn(pixels(batch.global_crops[0, 0]), mask), learns[0]))
+        title = f"{option.name} ({', '.join(option.sides) or 'neither side'})"
+        axes.set_title(title, fontsize=9, color=colour(option.sides), weight="bold")
+        note = "own pass, without mask" if own else "the masked pass" if learns.any() else "no clustering"
+        axes.set_xlabel(f"{learns[0].sum()} of {learns[0].size} positions learn\n{note}", fontsize=8)
+    save(figure, out / "clustering.png")
+    text = """
+One crop as the student gets it; green are the positions whose tokens learn to predict the prototype that the teacher chose
+there. The teacher sees the whole crop, and its tokens at all positions shape the prototypes, whichever option is chosen.
+
+Look at what the green tokens know: under `masked` their patch is hidden, so they have to infer it from the rest. Under
+`visible` they see their own patch and learn from a crop with holes. Under `separate` nothing is hidden, at the price of
+one more pass of the student.
+"""
+    return words.section("Clustering", "clustering", text, "clustering.png")
+
+
+def tinted(image: Picture, where: NDArray[np.bool_]) -> Picture:
+    """Half green at `where`, a grid of patches."""
+    cover = np.kron(where, np.ones((PATCH, PATCH), dtype=bool))[..., None]
+    green = 255 * np.array(to_rgb(LEARNS))
+    return np.where(cover, (image + green) / 2, image).astype(np.uint8)
