@@ -1,4 +1,4 @@
-# make demo    train on the images in the package, evaluate, say where the pictures are
+# make demo    train the three presets on the images in the package, briefly, and show them side by side
 # make test    the whole test-suite; make check: ruff and mypy
 # make golden  renew tests/golden and the table in README.md after a meant change of configs or numbers
 #
@@ -12,7 +12,9 @@ INSTALLED := .venv/.installed
 .PHONY: demo test check golden
 
 demo: $(INSTALLED)
-	$(BIN)/dinoswap-train recipe=demo results_dir=results study=demo
+	$(BIN)/dinoswap-train --multirun preset=official,legacy,aligned recipe=demo trainer.max_steps=300 \
+		trainer.eval_every=100 results_dir=results study=demo
+	$(BIN)/python tools/side_by_side.py results/runs/demo
 
 test: export OMP_NUM_THREADS ?= 2
 test: $(INSTALLED)

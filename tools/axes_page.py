@@ -1,23 +1,71 @@
-"""A page that shows each axis to a person: README.md and a picture per axis.
+"""A page that shows each axis to a person: README.md with a picture per axis.
 
     python tools/axes_page.py -o results/reference/axes
 
-The same command makes the same bytes: nothing on the page depends on the date, the commit or the machine.
+The same command makes the same page: nothing on it depends on the date, the commit or earlier runs.
 """
 
 import argparse
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dinoswap.files import write_atomically
-from pages import passes, views
+from pages import masks, optimiser, passes, reductions, settings, views, words
+
+INTRODUCTION = """
+# The axes, one by one
+
+Made by `{command}`.
+
+A student network learns to predict what a teacher network makes of other views of the same image; the teacher is a
+slow average of the student. Two implementations of this differ in many places. Each difference is one **axis**: a
+config group with an option per side, so that it can be changed alone. Every section below opens with the options of
+one axis, then shows what they do.
+
+**Blue** is the official side (Meta's DINOv2), **orange** the legacy trainer, **grey** what stands for neither.
+`aligned` is a third preset: official, with clustering. `dinoswap-train preset=legacy flip=masking_block --explain`
+says in words which option of each axis a run uses.
+"""
+CREDIT = """
+The photograph is `china.jpg` of scikit-learn's sample images, by danielbuechele
+(https://www.flickr.com/photos/danielbuechele/), [CC BY 2.0](https://creativecommons.org/licenses/by/2.0/); cropped,
+recoloured and masked here.
+"""
+DA3 = "This axis has no picture."
 
 
-def main():
-    out = Path(sys.argv[1])
-    out.mkdir(exist_ok=True, parents=True)
-    parts = [views.augmentation(out), passes.forward(out)]
-    write_atomically(out / "README.md", "\n".join(parts))
+def page(out: Path, steps: int, command: str) -> str:
+    """Draw all pictures into `out`; the Markdown that shows them."""
+    sides = optimiser.both_sides()
+    sections = [
+        INTRODUCTION.strip().format(command=command) + "\n",
+        views.augmentation(out),
+        passes.forward(out),
+        masks.masking(out, steps),
+        masks.clustering(out),
+        reductions.reduction(out),
+        optimiser.weight_decay(out, sides),
+        optimiser.layer_decay(out, sides),
+        settings.details(out, sides),
+        words.section("DA3", "da3", DA3),
+        CREDIT.strip() + "\n",
+    ]
+    return "\n".join(sections)
 
 
-main()
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="a folder")
+    parser.add_argument("--steps", type=int, default=200, help="how many steps' masks to draw")
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = page(arguments.out, arguments.steps, f"python tools/axes_page.py {shlex.join(argv)}")
+    write_atomically(arguments.out / "README.md", text)
+    print(f"{arguments.out}/README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """How fast a training step is, phase by phase, against the machine's own matrix-multiply peak.
 
-    python tools/benchmark.py                          # ViT-S/16 (2x224 + 8x96, batch 4) and width 192, fp32 and bf16
-    python tools/benchmark.py demo recipe=demo --json results/reference/benchmark/demo.json
+    python tools/benchmark.py     # ViT-S/16 (2x224 + 8x96, batch 4) and width 192, fp32 and bf16
+    python tools/benchmark.py vits16 width192 demo --compile -o results/reference/benchmark
 
 A setting is a name below, or any name followed by config overrides. Each timed step follows a measurement of the
 matrix-multiply peak, so that a machine whose clock or neighbours change moves both; the share of peak is the median of
@@ -12,7 +12,6 @@ Nothing else should run on the machine.
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -33,6 +32,7 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
+from dinoswap.provenance import cpu_model
 from dinoswap.settings import check
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
@@ -177,36 +177,52 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    result = Table(
-        "setting",
-        "precision",
-        "s / step",
-        "images / s",
-        "GFLOP",
-        "peak GFLOP/s",
-        "of peak",
-        "memory MiB",
-        "data ms / image",
-    )
-    for row in rows:
-        result.add_row(
-            row["setting"], row["precision"], f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
+Cells = list[list[str]]
+"""A table: its header and its rows."""
+
+
+def step_cells(rows: list[dict[str, Any]]) -> Cells:
+    header = ["setting", "precision", "compile", "s / step", "images / s", "GFLOP", "peak GFLOP/s"]
+    header += ["share of peak (range)", "memory MiB", "data ms / image"]
+    return [header] + [
+        [
+            row["setting"], row["precision"], "yes" if "trainer.compile=true" in row["overrides"] else "no",
+            f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
             f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}",
             "{:.1%} ({:.0%}-{:.0%})".format(row["share_of_peak"], *row["share_of_peak_range"]),
             f"{row['peak_memory_bytes'] / 2**20:.0f}", f"{row['data_seconds_per_image_and_core'] * 1e3:.2f}",
-        )  # fmt: skip
-    return result
+        ]
+        for row in rows
+    ]  # fmt: skip
 
 
-def phase_table(rows: list[dict[str, Any]]) -> Table:
+def phase_cells(rows: list[dict[str, Any]]) -> Cells:
     names = list(dict.fromkeys(name for row in rows for name in row["phases_seconds"]))
-    result = Table("ms / step", "precision", *names)
+    cells = [["ms / step", "precision", *names]]
     for row in rows:
-        result.add_row(
-            row["setting"], row["precision"], *(f"{row['phases_seconds'].get(n, 0) * 1e3:.0f}" for n in names)
-        )
+        times = [f"{row['phases_seconds'].get(name, 0) * 1e3:.0f}" for name in names]
+        cells.append([row["setting"], row["precision"], *times])
+    return cells
+
+
+def rich_table(cells: Cells) -> Table:
+    result = Table(*cells[0])
+    for row in cells[1:]:
+        result.add_row(*row)
     return result
+
+
+def markdown(tables: list[Cells], machine: dict[str, Any]) -> str:
+    parts = [
+        "# Speed of a training step\n",
+        f"`python tools/benchmark.py {' '.join(sys.argv[1:])}` on {machine['cpu']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}. FLOPs are those of the published algorithm, the peak is that of a 2048^3 matrix\n"
+        "product measured before each step; the share of peak is the median over steps.",
+    ]
+    for cells in tables:
+        lines = [f"| {' | '.join(row)} |" for row in cells]
+        parts.append("\n" + "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]))
+    return "\n".join(parts) + "\n"
 
 
 def main() -> int:
@@ -215,7 +231,8 @@ def main() -> int:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each row")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--compile", action="store_true", help="each row with torch.compile of the blocks as well")
+    parser.add_argument("-o", "--output", type=Path, help="folder for benchmark.json and README.md")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -224,15 +241,19 @@ def main() -> int:
     rows = []
     for name in names or ["custom"]:
         for precision in arguments.precision:
-            overrides = [*SETTINGS.get(name, []), *own, f"trainer.precision={precision}"]
-            rows.append({"setting": name, "overrides": overrides, **alone(overrides, arguments.steps)})
+            for compiled in (["trainer.compile=true"], []) if arguments.compile else ([],):
+                overrides = [*SETTINGS.get(name, []), *own, *compiled, f"trainer.precision={precision}"]
+                rows.append({"setting": name, "overrides": overrides, **alone(overrides, arguments.steps)})
             print(json.dumps({k: rows[-1][k] for k in ("setting", "precision", "share_of_peak")}), file=sys.stderr)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table(rows), phase_table(rows))
-    if arguments.json:
-        machine = {"cpu": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(arguments.json, json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    tables = [step_cells(rows), phase_cells(rows)]
+    console.print(*(rich_table(cells) for cells in tables))
+    if arguments.output:
+        machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        report = json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n"
+        write_atomically(arguments.output / "benchmark.json", report)
+        write_atomically(arguments.output / "README.md", markdown(tables, machine))
     return 0
 
 

@@ -11,7 +11,6 @@ everything. Nothing else should run on the machine. Writes cost.json and cost.md
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -28,6 +27,7 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
+from dinoswap.provenance import cpu_model
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from renew_golden import arms
@@ -134,7 +134,7 @@ def main() -> int:
             rows.append({"preset": preset, "flip": flip, **row})
             print(f"{name}: rate {row['rate_ratio']:.1%}, {row['flops_per_image'] / 1e9:.1f} GFLOP", file=sys.stderr)
     rows.sort(key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
-    machine = {"cpu": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"command": sys.argv[1:], "machine": machine, "rows": rows}, indent=2)
     write_atomically(arguments.output / "cost.json", text + "\n")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinoswap.evaluation.visualise import mask_drawn
-from dinoswap.explain import Option, options
+from dinoswap.explain import Option
 from dinoswap.nn.vit import Tokens
 from dinoswap.values import Features
 from pages import words
@@ -24,6 +24,7 @@ from pages.views import GRID, PATCH, SEED, SIDE, Picture, pixels
 
 IMAGES = 32  # per step: with two mask-carrying crops each, 64 masks are drawn jointly
 EXAMPLES = 4
+HEADER = ("masking", "masks", "of all crops", "target", "hidden", "above target", "below target", "centre", "corner")
 
 
 @dataclass(frozen=True)
@@ -70,25 +71,26 @@ def drawn(name: str, steps: int) -> Drawn:
 
 
 def masking(out: Path, steps: int) -> str:
-    found = {option: drawn(option.name, steps) for option in options("masking")}
+    found = {option: drawn(option.name, steps) for option in words.options("masking")}
     draw_masking(out / "masking.png", found)
     rows = [(f"`{option.name}`", *numbers(of)) for option, of in found.items()]
-    header = ["masking", "masks", "of all crops", "target", "hidden", "above target", "below target", "centre", "corner"]
     text = f"""
-A crop of {SIDE} pixels has {GRID[0]} x {GRID[1]} patches; a mask says which of them the student does not see. Left: how often
-each patch is hidden when a crop carries a mask (brighter: more often). Middle: examples, coloured patches are hidden. Right: how
-much of a crop is hidden, over all masks; the line is the mean.
+A crop of {SIDE} pixels has {GRID[0]} x {GRID[1]} patches; a mask says which of them the student does not see. Left:
+how often each patch is hidden when a crop carries a mask (brighter: more often). Middle: examples, coloured patches
+are hidden. Right: how much of a crop is hidden, over all masks; the line is the mean.
 
-Look at the shapes: rectangles hide whole objects, `bernoulli` leaves a neighbour of almost every hidden patch in sight, which
-is an easier task. Look at the maps: rectangles hide the centre more often than the border. And at the histograms: the block
-families hide between a tenth and half of a crop, `bernoulli` always about the same share, and `block_accumulate` more than it
+Look at the shapes: rectangles hide whole objects, whereas under `bernoulli` something next to almost every hidden
+patch stays in sight. `inverse_block` leaves one block in sight, which may go on at the opposite side of the crop.
+Look at the maps: rectangles hide the centre more often than the border. And at the histograms: the block families
+hide between a tenth and half of a crop, `bernoulli` always about the same share, and `block_accumulate` more than it
 was asked to.
 
-From the first {steps} steps of a run with {IMAGES} images each. `target`, `hidden`: mean share of the patches that a mask was
-to hide, and that it hides. `centre`, `corner`: how often the middle four patches and the four corners are hidden.
+From the first {steps} steps of a run with {IMAGES} images each. `target`, `hidden`: mean share of the patches that a
+mask was to hide, and that it hides. `centre`, `corner`: how often the middle four patches and the four corners are
+hidden.
 """
     section = words.section("Masking", "masking", text, "masking.png")
-    return f"{section}\n{words.table(header, rows)}"
+    return f"{section}\n{words.table(HEADER, rows)}"
 
 
 def numbers(of: Drawn) -> list[str]:
@@ -158,7 +160,7 @@ class Unmasked(nn.Module):
 
 
 def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:
-    """Where the student's tokens learn, bool [P, h, w], and whether in a pass of their own, by the option's `select`."""
+    """Where the student's tokens learn, bool [P, h, w], and whether in a pass of their own: what `select` says."""
     learns, backbone = torch.zeros_like(batch.mask), Unmasked()
     if "_target_" not in words.written("clustering", name):
         return learns.numpy().reshape(-1, *GRID), False
@@ -172,7 +174,7 @@ def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:
 
 def clustering(out: Path) -> str:
     batch = batch_of(words.built("forward", "unified"))
-    found = options("clustering")
+    found = words.options("clustering")
     figure = new_figure(2.95)
     for axes, option in zip(figure.subplots(1, len(found)), found, strict=True):
         learns, own = learning(option.name, batch)
@@ -184,12 +186,13 @@ def clustering(out: Path) -> str:
         axes.set_xlabel(f"{learns[0].sum()} of {learns[0].size} positions learn\n{note}", fontsize=8)
     save(figure, out / "clustering.png")
     text = """
-One crop as the student gets it; green are the positions whose tokens learn to predict the prototype that the teacher chose
-there. The teacher sees the whole crop, and its tokens at all positions shape the prototypes, whichever option is chosen.
+One crop as the student gets it; green are the positions whose tokens learn to predict the prototype that the teacher
+chose there. The teacher sees the whole crop, and its tokens at all positions shape the prototypes, whichever of the
+three is chosen.
 
-Look at what the green tokens know: under `masked` their patch is hidden, so they have to infer it from the rest. Under
-`visible` they see their own patch and learn from a crop with holes. Under `separate` nothing is hidden, at the price of
-one more pass of the student.
+Look at what the green tokens know: under `masked` their patch is hidden, so they have to infer it from the rest.
+Under `visible` they see their own patch and learn from a crop with holes. Under `separate` nothing is hidden, at the
+price of one more pass of the student.
 """
     return words.section("Clustering", "clustering", text, "clustering.png")
 

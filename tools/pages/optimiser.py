@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from dinoswap.build import build_trainer
-from dinoswap.command_line import compose_config
+from dinoswap.configuration import plain
 from dinoswap.optim.param_groups import apply_schedules
 from dinoswap.schedules import scaled_lr
 from pages import words
@@ -18,7 +18,8 @@ from pages.figures import SIDES, new_figure, save
 RECIPE = "vits16"
 NARROW = [
     f"recipe={RECIPE}", "trainer.device=cpu", "model.embed_dim=16", "model.num_heads=2",
-    *(f"heads.{head}.{key}=8" for head in ("dino_head", "ibot_head") for key in ("prototypes", "hidden_dim", "bottleneck_dim")),
+    "heads.dino_head={prototypes: 8, hidden_dim: 8, bottleneck_dim: 8}",
+    "heads.ibot_head={prototypes: 8, hidden_dim: 8, bottleneck_dim: 8}",
 ]  # fmt: skip
 """Its depth, batch and schedules; widths change none of them."""
 POINTS = 300
@@ -63,7 +64,7 @@ class Training:
 
 
 def training(side: str) -> Training:
-    config = compose_config([*NARROW, f"preset={side}"])
+    config = plain(words.composed(*NARROW, f"preset={side}"))
     trainer = build_trainer(config)
     groups, total = trainer.optimizer.param_groups, config["trainer"]["max_steps"]
     steps = np.unique(np.r_[np.linspace(0, 0.02 * total, 40), np.linspace(0, total - 1, POINTS)].astype(int))
@@ -92,7 +93,7 @@ def panel(axes: Axes, title: str, sides: dict[str, Training], parameter: str, ke
             axes.plot(run.share, group[key], LINES[side], color=SIDES[side], label=side)
     tidy(axes, title, "% of the run")
     if "official" not in axes.get_legend_handles_labels()[1]:
-        axes.text(0.97, 0.05, "official has none", transform=axes.transAxes, fontsize=8, ha="right")
+        axes.text(0.5, 0.5, "official has none", transform=axes.transAxes, fontsize=8, ha="center")
 
 
 def tidy(axes: Axes, title: str, xlabel: str) -> None:
@@ -116,19 +117,20 @@ def layer_decay(out: Path, sides: dict[str, Training]) -> str:
         axes.set_yscale("log")
         axes.set_ylim(1e-6, 3e-2)
         axes.label_outer()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("lr", fontsize=8)
     grid[0, 0].legend(fontsize=8)
-    below.supylabel("lr", fontsize=9)
     save(figure, out / "layer_decay.png")
     peaks = {side: max(group["lr"].max() for group in run.groups) for side, run in sides.items()}
     text = f"""
-Both presets with `recipe={RECIPE}` (12 blocks, {sides["official"].config["data"]["batch_size"]} images per step). Top: what the lr
-of each layer is multiplied with. Bottom: the lr itself over training, for some layers; each step up the axis is ten times more.
+The same runs. Top: what the lr of each layer is multiplied with. Bottom: the lr itself over training, for some
+layers; each horizontal line is ten times the one below it.
 
-Look at the top: official layers near the input learn up to {1 / smallest(sides["official"]):.0f} times more slowly than the last
-ones, legacy layers all alike. At the bottom the legacy lr is also higher everywhere: its peak is {peaks["legacy"]:.3g} against
-{peaks["official"]:.3g}. That is not this axis but how the lr grows with the batch (`schedule.lr_scaling`, see details). The
-last layer of the official heads starts later: its lr is 0 at first; the legacy trainer drops its gradients for as long, which
-a lr does not show. The prototype bank has an lr of its own.
+Look at the top: official layers near the input learn up to {1 / smallest(sides["official"]):.0f} times more slowly
+than the last ones, legacy layers all alike. At the bottom the legacy lr is higher throughout: its peak is
+{peaks["legacy"]:.3g} against {peaks["official"]:.3g}. That is not this axis but how the lr grows with the batch
+(`schedule.lr_scaling`, see details). The last layer of the official heads starts later: its lr is 0 at first; the
+legacy trainer drops its gradients for as long, which a lr does not show. The prototype bank has an lr of its own.
 """
     return words.section("Layer decay", "layer_decay", text, "layer_decay.png")
 
@@ -148,7 +150,8 @@ def draw_multipliers(axes: Axes, sides: dict[str, Training]) -> None:
         axes.plot(range(len(values)), values, LINES[side], marker="o", color=SIDES[side], label=side)
         offset = 7 if side == "legacy" else -13
         for place, value in enumerate(values):
-            axes.annotate(f"{value:.2g}", (place, value), (0, offset), textcoords="offset points", fontsize=7, ha="center")
+            style = {"textcoords": "offset points", "fontsize": 7, "ha": "center"}
+            axes.annotate(f"{value:.2g}", (place, value), (0, offset), **style)
     tidy(axes, "lr multiplier by layer", "")
     axes.set_xticks(range(len(names)), list(names), fontsize=7)
     axes.set_ylim(-0.15, 1.2)
@@ -163,17 +166,18 @@ def weight_decay(out: Path, sides: dict[str, Training]) -> str:
     grid = figure.subplots(1, len(DECAY), sharey=True)
     for axes, (title, parameter) in zip(grid, DECAY.items(), strict=True):
         panel(axes, title, sides, parameter, "weight_decay")
-    grid[0].set_ylabel("weight decay", fontsize=9)
+    grid[0].set_ylabel("weight decay", fontsize=8)
     grid[0].legend(fontsize=8)
     save(figure, out / "weight_decay.png")
     heads = {side: run.of(LR["heads"]) for side, run in sides.items()}
     last = {side: group["weight_decay"][-1] for side, group in heads.items() if group}
     text = f"""
-Weight decay pulls weights towards zero, the more the higher it is. The same runs as above, a panel per kind of parameter.
+Weight decay pulls weights towards zero, the more the higher it is. Both presets with `recipe={RECIPE}` (12 blocks,
+{sides["official"].config["data"]["batch_size"]} images per step); a panel per kind of parameter.
 
 Look at the heads: the official schedule reaches them too, the legacy one misses them, and they stay at AdamW's
-{last["legacy"]:g}: {last["official"] / last["legacy"]:.0f} times less in the end. In the backbone the legacy schedule starts
-later (`schedule.weight_decay_warmup`, see details). Biases, norms and LayerScale are decayed on neither side.
+{last["legacy"]:g}: {last["official"] / last["legacy"]:.0f} times less in the end. In the backbone the legacy schedule
+starts later (`schedule.weight_decay_warmup`, see details). Biases, norms and LayerScale are decayed on neither side.
 """
     return words.section("Weight decay", "weight_decay", text, "weight_decay.png")
 

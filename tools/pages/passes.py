@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dinoswap.data.steps import collate
 from dinoswap.evaluation.visualise import mask_drawn
-from dinoswap.explain import Option, options
+from dinoswap.explain import Option
 from dinoswap.nn.vit import Tokens
 from dinoswap.rng import numpy_generator
 from dinoswap.values import Batch
@@ -85,26 +85,27 @@ def batch_of(plan: Any) -> Batch:
 def forward(out: Path) -> str:
     draw(out / "forward.png")
     rows = []
-    for option in options("forward"):
+    for option in words.options("forward"):
         plan = words.built("forward", option.name)
         rows += [
             (f"`{option.name}`", n, "; ".join(f"{p.crops}: {p.uses}" for p in passes(plan, n, batch_of(plan))))
             for n in NETWORKS
         ]
     text = """
-Each box is one pass of crops through a network; gray hatched patches are hidden from it. Below a box: the losses that read
-its output. The class losses (DINO, KoLeo) read one token per crop, the patch losses (iBOT, clustering) the tokens of the
-hidden patches. The teacher never sees a mask.
+Each box holds crops that go through a network together; grey hatched patches are hidden from it. Below a box: the
+losses that read what comes out. The class losses (DINO, KoLeo) read one token per crop, the patch losses (iBOT,
+clustering) a token per patch. The teacher never sees a mask.
 
 Look at how many large crops the student has to process, and at whether its class losses come from masked crops
-(`unified`) or from whole ones. `two_pass` lies between the two sides: the passes of `global_3`, the crops of `unified`.
+(`unified`) or from whole ones. `two_pass` lies between the two sides: the passes of `global_3`, the crops of
+`unified`.
 """
     section = words.section("Forward", "forward", text, "forward.png")
     return f"{section}\n{words.table(['forward', 'network', 'passes'], rows)}"
 
 
 def draw(path: Path) -> None:
-    found = options("forward")
+    found = words.options("forward")
     height = ROW * len(found)
     figure = new_figure(WIDTH * height / RIGHT, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))

@@ -7,7 +7,6 @@ import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from dinoswap.explain import options
 from pages import words
 from pages.figures import colour, new_figure, save
 
@@ -27,49 +26,42 @@ def weights(name: str) -> NDArray[np.float64]:
 
 
 def reduction(out: Path) -> str:
-    found = options(words.REDUCTION["iBOT"])
+    found = words.options(words.REDUCTION["iBOT"])
     figure = new_figure(4.4)
     grid = figure.subplots(2, len(found), sharex=True, sharey="row")
     for column, option in enumerate(found):
+        top, bottom = grid[:, column]
         per_token = weights(option.name)
         per_crop = per_token * COUNTS
-        used = users(option.name)
+        used = words.reduction_users(option.name)
         shade = colour(list(used))
-        grid[0, column].set_title(option.name, fontsize=10, color=shade, weight="bold", pad=22)
-        by = "; ".join(f"{side} ({', '.join(losses)})" for side, losses in used.items())
-        grid[0, column].text(0.5, 1.04, by, transform=grid[0, column].transAxes, ha="center", fontsize=8)
-        bars(grid[0, column], 1000 * per_token, shade)
-        bars(grid[1, column], per_crop, shade)
+        top.set_title(option.name, fontsize=10, color=shade, weight="bold", pad=22)
+        top.text(0.5, 1.04, words.users_text(used), transform=top.transAxes, ha="center", fontsize=8)
+        bars(top, 1000 * per_token, shade)
+        bars(bottom, per_crop, shade)
         note = f"total {per_crop.sum():.3f}"
-        grid[1, column].text(0.03, 0.93, note, transform=grid[1, column].transAxes, fontsize=10, weight="bold", va="top")
-        grid[1, column].set_xticks(range(len(COUNTS)), [f"crop {n + 1}\n{c} hidden" for n, c in enumerate(COUNTS)])
-    grid[0, 0].set_ylabel("weight of one patch, thousandths", fontsize=9)
-    grid[1, 0].set_ylabel("weight of the whole crop", fontsize=9)
+        bottom.text(0.03, 0.93, note, transform=bottom.transAxes, fontsize=10, weight="bold", va="top")
+        bottom.set_xticks(range(len(COUNTS)), [f"crop {n + 1}\n{c} hidden" for n, c in enumerate(COUNTS)])
+    grid[0, 0].set_ylabel("of one patch, x 1000", fontsize=9)
+    grid[1, 0].set_ylabel("of a whole crop", fontsize=9)
+    figure.supylabel("weight in the loss", fontsize=9)
     save(figure, out / "reduction.png")
     text = f"""
-A batch of {len(COUNTS)} crops that hide {", ".join(map(str, COUNTS))} patches. Every hidden patch has a loss; a reduction makes
-one number of them. Top: what the loss of one patch counts in it. Bottom: what all patches of a crop count together, and the
-total, which is the size of the loss if every patch has a loss of 1.
+A batch of {len(COUNTS)} crops that hide {", ".join(map(str, COUNTS))} patches. Every hidden patch has a loss; a
+reduction makes one number of them. Top: what the loss of one patch counts in it. Bottom: what all patches of a crop
+count together, and the total, which is the size of the loss if every patch has a loss of 1.
 
-Look at the bottom row: under `per_sample` each masked crop counts the same, under `per_token` a crop counts as much as it
-hides. `weighted_token_mean` has the proportions of `per_sample`, but divides by the number of patches once more: the loss
-all but disappears beside the others, so the legacy iBOT term weighs far less than its setting says.
+Look at the bottom row: under `per_sample` each masked crop counts the same, under `per_token` a crop counts as much
+as it hides. `weighted_token_mean` has the proportions of `per_sample`, but divides by the number of hidden patches
+where that divides by the number of crops: the loss all but disappears beside the others, so the legacy iBOT term
+weighs far less than its setting says.
 """
     return words.reduction_section("Reduction", text, "reduction.png")
 
 
-def users(name: str) -> dict[str, list[str]]:
-    """Side -> the losses that it reduces so."""
-    found: dict[str, list[str]] = {}
-    for losses, axis in words.REDUCTION.items():
-        for side in next(option.sides for option in options(axis) if option.name == name):
-            found.setdefault(side, []).append(losses)
-    return found
-
-
 def bars(axes: Axes, values: NDArray[np.float64], shade: str) -> None:
     drawn = axes.bar(range(len(values)), values, color=shade, width=0.65)
-    axes.bar_label(drawn, fmt="{:.2g}", fontsize=8, padding=2)
+    axes.bar_label(drawn, fmt="{:.3g}", fontsize=8, padding=2)
     axes.margins(y=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

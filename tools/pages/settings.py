@@ -4,21 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
+from dinoswap.configuration import config_dir, flatten, plain
 from dinoswap.explain import comment
 from pages import optimiser, words
 from pages.optimiser import Training
 
 Leaves = dict[str, Any]
-
-
-def composed(*overrides: str) -> DictConfig:
-    """The config without a recipe: the values of train.yaml, and what the overrides make of them."""
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return compose("train", ["~recipe", *overrides])
 
 
 def differing(one: Leaves, other: Leaves) -> dict[str, tuple[Any, Any]]:
@@ -43,25 +36,30 @@ def flips(base: DictConfig) -> Iterator[tuple[str, Leaves]]:
 def details(out: Path, sides: dict[str, Training]) -> str:
     optimiser.draw_details(out / "details.png", sides)
     text = """
-What differs besides the axes, most of it too small to deserve one. Left: how sharp the teacher's targets are (lower is
-sharper); both sides warm up, on a line and on half a cosine. Middle: how the peak lr grows with the number of images per step,
-with its square root or in proportion; the sides agree at 64 images and are four times apart at 1024. Right: how slowly the
-teacher follows the student, the same on both sides.
+What differs besides the axes, most of it too small to deserve one. Left: how sharp the teacher's targets are (lower
+is sharper); both sides warm up, on a line and on half a cosine. Middle: how the peak lr grows with the number of
+images per step, with its square root or in proportion; the sides agree at 64 images and are four times apart at 1024.
+Right: how slowly the teacher follows the student, the same on both sides.
 
-All settings that `details` changes, without a recipe. `flip=...` changes those of its row alone, on top of `preset=official`;
-`flip=none` where there is no single one.
+All settings that `details` changes, without a recipe. `flip=...` changes those of its row alone, on top of
+`preset=official`.
 """
     section = words.section("Details", "details", text, "details.png")
     return f"{section}\n{words.table(['flip', 'what it does', 'setting', 'official', 'legacy'], rows())}"
 
 
-def rows() -> list[tuple[str, str, str, Any, Any]]:
-    base = composed("preset=official")
+def rows() -> list[list[str]]:
+    """A line per flip, in which a setting and its two values stand below each other. Without a recipe: the values of
+    train.yaml, and what `details=legacy` makes of them."""
+    base = words.composed("~recipe", "preset=official")
     official = flatten(plain(base))
-    left = differing(official, flatten(plain(composed("preset=official", "details=legacy"))))
+    left = differing(official, flatten(plain(words.composed("~recipe", "preset=official", "details=legacy"))))
     found = []
     for flip, leaves in flips(base):
-        for key, (ours, theirs) in differing(official, leaves).items():
-            if left.get(key) == (ours, theirs):
-                found.append((f"`{flip}`", comment("flip", flip)[0], f"`{key}`", *left.pop(key)))
-    return found + [("`none`", "", f"`{key}`", *values) for key, values in left.items()]
+        keys = [key for key, pair in differing(official, leaves).items() if left.get(key) == pair]
+        if keys:
+            cells = [(f"`{key}`", *map(words.value, left.pop(key))) for key in keys]
+            found.append(
+                [f"`{flip}`", comment("flip", flip)[0], *("<br>".join(cell) for cell in zip(*cells, strict=True))]
+            )
+    return found + [["-", "", f"`{key}`", *map(words.value, pair)] for key, pair in left.items()]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dinoswap.augmentation.geometry import Crop, resized_crop
 from dinoswap.augmentation.photometric import Photometry
-from dinoswap.explain import options
 from dinoswap.rng import numpy_generator
 from pages import words
 from pages.figures import colour, new_figure, save, show
@@ -49,19 +48,18 @@ def pixels(crop: Tensor) -> Picture:
 
 def augmentation(out: Path) -> str:
     draw_augmentation(out / "augmentation.png")
-    official, legacy = (words.written("augmentation", option.name) for option in options("augmentation"))
+    official, legacy = (words.written("augmentation", option.name) for option in words.options("augmentation"))
     keys = [key for key in {**official, **legacy} if key != "_target_" and official.get(key) != legacy.get(key)]
-    rows = [(f"`augmentation.{key}`", official.get(key, "-"), legacy.get(key, "-")) for key in keys]
+    rows = [(f"`augmentation.{key}`", *(words.value(of.get(key, "-")) for of in (official, legacy))) for key in keys]
     text = """
-The same photograph, twice per side. Left: what the crops are cut from, with their outlines (white: global, yellow: local).
-Right: the crops as a network gets them, sizes to scale, and below each what was done to it. Both sides use the same random
-numbers for draw 1, and for draw 2: what differs there is the augmentation.
+The same photograph, twice per side. Left: what the crops are cut from, with their outlines (white: global, yellow:
+local). Right: the crops as a network gets them, sizes to scale, and below each what was done to it. Both sides use
+the same random numbers for draw 1, and for draw 2: what differs there is the augmentation.
 
-Look at the shape of the tower: `legacy` squashes the whole photograph to a square first. Look at the outlines: its local
-crops can be larger. And look at the words: `official` often blurs and turns gray; `legacy` rarely turns gray, its blur is
-too weak to change a pixel, it solarizes (inverts what is bright) more often, and sometimes flips global 3
-upside down.
-Global 3 exists only with `forward=global_3`.
+Look at the shape of the tower: `legacy` squashes the whole photograph to a square first. Look at the outlines: its
+local crops can be larger. And look at the words: `official` often blurs and turns grey; `legacy` rarely turns grey,
+its blur is too weak to change a pixel, it solarizes (inverts what is bright) more often, and sometimes flips global 3
+upside down. Global 3 exists only with `forward=global_3`.
 
 What differs in the settings (probabilities, shares of the image's area, widths of the jitter; `-`: no such setting):
 """
@@ -71,7 +69,7 @@ What differs in the settings (probabilities, shares of the image's area, widths 
 
 def draw_augmentation(path: Path) -> None:
     image = photograph()
-    rows = [(option, position) for position in DRAWS for option in options("augmentation")]
+    rows = [(option, position) for position in DRAWS for option in words.options("augmentation")]
     figure = new_figure(2.13 * len(rows))
     grid = figure.add_gridspec(len(rows), 5, width_ratios=[1.5, 1, 1, 1, 1])
     for row, (option, position) in enumerate(rows):
@@ -80,7 +78,8 @@ def draw_augmentation(path: Path) -> None:
         views = augment.render(image, draws)
         first, *others, last = (figure.add_subplot(grid[row, column]) for column in range(5))
         draw_outlines(first, source, [crop for crop, _ in draws])
-        first.set_title(f"{option.name}, draw {DRAWS.index(position) + 1}", color=colour(option.sides), fontsize=10)
+        title = f"{option.name}, draw {DRAWS.index(position) + 1}"
+        first.set_title(title, fontsize=10, color=colour(option.sides), weight="bold")
         large = [*views.global_crops, *views.extra_crops]
         for axes, crop, draw, name in zip(others, large, draws, VIEWS, strict=False):
             show(axes, pixels(crop), name)
@@ -115,7 +114,7 @@ def done(crop: Crop, photometry: Photometry) -> str:
     """What happened to one view, in words."""
     happened = {
         "jitter": bool(photometry.jitter),
-        "gray": photometry.grayscale,
+        "grey": photometry.grayscale,
         f"blur {photometry.blur_sigma or 0:.1f}": photometry.blur_sigma is not None,
         f"solarize {photometry.solarize_threshold}": photometry.solarize_threshold is not None,
         "mirrored": crop.horizontal_flip,

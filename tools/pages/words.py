@@ -1,16 +1,31 @@
 """Markdown of the page: what an option does comes from configs/, as in the README and in `--explain`."""
 
+import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
-from dinoswap.configuration import config_dir
-from dinoswap.explain import Option, options
+from dinoswap import explain
+from dinoswap.configuration import VERSION_BASE, config_dir
+from dinoswap.explain import Option
 from dinoswap.schema import construct_option
 
 REDUCTION = {"iBOT": "reduction@objectives.ibot.reduction", "clustering": "reduction@objectives.clustering.reduction"}
 """The group that is mounted twice: for which losses, and the axis."""
+
+
+@cache
+def options(axis: str) -> list[Option]:
+    return explain.options(axis)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of `dinoswap-train <overrides>`."""
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return compose("train", list(overrides))
 
 
 def written(group: str, name: str) -> dict[str, Any]:
@@ -31,12 +46,21 @@ def section(title: str, axis: str, text: str, picture: str = "") -> str:
 
 
 def reduction_section(title: str, text: str, picture: str) -> str:
-    axes = {losses: {option.name: option for option in options(axis)} for losses, axis in REDUCTION.items()}
-    lines = [f"## {title}", ""]
-    for name, option in axes["iBOT"].items():
-        sides = [f"{', '.join(found[name].sides)} for {losses}" for losses, found in axes.items() if found[name].sides]
-        lines.append(_item(option, "; ".join(sides)))
-    return _joined(lines, text, picture)
+    lines = [_item(option, users_text(reduction_users(option.name))) for option in options(REDUCTION["iBOT"])]
+    return _joined([f"## {title}", "", *lines], text, picture)
+
+
+def reduction_users(name: str) -> dict[str, list[str]]:
+    """Side -> the losses that it reduces so."""
+    losses: dict[str, list[str]] = {}
+    for of, axis in REDUCTION.items():
+        for side in next(option.sides for option in options(axis) if option.name == name):
+            losses.setdefault(side, []).append(of)
+    return losses
+
+
+def users_text(users: dict[str, list[str]]) -> str:
+    return "; ".join(f"{side}: {' and '.join(losses)}" for side, losses in users.items())
 
 
 def _item(option: Option, sides: str) -> str:
@@ -45,9 +69,17 @@ def _item(option: Option, sides: str) -> str:
 
 def _joined(lines: list[str], text: str, picture: str) -> str:
     pictures = [f"![{lines[0].lstrip('# ')}]({picture})", ""] if picture else []
-    return "\n".join([*lines, "", *pictures, text.strip(), ""])
+    paragraphs = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
+    return "\n".join([*lines, "", *pictures, paragraphs, ""])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines) + "\n"
+
+
+def value(of: object) -> str:
+    """A setting as YAML would have it; a class by its module."""
+    if isinstance(of, str):
+        return of.split(".")[-2] if of.startswith("dinoswap.") else of
+    return json.dumps(of)
