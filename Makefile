@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/dinoswap-train --multirun preset=official,legacy,aligned recipe=demo trainer.max_steps=300 \
-		trainer.eval_every=100 results_dir=results study=demo
+		trainer.eval_every=150 results_dir=results study=demo
 	$(BIN)/python tools/side_by_side.py results/runs/demo
 
 test: export OMP_NUM_THREADS ?= 2

@@ -1,10 +1,10 @@
 """forward=global_3: the third crop serves the patch losses, the others the CLS losses."""
 
 import pytest
+from forward_reference import check_few_rows, check_second_pass, small_backbone
 
 from dinoswap.forward.global_3 import Global3
 from dinoswap.nn.vit import VisionTransformer
-from forward_reference import check_few_rows, check_second_pass, small_backbone
 
 PLAN = Global3()
 

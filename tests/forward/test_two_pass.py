@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from forward_reference import assert_close, batch, check_few_rows, check_second_pass, small_backbone
 
 from dinoswap.forward.two_pass import TwoPass
 from dinoswap.forward.unified import Unified
 from dinoswap.nn.vit import VisionTransformer
-from forward_reference import assert_close, batch, check_few_rows, check_second_pass, small_backbone
 
 PLAN = TwoPass()
 
