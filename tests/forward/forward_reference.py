@@ -53,8 +53,8 @@ def assert_close(a: Tensor | None, b: Tensor | None) -> None:
 
 @torch.no_grad()
 def check_second_pass(plan: ForwardPlan, backbone: VisionTransformer) -> None:
-    """CLS features come of unmasked crops in both networks; patch features of the crops that carry the mask, which hides
-    from the student alone."""
+    """CLS features come of unmasked crops in both networks; patch features of the crops that carry the mask, which
+    hides from the student alone."""
     b = batch(plan.masked_crops, plan.extra_crops)
     student, teacher = plan.student(backbone, b, True), plan.teacher(backbone, b, True)
     cls, _ = one_by_one(b.global_crops, lambda crop, c, i: backbone(crop))
