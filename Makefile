@@ -11,9 +11,11 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test check golden
 
+DEMO := recipe=demo trainer.max_steps=200 trainer.eval_every=100 results_dir=results study=demo
+
 demo: $(INSTALLED)
-	$(BIN)/dinoswap-train --multirun preset=official,legacy,aligned recipe=demo trainer.max_steps=300 \
-		trainer.eval_every=150 results_dir=results study=demo
+	$(BIN)/dinoswap-train preset=official $(DEMO)
+	$(BIN)/dinoswap-train --multirun preset=legacy,aligned $(DEMO) evaluation.linear_probe=false
 	$(BIN)/python tools/side_by_side.py results/runs/demo
 
 test: export OMP_NUM_THREADS ?= 2

@@ -31,6 +31,9 @@ TWENTY_STEPS = [
     "recipe=smoke", "trainer.max_steps=20", "trainer.device=cpu", "data.batch_size=4", "schedule.freeze_last_layer=2",
 ]  # fmt: skip
 
+# With a LayerScale of 1e-5 the class tokens of all images begin as one, and rounding decides which is KoLeo's nearest.
+WITHOUT_TIES = {"flip=details_layerscale_1e-5": ["objectives.koleo.loss_weight=0"]}
+
 
 def golden_configs() -> dict[str, str]:
     """File name -> YAML."""
@@ -65,7 +68,7 @@ def resolved(overrides: tuple[str, ...]) -> dict[str, object]:
 
 def golden_losses(overrides: list[str]) -> str:
     """A line per step: the step and its loss, as many digits as float32 has."""
-    cfg = compose_config([*TWENTY_STEPS, *overrides])
+    cfg = compose_config([*TWENTY_STEPS, *overrides, *WITHOUT_TIES.get(overrides[1], [])])
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
     mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
