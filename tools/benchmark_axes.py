@@ -78,15 +78,15 @@ def measure(own: list[str], base: list[str], turns: int) -> dict[str, Any]:
 def flops_per_image(own: list[str]) -> float:
     """Of ViT-S/16 by the published algorithm."""
     arm = [word for word in SETTINGS["vits16"] if not word.startswith(("model.registers", "model.layerscale"))]
-    overrides = [*arm, *own, f"data.batch_size={FLOPS_BATCH}", "objectives.clustering.prototypes=4096"]
-    built = Arm([word for word in overrides if "clustering" not in word or "clustering" in sections(own)])
+    bank = ["objectives.clustering.prototypes=4096"] if "clustering" in objectives(own) else []
+    built = Arm([*arm, *own, *bank, f"data.batch_size={FLOPS_BATCH}"])
     hyper = built.trainer.schedules.at(0)
     return statistics.mean(step_flops(built.trainer.model, batch, hyper) for batch in built.batches) / FLOPS_BATCH
 
 
-def sections(own: list[str]) -> dict[str, Any]:
-    """The objectives that exist under these overrides."""
-    return {k: v for k, v in compose_config([*COMMON, *own])["objectives"].items() if "_target_" in v}
+def objectives(own: list[str]) -> set[str]:
+    """Those that exist under these overrides."""
+    return {name for name, section in compose_config([*COMMON, *own])["objectives"].items() if "_target_" in section}
 
 
 def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
@@ -94,7 +94,7 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     lines = []
     for preset in dict.fromkeys(row["preset"] for row in rows):
         own = [row for row in rows if row["preset"] == preset]
-        base = own[0]
+        base = next((row for row in own if row["flip"] == "none"), own[0])
         lines += [
             f"\n## preset={preset}\n",
             "| flip | GFLOP / image (ViT-S/16) | | images / s (demo) | quartiles | memory MiB | data ms / image |",
@@ -118,6 +118,16 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     return "\n".join(head + lines) + "\n"
 
 
+def write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """After each row, so that an interrupted table holds what was measured."""
+    rows = sorted(rows, key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
+    machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"command": sys.argv[1:], "machine": machine, "rows": rows}, indent=2)
+    write_atomically(folder / "cost.json", text + "\n")
+    write_atomically(folder / "cost.md", markdown(rows, machine))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of cost.json and cost.md")
@@ -126,19 +136,14 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=12, help="timed steps of each arm")
     arguments = parser.parse_args()
     rows = []
-    for name, overrides in arms():
+    for name, overrides in sorted(arms(), key=lambda arm: not arm[1][1].endswith("=none")):  # presets first
         preset, flip = overrides[0].partition("=")[2], overrides[1].partition("=")[2]
         if preset in arguments.presets and (flip == "none" or arguments.flips is None or flip in arguments.flips):
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 row = pool.submit(measure, overrides, overrides[:1], arguments.turns).result()
             rows.append({"preset": preset, "flip": flip, **row})
+            write(arguments.output, rows)
             print(f"{name}: rate {row['rate_ratio']:.1%}, {row['flops_per_image'] / 1e9:.1f} GFLOP", file=sys.stderr)
-    rows.sort(key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
-    machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": sys.argv[1:], "machine": machine, "rows": rows}, indent=2)
-    write_atomically(arguments.output / "cost.json", text + "\n")
-    write_atomically(arguments.output / "cost.md", markdown(rows, machine))
     return 0
 
 
