@@ -1,25 +1,19 @@
 """A pass for the CLS losses and a masked one for the patch losses, both over the two global crops.
 
 The student sees unmasked globals and locals, and the globals once more with their masks; the teacher the unmasked
-globals once. So DINO's student never sees a masked crop. P = 2, no extra crop. It lies between `unified`, from which it
-differs by the second pass, and `global_3`, from which it differs by the crops that the second pass is about.
+globals once, as in `unified`. So DINO's student never sees a masked crop. P = 2, no extra crop. It lies between
+`unified`, from which it differs by the second pass, and `global_3`, from which it differs by the crops that the second
+pass is about.
 """
 
 from torch import nn
 
 from dinoswap.forward.passes import features, run
+from dinoswap.forward.unified import Unified
 from dinoswap.values import Batch, Features
 
 
-class TwoPass:
-    extra_crops = 0
-    masked_crops = 2  # P
-
-    def teacher(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
-        """Features of the unmasked global crops."""
-        (tokens,) = run(backbone, [(batch.global_crops, None, batch.masked_indices)], all_patches)
-        return features(tokens.cls, tokens.cls[:0], tokens.patch, batch, all_patches)
-
+class TwoPass(Unified):
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
         """CLS features of the unmasked global and of the local crops, patch features of the masked globals."""
         crops = (batch.global_crops, None, None)
