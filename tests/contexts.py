@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.objectives.base import Context
-from dinoswap.values import Batch, Features
+from dinoswap.values import Batch, Features, masked_positions
 
 NO_CROPS, NO_ROWS = torch.empty(0, 0, 0), torch.empty(0, 0)
 
@@ -31,7 +31,7 @@ def context(
         extra_crops=torch.empty(0, images, 3, 0, 0),
         clean_crops=torch.empty(0, images, 3, 0, 0),
         mask=mask,
-        masked_indices=mask.flatten().nonzero()[:, 0],
+        **masked_positions(mask),
         indices=torch.arange(images),
     )
     heads = nn.ModuleDict({"dino_head": nn.Identity(), "ibot_head": nn.Identity()})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 OFFICIAL = Path(__file__).parent / "parity" / "official"
 LEGACY = Path(__file__).parent / "parity" / "legacy"
+DA3 = Path(__file__).parent / "parity" / "da3"
 
 
 @cache

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -14,7 +13,7 @@ from torch import Tensor
 from dinoswap.build import build_trainer
 from dinoswap.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.trainer import Trainer
-from dinoswap.values import Batch
+from dinoswap.values import Batch, masked_positions
 
 CENTERING = ["targets@objectives.dino.targets=centering", "targets@objectives.ibot.targets=centering"]
 
@@ -43,7 +42,7 @@ def small_batch(seed: int, images: int = 4) -> Batch:
         extra_crops=noise(0, 0),
         clean_crops=noise(0, 0),
         mask=mask,
-        masked_indices=torch.from_numpy(np.flatnonzero(mask)),
+        **masked_positions(mask),
         indices=torch.arange(images),
     )
 

@@ -24,6 +24,7 @@ def batch(images: int, size: int, local_size: int, locals_: int, patches: int, m
         clean_crops=torch.zeros(0, images, 3, size, size, dtype=torch.uint8),
         mask=torch.zeros(2, images, patches, dtype=torch.bool),
         masked_indices=torch.arange(masked),
+        masked_crops=torch.arange(0),
         indices=torch.arange(images),
     )
 

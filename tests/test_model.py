@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dinoswap.model import SelfDistillation
-from dinoswap.values import Batch
+from dinoswap.values import Batch, masked_positions
 from small_models import CENTERING, small_batch, small_trainer
 
 HYPER = {"teacher_temp": 0.05}
@@ -33,8 +33,12 @@ def gradients(model: SelfDistillation, batch: Batch) -> tuple[Tensor, dict[str, 
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def with_mask(batch: Batch, mask: Tensor) -> Batch:
+    return replace(batch, mask=mask, **masked_positions(mask))
+
+
 def without_masks(batch: Batch) -> Batch:
-    return replace(batch, mask=batch.mask & False, masked_indices=batch.masked_indices[:0])
+    return with_mask(batch, batch.mask & False)
 
 
 def without_locals(batch: Batch) -> Batch:
@@ -47,7 +51,7 @@ def duplicates(batch: Batch) -> Batch:
         name: getattr(batch, name)[:, :1].expand_as(getattr(batch, name)) for name in ("global_crops", "local_crops")
     }
     mask = batch.mask[:, :1].expand_as(batch.mask).contiguous()
-    return replace(batch, **crops, mask=mask, masked_indices=mask.flatten().nonzero()[:, 0])
+    return with_mask(replace(batch, **crops), mask)
 
 
 EDGES = {
@@ -57,7 +61,7 @@ EDGES = {
     "no locals": without_locals(small_batch(0)),
     "duplicates": duplicates(small_batch(0)),
     "one image, no masks, no locals": without_locals(without_masks(small_batch(0, images=1))),
-    "everything masked": replace(small_batch(0), mask=torch.ones(2, 4, 16).bool(), masked_indices=torch.arange(128)),
+    "everything masked": with_mask(small_batch(0), torch.ones(2, 4, 16).bool()),
 }
 
 

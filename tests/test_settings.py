@@ -92,7 +92,8 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("data.workers=-1", "must be 0"),
         ("data.max_corrupt_fraction=2.0", "must lie between 0 and 1"),
         ("data.tile=x", "must be a whole number"),
-        ("da3.enabled=true", "must be false"),
+        ("da3.enabled=true", "choose the option, da3=enabled"),
+        ("da3.enabled=3", "must be true or false"),
         # keys that nobody reads
         ("crpos=1", "there is no such key"),
         ("crops.glboal_size=32", "there is no such key. Did you mean 'global_size'?"),
@@ -102,7 +103,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("objectives.koleo.wieght=5", "there is no such key"),
         ("data.tlie=5", "there is no such key. Did you mean 'tile'?"),
         ("masking.ratio=5", "there is no such key"),
-        ("da3.loss_weight=5", "there is no such key"),
+        ("da3.loss_weight=5", "choose da3=enabled"),
     ],
 )  # fmt: skip
 def test_refused_with_key_value_and_remedy(assignment: str, message: str, tmp_path: Path) -> None:

@@ -219,10 +219,13 @@ def markdown(tables: list[Cells], machine: dict[str, Any]) -> str:
         f"torch {machine['torch']}. FLOPs are those of the published algorithm, the peak is that of a 2048^3 matrix\n"
         "product measured before each step; the share of peak is the median over steps.",
     ]
-    for cells in tables:
-        lines = [f"| {' | '.join(row)} |" for row in cells]
-        parts.append("\n" + "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]))
+    parts += [f"\n{markdown_table(cells)}" for cells in tables]
     return "\n".join(parts) + "\n"
+
+
+def markdown_table(cells: Cells) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
 
 
 def main() -> int:

@@ -4,11 +4,13 @@
     python tools/check_parity.py legacy   --dir tests/parity/legacy
     python tools/check_parity.py masks    --dir tests/parity/official
     python tools/check_parity.py masks    --dir tests/parity/legacy
+    python tools/check_parity.py da3      --dir tests/parity/da3
 
 `official` takes every kind of file that it knows: training scenarios (train_step_dinov2*.npz, through the trainer's own
 step), networks, heads, losses, stochastic depth, schedules, parameter groups. `legacy` likewise: training scenarios
 (train_step_legacy*.npz, train_step_fixed*.npz, with the trainer that preset=legacy builds), networks, losses, schedules
-and groups. `masks` compares draws, collate and generator states of either side bit for bit. --name picks one file,
+and groups. `masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
+Depth Anything 3 (da3_*_io.npz) and the names and shapes in its published files (keys_*.json). --name picks one file,
 --scenario one of the scenarios, sections or cases in it.
 Exit status 1 when a quantity is out of tolerance, 2 when there is nothing to compare.
 """
@@ -25,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from parity import (
+    da3,
     legacy_losses,
     legacy_masks,
     legacy_networks,
@@ -57,6 +60,10 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
     },
     "masks": {
         "mask*.json": lambda path: (legacy_masks if "legacy" in path.stem else masks).scenarios(path),
+    },
+    "da3": {
+        "da3_*_io.npz": da3.scenarios,
+        "keys_*.json": da3.key_scenarios,
     },
 }
 

@@ -79,9 +79,19 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
             parts["reduction"] = construct_option(section["reduction"], f"{key}.reduction")
         own = {k: v for k, v in section.items() if k not in parts}
         objectives[name] = cast(Objective, construct_option(own, key, **parts))
+    if cfg["da3"]["enabled"]:
+        objectives["da3"] = build_da3(cfg)
     if not objectives:
         raise ConfigError("objectives: none is left, so there is nothing to train; keep at least objectives.dino")
     return objectives
+
+
+def build_da3(cfg: Config) -> Objective:
+    """The objective of the group `da3`, teacher and all. It sees crops as the data section normalises them."""
+    section = {name: value for name, value in cfg["da3"].items() if name not in ("enabled", "reduction")}
+    reduction, loading = construct_option(cfg["da3"]["reduction"], "da3.reduction"), loading_settings(cfg)
+    built = construct_option(section, "da3", reduction=reduction, mean=loading.mean, std=loading.std)
+    return cast(Objective, built)
 
 
 def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
@@ -190,6 +200,12 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
     )
 
 
+def frozen_identity(model: SelfDistillation) -> dict[str, str]:
+    """What decides a result and is not in its config: `da3.teacher`, the weights of the frozen teacher."""
+    found = {name: cast(Objective, objective).identity() for name, objective in model.objectives.items()}
+    return {f"{name}.{key}": value for name, entries in found.items() for key, value in entries.items()}
+
+
 def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) -> Run:
     """Everything of one run. `start_record` is called once nothing can be refused any more."""
     check(cfg)
@@ -199,7 +215,7 @@ def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) 
     evaluator = build_evaluator(cfg, build_source(cfg), trainer.device, trainer.dtype)
     return Run(
         folder=folder,
-        config={**identity(cfg), "seed": int(cfg["seed"])},
+        config={**identity(cfg), **frozen_identity(trainer.model), "seed": int(cfg["seed"])},
         trainer=trainer,
         settings=construct(TrainerSettings, cfg["trainer"], "trainer"),
         dataset=pipeline(evaluator.train),

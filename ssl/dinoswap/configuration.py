@@ -25,6 +25,8 @@ VOLATILE = (
     "data.path",
     "data.test_path",
     "data.download",
+    "da3.ckpt_path",
+    "da3.use_fsdp",
     "trainer.device",
     "trainer.log_every",
     "trainer.eval_every",
@@ -33,7 +35,9 @@ VOLATILE = (
     "trainer.keep_checkpoints",
     "trainer.tensorboard",
 )
-NAMED_BY_FILE = ("data.path", "data.test_path")
+NAMED_BY_FILE = ("data.path", "data.test_path", "da3.ckpt_path")
+HUB_FILE = "model.safetensors"
+"""What the weights of every model on the Hugging Face hub are called: its folder has the name."""
 
 
 def config_dir() -> Path:
@@ -64,14 +68,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that decides the result: flat, less what is volatile. A data set is known by the
-    name of its file or folder, not by where it lies."""
+    """The part of a resolved config that decides the result: flat, less what is volatile. Data and weights are known
+    by the name of their file or folder, not by where it lies."""
     leaves = flatten(config)
     kept = {key: _canonical(value) for key, value in leaves.items() if key not in VOLATILE}
     for key in NAMED_BY_FILE:
-        if leaves.get(key) is not None:
-            kept[f"{key}.name"] = Path(str(leaves[key])).name
+        if leaves.get(key):
+            kept[f"{key}.name"] = _name(Path(str(leaves[key])))
     return kept
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.name == HUB_FILE and path.parent.name else path.name
 
 
 def _canonical(value: Any) -> Any:

@@ -38,7 +38,7 @@ PROBE_IMAGES = 64
 """At most, in the batch that target diagnostics are taken on: a run's batch may be that of a hundred GPUs."""
 OFFICIAL_SIZE = 224
 """Pixels at which the official code evaluates, whatever the size of the position table."""
-CHANGEABLE = ("data", "evaluation", "trainer.device", "trainer.precision")
+CHANGEABLE = ("data", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
 
 Config = dict[str, Any]
 
@@ -87,7 +87,7 @@ def default_config() -> Config:
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
     """The config with another data set or other evaluation settings. Raises ConfigError for any other change."""
-    check_overrides(list(arguments))
+    check_overrides([*(["da3=enabled"] if config["da3"]["enabled"] else []), *arguments])
     overrides = OverridesParser.create().parse_overrides(list(arguments))
     changed = DictConfig(dict(config))
     for override in overrides:
@@ -118,11 +118,22 @@ def judge_run(config: Config, trained: Checkpoint, network: str, out: Path) -> E
     config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
     run = build_run(config, out, lambda: RunRecord(out / "run.json", "", "", 0, {}, []))  # a record that is not written
     model = run.trainer.model
+    check_teachers(run.config, trained)
     model.load_state_dict(trained.state["model"])
     found = run.evaluator.final(backbone_of(getattr(model, network)), run.random_init)
     hyper = run.trainer.schedules.at(max(trained.step - 1, 0))
-    run.evaluator.diagnose_targets(found, model, hyper, run.dataset[0])
+    run.evaluator.diagnose_objectives(found, model, hyper, run.dataset[0])
     return found
+
+
+def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
+    """Raises ConfigError when a frozen teacher is not the one that the run was trained with."""
+    for key, now in config.items():
+        if key.endswith(".teacher") and trained.config.get(key) != now:
+            raise ConfigError(
+                f"{key}: is {now}, but the run was trained with {trained.config.get(key)}; "
+                "give the path of these weights, da3.ckpt_path=..."
+            )
 
 
 def judge_weights(config: Config, path: Path, heads: int | None) -> Evaluation:

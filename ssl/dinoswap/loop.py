@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from dinoswap.journal import Journal
 from dinoswap.metrics import RunRecord, Status
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nonfinite import KEPT_REPLAYS
+from dinoswap.objectives.base import Objective
 from dinoswap.preemption import Preemption
 from dinoswap.progress import Display
 from dinoswap.trainer import Trainer, TrainerSettings
@@ -118,6 +119,8 @@ class Run:
         journal = Journal(self.folder, self.display, objectives, done=start, warm_up=warm_up, tensorboard=board)
         self.write_record()
         with Preemption() as preemption, self.display, journal:
+            if start == 0:
+                self._introduce()
             if start == 0 and self.settings.eval_every:
                 self._evaluate(journal)
             for step, batches, waited in self._steps(start):
@@ -166,6 +169,15 @@ class Run:
         preemption.forward()
         raise Preempted(reason)
 
+    def _introduce(self) -> None:
+        """What objectives have to say before the first step, in the log."""
+        for name, objective in self.trainer.model.objectives.items():
+            for sentence in cast(Objective, objective).notices():
+                _log.warning("%s: %s", name, sentence)
+        probe = self._probe.to(self.trainer.device).normalised(self.evaluator.mean, self.evaluator.std)
+        for sentence in self.trainer.check_first_batch(probe):
+            _log.info(sentence)
+
     @cached_property
     def _probe(self) -> Batch:
         """The batch of the first step: the same for every evaluation."""
@@ -185,7 +197,7 @@ class Run:
         model, hyper = self.trainer.model, self.trainer.schedules.at(self.steps - 1)
         with self.display.paused("final evaluation"):
             found = self.evaluator.final(model.teacher["backbone"], self.random_init)
-            self.evaluator.diagnose_targets(found, model, hyper, self._probe)
+            self.evaluator.diagnose_objectives(found, model, hyper, self._probe)
             self._record(journal, found)
             journal.save_pictures(found)
         self.display.report(self.steps, found.metrics)

@@ -59,7 +59,8 @@ class SelfDistillation(nn.Module):
         loss, terms = torch.zeros((), device=batch.mask.device), {}
         for name, objective in self.objectives.items():
             for term, value in objective(context).items():
-                loss = loss + cast(Objective, objective).weight(term) * value
+                weight = cast(Objective, objective).weight(term)
+                loss = loss if weight is None else loss + weight * value
                 terms[f"{name}/{term}"] = value.detach()
         return loss, terms
 
@@ -80,3 +81,18 @@ class SelfDistillation(nn.Module):
         targets = {name: cast(Objective, o).teacher_targets(context) for name, o in self.objectives.items()}
         self.train(training)
         return {name: value for name, value in targets.items() if value is not None}
+
+    def check_first_batch(self, batch: Batch, hyper: Hyper) -> list[str]:
+        """What the objectives that look at a batch before the first step say of it; moves neither weight nor centre.
+        Raises ValueError where one of them cannot train."""
+        looking = {name: objective for name, objective in self.objectives.items() if objective.checks_first_batch}
+        if not looking:
+            return []
+        training = self.training
+        self.eval()
+        context = self.context(batch, hyper)
+        said = [
+            f"{name}: {cast(Objective, objective).check_first_batch(context)}" for name, objective in looking.items()
+        ]
+        self.train(training)
+        return said

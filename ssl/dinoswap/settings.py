@@ -13,7 +13,7 @@ from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
 from dinoswap.optim.clip import ClipBy
-from dinoswap.schema import ConfigError, checked, construct, nearest, require_section
+from dinoswap.schema import ConfigError, checked, construct, nearest, option_class, require_section
 from dinoswap.trainer import TrainerSettings
 
 Config = Mapping[str, Any]
@@ -35,6 +35,9 @@ SECTIONS = (
     "trainer",
     "evaluation",
 )
+
+GIVEN_TO_DA3 = ("reduction", "mean", "std")
+"""Arguments that the builder gives to the option of `da3`."""
 
 ACCURACIES = [f"{kind}_{top}" for kind in ("knn", "knn_patch", "linear", "linear_patch") for top in ("top1", "top5")]
 OBJECTIVE_METRICS = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature_std", "mean_cosine")]
@@ -115,17 +118,6 @@ class LoadingSettings:
             raise ValueError(f"std={list(self.std)}: must be above 0")
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoDA3:
-    """The group `da3` has the option `disabled` only."""
-
-    enabled: bool
-
-    def __post_init__(self) -> None:
-        if self.enabled:
-            raise ValueError(f"enabled={self.enabled}: must be false, the group da3 has no other option")
-
-
 LOADING = [f.name for f in fields(LoadingSettings)]
 
 
@@ -138,7 +130,7 @@ def check(cfg: Config) -> None:
     run = construct(RunSettings, {key: value for key, value in cfg.items() if key not in SECTIONS}, "")
     for section in SECTIONS:
         require_section(cfg.get(section), section)
-    construct(NoDA3, cfg["da3"], "da3")
+    check_da3(cfg)
     check_heads(cfg)
     check_crops(cfg)
     evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
@@ -151,6 +143,21 @@ def check(cfg: Config) -> None:
             f"data.batch_size={images}: trainer.accumulate={accumulate} and {world_size()} ranks cut it into {slices} "
             f"equal parts; try data.batch_size={max(round(images / slices), 1) * slices}"
         )
+
+
+def check_da3(cfg: Config) -> None:
+    """`da3.enabled` switches an option on that has been chosen; its keys are checked even where it is off."""
+    section = cfg["da3"]
+    enabled = section.get("enabled")
+    if not isinstance(enabled, bool):
+        raise ConfigError(f"da3.enabled={enabled}: must be true or false")
+    own = {name: value for name, value in section.items() if name not in ("enabled", "reduction")}
+    if "_target_" in own:
+        checked(option_class(section, "da3"), own, "da3", given=GIVEN_TO_DA3)
+    elif enabled:
+        raise ConfigError(f"da3.enabled={enabled}: there is nothing to switch on; choose the option, da3=enabled")
+    for name in own if "_target_" not in own else ():
+        raise ConfigError(f"da3.{name}={own[name]}: there is no such key in da3=disabled; choose da3=enabled")
 
 
 def check_heads(cfg: Config) -> None:

@@ -92,6 +92,11 @@ class Trainer:
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
 
+    def check_first_batch(self, batch: Batch) -> list[str]:
+        """What objectives have to say before the first step, see `SelfDistillation.check_first_batch`."""
+        with self.autocast():
+            return self.model.check_first_batch(batch, self.schedules.at(0))
+
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One optimiser step over normalised micro-batches on the device; the logged scalars, still on the device."""
         hyper = self.schedules.at(step)

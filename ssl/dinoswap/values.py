@@ -41,6 +41,7 @@ class Batch:
     clean_crops: Tensor  # [P or 0, B, 3, H, W]
     mask: Tensor  # bool [P, B, N], True = hidden from the student
     masked_indices: Tensor  # int64 [M], ascending positions of True in mask.flatten()
+    masked_crops: Tensor  # int64 [C], those of the P * B crops that have a masked token, ascending
     indices: Tensor  # int64 [B], rows of the data set
     corrupt: tuple[tuple[int, str], ...] = ()  # (row, reason) of images that were replaced
 
@@ -69,6 +70,15 @@ class Batch:
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
         """uint8 crops through `normalise`, everything else as it is."""
         return self._map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
+
+
+def masked_positions(mask: Tensor) -> dict[str, Tensor]:
+    """`masked_indices` and `masked_crops` of a mask bool [P, B, N]. Their sizes depend on its values, so they are found
+    where it was made, on the CPU, and not on a device that would have to be waited for."""
+    return {
+        "masked_indices": mask.flatten().nonzero()[:, 0],
+        "masked_crops": mask.flatten(0, 1).any(-1).nonzero()[:, 0],  # [P, B, N] -> [P B, N] -> [C]
+    }
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

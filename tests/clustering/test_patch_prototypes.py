@@ -15,7 +15,7 @@ from dinoswap.clustering.masked import Masked
 from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
 from dinoswap.clustering.separate import Separate
 from dinoswap.clustering.visible import Visible
-from dinoswap.objectives.ibot import Reduction
+from dinoswap.objectives.base import Reduction
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.reduction.per_token import PerToken
 from dinoswap.targets.sinkhorn import SinkhornKnopp

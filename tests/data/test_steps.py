@@ -5,7 +5,7 @@ from data_fakes import FakeImages, FakeMasks, augmentation, picture
 
 from dinoswap.data import Order, StepDataset, TooManyCorrupt, loader
 from dinoswap.rng import derive, numpy_generator
-from dinoswap.values import Batch
+from dinoswap.values import Batch, masked_positions
 
 TENSORS = ("global_crops", "local_crops", "extra_crops", "clean_crops", "mask", "masked_indices", "indices")
 
@@ -28,7 +28,7 @@ def joined(parts: list[Batch]) -> Batch:
     return Batch(
         **crops,
         mask=mask,
-        masked_indices=mask.flatten().nonzero().flatten(),
+        **masked_positions(mask),
         indices=torch.cat([part.indices for part in parts]),
         corrupt=tuple(entry for part in parts for entry in part.corrupt),
     )

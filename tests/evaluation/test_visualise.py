@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinoswap.evaluation import visualise as v
-from dinoswap.values import Batch
+from dinoswap.values import Batch, masked_positions
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
@@ -29,7 +29,7 @@ def batch(extra: int = 0, local: int = 3, images: int = 3) -> Batch:
         extra_crops=crops(extra, 32),
         clean_crops=crops(0, 32),
         mask=mask,
-        masked_indices=mask.flatten().nonzero()[:, 0],
+        **masked_positions(mask),
         indices=torch.arange(images),
     )
 

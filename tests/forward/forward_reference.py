@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dinoswap.model import ForwardPlan
 from dinoswap.nn.vit import Tokens, VisionTransformer
-from dinoswap.values import Batch
+from dinoswap.values import Batch, masked_positions
 from small_models import small_batch
 
 IMAGES = 3
@@ -35,7 +35,7 @@ def batch(masked_crops: int, extra_crops: int = 0, masked: bool = True, local: i
         local_crops=made.local_crops[:local].double(),
         extra_crops=extra.double(),
         mask=mask,
-        masked_indices=mask.flatten().nonzero()[:, 0],
+        **masked_positions(mask),
     )
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from contexts import context, random
-from dinoswap.objectives.ibot import IBOT, Reduction
+from dinoswap.objectives.base import Reduction
+from dinoswap.objectives.ibot import IBOT
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.reduction.weighted_token_mean import WeightedTokenMean
 from dinoswap.targets.sinkhorn import SinkhornKnopp

@@ -22,9 +22,9 @@ from dinoswap.clustering.separate import Separate
 from dinoswap.clustering.visible import Visible
 from dinoswap.evaluation.diagnostics import entropy
 from dinoswap.nn.vit import Tokens
-from dinoswap.objectives.base import Context
+from dinoswap.objectives.base import Context, Reduction
 from dinoswap.objectives.dino import DINO
-from dinoswap.objectives.ibot import IBOT, Reduction
+from dinoswap.objectives.ibot import IBOT
 from dinoswap.objectives.koleo import koleo
 from dinoswap.reduction.per_sample import PerSample, masks_weight
 from dinoswap.reduction.per_token import PerToken

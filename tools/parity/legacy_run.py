@@ -18,7 +18,7 @@ from dinoswap.build import build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.nn.legacy_weights import HEADS, WRAPPER, from_legacy, to_legacy
 from dinoswap.trainer import Trainer
-from dinoswap.values import Batch
+from dinoswap.values import Batch, masked_positions
 from parity.rows import Fixture
 
 SETTINGS = {  # legacy argument: our keys
@@ -133,7 +133,7 @@ class StoredScenario:
             extra_crops=stacked("global_3")[:extra_crops],
             clean_crops=stacked("none"),
             mask=mask,
-            masked_indices=mask.flatten().nonzero()[:, 0],
+            **masked_positions(mask),
             indices=torch.arange(images),
         )
 

@@ -19,7 +19,7 @@ from dinoswap.objectives.koleo import koleo
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.targets.centering import Centering
 from dinoswap.targets.sinkhorn import SinkhornKnopp
-from dinoswap.values import Batch, Features
+from dinoswap.values import Batch, Features, masked_positions
 from parity.masks import WEIGHT, masks_weight
 from parity.rows import FORWARD, Fixture, Row, Scenarios, compare, compare_gradient
 
@@ -61,7 +61,7 @@ def context(
         extra_crops=nothing,
         clean_crops=nothing,
         mask=mask,
-        masked_indices=mask.flatten().nonzero()[:, 0],
+        **masked_positions(mask),
         indices=torch.arange(mask.shape[1]),
     )
     heads = nn.ModuleDict({"dino_head": nn.Identity(), "ibot_head": nn.Identity()})

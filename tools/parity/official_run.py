@@ -87,6 +87,7 @@ class TrainStepFile:
             clean_crops=crops[:0].unflatten(0, (0, images)),
             mask=self[f"{at}/collated_masks"].unflatten(0, (2, images)),
             masked_indices=self[f"{at}/mask_indices_list"],
+            masked_crops=self[f"{at}/collated_masks"].any(-1).nonzero()[:, 0],
             indices=torch.arange(images),
         )
 

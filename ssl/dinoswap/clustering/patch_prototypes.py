@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoswap.clustering.bank import LinearPrototypeBank
-from dinoswap.objectives.base import Context, Objective, cross_entropy
-from dinoswap.objectives.ibot import Reduction
+from dinoswap.objectives.base import Context, Objective, Reduction, cross_entropy
 from dinoswap.objectives.koleo import koleo
 
 BANK = "prototype_bank"

@@ -24,7 +24,7 @@ from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.images import CorruptImage, Images, Pixels
 from dinoswap.data.order import Order
 from dinoswap.rng import derive, numpy_generator
-from dinoswap.values import Batch, Views
+from dinoswap.values import Batch, Views, masked_positions
 
 Augmentation = Callable[[Pixels, np.random.Generator], Views]
 Masks = Callable[[int], NDArray[np.bool_]]
@@ -93,7 +93,7 @@ def collate(views: Sequence[Views], mask: NDArray[np.bool_], rows: list[int], co
         extra_crops=_stack([v.extra_crops for v in views]),
         clean_crops=_stack([v.clean_crops for v in views]),
         mask=torch.from_numpy(mask),
-        masked_indices=torch.from_numpy(np.flatnonzero(mask)),
+        **masked_positions(torch.from_numpy(mask)),
         indices=torch.tensor(rows),
         corrupt=tuple(corrupt),
     )

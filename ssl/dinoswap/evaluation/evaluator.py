@@ -22,6 +22,7 @@ from dinoswap.evaluation.diagnostics import feature_diagnostics, target_diagnost
 from dinoswap.evaluation.features import EvalImages, Extracted, FrozenBackbone, Reader, evaluating, extract
 from dinoswap.evaluation.knn import PRIMARY_K, knn_accuracy
 from dinoswap.evaluation.summary import Results, summary_table
+from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.values import Batch, Hyper
@@ -66,6 +67,7 @@ class Evaluation:
     pictures: dict[str, visualise.Picture] = field(default_factory=dict)
     warning: str | None = None
     results: Results = field(default_factory=dict)
+    examples: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))  # of the pictures
 
     def warn(self, *sentences: str | None) -> None:
         self.warning = "; ".join(s for s in (self.warning, *sentences) if s) or None
@@ -132,11 +134,12 @@ class Evaluator:
                 memory, held_out = (part.features[TRAINED][kind] for part in (train, test))
                 accuracy = knn_accuracy(memory, train.labels, held_out, test.labels, ks=(k,))
                 found.metrics[f"eval/knn_{short}top1"] = accuracy[f"top1_k{k}"]
-        self.diagnose_targets(found, model, hyper, probe)
+        self.diagnose_objectives(found, model, hyper, probe)
         return found
 
-    def diagnose_targets(self, found: Evaluation, model: SelfDistillation, hyper: Hyper, probe: Batch) -> None:
-        """Adds diagnostics of the targets that the teacher gives for `probe`, and the picture of its crops."""
+    def diagnose_objectives(self, found: Evaluation, model: SelfDistillation, hyper: Hyper, probe: Batch) -> None:
+        """Adds diagnostics of the targets that the teacher gives for `probe`, the picture of its crops, and how the
+        student's tokens of `found.examples` compare with those of frozen teachers."""
         batch = probe.to(self.device).normalised(self.mean, self.std)
         with evaluating(model, self.device, self.autocast):
             targets = model.teacher_targets(batch, hyper)
@@ -147,6 +150,10 @@ class Evaluator:
         patch = backbone_of(model.student).patch_size
         grid = (probe.patch_crops.shape[-2] // patch, probe.patch_crops.shape[-1] // patch)
         found.pictures["crops"] = visualise.crops_figure(probe, grid, self.mean, self.std)
+        with evaluating(model, self.device, self.autocast):
+            metrics, pictures = compare_with_teachers(model, found.examples, self.mean, self.std)
+        found.metrics |= metrics
+        found.pictures |= pictures
 
     def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
         """k-NN and linear probe of the network, of `random_init`, and of features that need no network; diagnostics
@@ -199,11 +206,11 @@ class Evaluator:
             found.metrics |= {f"eval/{name}": value for name, value in values.items()}
             found.warn(verdict(values))
         rows = test.rows[:: max(len(test.rows) // SHOWN, 1)][:SHOWN]
-        shown = torch.from_numpy(np.stack([images.crop(row) for row in rows]))
-        tokens = backbone.patch_tokens(shown)
+        found.examples = torch.from_numpy(np.stack([images.crop(row) for row in rows]))
+        tokens = backbone.patch_tokens(found.examples)
         side = self.size // cast(VisionTransformer, backbone.backbone).patch_size
         if tokens.isfinite().all():
-            found.pictures["pca"] = visualise.pca_figure(shown, tokens, (side, side))
+            found.pictures["pca"] = visualise.pca_figure(found.examples, tokens, (side, side))
 
     def _results(self, train: Extracted, test: Extracted) -> Results:
         """Accuracies by row of the table, those of the two baselines last."""

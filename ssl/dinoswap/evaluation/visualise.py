@@ -62,12 +62,12 @@ def crops_figure(
     for role in ("global", "extra", "local"):
         stack: Tensor = getattr(batch, f"{role}_crops")[:, :images]
         for index, crops in enumerate(to_uint8(stack, mean, std).permute(0, 1, 3, 4, 2).cpu().numpy()):
-            column = [_resized(crop, round(crop.shape[0] * scale), round(crop.shape[1] * scale)) for crop in crops]
+            column = [resized(crop, round(crop.shape[0] * scale), round(crop.shape[1] * scale)) for crop in crops]
             if role == carriers:
                 column = [mask_drawn(*pair) for pair in zip(column, masks[index], strict=True)]
             columns.append(column)
             titles.append(f"{role} {index + 1}")
-    return _mosaic(columns, titles)
+    return mosaic(columns, titles)
 
 
 def mask_drawn(image: Picture, mask: NDArray[np.bool_]) -> Picture:
@@ -104,11 +104,11 @@ def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size:
     colours = (pca_rgb(tokens, grid) * 255).round().astype(np.uint8)
     shown = images.permute(0, 2, 3, 1).cpu().numpy()
     size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])
-    pictures = [_resized(p, *size) for pair in zip(shown, colours, strict=True) for p in pair]
+    pictures = [resized(p, *size) for pair in zip(shown, colours, strict=True) for p in pair]
     blank = np.full((*size, 3), 255, dtype=np.uint8)
     width = 2 * min(pairs, len(shown))
     pictures += [blank] * (-len(pictures) % width)
-    return _mosaic([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
+    return mosaic([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
 
 
 def curves_figure(
@@ -166,13 +166,13 @@ def _rendered(figure: Figure) -> Picture:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _resized(image: Picture, height: int, width: int) -> Picture:
+def resized(image: Picture, height: int, width: int) -> Picture:
     """Enlarged with its pixels visible, or reduced smoothly: [h, w, 3] to [height, width, 3]."""
     method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
-def _mosaic(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
+def mosaic(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
     """Columns of pictures of equal height per row, under their titles, on white."""
     row_height = max(p.shape[0] for column in columns for p in column) + GAP
     widths = [max(max(p.shape[1] for p in column), 52) + GAP for column in columns]

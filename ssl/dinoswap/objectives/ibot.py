@@ -4,14 +4,9 @@ Both heads run on the masked tokens only. How the per-token losses become one nu
 Follows dinov2/loss/ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; Zhou et al. (arXiv 2111.07832).
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from dinoswap.objectives.base import Context, Objective, cross_entropy
-
-Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(losses [M], mask [P, B, N], masked_indices [M]) -> scalar"""
+from dinoswap.objectives.base import Context, Objective, Reduction, cross_entropy
 
 
 class IBOT(Objective):

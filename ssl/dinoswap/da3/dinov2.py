@@ -1,0 +1,87 @@
+"""An official DINOv2 weight file as the teacher: the patch tokens of a block, through the final norm.
+
+The architecture is read off the weights, but for the attention heads, which leave no trace in them.
+Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, hub/backbones.py).
+"""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dinoswap.da3.protocol import Teacher, TeacherSettings
+from dinoswap.da3.weights import sha256, weight_file
+from dinoswap.nn.block import Block
+from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
+from dinoswap.nn.sizes import SIZES, Size
+from dinoswap.nn.vit import VisionTransformer, vit
+from dinoswap.rng import seed_torch
+
+PATCH_SIZE = 14
+"""Of every published model."""
+
+
+class Dinov2Teacher(Teacher):
+    """The normed patch tokens of a backbone's last block."""
+
+    def __init__(self, backbone: VisionTransformer, identity: str, notice: str) -> None:
+        super().__init__(embed_dim=backbone.embed_dim, patch_size=backbone.patch_size, identity=identity, notice=notice)
+        self.backbone = backbone.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        patch = self.backbone(images).patch
+        assert patch is not None
+        return patch
+
+
+def build(settings: TeacherSettings) -> Teacher:
+    """Raises ValueError for a setting that means nothing here and for weights that do not fit."""
+    _check(settings)
+    path = weight_file(settings.ckpt_path) if settings.ckpt_path else None
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        seed_torch(0, "init/da3_teacher")
+        backbone = _random(settings) if path is None else _load(path, settings.num_heads)
+    depth, heads = len(backbone.blocks), cast(Block, backbone.blocks[0]).attn.num_heads
+    backbone.blocks = backbone.blocks[: _block(settings.layer, depth) + 1]  # those behind would be computed for nothing
+    what = f"dinov2 {backbone.embed_dim} channels, {heads} heads, {len(backbone.blocks)} of {depth} blocks"
+    if path is None:
+        notice = f"The teacher ({what}) has RANDOM WEIGHTS; give the path of a DINOv2 weight file as ckpt_path."
+        return Dinov2Teacher(backbone, f"{what} random weights", notice)
+    notice = f"The teacher ({what}) has the weights of {path}; Meta published its own DINOv2 weights under Apache-2.0."
+    return Dinov2Teacher(backbone, f"{what} sha256:{sha256(path)[:16]}", notice)
+
+
+def _check(settings: TeacherSettings) -> None:
+    if settings.token_part != "full":
+        raise ValueError(f"token_part={settings.token_part}: tokens of DINOv2 have no halves; set full")
+    if settings.normalise_halves:
+        raise ValueError("normalise_halves=True: tokens of DINOv2 have no halves; set false")
+    if settings.ckpt_path and settings.variant is not None:
+        raise ValueError(f"variant={settings.variant}: the architecture is read off the weights; set null")
+
+
+def _load(path: Path, num_heads: int | None) -> VisionTransformer:
+    state = load_official(path)
+    architecture = infer_architecture(state, num_heads)
+    if architecture["registers"]:  # as the published models with registers were trained
+        architecture |= {"interpolate_offset": 0.0, "interpolate_antialias": True}
+    backbone = VisionTransformer(**architecture)
+    load_into(backbone, state)
+    return backbone
+
+
+def _random(settings: TeacherSettings) -> VisionTransformer:
+    variant = settings.variant or "small"
+    if variant not in SIZES:
+        raise ValueError(f"variant={variant}: without ckpt_path, use one of {', '.join(SIZES)}")
+    return vit(cast(Size, variant), patch_size=PATCH_SIZE, num_heads=settings.num_heads)
+
+
+def _block(layer: int | None, depth: int) -> int:
+    """The block that is read, from 0."""
+    if layer is None:
+        return depth - 1
+    if not -depth <= layer < depth:
+        raise ValueError(f"layer={layer}: the network has {depth} blocks; use 0 to {depth - 1}, or null for the last")
+    return layer % depth

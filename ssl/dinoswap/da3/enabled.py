@@ -1,0 +1,180 @@
+"""Masked-image distillation from a frozen teacher, Depth Anything 3 in the first place.
+
+The teacher sees the clean crop (the geometry of the mask-carrying crop, none of its photometry), the student the masked
+one. At every masked position, with t the teacher's token and p the projected token of the student's backbone,
+
+    loss = reduction over the masked positions of 1 - cos(p, t)
+
+The teacher is in no optimiser, EMA or checkpoint: the objective holds it outside its module tree. Only crops with a
+masked token are sent through it. No self-supervised code is followed here; the teacher follows
+ByteDance-Seed/Depth-Anything-3 @ 2c21ea8.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dinoswap.da3.frozen import FrozenTeacher, Grid, GridMatching, TeacherPrecision
+from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Backend, TeacherSettings, TokenPart, Triple
+from dinoswap.da3.teacher import build_teacher, check_width
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
+from dinoswap.values import Batch
+
+PROJECTOR = "da3_projector"
+
+
+class Projector(nn.Sequential):
+    """Linear, GELU, Linear from the student's tokens [R, dim] to the teacher's space [R, out_dim], initialised as the
+    heads are."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, lr_multiplier: float = 1.0) -> None:
+        first, last = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, out_dim)
+        super().__init__(first, nn.GELU(), last)
+        for linear in (first, last):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        self.group_options = {"lr_multiplier": lr_multiplier}
+
+
+class MaskedImageDistillation(Objective):
+    needs_clean_crops = True
+    checks_first_batch = True
+
+    def __init__(
+        self,
+        reduction: Reduction,
+        mean: Triple = IMAGENET_MEAN,
+        std: Triple = IMAGENET_STD,
+        loss_weight: float = 1.0,
+        embed_dim: int | None = None,
+        projector_hidden_dim: int = 2048,
+        projector_lr_multiplier: float = 1.0,
+        ckpt_path: str = "",
+        backend: Backend = "native",
+        variant: str | None = None,
+        num_heads: int | None = None,
+        layer: int | None = None,
+        token_part: TokenPart = "full",
+        normalise_halves: bool = False,
+        grid_matching: GridMatching = "resize_image",
+        pool: int = 2,
+        precision: TeacherPrecision = "fp32",
+        use_fsdp: bool = False,
+    ) -> None:
+        """`mean` and `std` are those of the crops, see `FrozenTeacher`; for the teacher's own arguments see
+        `TeacherSettings`. `embed_dim` None is the teacher's own width."""
+        super().__init__(loss_weight)
+        if projector_hidden_dim < 1:
+            raise ValueError(f"projector_hidden_dim={projector_hidden_dim}: must be at least 1")
+        if not projector_lr_multiplier >= 0:
+            raise ValueError(f"projector_lr_multiplier={projector_lr_multiplier}: must be 0 or more")
+        if use_fsdp:
+            raise ValueError("use_fsdp=True: there is no sharded training yet; set da3.use_fsdp=false")
+        settings = TeacherSettings(
+            backend=backend,
+            variant=variant,
+            ckpt_path=ckpt_path,
+            num_heads=num_heads,
+            layer=layer,
+            token_part=token_part,
+            normalise_halves=normalise_halves,
+        )
+        teacher = build_teacher(settings)
+        check_width(teacher, embed_dim)
+        self.reduction = reduction
+        self._outside = [FrozenTeacher(teacher, mean, std, grid_matching, pool, precision)]  # in a list: no submodule
+        self._projector = partial(
+            Projector,
+            hidden_dim=projector_hidden_dim,
+            out_dim=teacher.embed_dim,
+            lr_multiplier=projector_lr_multiplier,
+        )
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        return self._outside[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "MaskedImageDistillation":
+        """What `.to()` and its kind call: the teacher goes where the objective goes."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+    def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
+        return {PROJECTOR: self._projector}
+
+    def identity(self) -> Mapping[str, str]:
+        return {"teacher": self.teacher.network.identity}
+
+    def notices(self) -> Sequence[str]:
+        return [self.teacher.network.notice]
+
+    def weight(self, term: str) -> float | None:
+        return self.loss_weight if term == "cosine" else None
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        """`cosine` is the loss; of cosines, and of both norms before they are 1, means are logged."""
+        batch = context.batch
+        targets = self.masked_targets(batch, grid_of(context.student, batch.patch_crops))  # [M, D]
+        projected = context.student[PROJECTOR](context.student_features.masked_patch).float()  # [M, D]
+        cosines = functional.cosine_similarity(projected, targets, dim=-1)  # [M]
+        tokens = max(len(cosines), 1)  # without a masked token every mean is 0
+        mean = cosines.sum() / tokens
+        return {
+            "cosine": self.reduction(1 - cosines, batch.mask, batch.masked_indices),
+            "cosine_mean": mean,
+            "cosine_std": ((cosines - mean).square().sum() / tokens).sqrt(),
+            "student_norm": projected.norm(dim=-1).sum() / tokens,
+            "teacher_norm": targets.norm(dim=-1).sum() / tokens,
+        }
+
+    def masked_targets(self, batch: Batch, grid: Grid) -> Tensor:
+        """The teacher's tokens [M, D] at the masked positions. The place for a cache of features."""
+        crops = batch.clean_crops.flatten(0, 1).index_select(
+            0, batch.masked_crops
+        )  # [P, B, ...] -> [P B, ...] -> [C, ...]
+        tokens = self.teacher(crops, grid) if len(crops) else crops.new_empty(0, 1, self.teacher.network.embed_dim)
+        patches = batch.mask.shape[-1]
+        place = batch.mask.flatten(0, 1).any(-1).cumsum(0) - 1  # [P, B, N] -> [P B]: which of the C crops each one is
+        rows = place[batch.masked_indices // patches] * patches + batch.masked_indices % patches
+        return tokens.flatten(0, 1).index_select(0, rows)  # [C, N, D] -> [C N, D] -> [M, D]
+
+    def check_first_batch(self, context: Context) -> str:
+        """Shapes are checked by the teacher's forward; here: a finite loss, whose gradient reaches the backbone."""
+        teacher = self.teacher.network
+        if not len(context.batch.masked_indices):
+            return f"teacher {teacher.identity}; the first batch has no masked token to check the loss on"
+        values = self(context)
+        parameters = [p for p in context.student["backbone"].parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(values["cosine"], parameters, allow_unused=True)
+        norm = sum(g.float().square().sum().item() for g in gradients if g is not None) ** 0.5
+        found = {name: value.item() for name, value in values.items()}
+        tokens = len(context.batch.masked_indices)
+        said = (
+            f"teacher {teacher.identity}, {teacher.embed_dim} channels; {tokens} masked tokens: loss "
+            f"{found['cosine']:.4f}, cosine {found['cosine_mean']:.3f} +- {found['cosine_std']:.3f}, norms "
+            f"{found['student_norm']:.3g} (student) and {found['teacher_norm']:.3g} (teacher), gradient {norm:.3g}"
+        )
+        if not (torch.tensor([norm, *found.values()]).isfinite().all() and norm > 0):
+            raise ValueError(
+                f"da3: nothing can be learnt from this teacher: {said}; are its weights what they should be?"
+            )
+        return said
+
+    def compare_tokens(self, student: nn.ModuleDict, images: Tensor, mask: Tensor) -> TokenComparison:
+        backbone = cast(VisionTransformer, student["backbone"])
+        clean, masked = backbone([images, images], [None, mask])
+        project = student[PROJECTOR]
+        return TokenComparison(
+            self.teacher(images, grid_of(student, images)), project(clean.patch).float(), project(masked.patch).float()
+        )
+
+
+def grid_of(student: nn.ModuleDict, crops: Tensor) -> Grid:
+    """Rows and columns of patches that the student cuts crops [..., H, W] into."""
+    return cast(VisionTransformer, student["backbone"]).patch_embed.grid(crops.shape[-2], crops.shape[-1])

@@ -1,0 +1,182 @@
+"""Which Depth Anything 3 network an official file holds, and its backbone's weights.
+
+The file is a `model.safetensors`; given its folder, config.json is read too. Names and shapes say which network it is,
+before any tensor is read, and of the tensors those of the backbone alone are.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dinoswap.da3.protocol import TeacherSettings
+from dinoswap.da3.variants import (
+    PREFIXES,
+    VARIANTS,
+    Architecture,
+    Shapes,
+    difference,
+    from_config,
+    from_shapes,
+    names_of,
+    variant_named,
+)
+from dinoswap.da3.weights import sha256, weight_file
+from dinoswap.nn.official_weights import some
+
+
+@dataclass(frozen=True)
+class Source:
+    """What network a teacher is, which variants that can be, and where its weights are (`path` None: random ones)."""
+
+    architecture: Architecture
+    names: tuple[str, ...]
+    path: Path | None = None
+    prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        spec = self.architecture
+        return " or ".join(self.names) or f"unreleased, {spec.depth} blocks of width {spec.embed_dim}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.name} " + (f"sha256:{sha256(self.path)[:16]}" if self.path else "random weights")
+
+    @property
+    def notice(self) -> str:
+        """Licence and origin, in one sentence."""
+        if self.path is None:
+            return (
+                f"teacher: Depth Anything 3 {self.name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to an "
+                "official model.safetensors for the trained ones"
+            )
+        licences = dict.fromkeys(VARIANTS[name].licence for name in self.names)
+        return f"teacher: Depth Anything 3 {self.name} of {self.path}, licence: {' or '.join(licences) or 'not known'}"
+
+
+def locate(settings: TeacherSettings) -> Source:
+    """The network that the settings mean. Raises ValueError where the file is of another one, or of none."""
+    if settings.variant is not None:
+        variant_named(settings.variant)
+    if not settings.ckpt_path:
+        return _random(settings.variant or "small", settings.num_heads)
+    path = weight_file(settings.ckpt_path)
+    shapes = read_shapes(path)
+    prefix = _prefix(settings.variant, shapes, path)
+    try:
+        config = _read_config(path.with_name("config.json")) if Path(settings.ckpt_path).is_dir() else None
+        architecture = from_shapes(below(prefix, shapes), settings.num_heads)
+        if config is not None:
+            architecture = from_config(_net(config, prefix), architecture)
+    except ValueError as error:
+        raise ValueError(f"ckpt_path={path}: {error}") from error
+    names = names_of(architecture, prefix, None if config is None else config.get("model_name"))
+    if settings.variant is not None:
+        _require_variant(settings.variant, Source(architecture, names, path))
+        names = (settings.variant,)
+    return Source(architecture, names, path, prefix)
+
+
+def below(prefix: str, shapes: Shapes) -> Shapes:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _random(name: str, num_heads: int | None) -> Source:
+    architecture = VARIANTS[name].architecture
+    if num_heads not in (None, architecture.num_heads):
+        raise ValueError(f"num_heads={num_heads}: {name} has {architecture.num_heads}; leave it null")
+    return Source(architecture, (name,))
+
+
+def _require_variant(variant: str, found: Source) -> None:
+    if variant in found.names:
+        return
+    details = difference(found.architecture, VARIANTS[variant].architecture) or "as its config.json says"
+    raise ValueError(
+        f"variant={variant}: {found.path} holds another one, {found.name} ({details}); "
+        f"set variant={found.names[0] if found.names else 'null'}, or give the file of {variant}"
+    )
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Of every tensor in a safetensors file, none of which is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_slice(name).get_shape() for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"ckpt_path={path}: not a whole safetensors file ({error}); download it again") from error
+
+
+def _prefix(variant: str | None, shapes: Shapes, path: Path) -> str:
+    """What the names of the wanted backbone begin with."""
+    found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)]
+    wanted = PREFIXES[0] if variant is None else VARIANTS[variant].prefix
+    if wanted in found:
+        return wanted
+    if not found:
+        kinds = {".".join(name.split(".")[:3]) for name in shapes}
+        raise ValueError(
+            f"ckpt_path={path}: no Depth Anything 3 backbone in it: no name begins with {' or '.join(PREFIXES)}; "
+            f"there are {some(kinds) or 'none'}; give an official model.safetensors"
+        )
+    if wanted == PREFIXES[0]:
+        nested = [name for name, known in VARIANTS.items() if known.prefix in found]
+        raise ValueError(f"variant={variant or 'null'}: {path} holds nested networks; set {' or '.join(nested)}")
+    raise ValueError(f"variant={variant}: {path} has no name that begins with {wanted}; set variant=null")
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """An official config.json; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"its config.json is not JSON ({error}); give model.safetensors itself") from error
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is no mapping; give model.safetensors itself")
+    return config
+
+
+def _net(config: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """The section of a config.json that describes the backbone of these names."""
+    section: Any = config
+    keys = next(variant.section for variant in VARIANTS.values() if variant.prefix == prefix)
+    for key in keys:
+        section = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        raise ValueError(f"its config.json has no {'.'.join(keys)}; give the official one, or model.safetensors itself")
+    return section
+
+
+def read_weights(path: Path, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors below `prefix`, float32. Raises ValueError, naming them, unless they are exactly those of the state
+    dict `own` in names and shapes."""
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+        if problems := _problems(state, own):
+            raise ValueError(
+                f"ckpt_path={path}: the backbone does not fit: {some(problems)}; give the whole official file"
+            )
+        # A copy: the file's tensors are maps of the file, at any alignment, and change with it.
+        return {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
+
+
+def _problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    found = [f"missing {name}" for name in own.keys() - state.keys()]
+    found += [f"unexpected {name}" for name in state.keys() - own.keys()]
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            found.append(f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}")
+        if not state[name].is_floating_point():
+            found.append(f"{name} is {state[name].dtype}, not floating point")
+    return found

@@ -1,0 +1,143 @@
+"""Any network of timm (pytorch-image-models) as the teacher: one of its feature maps, each position a token.
+
+`layer` counts the maps of timm's `forward_intermediates`: the stages of a convolutional network, the blocks of a vision
+transformer, whose map goes through the final norm. Nothing is ever downloaded.
+"""
+
+import difflib
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinoswap.da3.protocol import Teacher, TeacherSettings
+from dinoswap.da3.weights import sha256, weight_file
+from dinoswap.nn.official_weights import read_weights, some
+from dinoswap.rng import seed_torch
+
+
+class TimmTeacher(Teacher):
+    """The feature map `layer` of a network, row by row."""
+
+    def __init__(self, network: Any, layer: int, identity: str, notice: str) -> None:
+        described, config = network.feature_info[layer], network.pretrained_cfg
+        super().__init__(
+            embed_dim=described.get("num_chs_norm", described["num_chs"]),  # a norm may project, as SAM's neck does
+            patch_size=described["reduction"],
+            identity=identity,
+            notice=notice,
+            mean=config["mean"],
+            std=config["std"],
+        )
+        self.network = network.eval()
+        self.options = {"indices": [layer], "stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
+        self.options["norm"] = not type(network).__name__.startswith("Hiera")  # which refuses it
+        any_size = getattr(network, "dynamic_img_size", False) or not config.get("fixed_input_size")
+        self.only_size = None if any_size else tuple(config["input_size"][1:])
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = height, width = tuple(images.shape[-2:])
+        grid = height // self.patch_size, width // self.patch_size
+        if size != (grid[0] * self.patch_size, grid[1] * self.patch_size) or self.only_size not in (None, size):
+            allowed = self.only_size or f"multiples of {self.patch_size}"
+            raise ValueError(f"images of {size} pixels: {self.identity} takes {allowed}; use such, or another network")
+        (features,) = self.network.forward_intermediates(images, **self.options)
+        if features.shape[1:] != (self.embed_dim, *grid):
+            raise ValueError(
+                f"images of {size} pixels: {self.identity} gives a map {list(features.shape[1:])} where timm's "
+                f"feature_info says {[self.embed_dim, *grid]}; use another layer or network"
+            )
+        tokens: Tensor = features.flatten(2).transpose(1, 2)  # [N, D, h, w] -> [N, D, P] -> [N, P, D]
+        return tokens
+
+
+def build(settings: TeacherSettings) -> Teacher:
+    """Raises ValueError for a setting that means nothing here, an unknown network and weights that do not fit."""
+    _check(settings)
+    timm = _timm()
+    variant = _known(timm, settings.variant)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        seed_torch(0, "init/da3_teacher")
+        network = _create(timm, variant)
+    layer = _map(network, variant, settings.layer)
+    what = f"timm {variant} layer {layer}"
+    if not settings.ckpt_path:
+        notice = f"The teacher {what} has RANDOM WEIGHTS; give the path of a state dict as ckpt_path."
+        return TimmTeacher(network, layer, f"{what} random weights", notice)
+    path = weight_file(settings.ckpt_path)
+    _load(network, path)
+    notice = f"The teacher is {what} with the weights of {path}; mind the licence that they came with."
+    return TimmTeacher(network, layer, f"{what} sha256:{sha256(path)[:16]}", notice)
+
+
+def _check(settings: TeacherSettings) -> None:
+    if settings.token_part != "full":
+        raise ValueError(f"token_part={settings.token_part}: tokens of a timm network have no halves; set full")
+    if settings.normalise_halves:
+        raise ValueError("normalise_halves=True: tokens of a timm network have no halves; set false")
+    if settings.num_heads is not None:
+        raise ValueError(f"num_heads={settings.num_heads}: the name of a timm network says so too; set null")
+
+
+def _timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError(f"backend=timm: {error}; pip install 'dinoswap[timm]'") from error
+
+
+def _known(timm: ModuleType, variant: str | None) -> str:
+    """A name that timm has a network for, with or without the tag of weights. Other forms would fetch something."""
+    if variant is None:
+        raise ValueError("variant=None: a timm network needs its name, as tf_efficientnet_lite0")
+    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    if variant not in names:
+        near = difflib.get_close_matches(variant, sorted(names)) or ["timm.list_models() has all"]
+        raise ValueError(f"variant={variant}: no network of timm {timm.__version__}; {', '.join(near)}?")
+    return variant
+
+
+def _create(timm: ModuleType, variant: str) -> Any:
+    """Without its classifier; a vision transformer for images of any size, which other networks need not be told."""
+    try:
+        network = timm.create_model(variant, num_classes=0, dynamic_img_size=True)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        network = timm.create_model(variant, num_classes=0)
+    if not hasattr(network, "forward_intermediates"):
+        raise ValueError(f"variant={variant}: timm {timm.__version__} gives no feature maps of it; use another network")
+    return network
+
+
+def _map(network: Any, variant: str, layer: int | None) -> int:
+    strides = [described["reduction"] for described in network.feature_info]
+    if layer is None:
+        return len(strides) - 1
+    if not -len(strides) <= layer < len(strides):
+        raise ValueError(
+            f"layer={layer}: {variant} has {len(strides)} feature maps, of strides {', '.join(map(str, strides))}; "
+            f"use 0 to {len(strides) - 1}, or null for the last"
+        )
+    return layer % len(strides)
+
+
+def _load(network: Any, path: Path) -> None:
+    """Everything but the classifier, which a file may have or not, and what batch norms count while they train."""
+    state, own = read_weights(path), network.state_dict()
+    heads = network.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+    problems = [f"missing {key}" for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")]
+    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
+    if problems:
+        raise ValueError(f"ckpt_path={path}: {some(problems)}; give the state dict of exactly this timm network")
+    network.load_state_dict(state, strict=False)

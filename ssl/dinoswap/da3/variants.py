@@ -1,0 +1,183 @@
+"""The released Depth Anything 3 backbones, and which network a config.json or a state dict describes.
+
+A state dict shows every width, the depth, the kind of feed-forward layer and the first block with normed queries and
+keys, where in every release the rotary embedding and the alternation of local and global blocks begin as well. It does
+not show the number of heads of a network without such norms; every release has 64 channels a head.
+Follows src/depth_anything_3/configs and model/dinov2/dinov2.py of ByteDance-Seed/Depth-Anything-3 @ 2c21ea8.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from dinoswap.nn.block import Ffn
+from dinoswap.nn.official_weights import some
+from dinoswap.nn.sizes import SIZES, Size
+
+HEAD_DIM = 64
+HEAD_NORM = re.compile(r"blocks\.(\d+)\.attn\.[qk]_norm\.")
+NETS: dict[str, Size] = {"vits": "small", "vitb": "base", "vitl": "large", "vitg": "giant"}
+"""The official names of `config.net.name`."""
+
+APACHE = "Apache-2.0"
+NON_COMMERCIAL = "CC BY-NC 4.0, for non-commercial use only"
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A start is the first block that has something, None where no block has it."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    ffn: Ffn = "mlp"
+    alt_start: int | None = None  # the camera token, and local and global blocks in turns
+    qknorm_start: int | None = None
+    rope_start: int | None = None
+    cat_token: bool = False
+    img_size: int = 518  # of the square position table
+    patch_size: int = 14
+
+    @property
+    def token_dim(self) -> int:
+        """Channels of the tokens of an out layer."""
+        return 2 * self.embed_dim if self.cat_token else self.embed_dim
+
+    def is_global(self, block: int) -> bool:
+        return self.alt_start is not None and block >= self.alt_start and block % 2 == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    architecture: Architecture
+    model_name: str  # in config.json
+    licence: str
+    prefix: str = "model.backbone.pretrained."  # of its keys in the file
+    section: tuple[str, ...] = ("config", "net")  # of config.json
+
+
+def _released(size: Size, start: int | None) -> Architecture:
+    dim, depth, heads, ffn = SIZES[size]
+    return Architecture(
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        ffn=ffn,
+        alt_start=start,
+        qknorm_start=start,
+        rope_start=start,
+        cat_token=start is not None,
+    )
+
+
+VARIANTS = {
+    "small": Variant(architecture=_released("small", 4), model_name="da3-small", licence=APACHE),
+    "base": Variant(architecture=_released("base", 4), model_name="da3-base", licence=APACHE),
+    "large": Variant(architecture=_released("large", 8), model_name="da3-large", licence=NON_COMMERCIAL),
+    "giant": Variant(architecture=_released("giant", 13), model_name="da3-giant", licence=NON_COMMERCIAL),
+    "mono": Variant(architecture=_released("large", None), model_name="da3mono-large", licence=APACHE),
+    "metric": Variant(architecture=_released("large", None), model_name="da3metric-large", licence=APACHE),
+    "nested_giant": Variant(
+        architecture=_released("giant", 13),
+        model_name="da3nested-giant-large",
+        licence=NON_COMMERCIAL,
+        prefix="model.da3.backbone.pretrained.",
+        section=("config", "anyview", "net"),
+    ),
+    "nested_metric": Variant(
+        architecture=_released("large", None),
+        model_name="da3nested-giant-large",
+        licence=NON_COMMERCIAL,
+        prefix="model.da3_metric.backbone.pretrained.",
+        section=("config", "metric", "net"),
+    ),
+}
+
+
+PREFIXES = tuple(dict.fromkeys(variant.prefix for variant in VARIANTS.values()))
+"""That of a single network first."""
+
+
+def variant_named(name: str) -> Variant:
+    if name not in VARIANTS:
+        raise ValueError(f"variant={name}: use one of {', '.join(VARIANTS)}, or null to read it off the weights")
+    return VARIANTS[name]
+
+
+def names_of(architecture: Architecture, prefix: str, model_name: str | None = None) -> tuple[str, ...]:
+    """The variants that a network of these keys can be: two for mono and metric, unless config.json has said which;
+    none for a network that is not one of the released ones."""
+    names = [name for name, v in VARIANTS.items() if (v.architecture, v.prefix) == (architecture, prefix)]
+    return tuple(name for name in names if VARIANTS[name].model_name == model_name) or tuple(names)
+
+
+def difference(one: Architecture, other: Architecture) -> str:
+    """'embed_dim=384 instead of 768, ...' for each field in which `one` is not `other`."""
+    pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Architecture))
+    return ", ".join(f"{name}={a} instead of {b}" for name, a, b in pairs if a != b)
+
+
+def from_shapes(shapes: Shapes, num_heads: int | None = None) -> Architecture:
+    """The architecture that a state dict shows. Raises ValueError where it is none of such a backbone, or leaves the
+    number of heads open."""
+    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
+    if missing := [name for name in needed if name not in shapes]:
+        raise ValueError(f"missing {some(missing)}: the backbone is not whole; give an official model.safetensors")
+    dim, patch_size = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
+    head_norms = {int(m[1]): shape[0] for name, shape in shapes.items() if (m := HEAD_NORM.match(name))}
+    start = min(head_norms, default=None)
+    return Architecture(
+        embed_dim=dim,
+        depth=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        num_heads=_heads(dim, None if start is None else head_norms[start], num_heads),
+        ffn="swiglu" if any(".mlp.w12." in name for name in shapes) else "mlp",
+        alt_start=start,
+        qknorm_start=start,
+        rope_start=start,
+        cat_token=start is not None,
+        img_size=math.isqrt(shapes["pos_embed"][-2] - 1) * patch_size,
+        patch_size=patch_size,
+    )
+
+
+def _heads(dim: int, width: int | None, given: int | None) -> int:
+    """`width`: channels a head, where the weights show them."""
+    if width is not None and given not in (None, dim // width):
+        raise ValueError(f"num_heads={given}: the weights have {dim // width} heads; leave it null")
+    if width is None and given is None and dim % HEAD_DIM:
+        raise ValueError(
+            f"num_heads=null: the weights do not show it, and their width {dim} is no multiple of {HEAD_DIM} channels "
+            "a head; give num_heads"
+        )
+    heads = dim // (width or HEAD_DIM) if given is None else given
+    if heads < 1 or dim % heads:
+        raise ValueError(f"num_heads={heads}: the width of the weights is {dim}; give a divisor of it")
+    return heads
+
+
+def from_config(net: Mapping[str, Any], shown: Architecture) -> Architecture:
+    """What `config.net` of an official config.json describes. What it does not say (the sizes of a network whose name
+    is not an official one) is what the weights have `shown`. Raises ValueError where the two disagree."""
+
+    def start(name: str) -> int | None:
+        return None if net.get(name, -1) == -1 else int(net[name])
+
+    unseen = {  # by weights: q_norm alone is
+        "alt_start": start("alt_start"),
+        "rope_start": start("rope_start"),
+        "cat_token": bool(net.get("cat_token", True)),
+    }
+    stated = replace(shown, qknorm_start=start("qknorm_start"), **unseen)
+    if net.get("name") in NETS:
+        dim, depth, heads, ffn = SIZES[NETS[net["name"]]]
+        stated = replace(stated, embed_dim=dim, depth=depth, num_heads=heads, ffn=ffn)
+    if wrong := difference(stated, replace(shown, **unseen)):
+        raise ValueError(
+            f"its config.json is of another network than the weights: {wrong}; give the two that belong together, or "
+            "model.safetensors itself"
+        )
+    return stated

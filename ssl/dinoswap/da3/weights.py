@@ -1,0 +1,22 @@
+"""The file that a teacher's weights are in: where it is, what identifies it."""
+
+import hashlib
+from pathlib import Path
+
+WEIGHTS = "model.safetensors"
+"""The name in every folder of the Hugging Face hub."""
+
+
+def weight_file(ckpt_path: str) -> Path:
+    """The file at `ckpt_path`, or the `model.safetensors` in that folder. Raises ValueError where there is none."""
+    path = Path(ckpt_path)
+    if path.is_dir():
+        path = path / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"ckpt_path={ckpt_path}: no such file; give {WEIGHTS}, or the folder that it lies in")
+    return path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
