@@ -16,8 +16,9 @@ from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
 from dinoswap.explain import options, presets
 from dinoswap.optim.param_groups import Group
 from dinoswap.settings import check
+from fixtures import DA3
 
-AXES = [axis for axis in presets()["official"] if axis != "da3"]
+AXES = list(presets()["official"])
 OPTIONS = {axis: [option.name for option in options(axis)] for axis in AXES}
 
 
@@ -99,9 +100,14 @@ def test_the_arms_cover_every_pair() -> None:
     assert len(covered) == expected
 
 
+def teacher_of(option: str) -> list[str]:
+    """A small one."""
+    return [f"da3.ckpt_path={DA3 / 'da3_tiny.safetensors'}", "da3.projector_hidden_dim=32"] * (option == "enabled")
+
+
 @pytest.mark.parametrize("choices", ARMS, ids=lambda choices: ",".join(choices.values()))
 def test_every_pair_of_options_trains(choices: dict[str, str]) -> None:
-    arm = Arm(*(f"{axis}={option}" for axis, option in choices.items()))
+    arm = Arm(*(f"{axis}={option}" for axis, option in choices.items()), *teacher_of(choices["da3"]))
     clip, without = arm.trainer.clip, []
 
     def recorded(groups: list[Group]) -> dict[str, Tensor]:
@@ -146,6 +152,7 @@ SHARED = {
     "details_legacy": {"crops", "mask", "heads"},
     "reduction": OBJECTIVE,
     "clustering": OBJECTIVE,
+    "da3": OBJECTIVE,
     "masking": {"crops", "weights"},
     "forward": {"crops", "weights"},
     "augmentation": {"mask", "weights"},
@@ -163,7 +170,7 @@ def test_two_arms_share_what_they_can(flip: str, bases: dict[str, Arm]) -> None:
     key = next(key for key in SHARED if flip.startswith(key))
     compared = 0
     for preset, base in bases.items():
-        arm = Arm(f"preset={preset}", f"flip={flip}")
+        arm = Arm(f"preset={preset}", f"flip={flip}", *teacher_of(flip.removeprefix("da3_")))
         if differing_keys(arm, base):
             compared += 1
             check_shared(base, arm, SHARED[key], CHANGED_WEIGHTS.get(key))

@@ -46,9 +46,9 @@ def renamed(key: str) -> str:
 
 
 def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `state` under timm's names, contiguous. Raises ValueError unless they are those `expected`, shapes too."""
+    """The tensors of `state` under timm's names. Raises ValueError unless names and shapes are those `expected`."""
     try:
-        result = {renamed(key): value.contiguous() for key, value in state.items()}
+        result = {renamed(key): value.contiguous() for key, value in state.items()}  # many are transposed views
     except (KeyError, ValueError) as error:
         raise ValueError(f"{error.args[0]}: no name of {PACKAGE}; give the file that it ships") from error
     problems = [f"missing {key}" for key in expected.keys() - result.keys()]

@@ -1,5 +1,5 @@
-"""The tiny networks of tests/parity/da3 with their official outputs, and the formulas of the backbone written out naively:
-NumPy, float64, one image, one token at a time."""
+"""The tiny networks of tests/parity/da3 with their official outputs, and the formulas of the backbone written out
+naively: NumPy, float64, one image, one token at a time."""
 
 import json
 import math

@@ -131,11 +131,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     state = network().state_dict()
     del state["blocks.1.attn.proj.bias"]
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="missing blocks.1.attn.proj.bias"):
+    with pytest.raises(ValueError, match=r"missing blocks\.1\.attn\.proj\.bias"):
         teacher(ckpt_path=str(tmp_path / "weights.pth"))
 
 
 def test_images_have_to_be_multiples_of_the_patch(tmp_path: Path) -> None:
     found = teacher(ckpt_path=written(network(), tmp_path / "weights.pth"))
-    with pytest.raises(ValueError, match="60 x 56 pixels: .*multiples of patch_size=14"):
+    with pytest.raises(ValueError, match=r"60 x 56 pixels: .*multiples of patch_size=14"):
         found(images(60, 56))

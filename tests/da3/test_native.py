@@ -281,7 +281,7 @@ def test_nested_networks(tmp_path: Path) -> None:
         ({"config": {"net": {"name": "vits", "alt_start": 2, "qknorm_start": 2}}}, ["embed_dim=384 instead of 48"]),
         ({"config": {"net": {"alt_start": 2, "qknorm_start": 3}}}, ["qknorm_start=3 instead of 2"]),
         ({"config": {"net": {"alt_start": -1, "qknorm_start": 2}}}, ["unexpected camera_token"]),
-        ({"model_name": "da3-small"}, ["its config.json has no config.net"]),
+        ({"model_name": "da3-small"}, ["embed_dim=384 instead of 48"]),
         ([1], ["its config.json is no mapping"]),
     ],
 )

@@ -118,11 +118,11 @@ def test_sides_that_are_no_multiples_of_the_patch(fake: type[FakeDinoV2]) -> Non
 
 def test_a_network_that_the_package_does_not_have(fake: type[FakeDinoV2], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "small", (384, 12, 6, "mlp"))
-    with pytest.raises(ValueError, match="backend=package: it has no network of .*; use backend=native"):
+    with pytest.raises(ValueError, match=r"backend=package: it has no network of .*; use backend=native"):
         build(FILE)
 
 
 def test_without_the_package(fake: type[FakeDinoV2], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package.MODULE, None)
-    with pytest.raises(ValueError, match="backend=package: cannot import .*; use backend=native"):
+    with pytest.raises(ValueError, match=r"backend=package: cannot import .*; use backend=native"):
         build(FILE)

@@ -183,6 +183,16 @@ def test_images_have_to_be_multiples_of_the_stride() -> None:
         teacher(variant=CNN)(images(80, 64))
 
 
+@torch.no_grad()
 def test_a_network_of_one_size_says_so() -> None:
-    with pytest.raises(ValueError, match=r"images of \(128, 128\) pixels: .*takes \(224, 224\)"):
-        teacher(variant="swin_tiny_patch4_window7_224")(images(128, 128))
+    found = teacher(variant="pit_ti_224")
+    assert found(images(224, 224)).shape == (2, 49, 256)
+    with pytest.raises(ValueError, match=r"images of \(128, 128\) pixels: .*multiples of 32, and \(224, 224\) alone"):
+        found(images(128, 128))
+
+
+@torch.no_grad()
+def test_a_map_that_is_not_as_announced_is_refused() -> None:
+    """This one's convolutions have no padding: 160 pixels at stride 32 give 3 x 3 positions and not 5 x 5."""
+    with pytest.raises(ValueError, match=r"gives a map \[2048, 3, 3\] where .* says \[2048, 5, 5\]"):
+        teacher(variant="inception_v3")(images(160, 160))

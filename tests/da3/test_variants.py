@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from da3_fixture import FOLDER, MONO, TINY, description, weights
+from da3_fixture import FOLDER, MONO, PREFIX, TINY, description, weights
 
 from dinoswap.da3.backbone import DA3Backbone
 from dinoswap.da3.variants import VARIANTS, Architecture, from_config, from_shapes, names_of, variant_named
@@ -34,9 +34,11 @@ def published(variant: str) -> Shapes:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def net_of(variant: str) -> dict[str, Any]:
+def config_of(variant: str, **changes: Any) -> dict[str, Any]:
     name, start, cat = NETS[variant]
-    return {"name": name, "alt_start": start, "qknorm_start": start, "rope_start": start, "cat_token": cat}
+    net = {"name": name, "alt_start": start, "qknorm_start": start, "rope_start": start, "cat_token": cat} | changes
+    branch = {"nested_giant": "anyview", "nested_metric": "metric"}.get(variant)
+    return {"config": {branch: {"net": net}} if branch else {"net": net}}
 
 
 def test_there_is_no_other_variant() -> None:
@@ -68,7 +70,7 @@ def test_shapes_and_config_show_the_variant(variant: str) -> None:
     expected = VARIANTS[variant].architecture
     shown = from_shapes(published(variant))
     assert shown == expected
-    assert from_config(net_of(variant), shown) == expected
+    assert from_config(config_of(variant), VARIANTS[variant].prefix, shown) == expected
 
 
 @pytest.mark.parametrize(("variant", "width"), TOKEN_DIMS.items())
@@ -93,7 +95,7 @@ def test_mono_and_metric_differ_by_their_config_alone() -> None:
     assert names_of(mono.architecture, mono.prefix, "da3metric-large") == ("metric",)
     assert names_of(mono.architecture, VARIANTS["nested_metric"].prefix) == ("nested_metric",)
     assert names_of(VARIANTS["giant"].architecture, mono.prefix) == ("giant",)
-    assert names_of(TINY, mono.prefix) == ()
+    assert names_of(TINY, mono.prefix) == names_of(TINY, mono.prefix, "da3-tiny") == ()
 
 
 def test_an_unknown_variant() -> None:
@@ -114,7 +116,7 @@ def test_shapes_and_config_of_the_fixtures(name: str, spec: Architecture, heads:
     """Their config.json has a name that is not an official one."""
     shown = from_shapes({key: list(value.shape) for key, value in weights(name).items()}, heads)
     assert shown == spec
-    assert from_config(description(name)["official_like_config"]["config"]["net"], shown) == spec
+    assert from_config(description(name)["official_like_config"], PREFIX, shown) == spec
 
 
 def test_swiglu_from_an_odd_block() -> None:
@@ -125,7 +127,7 @@ def test_swiglu_from_an_odd_block() -> None:
 def test_starts_that_a_config_tells_apart() -> None:
     spec = replace(TINY, alt_start=1, qknorm_start=4, rope_start=2, cat_token=False)
     net = {"name": "tiny", "alt_start": 1, "qknorm_start": 4, "rope_start": 2, "cat_token": False}
-    assert from_config(net, from_shapes(shapes_of(spec))) == spec
+    assert from_config({"config": {"net": net}}, PREFIX, from_shapes(shapes_of(spec))) == spec
 
 
 @pytest.mark.parametrize(
@@ -165,4 +167,15 @@ def test_a_state_dict_of_something_else(name: str) -> None:
 )
 def test_a_config_of_another_network(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_config(net_of("base") | changes, from_shapes(published("base")))
+        from_config(config_of("base", **changes), PREFIX, from_shapes(published("base")))
+
+
+@pytest.mark.parametrize("config", [{}, {"model_name": "da3-base"}, {"config": None}, {"config": {"net": "vitb"}}])
+def test_a_config_that_does_not_describe_the_backbone(config: Any) -> None:
+    shown = from_shapes(published("base"))
+    assert from_config(config, PREFIX, shown) == shown
+
+
+def test_the_model_name_of_another_network() -> None:
+    with pytest.raises(ValueError, match=r"its config\.json is of another network than the weights: embed_dim=384"):
+        names_of(VARIANTS["base"].architecture, PREFIX, "da3-small")

@@ -27,6 +27,7 @@ BLOCKS = [
     for repeats, kernel, stride, expansion, channels, out in TABLE
     for repeat in range(repeats)
 ]
+NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 class Package:
@@ -52,11 +53,11 @@ class Package:
         self.state["_fc.bias"] = torch.randn(1000, generator=self.generator)
 
     def conv(self, name: str, out: int, channels: int, kernel: int) -> None:
-        weight = torch.randn(out, channels, kernel, kernel, generator=self.generator)
-        self.state[f"{name}.weight"] = weight * math.sqrt(2 / (channels * kernel**2))
+        weight = torch.randn(kernel, kernel, channels, out, generator=self.generator) * math.sqrt(2 / channels) / kernel
+        self.state[f"{name}.weight"] = weight.permute(3, 2, 0, 1)  # as in the package: a view of TensorFlow's order
 
     def norm(self, name: str, width: int) -> None:
-        for tensor in ("weight", "bias", "running_mean", "running_var"):
+        for tensor in NORM:
             self.state[f"{name}.{tensor}"] = torch.rand(width, generator=self.generator) + 0.5
         self.state[f"{name}.num_batches_tracked"] = torch.tensor(7)
 

@@ -1,7 +1,7 @@
 """da3_*_io.npz with the weights and the description beside them: embeddings, raw outputs of every block, tokens and
 special tokens of every out layer; and keys_*.json, the names and shapes in a published file.
 
-The entries sN* and sN2* are the batch as views of one scene. They are nobody's here: our images are scenes of their own.
+The entries sN* and sN2* are the batch as views of one scene. They are nobody's here: each of our images is a scene.
 """
 
 import json
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from dinoswap.da3.backbone import DA3Backbone
 from dinoswap.da3.source import below, read_weights
-from dinoswap.da3.variants import PREFIXES, VARIANTS, Architecture, Shapes, from_shapes
+from dinoswap.da3.variants import OFF, PREFIXES, VARIANTS, Architecture, Shapes, from_shapes
 from dinoswap.nn.official_weights import some
 from parity.rows import EXACT, FORWARD, Row, Scenarios, compare
 
-OFF = -1
+ROUNDING = 3
+"""Tolerance of tokens, in units of the official code's own error (float32 against float64). The final norm enlarges
+what rounding does to the stream, and kernels of other CPUs round differently: ours are the same numbers with AVX-512,
+and off by 0.6 of these units with AVX2, by 2.1 without vector instructions."""
 BACKBONE = ".backbone.pretrained."
 
 
@@ -39,14 +42,11 @@ def architecture_of(hyper: dict[str, Any]) -> Architecture:
     return Architecture(**(known | starts | {"ffn": ffn}))
 
 
-def build_backbone(path: Path, dtype: torch.dtype = torch.float32) -> DA3Backbone:
-    """The network of an npz."""
-    stem = path.stem.removesuffix("_io")
-    description = json.loads(path.with_name(f"{stem}.json").read_text())
-    backbone = DA3Backbone(architecture_of(description["hyper"]))
-    weights = read_weights(path.with_name(f"{stem}.safetensors"), description["key_prefix"], backbone.state_dict())
-    backbone.load_state_dict(weights)
-    return backbone.to(dtype)
+def build_backbone(path: Path, described: dict[str, Any]) -> DA3Backbone:
+    """The network of a safetensors file."""
+    backbone = DA3Backbone(architecture_of(described["hyper"]))
+    backbone.load_state_dict(read_weights(path, described["key_prefix"], backbone.state_dict()))
+    return backbone
 
 
 @torch.no_grad()
@@ -65,11 +65,16 @@ def outputs(backbone: DA3Backbone, images: Tensor, size: str) -> dict[str, Tenso
 
 
 def check_size(path: Path, size: str, dtype: torch.dtype = torch.float32) -> Iterator[Row]:
-    file = np.load(path)
-    ours = outputs(build_backbone(path, dtype), torch.from_numpy(file[f"in_{size}"]).to(dtype), size)
+    """Weights and description lie beside the npz, under its name without _io."""
+    file, stem = np.load(path), path.with_name(path.stem.removesuffix("_io"))
+    described = json.loads(stem.with_suffix(".json").read_text())
+    backbone = build_backbone(stem.with_suffix(".safetensors"), described).to(dtype)
+    ours = outputs(backbone, torch.from_numpy(file[f"in_{size}"]).to(dtype), size)
+    rounding = described.get("checks", {}).get(f"max_abs_f32_vs_f64_{size}", 0.0)
     for key in file.files:
         if key.startswith("s1_") and key.split("_")[2] == size:
-            yield compare(key, ours[key], file[key], FORWARD, scale=1.0)
+            tolerance = max(FORWARD, ROUNDING * rounding) if key.startswith("s1_tokens") else FORWARD
+            yield compare(key, ours[key], file[key], tolerance, scale=1.0)
 
 
 def key_scenarios(path: Path) -> Scenarios:

@@ -41,8 +41,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """Tokens [b, T, E] to [b, T, E], heads side by side. `rotation` [2, T, d] is of `rope`."""
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [b, T, 3 E] -> [b, T, 3, h, d]
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # [b, h, T, d] each
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1)  # [b, T, 3 E] -> [b, T, 3, h, d]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [b, h, T, d] each
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
@@ -51,8 +51,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + ls1(attention(norm1 x)), then x + ls2(ffn(norm2 x)). The factors of ls1 and ls2 are applied to the outputs, as
-    officially: folded into the weights, as in `nn.block`, they round differently."""
+    """x + ls1(attention(norm1 x)), then x + ls2(ffn(norm2 x)). The factors of ls1 and ls2 multiply the outputs, as they
+    officially do: folded into the weights, as in `nn.block`, they would round differently."""
 
     def __init__(self, architecture: Architecture, index: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class DA3Backbone(nn.Module):
         for name in TABLES:
             self.register_buffer(name, None, persistent=False)
         self.forget_tables()
-        self.register_load_state_dict_post_hook(DA3Backbone.forget_tables)
+        self.register_load_state_dict_post_hook(DA3Backbone.forget_tables)  # type: ignore[no-untyped-call]
 
     def forget_tables(self, _: Any = None) -> None:
         """They will be made anew: for weights that were changed in place."""
@@ -112,7 +112,8 @@ class DA3Backbone(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         """What .to(), .half() and .cuda() do."""
         self.forget_tables()
-        return super()._apply(*args, **kwargs)
+        moved: Self = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return moved
 
     @torch.no_grad()
     def _make_tables(self, grid: tuple[int, int]) -> None:

@@ -14,7 +14,7 @@ from dinoswap.da3.protocol import Teacher, TeacherSettings
 from dinoswap.da3.weights import sha256, weight_file
 from dinoswap.nn.block import Block
 from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
-from dinoswap.nn.sizes import SIZES, Size
+from dinoswap.nn.sizes import SIZES
 from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.rng import seed_torch
 
@@ -30,8 +30,7 @@ class Dinov2Teacher(Teacher):
         self.backbone = backbone.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        patch = self.backbone(images).patch
-        assert patch is not None
+        patch: Tensor = self.backbone(images).patch
         return patch
 
 
@@ -75,7 +74,7 @@ def _random(settings: TeacherSettings) -> VisionTransformer:
     variant = settings.variant or "small"
     if variant not in SIZES:
         raise ValueError(f"variant={variant}: without ckpt_path, use one of {', '.join(SIZES)}")
-    return vit(cast(Size, variant), patch_size=PATCH_SIZE, num_heads=settings.num_heads)
+    return vit(variant, patch_size=PATCH_SIZE, num_heads=settings.num_heads)
 
 
 def _block(layer: int | None, depth: int) -> int:

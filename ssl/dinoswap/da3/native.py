@@ -50,17 +50,17 @@ class DA3Teacher(Teacher):
         self.network = network
         self.layer = _block_index(settings.layer, spec.depth)
         self.token_part = settings.token_part
-        self.half = spec.embed_dim if settings.normalise_halves else None
+        self.normalised = spec.embed_dim if settings.normalise_halves else None  # width of a half
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] to [N, P, embed_dim]."""
         tokens: Tensor = self.network(images, self.layer)
         if self.token_part != "full":
             tokens = tokens.chunk(2, dim=-1)[HALVES.index(self.token_part)]
-        if self.half is None:
+        if self.normalised is None:
             return tokens
-        halves = tokens.unflatten(-1, (-1, self.half))  # [N, P, D] -> [N, P, 1 or 2, E]
-        return functional.layer_norm(halves, (self.half,), eps=EPS).flatten(-2)
+        halves = tokens.reshape(*tokens.shape[:2], -1, self.normalised)  # [N, P, D] -> [N, P, 1 or 2, E]
+        return functional.layer_norm(halves, (self.normalised,), eps=EPS).flatten(-2)
 
 
 def _check_parts(settings: TeacherSettings, halves: bool, name: str) -> None:

@@ -53,8 +53,8 @@ class Source:
         """Licence and origin, in one sentence."""
         if self.path is None:
             return (
-                f"teacher: Depth Anything 3 {self.name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to an "
-                "official model.safetensors for the trained ones"
+                f"teacher: Depth Anything 3 {self.name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to "
+                "an official model.safetensors for the trained ones"
             )
         licences = dict.fromkeys(VARIANTS[name].licence for name in self.names)
         return f"teacher: Depth Anything 3 {self.name} of {self.path}, licence: {' or '.join(licences) or 'not known'}"
@@ -70,13 +70,11 @@ def locate(settings: TeacherSettings) -> Source:
     shapes = read_shapes(path)
     prefix = _prefix(settings.variant, shapes, path)
     try:
-        config = _read_config(path.with_name("config.json")) if Path(settings.ckpt_path).is_dir() else None
-        architecture = from_shapes(below(prefix, shapes), settings.num_heads)
-        if config is not None:
-            architecture = from_config(_net(config, prefix), architecture)
+        config = _read_config(path.with_name("config.json")) if Path(settings.ckpt_path).is_dir() else {}
+        architecture = from_config(config, prefix, from_shapes(below(prefix, shapes), settings.num_heads))
+        names = names_of(architecture, prefix, config.get("model_name"))
     except ValueError as error:
         raise ValueError(f"ckpt_path={path}: {error}") from error
-    names = names_of(architecture, prefix, None if config is None else config.get("model_name"))
     if settings.variant is not None:
         _require_variant(settings.variant, Source(architecture, names, path))
         names = (settings.variant,)
@@ -133,10 +131,10 @@ def _prefix(variant: str | None, shapes: Shapes, path: Path) -> str:
     raise ValueError(f"variant={variant}: {path} has no name that begins with {wanted}; set variant=null")
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
-    """An official config.json; None where there is none."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """An official config.json; {} where there is none."""
     if not path.exists():
-        return None
+        return {}
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -144,17 +142,6 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise ValueError("its config.json is no mapping; give model.safetensors itself")
     return config
-
-
-def _net(config: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-    """The section of a config.json that describes the backbone of these names."""
-    section: Any = config
-    keys = next(variant.section for variant in VARIANTS.values() if variant.prefix == prefix)
-    for key in keys:
-        section = section.get(key) if isinstance(section, Mapping) else None
-    if not isinstance(section, Mapping):
-        raise ValueError(f"its config.json has no {'.'.join(keys)}; give the official one, or model.safetensors itself")
-    return section
 
 
 def read_weights(path: Path, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,24 +1,25 @@
 """From settings to a frozen teacher."""
 
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, cast, get_args
+from typing import Any
 
 from torch import nn
 
-from dinoswap.da3.protocol import Backend, Teacher, TeacherSettings
+from dinoswap.da3 import dinov2, native, package, timm
+from dinoswap.da3.protocol import Teacher, TeacherSettings
+
+BACKENDS = {"native": native.build, "package": package.build, "dinov2": dinov2.build, "timm": timm.build}
 
 _log = logging.getLogger(__name__)
 
 
 def build_teacher(settings: TeacherSettings) -> Teacher:
     """In evaluation mode and without gradients. Raises ValueError for settings or weights that do not fit."""
-    if settings.backend not in get_args(Backend):
-        raise ValueError(f"backend={settings.backend}: use one of {', '.join(get_args(Backend))}")
-    backend = importlib.import_module(f"dinoswap.da3.{settings.backend}")
-    return cast(Teacher, backend.build(settings)).requires_grad_(False).eval()
+    if settings.backend not in BACKENDS:
+        raise ValueError(f"backend={settings.backend}: use one of {', '.join(BACKENDS)}")
+    return BACKENDS[settings.backend](settings).requires_grad_(False).eval()
 
 
 def build_da3_backbone(da3_cfg: Mapping[str, Any]) -> tuple[nn.Module, int]:

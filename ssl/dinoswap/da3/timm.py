@@ -42,8 +42,11 @@ class TimmTeacher(Teacher):
         size = height, width = tuple(images.shape[-2:])
         grid = height // self.patch_size, width // self.patch_size
         if size != (grid[0] * self.patch_size, grid[1] * self.patch_size) or self.only_size not in (None, size):
-            allowed = self.only_size or f"multiples of {self.patch_size}"
-            raise ValueError(f"images of {size} pixels: {self.identity} takes {allowed}; use such, or another network")
+            alone = f", and {self.only_size} alone" if self.only_size else ""
+            raise ValueError(
+                f"images of {size} pixels: {self.identity} takes multiples of {self.patch_size}{alone}; give it "
+                "such images, or choose another network or layer"
+            )
         (features,) = self.network.forward_intermediates(images, **self.options)
         if features.shape[1:] != (self.embed_dim, *grid):
             raise ValueError(

@@ -17,6 +17,7 @@ from dinoswap.nn.official_weights import some
 from dinoswap.nn.sizes import SIZES, Size
 
 HEAD_DIM = 64
+OFF = -1  # a start in config.json that there is none of
 HEAD_NORM = re.compile(r"blocks\.(\d+)\.attn\.[qk]_norm\.")
 NETS: dict[str, Size] = {"vits": "small", "vitb": "base", "vitl": "large", "vitg": "giant"}
 """The official names of `config.net.name`."""
@@ -109,10 +110,14 @@ def variant_named(name: str) -> Variant:
 
 
 def names_of(architecture: Architecture, prefix: str, model_name: str | None = None) -> tuple[str, ...]:
-    """The variants that a network of these keys can be: two for mono and metric, unless config.json has said which;
-    none for a network that is not one of the released ones."""
-    names = [name for name, v in VARIANTS.items() if (v.architecture, v.prefix) == (architecture, prefix)]
-    return tuple(name for name in names if VARIANTS[name].model_name == model_name) or tuple(names)
+    """The variants that a network with keys of this prefix can be: that of a known `model_name`, else all of this
+    architecture, which are two for mono and metric and none for a network that is not released. Raises ValueError for
+    a `model_name` of another network."""
+    stated = [n for n, v in VARIANTS.items() if (v.prefix, v.model_name) == (prefix, model_name)]
+    for name in stated:
+        _require_same(VARIANTS[name].architecture, architecture)
+    same = [n for n, v in VARIANTS.items() if (v.prefix, v.architecture) == (prefix, architecture)]
+    return tuple(stated or same)
 
 
 def difference(one: Architecture, other: Architecture) -> str:
@@ -159,14 +164,18 @@ def _heads(dim: int, width: int | None, given: int | None) -> int:
     return heads
 
 
-def from_config(net: Mapping[str, Any], shown: Architecture) -> Architecture:
-    """What `config.net` of an official config.json describes. What it does not say (the sizes of a network whose name
-    is not an official one) is what the weights have `shown`. Raises ValueError where the two disagree."""
+def from_config(config: Mapping[str, Any], prefix: str, shown: Architecture) -> Architecture:
+    """What an official config.json says of the backbone with keys of this prefix. What it does not say (the sizes, if
+    `net.name` is not an official name; everything, if it has no such section) is what the weights have `shown`. Raises
+    ValueError where the two disagree."""
+    net = _section(config, next(variant.section for variant in VARIANTS.values() if variant.prefix == prefix))
+    if net is None:
+        return shown
 
     def start(name: str) -> int | None:
-        return None if net.get(name, -1) == -1 else int(net[name])
+        return None if net.get(name, OFF) == OFF else int(net[name])
 
-    unseen = {  # by weights: q_norm alone is
+    unseen: dict[str, Any] = {  # by weights: q_norm alone is
         "alt_start": start("alt_start"),
         "rope_start": start("rope_start"),
         "cat_token": bool(net.get("cat_token", True)),
@@ -175,9 +184,19 @@ def from_config(net: Mapping[str, Any], shown: Architecture) -> Architecture:
     if net.get("name") in NETS:
         dim, depth, heads, ffn = SIZES[NETS[net["name"]]]
         stated = replace(stated, embed_dim=dim, depth=depth, num_heads=heads, ffn=ffn)
-    if wrong := difference(stated, replace(shown, **unseen)):
+    _require_same(stated, replace(shown, **unseen))
+    return stated
+
+
+def _section(config: Any, keys: Sequence[str]) -> Mapping[str, Any] | None:
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config if isinstance(config, Mapping) else None
+
+
+def _require_same(stated: Architecture, found: Architecture) -> None:
+    if wrong := difference(stated, found):
         raise ValueError(
             f"its config.json is of another network than the weights: {wrong}; give the two that belong together, or "
             "model.safetensors itself"
         )
-    return stated
