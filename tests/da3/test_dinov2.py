@@ -113,13 +113,13 @@ def test_random_weights_are_of_the_small_network_unless_said() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"token_part": "local"}, r"token_part=local: .*set full"),
-        ({"normalise_halves": True}, r"normalise_halves=True: .*set false"),
+        ({"token_part": "local"}, r"token_part=local: .*use token_part=full"),
+        ({"normalise_halves": True}, r"normalise_halves=true: .*use normalise_halves=false"),
         ({"variant": "smal"}, r"variant=smal: .*use one of tiny, small, base"),
         ({"variant": "tiny", "layer": 12}, r"layer=12: the network has 12 blocks; use 0 to 11, or null"),
         ({"variant": "tiny", "layer": -13}, r"layer=-13: "),
         ({"ckpt_path": "nothing/here.pth"}, r"ckpt_path=nothing/here.pth: no such file"),
-        ({"ckpt_path": "any.pth", "variant": "small"}, r"variant=small: .*read off the weights; set null"),
+        ({"ckpt_path": "any.pth", "variant": "small"}, r"variant=small: .*read off the weights; leave it null"),
     ],
 )
 def test_what_does_not_apply_is_refused(settings: dict[str, Any], message: str) -> None:

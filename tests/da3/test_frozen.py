@@ -123,3 +123,30 @@ def test_float32_under_the_trainers_autocast_unless_asked_otherwise() -> None:
 def test_no_pool_below_one() -> None:
     with pytest.raises(ValueError, match="pool=0: must be at least 1"):
         frozen(ColourTeacher(), "pool", pool=0)
+
+
+def test_the_side_of_the_teachers_input_can_be_chosen() -> None:
+    """Coarse tokens of a larger image, spread over the student's grid: each 2 x 2 of the centre lies between four."""
+    teacher, images = ColourTeacher(32), crops(32, 32, count=1)
+    matched = FrozenTeacher(teacher, IMAGENET_MEAN, IMAGENET_STD, "resize_tokens", input_size=128)
+    tokens = matched(images, (8, 8))
+    assert teacher.seen == [(1, 3, 128, 128)]
+    larger = functional.interpolate(images, (128, 128), mode="bicubic", antialias=True)
+    coarse = patch_means(larger, 4, 4).unflatten(1, (4, 4))[0]
+    # the second of eight centres lies at 1.5 / 8 of the side, a quarter of the way from the first of four to the next
+    rows = 0.75 * coarse[0] + 0.25 * coarse[1]
+    expected = 0.75 * rows[0] + 0.25 * rows[1]
+    assert torch.allclose(tokens.unflatten(1, (8, 8))[0, 1, 1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("matching", "size", "message"),
+    [
+        ("resize_tokens", 100, "input_size=100: must be a multiple of the teacher's 8, such as 96"),
+        ("resize_tokens", 0, "input_size=0: must be a multiple"),
+        ("resize_image", 64, "input_size=64: with grid_matching=resize_image"),
+    ],
+)
+def test_sides_that_cannot_be(matching: GridMatching, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FrozenTeacher(ColourTeacher(8), IMAGENET_MEAN, IMAGENET_STD, matching, input_size=size)

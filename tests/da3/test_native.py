@@ -79,6 +79,12 @@ def test_tokens_of_the_file_and_of_its_folder(tmp_path: Path) -> None:
         assert (teacher.embed_dim, teacher.patch_size) == (96, 14)
 
 
+@pytest.mark.parametrize("settings", [{}, {"layer": 1}, {"token_part": "local"}, {"normalise_halves": True}], ids=str)
+def test_no_image_at_all(settings: dict[str, Any]) -> None:
+    teacher = build(TINY_FILE, **settings)
+    assert teacher(IMAGES[:0]).shape == (0, 15, teacher.embed_dim)
+
+
 def test_a_network_without_halves() -> None:
     teacher = build(FOLDER / "da3_tiny_mono.safetensors", num_heads=2)
     stored = arrays("da3_tiny_mono")

@@ -156,14 +156,14 @@ def test_random_weights_are_always_the_same_ones() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"variant=None: .*needs its name"),
+        ({}, r"variant=null: timm needs the name"),
         ({"variant": "tf_eficientnet_lite0"}, r"variant=tf_eficientnet_lite0: .*tf_efficientnet_lite0"),
         ({"variant": "hf-hub:timm/test_vit"}, r"variant=hf-hub:timm/test_vit: no network of timm"),
         ({"variant": CNN, "layer": 5}, r"layer=5: .* 5 feature maps, of strides 2, 4, 8, 16, 32; use 0 to 4, or null"),
         ({"variant": CNN, "layer": -6}, r"layer=-6: "),
-        ({"variant": CNN, "token_part": "global"}, r"token_part=global: .*set full"),
-        ({"variant": CNN, "normalise_halves": True}, r"normalise_halves=True: .*set false"),
-        ({"variant": CNN, "num_heads": 4}, r"num_heads=4: .*set null"),
+        ({"variant": CNN, "token_part": "global"}, r"token_part=global: .*use token_part=full"),
+        ({"variant": CNN, "normalise_halves": True}, r"normalise_halves=true: .*use normalise_halves=false"),
+        ({"variant": CNN, "num_heads": 4}, r"num_heads=4: .*leave it null"),
         ({"variant": CNN, "ckpt_path": "nothing/here.pth"}, r"ckpt_path=nothing/here.pth: no such file"),
     ],
 )
@@ -185,14 +185,16 @@ def test_images_have_to_be_multiples_of_the_stride() -> None:
 
 @torch.no_grad()
 def test_a_network_of_one_size_says_so() -> None:
-    found = teacher(variant="pit_ti_224")
-    assert found(images(224, 224)).shape == (2, 49, 256)
-    with pytest.raises(ValueError, match=r"images of \(128, 128\) pixels: .*multiples of 32, and \(224, 224\) alone"):
+    found = teacher(variant="gmlp_ti16_224")
+    assert found(images(224, 224)).shape == (2, 196, 128)
+    with pytest.raises(ValueError, match=r"images of \(128, 128\) pixels: .*multiples of 16, and \(224, 224\) alone"):
         found(images(128, 128))
 
 
 @torch.no_grad()
 def test_a_map_that_is_not_as_announced_is_refused() -> None:
-    """This one's convolutions have no padding: 160 pixels at stride 32 give 3 x 3 positions and not 5 x 5."""
-    with pytest.raises(ValueError, match=r"gives a map \[2048, 3, 3\] where .* says \[2048, 5, 5\]"):
-        teacher(variant="inception_v3")(images(160, 160))
+    """As of networks without padding, here by a wrong announcement."""
+    found = teacher(variant=CNN, layer=3)
+    found.patch_size = 8
+    with pytest.raises(ValueError, match=r"gives a map \[\d+, 4, 4\] where timm's feature_info says \[\d+, 8, 8\]"):
+        found(images(64, 64))

@@ -152,8 +152,10 @@ def test_heads_of_64_channels_are_assumed() -> None:
 def test_a_state_dict_of_something_else(name: str) -> None:
     shapes = shapes_of(MONO)
     del shapes[name]
-    with pytest.raises(ValueError, match=f"missing {name}: the backbone is not whole"):
+    with pytest.raises(ValueError, match=f"missing {name}, or of another shape"):
         from_shapes(shapes, 2)
+    with pytest.raises(ValueError, match=f"missing {name}, or of another shape"):
+        from_shapes(shapes | {name: [48]}, 2)
 
 
 @pytest.mark.parametrize(

@@ -45,19 +45,19 @@ def build(settings: TeacherSettings) -> Teacher:
     backbone.blocks = backbone.blocks[: _block(settings.layer, depth) + 1]  # those behind would be computed for nothing
     what = f"dinov2 {backbone.embed_dim} channels, {heads} heads, {len(backbone.blocks)} of {depth} blocks"
     if path is None:
-        notice = f"The teacher ({what}) has RANDOM WEIGHTS; give the path of a DINOv2 weight file as ckpt_path."
+        notice = f"teacher: {what} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a DINOv2 weight file"
         return Dinov2Teacher(backbone, f"{what} random weights", notice)
-    notice = f"The teacher ({what}) has the weights of {path}; Meta published its own DINOv2 weights under Apache-2.0."
+    notice = f"teacher: {what} of {path}, licence: Apache-2.0 if the file is one of those that Meta published as DINOv2"
     return Dinov2Teacher(backbone, f"{what} sha256:{sha256(path)[:16]}", notice)
 
 
 def _check(settings: TeacherSettings) -> None:
     if settings.token_part != "full":
-        raise ValueError(f"token_part={settings.token_part}: tokens of DINOv2 have no halves; set full")
+        raise ValueError(f"token_part={settings.token_part}: the tokens of DINOv2 have no halves; use token_part=full")
     if settings.normalise_halves:
-        raise ValueError("normalise_halves=True: tokens of DINOv2 have no halves; set false")
+        raise ValueError("normalise_halves=true: the tokens of DINOv2 have no halves; use normalise_halves=false")
     if settings.ckpt_path and settings.variant is not None:
-        raise ValueError(f"variant={settings.variant}: the architecture is read off the weights; set null")
+        raise ValueError(f"variant={settings.variant}: the architecture is read off the weights; leave it null")
 
 
 def _load(path: Path, num_heads: int | None) -> VisionTransformer:

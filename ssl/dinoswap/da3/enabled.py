@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinoswap.da3.centre import TokenCentre
 from dinoswap.da3.frozen import FrozenTeacher, Grid, GridMatching, TeacherPrecision
 from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Backend, TeacherSettings, TokenPart, Triple
 from dinoswap.da3.teacher import build_teacher, check_width
@@ -63,6 +64,8 @@ class MaskedImageDistillation(Objective):
         normalise_halves: bool = False,
         grid_matching: GridMatching = "resize_image",
         pool: int = 2,
+        input_size: int | None = None,
+        centre_momentum: float | None = None,
         precision: TeacherPrecision = "fp32",
         use_fsdp: bool = False,
     ) -> None:
@@ -87,7 +90,9 @@ class MaskedImageDistillation(Objective):
         teacher = build_teacher(settings)
         check_width(teacher, embed_dim)
         self.reduction = reduction
-        self._outside = [FrozenTeacher(teacher, mean, std, grid_matching, pool, precision)]  # in a list: no submodule
+        self.centre = nn.Identity() if centre_momentum is None else TokenCentre(teacher.embed_dim, centre_momentum)
+        frozen = FrozenTeacher(teacher, mean, std, grid_matching, pool, input_size, precision)
+        self._outside = [frozen]  # in a list, so that it is no submodule
         self._projector = partial(
             Projector,
             hidden_dim=projector_hidden_dim,
@@ -120,7 +125,7 @@ class MaskedImageDistillation(Objective):
     def forward(self, context: Context) -> dict[str, Tensor]:
         """`cosine` is the loss; of cosines, and of both norms before they are 1, means are logged."""
         batch = context.batch
-        targets = self.masked_targets(batch, grid_of(context.student, batch.patch_crops))  # [M, D]
+        targets = self.centre(self.masked_targets(batch, grid_of(context.student, batch.patch_crops)))  # [M, D]
         projected = context.student[PROJECTOR](context.student_features.masked_patch).float()  # [M, D]
         cosines = functional.cosine_similarity(projected, targets, dim=-1)  # [M]
         tokens = max(len(cosines), 1)  # without a masked token every mean is 0
@@ -170,9 +175,8 @@ class MaskedImageDistillation(Objective):
         backbone = cast(VisionTransformer, student["backbone"])
         clean, masked = backbone([images, images], [None, mask])
         project = student[PROJECTOR]
-        return TokenComparison(
-            self.teacher(images, grid_of(student, images)), project(clean.patch).float(), project(masked.patch).float()
-        )
+        teacher = self.centre(self.teacher(images, grid_of(student, images)))
+        return TokenComparison(teacher, project(clean.patch).float(), project(masked.patch).float())
 
 
 def grid_of(student: nn.ModuleDict, crops: Tensor) -> Grid:

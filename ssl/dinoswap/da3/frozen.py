@@ -4,7 +4,8 @@ How two grids are made one, for a student grid of h x w patches and a teacher wi
 
     resize_image   the crop is resized to h p x w p: a token of the teacher is one of the student
     pool           the crop is resized to k times that, and k x k tokens are averaged: more detail, about k^2 the cost
-    resize_tokens  the crop is resized to multiples of p nearby, its tokens to h x w (bilinear, align_corners False)
+    resize_tokens  the crop is resized to multiples of p nearby, or to `input_size`, and its tokens to h x w (bilinear,
+                   align_corners False): for a teacher whose tokens are coarser than the student's
 
 Images are resized bicubically with antialiasing. The token counts are compared whatever is chosen: masked positions are
 flat indices, and against another grid they would pick other patches without a word.
@@ -31,6 +32,19 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def check_input_size(input_size: int, patch_size: int, grid_matching: GridMatching) -> None:
+    if grid_matching != "resize_tokens":
+        raise ValueError(
+            f"input_size={input_size}: with grid_matching={grid_matching} the student's grid decides; set null, or "
+            "grid_matching=resize_tokens"
+        )
+    if input_size < patch_size or input_size % patch_size:
+        nearest = max(round(input_size / patch_size), 1) * patch_size
+        raise ValueError(
+            f"input_size={input_size}: must be a multiple of the teacher's {patch_size}, such as {nearest}"
+        )
+
+
 class FrozenTeacher(nn.Module):
     """A teacher that is always in evaluation mode and never has a gradient."""
 
@@ -44,12 +58,17 @@ class FrozenTeacher(nn.Module):
         std: Triple,
         grid_matching: GridMatching = "resize_image",
         pool: int = 2,
+        input_size: int | None = None,
         precision: TeacherPrecision = "fp32",
     ) -> None:
-        """Crops come in units of `std` around `mean`. `pool` is the k above. `precision` bf16 is autocast's."""
+        """Crops come in units of `std` around `mean`. `pool` is the k above, `input_size` the side in pixels of the
+        teacher's input, None for the multiples nearest to the crop's own sides. `precision` bf16 is autocast's."""
         super().__init__()
         if pool < 1:
             raise ValueError(f"pool={pool}: must be at least 1; 2 averages 2 x 2 tokens")
+        if input_size is not None:
+            check_input_size(input_size, teacher.patch_size, grid_matching)
+        self.input_size = input_size
         self.network = teacher.requires_grad_(False)
         self.grid_matching = grid_matching
         self.pool = pool if grid_matching == "pool" else 1
@@ -64,9 +83,11 @@ class FrozenTeacher(nn.Module):
         """There is no other mode than evaluation."""
         return super().train(False)
 
-    def input_size(self, crop: tuple[int, int], grid: Grid) -> tuple[int, int]:
+    def size_of_input(self, crop: tuple[int, int], grid: Grid) -> tuple[int, int]:
         """Pixels (H, W) that the teacher is given of a crop (H, W) that the student cuts into `grid` patches."""
         patch = self.network.patch_size
+        if self.input_size is not None:
+            return self.input_size, self.input_size
         if self.grid_matching == "resize_tokens":  # a half is rounded up, as in the official preprocessing
             height, width = (max((2 * side + patch) // (2 * patch), 1) * patch for side in crop)
             return height, width
@@ -75,7 +96,7 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, crops: Tensor, grid: Grid) -> Tensor:
         """Crops [C, 3, H, W] to tokens float32 [C, h w, D], row by row."""
-        height, width = size = self.input_size((crops.shape[-2], crops.shape[-1]), grid)
+        height, width = size = self.size_of_input((crops.shape[-2], crops.shape[-1]), grid)
         patch = self.network.patch_size
         with autocast(crops.device, enabled=False):
             images = crops.float()

@@ -50,17 +50,18 @@ class DA3Teacher(Teacher):
         self.network = network
         self.layer = _block_index(settings.layer, spec.depth)
         self.token_part = settings.token_part
-        self.normalised = spec.embed_dim if settings.normalise_halves else None  # width of a half
+        self.normalise_halves = settings.normalise_halves
+        self.width = spec.embed_dim
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] to [N, P, embed_dim]."""
         tokens: Tensor = self.network(images, self.layer)
         if self.token_part != "full":
             tokens = tokens.chunk(2, dim=-1)[HALVES.index(self.token_part)]
-        if self.normalised is None:
+        if not self.normalise_halves:
             return tokens
-        halves = tokens.reshape(*tokens.shape[:2], -1, self.normalised)  # [N, P, D] -> [N, P, 1 or 2, E]
-        return functional.layer_norm(halves, (self.normalised,), eps=EPS).flatten(-2)
+        halves = tokens.chunk(tokens.shape[-1] // self.width, dim=-1)  # one or two of [N, P, E]
+        return torch.cat([functional.layer_norm(half, (self.width,), eps=EPS) for half in halves], dim=-1)
 
 
 def _check_parts(settings: TeacherSettings, halves: bool, name: str) -> None:

@@ -43,7 +43,7 @@ def rotation_table(positions: Tensor, head_dim: int) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Queries or keys [b, h, T, d] turned by a table [2, T, d], in the wider of the two precisions."""
     cos, sin = table
-    a, b = x.reshape(*x.shape[:-1], 2, 2, -1).unbind(-2)  # [b, h, T, d] -> [b, h, T, 2, w / 2] each
+    a, b = x.reshape(*x.shape[:-1], 2, 2, x.shape[-1] // 4).unbind(-2)  # [b, h, T, d] -> [b, h, T, 2, w / 2] each
     turned = torch.stack([-b, a], dim=-2).flatten(-3)  # [b, h, T, 2, 2, w / 2] -> [b, h, T, d]
     out: Tensor = x * cos + turned * sin
     return out

@@ -68,21 +68,21 @@ def build(settings: TeacherSettings) -> Teacher:
     layer = _map(network, variant, settings.layer)
     what = f"timm {variant} layer {layer}"
     if not settings.ckpt_path:
-        notice = f"The teacher {what} has RANDOM WEIGHTS; give the path of a state dict as ckpt_path."
+        notice = f"teacher: {what} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a state dict of it"
         return TimmTeacher(network, layer, f"{what} random weights", notice)
     path = weight_file(settings.ckpt_path)
     _load(network, path)
-    notice = f"The teacher is {what} with the weights of {path}; mind the licence that they came with."
+    notice = f"teacher: {what} of {path}, licence: whatever its weights came with"
     return TimmTeacher(network, layer, f"{what} sha256:{sha256(path)[:16]}", notice)
 
 
 def _check(settings: TeacherSettings) -> None:
     if settings.token_part != "full":
-        raise ValueError(f"token_part={settings.token_part}: tokens of a timm network have no halves; set full")
+        raise ValueError(f"token_part={settings.token_part}: the tokens of timm have no halves; use token_part=full")
     if settings.normalise_halves:
-        raise ValueError("normalise_halves=True: tokens of a timm network have no halves; set false")
+        raise ValueError("normalise_halves=true: the tokens of timm have no halves; use normalise_halves=false")
     if settings.num_heads is not None:
-        raise ValueError(f"num_heads={settings.num_heads}: the name of a timm network says so too; set null")
+        raise ValueError(f"num_heads={settings.num_heads}: the name of a timm network says it too; leave it null")
 
 
 def _timm() -> ModuleType:
@@ -95,7 +95,7 @@ def _timm() -> ModuleType:
 def _known(timm: ModuleType, variant: str | None) -> str:
     """A name that timm has a network for, with or without the tag of weights. Other forms would fetch something."""
     if variant is None:
-        raise ValueError("variant=None: a timm network needs its name, as tf_efficientnet_lite0")
+        raise ValueError("variant=null: timm needs the name of a network; give one, such as tf_efficientnet_lite0")
     names = {*timm.list_models(), *timm.list_models(include_tags=True)}
     if variant not in names:
         near = difflib.get_close_matches(variant, sorted(names)) or ["timm.list_models() has all"]

@@ -129,9 +129,9 @@ def difference(one: Architecture, other: Architecture) -> str:
 def from_shapes(shapes: Shapes, num_heads: int | None = None) -> Architecture:
     """The architecture that a state dict shows. Raises ValueError where it is none of such a backbone, or leaves the
     number of heads open."""
-    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
-    if missing := [name for name in needed if name not in shapes]:
-        raise ValueError(f"missing {some(missing)}: the backbone is not whole; give an official model.safetensors")
+    needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2}
+    if wrong := [name for name, dimensions in needed.items() if len(shapes.get(name, ())) != dimensions]:
+        raise ValueError(f"missing {some(wrong)}, or of another shape: give an official model.safetensors, whole")
     dim, patch_size = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
     head_norms = {int(m[1]): shape[0] for name, shape in shapes.items() if (m := HEAD_NORM.match(name))}
     start = min(head_norms, default=None)
