@@ -63,6 +63,16 @@ def random_backbone(spec: Architecture, seed: int = 0) -> DA3Backbone:
     return backbone
 
 
+def worst(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return (ours - theirs).abs().max().item()
+
+
+def token_error(backbone: DA3Backbone, size: str, name: str = "da3_tiny") -> float:
+    stored = arrays(name)
+    return worst(backbone(stored[f"in_{size}"]), stored[f"s1_tokens_{size}"])
+
+
 # --- the formulas, naively --------------------------------------------------------------------------------------------
 
 

