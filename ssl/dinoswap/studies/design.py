@@ -1,0 +1,224 @@
+"""The cells of a study: which combinations of levels are run, each composed, checked and given its run id.
+
+- one_at_a_time: the reference (every factor at its first level), and each other level of each factor by itself.
+- leave_one_out: every factor at its last level, and each other level of each factor by itself.
+- factorial: every combination.
+- fractional: a regular fraction where every factor has two levels and all its cells are valid (fraction.py), otherwise
+  a D-optimal choice of `runs` valid cells (optimal.py); the notes say which.
+- explicit: the cells that the file names.
+
+Cells that `exclude` describes are left out. Cells that cannot be composed or that `settings.check` refuses are an
+error, or with `invalid: drop` left out too. Cells of one run id are one run: the first stays. The first cell is what
+the others are compared with.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dinoswap.configuration import run_id
+from dinoswap.schema import ConfigError
+from dinoswap.studies import optimal
+from dinoswap.studies.composer import Composer
+from dinoswap.studies.fraction import Fraction, choose_fraction
+from dinoswap.studies.study import Levels, Study
+from dinoswap.studies.study_file import told_of
+
+MOST_CELLS = 1024
+"""That are composed for one study, some in a second."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm: its level of each factor, the overrides of its runs but for `seed` and `study`, and their config."""
+
+    name: str
+    levels: Mapping[str, str]
+    overrides: tuple[str, ...] = ()
+    run_id: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Design:
+    """`notes` say in words how the cells were chosen and which were left out, with the alias table of a fraction."""
+
+    cells: list[Cell]
+    notes: list[str]
+    fraction: Fraction | None = None
+
+    @property
+    def reference(self) -> Cell:
+        """What the other cells are compared with."""
+        return self.cells[0]
+
+
+def cells(study: Study, *, check: bool = True) -> list[Cell]:
+    """Those of `make_design`."""
+    return make_design(study, check=check).cells
+
+
+def make_design(study: Study, *, check: bool = True) -> Design:
+    """Raises ConfigError for overrides that do not exist and for cells that are refused. Without `check` cells are only
+    composed, which does not import torch; with `invalid: drop` it decides which cells there are, and is always made."""
+    with told_of(study.path):
+        composer = Composer(check or study.invalid == "drop")
+        if study.design == "fractional":
+            design = _fractional(study, composer)
+        else:
+            wanted = WANTED[study.design](study)
+            found, notes = _valid(study, wanted, composer)
+            if study.design in ("one_at_a_time", "leave_one_out") and found[0].name != next(iter(wanted)):
+                raise ConfigError(
+                    f"exclude: {next(iter(wanted))} is excluded or refused, and all others differ from it"
+                )
+            design = Design(found, notes)
+        _check_metrics(study, design.cells)
+        return design
+
+
+# --- combinations -----------------------------------------------------------------------------------------------------
+
+
+def _one_at_a_time(study: Study) -> dict[str, Levels]:
+    return _named(study, _star(study, study.reference))
+
+
+def _leave_one_out(study: Study) -> dict[str, Levels]:
+    full = {factor: list(levels)[-1] for factor, levels in study.factors.items()}
+    wanted = {"all": full}
+    for cell in _star(study, full)[1:]:
+        ((factor, level),) = cell.items() - full.items()
+        back = level == study.reference[factor]
+        wanted[f"all but {factor}" if back else f"all, {factor}={level}"] = cell
+    return wanted
+
+
+def _factorial(study: Study) -> dict[str, Levels]:
+    count = math.prod(len(levels) for levels in study.factors.values())
+    if count > MOST_CELLS:
+        raise ConfigError(f"factors: {count} combinations, of {MOST_CELLS} at most; split the study, or name cells")
+    combinations = itertools.product(*study.factors.values())
+    return _named(study, [dict(zip(study.factors, levels, strict=True)) for levels in combinations])
+
+
+def _star(study: Study, centre: Levels) -> list[Levels]:
+    """The centre, and what differs from it by one level."""
+    arms = [(factor, level) for factor, levels in study.factors.items() for level in levels if level != centre[factor]]
+    return [centre, *(centre | {factor: level} for factor, level in arms)]
+
+
+def _named(study: Study, combinations: Iterable[Levels]) -> dict[str, Levels]:
+    """By what differs from the reference."""
+    named = {}
+    for levels in combinations:
+        changed = [f"{factor}={level}" for factor, level in levels.items() if level != study.reference[factor]]
+        named[", ".join(changed) or "reference"] = levels
+    return named
+
+
+WANTED: Mapping[str, Callable[[Study], dict[str, Levels]]] = {
+    "one_at_a_time": _one_at_a_time,
+    "leave_one_out": _leave_one_out,
+    "factorial": _factorial,
+    "explicit": lambda study: study.cells,
+}
+
+
+# --- fractions --------------------------------------------------------------------------------------------------------
+
+
+def _fractional(study: Study, composer: Composer) -> Design:
+    fraction = _regular(study)
+    if fraction is not None:
+        wanted = _named(study, _from_rows(study, fraction.rows()))
+        found, notes = _valid(study, wanted, composer)
+        if len(found) == len(wanted):
+            return Design(found, [*fraction.describe(), *notes], fraction)
+        if study.generators:
+            raise ConfigError(f"generators: {'; '.join(notes)}; without generators the best valid cells are chosen")
+    runs = study.runs or (fraction.runs if fraction else None)
+    if runs is None:
+        raise ConfigError("runs: has to be given where a factor has more than two levels: the number of cells")
+    found, notes = _valid(study, _factorial(study), composer)
+    sizes = [len(levels) for levels in study.factors.values()]
+    rows = [[list(study.factors[factor]).index(level) for factor, level in cell.levels.items()] for cell in found]
+    x, _ = optimal.model_matrix(rows, sizes, optimal.effects(len(sizes), study.interactions))
+    chosen = optimal.d_optimal(x, runs)
+    said = optimal.describe([rows[i] for i in chosen], list(study.factors), sizes, study.interactions)
+    said[0] += f", chosen of {len(found)} valid ones"
+    return Design([found[i] for i in chosen], [*said, *notes])
+
+
+def _regular(study: Study) -> Fraction | None:
+    """None where there cannot be one: more than two levels, or a number of runs that is no power of two."""
+    two_levels = all(len(levels) == 2 for levels in study.factors.values())
+    if study.generators and not two_levels:
+        raise ConfigError("generators: only a factor of two levels can be a product; remove them, and give `runs`")
+    if not two_levels or (study.runs and study.runs & (study.runs - 1)):
+        return None
+    return choose_fraction(list(study.factors), study.runs, study.generators, study.interactions)
+
+
+def _from_rows(study: Study, rows: Iterable[Sequence[int]]) -> list[Levels]:
+    """Numbers of levels as levels."""
+    named = [(factor, list(levels)) for factor, levels in study.factors.items()]
+    return [{factor: levels[number] for (factor, levels), number in zip(named, row, strict=True)} for row in rows]
+
+
+# --- validity ---------------------------------------------------------------------------------------------------------
+
+
+def _valid(study: Study, wanted: Mapping[str, Levels], composer: Composer) -> tuple[list[Cell], list[str]]:
+    """The cells that can be run, each once, and what became of the others. Raises ConfigError."""
+    kept = {name: levels for name, levels in wanted.items() if not _excluded(levels, study.exclude)}
+    excluded = len(wanted) - len(kept)
+    notes = [f"{excluded} of {len(wanted)} cells are excluded by the study"] if excluded else []
+    found: dict[str, Cell] = {}
+    refused: dict[str, ConfigError] = {}
+    for name, levels in kept.items():
+        overrides = study.overrides(levels)
+        try:
+            config = composer(overrides)
+        except ConfigError as error:
+            refused[name] = error
+            continue
+        cell = Cell(name, levels, tuple(overrides), run_id(config), config)
+        same = found.setdefault(cell.run_id, cell)
+        if same is not cell:
+            notes.append(f"{name}: the same run as {same.name}, and run once")
+    if refused:
+        _refuse(study, refused, kept, list(found.values()))
+    if not found:
+        raise ConfigError("exclude: no cell is left")
+    notes += [f"{name}: left out: {error}" for name, error in refused.items()]
+    return list(found.values()), notes
+
+
+def _excluded(levels: Levels, exclude: Iterable[Mapping[str, Sequence[str]]]) -> bool:
+    return any(all(levels[factor] in some for factor, some in entry.items()) for entry in exclude)
+
+
+def _refuse(study: Study, refused: Mapping[str, ConfigError], kept: Mapping[str, Levels], found: list[Cell]) -> None:
+    """Raises unless the study leaves refused cells out and loses no level by it: what no cell accepts is a mistake."""
+    name, error = next(iter(refused.items()))
+    if study.invalid == "error":
+        count = f"{len(refused)} of {len(kept)} cells cannot be run"
+        raise ConfigError(
+            f"cell '{name}': {error}; {count}: correct them, or leave them out by `exclude` or `invalid: drop`"
+        )
+    lost = {pair for other in refused for pair in kept[other].items()} - {
+        p for cell in found for p in cell.levels.items()
+    }
+    for name, error in refused.items():
+        for factor, level in kept[name].items():
+            if (factor, level) in lost:
+                raise ConfigError(f"factors.{factor}.{level}: every cell with it is refused, as '{name}': {error}")
+
+
+def _check_metrics(study: Study, found: Iterable[Cell]) -> None:
+    for metric in study.metrics:
+        if metric.name.startswith("eval/linear") and not all(c.config["evaluation"]["linear_probe"] for c in found):
+            raise ConfigError(f"metrics.{metric.name}: needs evaluation.linear_probe=true in `base`")

@@ -1,0 +1,170 @@
+"""Regular two-level fractions 2^(k-p): a share of all cells in which every main effect can still be told.
+
+k - p basic factors take every combination; each of the p others is the product of some of them (its generator, with
+levels as -1 and +1). Products of generators are the words of the defining relation, and two effects that differ by a
+word are aliases: the same contrast of cells estimates their sum. The shortest word's length is the resolution: at III
+a main effect may share its contrast with a two-factor interaction, at IV only interactions share theirs, at V not even
+they do.
+Where generators are not given, those of minimum aberration are found by going through all: the fewest short words
+(Fries & Hunter 1980, Technometrics 22; Box, Hunter & Hunter, Statistics for Experimenters, chapter 6).
+
+A set of factors is an int with a bit for each. The cell in which every factor is at its reference (-1) is always in the
+fraction: a generator takes the sign that makes it so, minus for a product of an even number of factors.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dinoswap.schema import ConfigError
+
+LARGEST_SEARCH = 200_000
+"""Sets of generators that are gone through, some seconds."""
+ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """`generators`: factor -> the basic factors whose product it is. Without any this is the full factorial."""
+
+    factors: tuple[str, ...]
+    generators: Mapping[str, Sequence[str]]
+
+    @property
+    def runs(self) -> int:
+        return 1 << len(self.factors) - len(self.generators)
+
+    @property
+    def resolution(self) -> int | None:
+        """None where nothing is aliased."""
+        return min((word.bit_count() for word in self.words), default=None)
+
+    @cached_property
+    def words(self) -> list[int]:
+        """The defining relation without I, short words first."""
+        own = [self._set([factor]) ^ self._set(parents) for factor, parents in self.generators.items()]
+        return sorted(products(own), key=lambda word: (word.bit_count(), self._positions(word)))
+
+    def rows(self) -> list[tuple[int, ...]]:
+        """The cells: of each factor 0 (its reference) or 1. The first has all at the reference."""
+        basic = [factor for factor in self.factors if factor not in self.generators]
+        cells = []
+        for levels in itertools.product((0, 1), repeat=len(basic)):
+            cell = dict(zip(basic, levels, strict=True))
+            for factor, parents in self.generators.items():
+                cell[factor] = sum(cell[parent] for parent in parents) % 2
+            cells.append(tuple(cell[factor] for factor in self.factors))
+        return cells
+
+    def aliases(self) -> list[list[str]]:
+        """Main effects and two-factor interactions, those of one contrast together. A minus: with the opposite sign."""
+        single = [1 << index for index in range(len(self.factors))]
+        left = [*single, *(a | b for a, b in itertools.combinations(single, 2))]
+        groups = []
+        while left:
+            first = left[0]
+            group = [effect for effect in left if effect == first or effect ^ first in self.words]
+            left = [effect for effect in left if effect not in group]
+            groups.append([self._term(effect, first) for effect in group])
+        return groups
+
+    def describe(self) -> list[str]:
+        """The design in words, its defining relation and its alias table."""
+        count = len(self.factors)
+        if self.resolution is None:
+            return [f"2^{count} full factorial: {self.runs} cells, nothing is aliased"]
+        shared = [" = ".join(group) for group in self.aliases() if len(group) > 1]
+        resolution = ROMAN[self.resolution] if self.resolution < len(ROMAN) else str(self.resolution)
+        return [
+            f"2^({count}-{len(self.generators)}) fraction of resolution {resolution}: {self.runs} cells of {2**count}",
+            f"defining relation: {' = '.join(['I', *(self._term(word, 0) for word in self.words)])}",
+            "aliases among main effects and two-factor interactions:" if shared else "none of them is aliased",
+            *(f"  {line}" for line in shared),
+        ]
+
+    def _set(self, factors: Iterable[str]) -> int:
+        return sum(1 << self.factors.index(factor) for factor in factors)
+
+    def _positions(self, effect: int) -> list[int]:
+        return [index for index in range(len(self.factors)) if effect >> index & 1]
+
+    def _term(self, effect: int, first: int) -> str:
+        """With the sign relative to `first`. In every cell of the fraction a product of n factors is (-1)^n times what
+        the parity of their levels says, and that parity is the same for aliases."""
+        sign = "-" if (effect.bit_count() + first.bit_count()) % 2 else ""
+        return sign + "*".join(self.factors[index] for index in self._positions(effect))
+
+
+def products(words: Iterable[int]) -> list[int]:
+    """All products of one or more of them: a factor twice is none."""
+    found = [0]
+    for word in words:
+        found += [word ^ other for other in found]
+    return found[1:]
+
+
+def choose_fraction(
+    factors: Sequence[str],
+    runs: int | None = None,
+    generators: Mapping[str, Sequence[str]] | None = None,
+    interactions: bool = False,
+) -> Fraction:
+    """The fraction with these generators; or of `runs` cells, a power of two, with the best ones; or the smallest that
+    keeps main effects clear of two-factor interactions, and with `interactions` these of each other. ConfigError."""
+    if generators:
+        given = _with_generators(factors, generators)
+        if runs not in (None, given.runs):
+            raise ConfigError(f"runs={runs}: these generators make {given.runs}; leave one of the two out")
+        return given
+    if runs is not None:
+        return _of_minimum_aberration(factors, runs)
+    wanted = 5 if interactions else 4
+    for exponent in range(len(factors).bit_length(), len(factors)):
+        found = _of_minimum_aberration(factors, 2**exponent)
+        if found.resolution is not None and found.resolution >= wanted:
+            return found
+    return Fraction(tuple(factors), {})
+
+
+def _with_generators(factors: Sequence[str], generators: Mapping[str, Sequence[str]]) -> Fraction:
+    for factor, parents in generators.items():
+        key = f"generators.{factor}={list(parents)}"
+        if len(set(parents)) < max(len(parents), 2):
+            raise ConfigError(f"{key}: must name two factors or more, each once")
+        for parent in parents:
+            if parent in generators:
+                raise ConfigError(f"{key}: {parent} is generated itself; name only factors without a generator")
+    found = Fraction(tuple(factors), generators)
+    if found.resolution is not None and found.resolution < 3:
+        same = found.describe()[1]
+        raise ConfigError(
+            f"generators={dict(generators)}: two factors always change together ({same}); give other ones"
+        )
+    return found
+
+
+def _of_minimum_aberration(factors: Sequence[str], runs: int) -> Fraction:
+    """The last factors are generated. Of equally good sets of generators the first, in the order of the factors."""
+    count, basic = len(factors), runs.bit_length() - 1
+    if runs >= 2**count:
+        return Fraction(tuple(factors), {})
+    columns = [column for column in range(1, runs) if column.bit_count() > 1]
+    if count - basic > len(columns):
+        raise ConfigError(f"runs={runs}: too few for {count} factors; at least {2 ** count.bit_length()}")
+    if math.comb(len(columns), count - basic) > LARGEST_SEARCH:
+        raise ConfigError(
+            f"runs={runs}: too many ways to choose {count - basic} generators; give them, as `generators`"
+        )
+
+    def lengths(chosen: tuple[int, ...]) -> list[int]:
+        words = products(column | 1 << basic + place for place, column in enumerate(chosen))
+        return [sum(word.bit_count() == length for word in words) for length in range(3, count + 1)]
+
+    best = min(itertools.combinations(columns, count - basic), key=lengths)
+    named = {
+        factors[basic + place]: [factors[index] for index in range(basic) if column >> index & 1]
+        for place, column in enumerate(best)
+    }
+    return Fraction(tuple(factors), named)

@@ -1,0 +1,124 @@
+"""Running what is missing, through Hydra's launchers: what `hydra/launcher=local` and `slurm` share, and their driver.
+
+A launcher's answer is read from the run folders. A job that leaves no result there (killed, lost with its node) is one
+line in the driver's report, and an exit status; the others are collected all the same.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dinoswap.configuration import VERSION_BASE, config_dir
+from dinoswap.schema import ConfigError
+from dinoswap.studies.ledger import BUSY, Entry, Found, find
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that a launcher is asked for. `name` is what its messages call it."""
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    metric: str
+    name: str
+
+
+def jobs_of(
+    config: DictConfig, loader: ConfigLoader, overrides: Sequence[Sequence[str]], first: int, names: Mapping[Path, str]
+) -> list[Job]:
+    """The jobs of a launcher's batch, their folders absolute."""
+    jobs = []
+    for number, lines in enumerate(overrides, start=first):
+        composed = loader.load_sweep_config(config, list(lines))
+        folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
+        name = names.get(folder, str(composed.hydra.sweep.subdir))
+        jobs.append(Job(number, list(lines), folder.absolute(), str(composed.objective_metric), name))
+    return jobs
+
+
+def startable(jobs: Sequence[Job]) -> list[Job]:
+    """Those that are not done and that nobody else has; the others are told of."""
+    chosen = []
+    for job, at in zip(jobs, find([job.folder for job in jobs]), strict=True):
+        if at.state in BUSY:
+            _log.info("%s is not started: %s", job.name, at.words)
+        else:
+            chosen.append(job)
+    return chosen
+
+
+def ended(job: Job, patience: float = 0.0) -> None:
+    """Tell how. A shared file system may show its last words `patience` seconds late."""
+    deadline = time.monotonic() + patience
+    (at,) = find([job.folder])
+    while at.state in ("missing", "killed") and time.monotonic() < deadline:
+        time.sleep(0.5)
+        (at,) = find([job.folder])
+    value = at.record.get("metrics", {}).get(job.metric)
+    shown = f", {job.metric} {value:.4g}" if at.state == "completed" and value is not None else ""
+    _log.info("%s: %s%s", job.name, at.words, shown)
+
+
+def report(jobs: Sequence[Job]) -> list[JobReturn]:
+    """For Hydra: objective metrics, and for what did not get that far an exception that says why."""
+    return [job_return(job, at) for job, at in zip(jobs, find([job.folder for job in jobs]), strict=True)]
+
+
+def job_return(job: Job, at: Found) -> JobReturn:
+    returned = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+    if at.state in BUSY:  # what somebody else has is no failure
+        returned.return_value = at.record.get("metrics", {}).get(job.metric)
+    else:
+        returned.status = JobStatus.FAILED
+        returned.return_value = RuntimeError(f"{job.name}: {at.words}; see {job.folder}")
+    return returned
+
+
+def train(cfg: DictConfig) -> float | None:
+    """The task of every job; by name, so that a node imports it from the installed package."""
+    from dinoswap.job import run_job
+
+    return run_job(cfg)
+
+
+def quoted(value: str | Path) -> str:
+    """As a value in an override."""
+    escaped = str(value).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def launch(entries: Sequence[Entry], hydra_overrides: Sequence[str] = ()) -> None:
+    """Run them through the launcher that `hydra_overrides` choose, by default the local one, and wait. How they ended
+    is in their folders. Raises SystemExit when told to stop."""
+    first = entries[0].config
+    if not any(line.startswith("hydra/launcher=") for line in hydra_overrides):
+        hydra_overrides = ["hydra/launcher=local", *hydra_overrides]
+    overrides = [f"results_dir={quoted(first['results_dir'])}", "hydra.mode=MULTIRUN", *hydra_overrides]
+    with initialize_config_dir(str(config_dir()), job_name=f"dinoswap-{first['study']}", version_base=VERSION_BASE):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            config = hydra.compose_config("train", overrides, run_mode=RunMode.MULTIRUN)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        launcher: Any = Plugins.instance().instantiate_launcher(context, train, config)
+        launcher.names = {entry.folder: entry.name for entry in entries}
+        launcher.launch([entry.overrides for entry in entries], initial_job_idx=0)

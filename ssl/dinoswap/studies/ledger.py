@@ -1,0 +1,151 @@
+"""What a study consists of, and where each of its runs stands.
+
+The run folders are the ledger, and there is no other: results_dir/runs/<study>/<run_id>/seed<k>, where run_id is a hash
+of the config, so that what has been run is found again and a changed config is another run. What is not in run.json is
+asked of the system: whether a process holds the folder's lock, whether SLURM still has the job (job.json).
+"""
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dinoswap.configuration import run_folder
+from dinoswap.files import write_atomically
+from dinoswap.lock import holder
+from dinoswap.studies.design import Cell
+from dinoswap.studies.study import Study
+
+State = Literal["missing", "queued", "running", "completed", "preempted", "failed", "diverged", "killed"]
+STATES: tuple[State, ...] = get_args(State)
+OURS: tuple[State, ...] = ("missing", "preempted")
+"""What `run` starts without being asked: the others are done, under way, or ended in a way that may come again."""
+UNDER_WAY: tuple[State, ...] = ("queued", "running")
+BUSY: tuple[State, ...] = (*UNDER_WAY, "completed")
+"""What no launcher starts a second time."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run that a study asks for. `overrides` are all of its command line."""
+
+    cell: str
+    seed: int
+    overrides: list[str]
+    config: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell} seed {self.seed}"
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.parent.name
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a run stands. `note`: the first line of its error, who has it, or nothing. `record`: run.json, or empty."""
+
+    state: State
+    note: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        return f"{self.state}: {self.note}" if self.note else self.state
+
+
+def entries(study: Study, cells: Iterable[Cell]) -> list[Entry]:
+    """Cell by cell, of each all seeds."""
+    found = []
+    for cell in cells:
+        for seed in study.seeds:
+            own = [f"study={study.name}", f"seed={seed}"]
+            config = {**cell.config, "study": study.name, "seed": seed}
+            folder = Path(config["results_dir"]) / "runs" / run_folder(config)
+            overrides = [*cell.overrides, *own]
+            found.append(Entry(cell=cell.name, seed=seed, overrides=overrides, config=config, folder=folder))
+    return found
+
+
+# --- where they stand -------------------------------------------------------------------------------------------------
+
+
+def find(folders: Sequence[Path]) -> list[Found]:
+    """Of each run folder, which need not exist."""
+    unfinished = [folder for folder in folders if read_json(folder / "run.json").get("status") != "completed"]
+    claims = {folder: found for folder in unfinished if (found := read_json(folder / "job.json"))}
+    queued = queued_jobs(str(found["job"]) for found in claims.values())
+    return [_find(folder, claims.get(folder, {}), queued) for folder in folders]
+
+
+def _find(folder: Path, claim: Mapping[str, Any], queued: Collection[str]) -> Found:
+    who, record = holder(folder), read_json(folder / "run.json")  # in this order: who lets go has written its last
+    status, job = record.get("status"), claim.get("job")
+    if status == "completed":
+        return Found("completed", "", record)
+    if who is not None:
+        return Found("running", who, record)
+    if job in queued:
+        return Found("queued", f"SLURM job {job}", record)
+    if status not in STATES:
+        return Found("missing", f"SLURM job {job} ended before the run began, see {claim['log']}" if job else "")
+    if status == "running":
+        return Found("killed", f"no process has it; last heard of {_last_heard(folder)}", record)
+    return Found(status, str(record.get("error") or "").partition("\n")[0], record)
+
+
+def _last_heard(folder: Path) -> str:
+    times = [path.stat().st_mtime for name in ("run.json", "metrics.jsonl") if (path := folder / name).exists()]
+    return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty when there is none, or it is not an object."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# --- SLURM ------------------------------------------------------------------------------------------------------------
+
+
+def claim(folder: Path, job: str, log: Path) -> None:
+    """Note that a SLURM job will run this, and where its output goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    submitted = datetime.now(UTC).isoformat(timespec="seconds")
+    write_atomically(folder / "job.json", json.dumps({"job": job, "submitted": submitted, "log": str(log)}) + "\n")
+
+
+def claimed(folder: Path) -> str:
+    """The SLURM job that was last submitted for this run, or nothing."""
+    return str(read_json(folder / "job.json").get("job", ""))
+
+
+def queued_jobs(jobs: Iterable[str]) -> set[str]:
+    """Those that wait or run, by squeue, which every SLURM has; all of them, with a warning, when it does not answer:
+    what might still run must not be started again."""
+    asked = set(jobs)
+    if not asked:
+        return set()
+    masters = ",".join(sorted({job.split("_")[0] for job in asked}))
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={masters}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
+    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.CompletedProcess(command, 1, "", str(error))
+    if done.returncode and "Invalid job id" not in done.stderr:
+        _log.warning("%s; SLURM jobs are taken to be still there", done.stderr.strip())
+        return asked
+    return asked & set(done.stdout.split())

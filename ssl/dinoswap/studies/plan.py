@@ -1,0 +1,100 @@
+"""What `dinoswap-ablate plan` prints: the cells and where they stand, what they cost, what the study can detect."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dinoswap.studies.design import Design
+from dinoswap.studies.forecast import TO_COME, Cost, costs, detectable, left, spread
+from dinoswap.studies.ledger import Entry, find
+from dinoswap.studies.status import Row, rows, summary
+from dinoswap.studies.study import Metric, Study
+
+
+def show_plan(
+    study: Study, design: Design, entries: Sequence[Entry], console: Console, *, probing: bool, sd: float | None
+) -> None:
+    """`probing`: time cells of which no run has finished. `sd`: of the difference between two runs of one seed."""
+    metric = study.metrics[0]
+    known = costs(entries, probing)
+    stand = rows(entries, metric.name)
+    console.print(Text(f"{study.name}: {study.question}"))
+    console.print(cells_table(entries, stand, known))
+    for line in [*design.notes, *cost_words(study, entries, known), *power_words(study, design, entries, sd)]:
+        console.print(Text(line))
+
+
+def cells_table(entries: Sequence[Entry], stand: Sequence[Row], known: Mapping[str, Cost]) -> Table:
+    shown = Table(caption=summary(row.state for row in stand))
+    for name in ("cell", "run_id", "seeds", "runs", "hours of one"):
+        shown.add_column(name)
+    for cell in dict.fromkeys(entry.cell for entry in entries):
+        own = [(entry, row) for entry, row in zip(entries, stand, strict=True) if entry.cell == cell]
+        seeds = " ".join(str(entry.seed) for entry, _ in own)
+        states = summary(row.state for _, row in own).partition(": ")[2]
+        hours = f"{known[cell].hours:.3g} ({known[cell].source})" if cell in known else "?"
+        shown.add_row(*map(Text, (cell, own[0][0].run_id, seeds, states, hours)))
+    return shown
+
+
+def cost_words(study: Study, entries: Sequence[Entry], known: Mapping[str, Cost]) -> Iterator[str]:
+    """What is left to pay, and whether the whole study keeps its budget."""
+    found = find([entry.folder for entry in entries])
+    runs = sum(at.state in TO_COME for at in found)
+    unknown = sorted({entry.cell for entry in entries} - set(known))
+    if not known:
+        yield f"{runs} runs to come; of their cost nothing is known, --probe times some steps of each cell"
+        return
+    unit = "GPU-hours" if next(iter(known.values())).gpu else "core-hours"
+    pairs = [(e, at) for e, at in zip(entries, found, strict=True) if e.cell in known]
+    missing = sum(left(entry, at, known[entry.cell]) for entry, at in pairs)
+    yield f"{runs} runs to come, {missing:.3g} {unit}" + (f", and {', '.join(unknown)}" if unknown else "")
+    total = sum(known[entry.cell].hours for entry, _ in pairs)
+    if study.budget and study.budget.hours and total > study.budget.hours:
+        yield f"warning: all runs together take {total:.3g} {unit}, more than the budget of {study.budget.hours:g}"
+    steps = sum(entry.config["trainer"]["max_steps"] for entry in entries)
+    if study.budget and study.budget.steps and steps > study.budget.steps:
+        yield f"warning: all runs together train {steps} steps, more than the budget of {study.budget.steps}"
+
+
+def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: float | None) -> Iterator[str]:
+    """The smallest difference in the metric that decides, and whether it is small enough."""
+    metric, seeds = study.metrics[0], len(study.seeds)
+    source = "as given"
+    if sd is None:
+        seen = spread(entries, find([entry.folder for entry in entries]), metric)
+        sd, source = (None, "") if seen is None else (seen[0], f"from {seen[1]} degrees of freedom")
+    if sd is None:
+        yield (
+            f"{metric.name}: how much it varies is not known yet. With {seeds} seeds the smallest detectable "
+            f"difference at 80 % power is {_range(detectable(study, design, 1.0))} standard deviations of the "
+            "difference between two runs of one seed; --sd gives a guess of it"
+        )
+        return
+    smallest = detectable(study, design, sd)
+    yield (
+        f"{metric.name}: with {seeds} seeds the smallest detectable difference at 80 % power is {_range(smallest)}, "
+        f"where two runs of one seed differ with a standard deviation of {sd:.3g} ({source})"
+    )
+    blind = [name for name, size in smallest.items() if size > metric.smallest_effect]
+    if blind:
+        yield (
+            f"warning: the smallest effect of interest is {metric.smallest_effect:g}: too small to be detected for "
+            f"{', '.join(blind)}; {remedy(metric, sd)}"
+        )
+
+
+def remedy(metric: Metric, sd: float) -> str:
+    from dinoswap.studies.statistics import seeds_needed
+
+    return f"a comparison of two cells would take {seeds_needed(sd, metric.smallest_effect)} seeds"
+
+
+def _range(sizes: Mapping[str, float]) -> str:
+    low, high = min(sizes.values()), max(sizes.values())
+    if math.isinf(low):
+        return "infinite"
+    return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"

@@ -1,0 +1,13 @@
+"""The report of a study: what its runs say, as one HTML file, Markdown, LaTeX, JSON and figures.
+
+    write_report(study, Path("results/runs/masking"), Path("results/reports/masking"))    the path of report.html
+    analyse(study, Path("results/runs/masking")).answer                                   in a sentence
+
+runs -> collect.py: how each ended, its values -> analysis.py: effects, verdicts, the answer -> page.py: sections of
+sentences, plots (figures.py, curves.py) and tables (tables.py) -> write.py: the files.
+"""
+
+from dinoswap.studies.report.analysis import Analysis, Result, analyse
+from dinoswap.studies.report.write import write_report
+
+__all__ = ["Analysis", "Result", "analyse", "write_report"]

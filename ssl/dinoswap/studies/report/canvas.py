@@ -1,0 +1,196 @@
+"""A matplotlib figure as the report needs it: PNG and SVG for files, and an SVG inside the page.
+
+The page's copy takes the page's text colour, so that it is legible on light and on dark ground; its elements have what
+they stand for as <title>, which browsers show while the pointer is over them; and its ids begin with the plot's name,
+since all plots share one document.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+INK = "#1c1e21"
+"""Text and axes; becomes the text colour of the page, as the ground becomes transparent."""
+GROUND = "#ffffff"
+GREY = "#80868b"
+# Okabe and Ito's colours that people with any colour vision tell apart, less the yellow and black that one ground hides
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+
+WIDTH = 4.4
+"""Inches. Text of 9 points is then legible where a phone shows the whole width."""
+FONT = "DejaVu Sans"  # comes with matplotlib
+SIZE = 9.0
+DPI = 160
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": FONT,
+    "font.size": SIZE,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dinoswap",  # the same figure, the same file
+    "text.color": INK,
+    "text.parse_math": False,  # a name with two $ in it is no formula
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+styled = mpl.rc_context(STYLE)
+"""Decorates what draws: matplotlib looks its settings up whenever an element is made."""
+SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", SVG.strip("{}"))
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`name` for files and ids, `title` and `caption` for readers, `alt` for those who cannot see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    svg: str
+    inline: str
+    png: bytes
+
+
+class Canvas:
+    """A figure whose elements can be told what they stand for. Height in inches. For functions that are `styled`."""
+
+    def __init__(self, height: float) -> None:
+        self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        self._tips: dict[str, str] = {}
+
+    def axes(self, rows: int = 1) -> list[Axes]:
+        """One below the other."""
+        return list(self.figure.subplots(rows, 1, squeeze=False)[:, 0])
+
+    def tip(self, artist: Artist, text: str) -> None:
+        gid = f"tip{len(self._tips)}"
+        artist.set_gid(gid)
+        self._tips[gid] = text
+
+    def finish(self, name: str, *, title: str, caption: str, alt: str) -> Plot:
+        svg, png = io.StringIO(), io.BytesIO()
+        self.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        self.figure.set_layout_engine("none")  # the PNG has the layout of the SVG
+        self.figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+        tipped = _with_tips(svg.getvalue(), self._tips)
+        return Plot(name, title, caption, alt, tipped, _inline(tipped, name, alt), png.getvalue())
+
+
+def row_axes(canvas: Canvas, rows: int) -> Axes:
+    """Axes with a line of text above each of `rows` rows, at y = 0, 1, ... from the top: names take no width."""
+    (axes,) = canvas.axes()
+    axes.set_ylim(rows - 0.5, -0.9)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    for y in range(rows):
+        axes.axhline(y, color=GREY, linewidth=0.4, alpha=0.5, zorder=0)
+    return axes
+
+
+def row_height(rows: int) -> float:
+    """Inches, with the axis."""
+    return 0.44 * rows + 0.75
+
+
+def row_text(canvas: Canvas, axes: Axes, y: int, name: str, right: str = "", spare: str = "") -> None:
+    """`name` on the left, shortened where it must be, `right` on the right, followed by `spare` if all of it fits."""
+    room = 72 * WIDTH - 2 * SIZE
+    if text_width(f"{name}   {right} {spare}") <= room:
+        right = f"{right} {spare}".strip()
+    place = axes.get_yaxis_transform()
+    fitted = shortened(name, room - text_width(f"   {right}"))
+    left = axes.text(0, y - 0.2, fitted, transform=place, ha="left", va="bottom")
+    left.set_in_layout(False)
+    canvas.tip(left, name)
+    axes.text(1, y - 0.2, right, transform=place, ha="right", va="bottom").set_in_layout(False)
+
+
+def text_width(text: str) -> float:
+    """Points."""
+    font = FontProperties(family=FONT, size=SIZE)
+    return float(text_to_path.get_text_width_height_descent(printable(text), font, ismath=False)[0])
+
+
+def shortened(text: str, room: float) -> str:
+    """To a width in points: the beginning and the end, which tell more of a name than its middle."""
+    kept = text = printable(text)
+    for length in range(len(text) - 1, 1, -1):
+        if text_width(kept) <= room:
+            break
+        head = length // 2
+        kept = f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (length - head) + 1 :]}"
+    return kept
+
+
+def styles(count: int) -> list[tuple[str, str, str]]:
+    """Colour, marker and dash of so many series: no two are told apart by colour alone."""
+    dashes = [dash for dash in DASHES for _ in PALETTE]
+    return list(islice(zip(cycle(PALETTE), cycle(MARKERS), cycle(dashes), strict=False), count))
+
+
+def printable(text: str) -> str:
+    """Without the control characters that XML does not allow."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _with_tips(svg: str, tips: Mapping[str, str]) -> str:
+    root = ElementTree.fromstring(printable(svg))
+    for unneeded in root.findall(f"{SVG}metadata"):
+        root.remove(unneeded)
+    for group in root.iter(f"{SVG}g"):
+        text = tips.get(group.get("id", ""))
+        if text is not None:
+            title = ElementTree.Element(f"{SVG}title")
+            title.text = printable(text)
+            group.insert(0, title)
+            group.set("class", "tip")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """As an element of a page: without size, and under names of its own."""
+    root = ElementTree.fromstring(svg)
+    for definitions in root.findall(f"{SVG}defs"):
+        for sheet in definitions.findall(f"{SVG}style"):
+            definitions.remove(sheet)  # it would hold for the whole page
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            element.set(key, _renamed(key, value, name).replace(INK, "currentColor").replace(GROUND, "none"))
+    for size in ("width", "height"):
+        root.attrib.pop(size, None)
+    root.attrib |= {"id": name, "role": "img", "aria-label": printable(alt), "class": "plot"}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _renamed(key: str, value: str, name: str) -> str:
+    """An attribute in which ids, and references to them, begin with `name`."""
+    if key == "id":
+        return f"{name}-{value}"
+    return value.replace("#", f"#{name}-") if key.endswith("href") else value.replace("url(#", f"url(#{name}-")
+
+
+def bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis with room beside the values."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return low - room, high + room

@@ -1,0 +1,131 @@
+"""The plots of what runs did on the way, and of what they cost: learning curves, quality against cost."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from dinoswap.studies.report.canvas import (
+    GREY,
+    INK,
+    PALETTE,
+    SIZE,
+    WIDTH,
+    Canvas,
+    Plot,
+    bounds,
+    shortened,
+    styled,
+    styles,
+    text_width,
+)
+from dinoswap.studies.report.collect import Collected
+from dinoswap.studies.report.words import counted
+from dinoswap.studies.study import Metric
+
+DRAWN = 150
+"""Points of a curve; longer ones are thinned."""
+COLOURED = 6
+"""Cells that have a colour; with more, a reader could not tell them apart."""
+NAME_WIDTH = 72 * WIDTH - 6 * SIZE
+"""Points that a legend leaves for a name."""
+COSTS = {"images_per_second": "images per second", "cost.flops_per_image": "FLOPs per image, a training step"}
+
+
+@styled
+def learning_curves(collected: Collected, name: str, coloured: Sequence[str], plot: str, title: str) -> Plot | None:
+    """Of what was logged as `name`; None where nothing was. Cells that are not `coloured` are grey."""
+    logged = collected.curves[collected.curves["name"] == name].dropna(subset="value")
+    if logged.empty:
+        return None
+    cells = [cell.name for cell in collected.design.cells if (logged["cell"] == cell.name).any()]
+    shown = [cell for cell in cells if cell in coloured][:COLOURED]
+    columns = 2 if max(map(text_width, shown), default=0.0) < NAME_WIDTH / 2 else 1
+    canvas = Canvas(2.7 + 0.16 * len(shown) / columns)
+    (axes,) = canvas.axes()
+    for cell in [cell for cell in cells if cell not in shown]:
+        _curve(canvas, axes, cell, logged, GREY)
+    for index, (cell, (color, marker, _)) in enumerate(zip(shown, styles(len(shown)), strict=True)):
+        _curve(canvas, axes, cell, logged, color, marker, first=index / len(shown))
+    _broken_off(canvas, axes, collected, logged)
+    axes.set_xlabel("step")
+    axes.set_ylabel(name)
+    canvas.figure.legend(loc="outside upper left", ncols=columns)
+    rest = f" Grey: the other {counted(len(cells) - len(shown), 'cell')}." if len(cells) > len(shown) else ""
+    caption = f"Mean over seeds, and a band from the lowest to the highest; a cross: a run that broke off.{rest}"
+    last = logged.sort_values("step").groupby(["cell", "seed"])["value"].last().groupby("cell").mean()
+    means = "; ".join(f"{cell} {last[cell]:.4g}" for cell in cells)
+    return canvas.finish(plot, title=title, caption=caption, alt=f"{name} by step. Means of the last values: {means}.")
+
+
+@styled
+def cost_plot(collected: Collected, metric: Metric) -> Plot | None:
+    """Means by cell, numbered in the order of the design; None where no run has a value and a cost."""
+    canvas = Canvas(5.4)
+    drawn = 0
+    for axes, (cost, label) in zip(canvas.axes(len(COSTS)), COSTS.items(), strict=True):
+        points = _points(collected, metric, cost)
+        drawn += len(points)
+        _scatter(canvas, axes, points)
+        axes.set_xlabel(label)
+        axes.set_ylabel(metric.name)
+    if not drawn:
+        return None
+    caption = (
+        f"{metric.name} against what it costs, means over the seeds; vertical lines: one standard deviation between "
+        "seeds. Numbers are those of the table of cells. Images per second compare on the same hardware only; FLOPs "
+        "are counted, and the same everywhere."
+    )
+    alt = f"{metric.name} by cell against images per second and FLOPs per image; the numbers are in the table of cells."
+    return canvas.finish("cost", title="Quality against cost", caption=caption, alt=alt)
+
+
+def _curve(
+    canvas: Canvas, axes: Axes, cell: str, logged: pd.DataFrame, color: str, marker: str = "", first: float = 0.0
+) -> None:
+    """A line, and for a cell that has a marker its band; markers begin at another place for each, from 0 to 1."""
+    steps = logged[logged["cell"] == cell].groupby("step")["value"].agg(["mean", "min", "max"])
+    steps = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, DRAWN).round().astype(int))]
+    (line,) = axes.plot(steps.index, steps["mean"], color=color, linewidth=1.4 if marker else 0.7)
+    canvas.tip(line, f"{cell}: {steps['mean'].iloc[-1]:.4g} after step {steps.index[-1]}")
+    if marker:
+        axes.fill_between(steps.index, steps["min"], steps["max"], color=color, alpha=0.12, linewidth=0)
+        every = max(len(steps) // 6, 1)
+        line.set(label=shortened(cell, NAME_WIDTH), marker=marker, markersize=5, markevery=(int(first * every), every))
+
+
+def _broken_off(canvas: Canvas, axes: Axes, collected: Collected, logged: pd.DataFrame) -> None:
+    for run in collected.runs:
+        if run.status not in ("diverged", "failed"):
+            continue
+        own = logged[(logged["cell"] == run.entry.cell) & (logged["seed"] == run.entry.seed)]
+        if len(own):
+            last = own.loc[own["step"].idxmax()]
+            (cross,) = axes.plot([last["step"]], [last["value"]], marker="X", markersize=7, color=INK)
+            canvas.tip(cross, f"{run.entry.name} {run.status}: {run.note}")
+
+
+def _points(collected: Collected, metric: Metric, cost: str) -> list[tuple[int, str, float, float, float]]:
+    """Number of a cell, its name, mean cost, mean and standard deviation of the metric."""
+    points = []
+    for number, cell in enumerate(collected.design.cells, start=1):
+        pairs = [(run.value(cost), run.value(metric.name)) for run in collected.of_cell(cell.name) if run.ended]
+        known = np.array([pair for pair in pairs if all(map(math.isfinite, pair))])
+        if len(known):
+            spread = float(known[:, 1].std(ddof=1)) if len(known) > 1 else 0.0
+            points.append((number, cell.name, float(known[:, 0].mean()), float(known[:, 1].mean()), spread))
+    return points
+
+
+def _scatter(canvas: Canvas, axes: Axes, points: Sequence[tuple[int, str, float, float, float]]) -> None:
+    for number, cell, cost, value, spread in points:
+        axes.plot([cost, cost], [value - spread, value + spread], color=GREY, linewidth=0.8, zorder=1)
+        (dot,) = axes.plot([cost], [value], marker="o", markersize=5, color=PALETTE[0])
+        canvas.tip(dot, f"{number}. {cell}: {value:.4g} at {cost:.4g}")
+        axes.annotate(str(number), (cost, value), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    if points:
+        axes.set_xlim(*bounds([cost for _, _, cost, _, _ in points]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

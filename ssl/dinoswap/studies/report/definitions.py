@@ -1,0 +1,50 @@
+"""What the words of a report mean, in plain sentences. Formulas: the modules of dinoswap.studies.statistics."""
+
+DEFINITIONS = {
+    "Difference": (
+        "The value of an arm less that of the reference, for the same seed. Runs of one seed share data order, crops, "
+        "masks and initial weights wherever their configs allow, so that most of the noise between seeds drops out."
+    ),
+    "Main effect": (
+        "The difference that a level makes to its factor's first level, averaged evenly over the levels of all other "
+        "factors. It is not the effect at one corner of the design: see the interactions."
+    ),
+    "Interval": (
+        "95 % by Student's t. If the study were repeated many times, 95 % of such intervals would hold the true "
+        "difference. Each stands for itself: it can leave zero out where the verdict, which is corrected for the "
+        "number of effects, says 'not distinguishable'."
+    ),
+    "p (Holm)": (
+        "The chance of a difference at least as large if there were none, raised by Holm's procedure so that the "
+        "chance of even one false finding in the whole family of effects is at most 5 %. The family is all effects "
+        "of one metric; the first metric of the study file decides."
+    ),
+    "p (sign flip)": (
+        "The same question without assuming normal differences: the share of all choices of signs that give a mean as "
+        "far from zero. It cannot be below 2 / 2^n at n seeds: .25 at 3, .0625 at 5, .031 at 6."
+    ),
+    "Equivalent": (
+        "Two one-sided tests (TOST) say that the difference is smaller than the smallest effect of interest, which the "
+        "study file declares. Such a difference may be real, but does not matter."
+    ),
+    "Not distinguishable": (
+        "Neither different nor equivalent: with these seeds nothing can be said. 'Seeds needed' is how many would find "
+        "the smallest effect of interest with 80 % power, if the spread is what it seems to be from these few runs."
+    ),
+    "Collapsed, diverged, failed": (
+        "A collapsed run ended, but its features fill hardly any of their dimensions (RankMe below 2, or 2 %); its "
+        "value counts. A diverged or failed run has no value; its failure counts, and an exact test compares how often the "
+        "runs of both sides fail. Neither is ever dropped. What is missing, running, preempted or killed is no outcome."
+    ),
+    "Interaction": (
+        "How much the effect of one factor changes when another is switched. In a fraction some cannot be told from "
+        "others: the number is that of their weighted sum, which the table names. Interactions of three factors are "
+        "taken to be zero."
+    ),
+    "Attribution": (
+        "Shapley values: the mean change that switching a factor makes, over all orders in which the factors can be "
+        "switched, so that the shares add up to the gap. Combinations that were not run are filled in by the model of "
+        "main effects and two-factor interactions. Intervals are by Student's t over the seeds; the bootstrap over "
+        "seeds stands beside them and is too short below ten seeds."
+    ),
+}

@@ -1,0 +1,113 @@
+"""Every number of a report as JSON; null where there is none."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dinoswap.studies.report.analysis import Analysis, Result, corners
+from dinoswap.studies.report.collect import Run
+from dinoswap.studies.statistics import Attribution, Decision, Effect, Estimate
+
+COSTS = ("images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", "cost.peak_memory_bytes")
+
+
+def as_json(analysis: Analysis) -> str:
+    study, collected = analysis.study, analysis.collected
+    content = {
+        "study": study.name,
+        "question": study.question,
+        "answer": analysis.answer,
+        "design": study.design,
+        "notes": collected.design.notes,
+        "base": study.base,
+        "seeds": study.seeds,
+        "reference": analysis.reference,
+        "cells": [
+            {"name": cell.name, "levels": dict(cell.levels), "run_id": cell.run_id} for cell in collected.design.cells
+        ],
+        "results": [_result(analysis, result) for result in analysis.results],
+        "runs": [_run(analysis, run) for run in collected.runs],
+        "unasked": collected.unasked,
+    }
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: no NaN, no infinity, no tuple."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    return [plain(item) for item in value]
+
+
+def _result(analysis: Analysis, result: Result) -> dict[str, Any]:
+    by_cell = result.outcomes.groupby("cell", sort=False)["value"]
+    factorial = result.factorial
+    return {
+        "metric": asdict(result.metric),
+        "cells": {cell: {"mean": v.mean(), "sd": v.std(), "values": int(v.count())} for cell, v in by_cell},
+        "effects": _decisions(result.decisions),
+        "interactions": _decisions(result.interactions),
+        "aliases": factorial.aliases if factorial else {},
+        "residual": {"sd": factorial.sd, "df": factorial.df} if factorial else None,
+        "attribution": _attribution(analysis, result, result.attribution) if result.attribution else None,
+        "note": result.note,
+    }
+
+
+def _decisions(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    return [
+        {
+            **_estimate(decision.effect),
+            "kind": decision.kind,
+            "words": decision.words,
+            "p_adjusted": decision.p_adjusted,
+            "p_equivalent_adjusted": decision.p_equivalent_adjusted,
+            "p_failures_adjusted": decision.p_failures_adjusted,
+            "seeds_for_smallest": decision.seeds_for_smallest,
+            "seeds_for_seen": decision.seeds_for_seen,
+            "family": decision.size,
+            "alpha": decision.alpha,
+        }
+        for decision in decisions
+    ]
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    derived = ("low", "high", "p", "p_equivalent", "sd", *(("p_floor",) if isinstance(estimate, Effect) else ()))
+    return asdict(estimate) | {name: getattr(estimate, name) for name in derived}
+
+
+def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -> dict[str, Any]:
+    start, end = corners(analysis.study)
+    return {
+        "start": start,
+        "end": end,
+        "gap": _decisions([result.gap] if result.gap else []),
+        "values": _decisions(result.shares),
+        "model_gap": attribution.model_gap,
+        "bootstrap": attribution.bootstrap,
+        "per_seed": attribution.per_seed.to_dict("index"),
+        "clear": attribution.clear,
+        "measured": attribution.measured,
+        "unused": attribution.unused,
+    }
+
+
+def _run(analysis: Analysis, run: Run) -> dict[str, Any]:
+    names = [*(metric.name for metric in analysis.study.metrics), *COSTS]
+    known = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")
+    return {
+        "cell": run.entry.cell,
+        "seed": run.entry.seed,
+        "run_id": run.entry.run_id,
+        "status": run.status,
+        "note": run.note,
+        "command": run.command,
+        "wall_hours": run.wall_hours,
+        **{name: run.value(name) for name in dict.fromkeys(names)},
+        **{name: run.record.get(name) for name in known},
+    }

@@ -1,0 +1,219 @@
+"""The report as sections of sentences, plots and tables, before it is HTML or Markdown."""
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dinoswap.schema import ConfigError
+from dinoswap.studies.report import curves, figures, tables
+from dinoswap.studies.report.analysis import Analysis, Result, corners
+from dinoswap.studies.report.canvas import Plot
+from dinoswap.studies.report.markup import Table
+from dinoswap.studies.report.words import counted, listed
+from dinoswap.studies.study import read_study
+
+
+@dataclass(frozen=True)
+class Section:
+    """`items` stand at its end."""
+
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    code: str = ""
+    items: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    study: str
+    question: str
+    answer: str
+    as_of: str
+    warnings: Sequence[str] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+
+    @property
+    def plots(self) -> list[Plot]:
+        return [plot for section in self.sections for plot in section.plots]
+
+
+def make_page(analysis: Analysis) -> Page:
+    study, collected = analysis.study, analysis.collected
+    ended = [str(run.record["ended"]) for run in collected.runs if run.record.get("ended")]
+    sections = [*(_of_results(analysis) if analysis.results else []), *_of_runs(analysis)]
+    as_of = max(ended, default="").replace("T", " ").replace("+00:00", " UTC")
+    return Page(study.name, study.question, analysis.answer, as_of, _warnings(analysis), sections)
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def _of_results(analysis: Analysis) -> Iterable[Section]:
+    collected, results = analysis.collected, analysis.results
+    yield _effects(analysis)
+    if analysis.crossed:
+        yield _attribution(analysis)
+        yield _interactions(results)
+    cells = [cell.name for cell in collected.design.cells]
+    if results[0].outcomes["value"].notna().any():
+        yield Section("seeds", "Run by run", [], [figures.paired_seeds(results[0].outcomes, cells, results[0].metric)])
+    yield _learning(analysis)
+    cost = curves.cost_plot(collected, results[0].metric)
+    yield Section("cost", "Quality against cost", [], [cost] if cost else [], [tables.cells(analysis)])
+    yield Section("failures", "Collapsed, diverged and failed runs", [], [], [tables.failures(analysis)])
+
+
+def _effects(analysis: Analysis) -> Section:
+    plots: list[Plot] = []
+    shown: list[Table] = []
+    for number, result in enumerate(analysis.results, start=1):
+        title, than = f"Effects on {result.metric.name}", analysis.reference
+        valued = result.outcomes["value"].notna().any()
+        if not result.decisions or not (valued or number == 1):
+            continue
+        if valued:
+            plots.append(figures.forest(result.decisions, result.metric, f"effects-{number}", title, than))
+        shown.append(tables.effects(result, than))
+        aliased = tables.aliased_effects(result)
+        shown += [aliased] if aliased.rows else []
+    text = [
+        "Points are mean differences, lines their 95 % intervals; an arrow stands where one goes on. Grey is what "
+        "would be too small to matter. Verdicts are corrected for the number of effects on a metric, intervals are "
+        f"not. The first metric, {analysis.study.metrics[0].name}, decides."
+    ]
+    words = [f"{d.effect.name}: {d.words}." for d in analysis.results[0].decisions]
+    return Section("effects", "Effects", text, plots, shown, items=words)
+
+
+def _attribution(analysis: Analysis) -> Section:
+    result = analysis.results[0]
+    if result.attribution is None:
+        return Section("attribution", "Attribution", [f"There is none: {result.note}."])
+    start, end = (", ".join(f"{f}={level}" for f, level in corner.items()) for corner in corners(analysis.study))
+    text = [f"From {start} to {end}."]
+    plot = figures.waterfall(result.attribution, result.shares, result.metric)
+    shown = [tables.attribution(each) for each in analysis.results if each.attribution]
+    return Section("attribution", "Attribution", text, [plot], shown)
+
+
+def _interactions(results: Sequence[Result]) -> Section:
+    first = results[0]
+    plots = []
+    if first.interactions:
+        than = "what the two effects add up to"
+        plots = [figures.forest(first.interactions, first.metric, "interactions", "Two-factor interactions", than)]
+    shown = [tables.interactions(result) for result in results if result.interactions]
+    return Section("interactions", "Interactions", [], plots, shown)
+
+
+def _learning(analysis: Analysis) -> Section:
+    coloured, metric = _coloured(analysis), analysis.study.metrics[0].name
+    wanted = [(metric, "curve-metric", f"{metric} while training"), ("loss", "curve-loss", "The loss while training")]
+    drawn = [curves.learning_curves(analysis.collected, name, coloured, plot, title) for name, plot, title in wanted]
+    text = ["Losses of different objectives are not comparable: a lower one is not a better network."]
+    return Section("curves", "Learning curves", text, [plot for plot in drawn if plot])
+
+
+def _coloured(analysis: Analysis) -> list[str]:
+    """The reference, then the other corner of a crossed design, or the cells with the largest effects."""
+    design = analysis.collected.design
+    if analysis.crossed:
+        _, end = corners(analysis.study)
+        corner = [cell.name for cell in design.cells if cell.levels == end]
+        few = [cell.name for cell in design.cells] if len(design.cells) <= curves.COLOURED else []
+        return [design.reference.name, *corner, *few]
+    effects = [decision.effect for decision in analysis.results[0].decisions]
+    largest = sorted(effects, key=lambda effect: -abs(effect.mean) if math.isfinite(effect.mean) else 0.0)
+    return [design.reference.name, *(effect.name for effect in largest[: curves.COLOURED - 1])]
+
+
+# --- what was run -----------------------------------------------------------------------------------------------------
+
+
+def _of_runs(analysis: Analysis) -> Iterable[Section]:
+    collected = analysis.collected
+    yield Section("runs", "What was run", _circumstances(analysis), [], _run_tables(analysis))
+    missing = tables.unfinished(analysis)
+    text = [] if missing.rows else ["Nothing: every run of the study has an outcome."]
+    if collected.unasked:
+        text.append(
+            f"Not used: {counted(len(collected.unasked), 'run')} of this study's folder whose config or seed the study "
+            f"does not ask for now: {listed(collected.unasked)}."
+        )
+    yield Section("missing", "What is missing", text, [], [missing] if missing.rows else [])
+    how = [
+        "The first command does what is missing, the second writes this page from the run folders; every number is in "
+        "report.json beside it. A single run, and with it its value, is repeated by its own command."
+    ]
+    yield Section("repeat", "How to repeat each number", how, [], [tables.commands(analysis)], _commands(analysis))
+
+
+def _run_tables(analysis: Analysis) -> list[Table]:
+    found = [tables.levels(analysis), tables.differing(analysis), tables.run_table(analysis)]
+    return [table for table in found if table.rows]
+
+
+def _circumstances(analysis: Analysis) -> list[str]:
+    study, runs = analysis.study, analysis.collected.runs
+    text = [
+        f"Design: {study.design}, {counted(len(analysis.collected.design.cells), 'cell')}, seeds "
+        f"{listed([str(seed) for seed in study.seeds])}. Base of all runs: {' '.join(study.base)}.",
+        *analysis.collected.design.notes,
+    ]
+    facts = {"Commit": [run.commit for run in runs], "Hardware": [run.hardware for run in runs]}
+    for name, values in {**facts, "Versions": [run.versions for run in runs]}.items():
+        found = list(dict.fromkeys(value for value in values if value))
+        text += [f"{name}: {'; '.join(found)}."] if found else []
+    hours = [run.value("cost.core_or_gpu_hours") for run in runs]
+    known = [value for value in hours if value == value]
+    return [*text, f"All runs together: {sum(known):.3g} core- or GPU-hours."] if known else text
+
+
+def _commands(analysis: Analysis) -> str:
+    study = analysis.study
+    commits = {run.commit for run in analysis.collected.runs if run.commit}
+    name = study.name if study.path.parent.name == "ablations" else str(study.path)
+    asked = shlex.join([name, *_overrides(analysis)])
+    checkout = [f"git checkout {commit}" for commit in commits if len(commits) == 1 and "+" not in commit]
+    return "\n".join([*checkout, f"dinoswap-ablate run {asked}", f"dinoswap-ablate report {asked}"])
+
+
+def _overrides(analysis: Analysis) -> list[str]:
+    """What the command line added to the file, or nothing where that is gone."""
+    study = analysis.study
+    try:
+        written = read_study(study.path)
+    except ConfigError:
+        return []
+    added = [line for line in study.base if line not in written.base]
+    replaced = [key for key in ("seeds", "design") if getattr(study, key) != getattr(written, key)]
+    return [*added, *(f"{key}={getattr(study, key)}" for key in replaced)]
+
+
+# --- what to beware of ------------------------------------------------------------------------------------------------
+
+
+def _warnings(analysis: Analysis) -> list[str]:
+    runs = analysis.collected.ended
+    found = []
+    commits = sorted({run.commit for run in runs if run.commit})
+    if len(commits) > 1:
+        found.append(f"The runs are of different commits: {listed(commits)}.")
+    if any("+" in commit for commit in commits):
+        found.append("Some runs were made with changes that are in no commit: their commits do not repeat them.")
+    if len({run.versions for run in runs}) > 1:
+        found.append("The runs were made with different versions of packages: see 'What was run'.")
+    if len({run.hardware for run in runs}) > 1:
+        found.append("The runs were made on different hardware: their images per second do not compare.")
+    if len(analysis.study.seeds) == 1:
+        found.append("There is one seed: differences are shown, but nothing tells them from noise.")
+    for result in analysis.results:
+        measured = {(r.cell, r.seed) for r in result.outcomes.itertuples() if r.status != "missing"}
+        silent = [run for run in runs if (run.entry.cell, run.entry.seed) not in measured]
+        if silent:
+            found.append(f"{counted(len(silent), 'completed run')} did not report {result.metric.name}.")
+    return found

@@ -1,0 +1,166 @@
+"""The tables of the report, each made once and shown as HTML, Markdown and LaTeX (markup.py)."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from dinoswap.studies.report.analysis import Analysis, Result
+from dinoswap.studies.report.collect import OUTCOMES, Run
+from dinoswap.studies.report.markup import Table
+from dinoswap.studies.report.words import between, interval, number, probability
+from dinoswap.studies.statistics import Decision, Effect
+
+COSTS = {
+    "images_per_second": ("images/s", 1.0),
+    "cost.flops_per_image": ("GFLOPs/image", 1e9),
+    "cost.core_or_gpu_hours": ("hours/run", 1.0),
+    "cost.peak_memory_bytes": ("peak GiB", 2.0**30),
+}
+SHOWN = ("eval/rankme", "eval/feature_std", "eval/mean_cosine")
+
+
+def effects(result: Result, than: str) -> Table:
+    tests = ["p", "p (Holm)", "p (TOST, Holm)", "p (sign flip)"]
+    columns = ["effect", "difference", "verdict", *tests, "seeds", "seeds needed"]
+    rows = [_effect(decision) for decision in result.decisions]
+    caption = f"Effects on {result.metric.name}, against {than}, with 95 % intervals"
+    return Table(f"effects {result.metric.name}", caption, columns, rows, ["effect", "verdict"])
+
+
+def _effect(decision: Decision) -> list[str]:
+    e = decision.effect
+    flip = probability(e.p_sign_flip) if isinstance(e, Effect) else "-"
+    p = [probability(value) for value in (e.p, decision.p_adjusted, decision.p_equivalent_adjusted)]
+    needed = decision.seeds_for_smallest
+    return [e.name, interval(e) or "-", decision.kind, *p, flip, str(len(e.seeds)), str(needed or "-")]
+
+
+def interactions(result: Result) -> Table:
+    aliases = result.factorial.aliases if result.factorial else {}
+    rows = []
+    for decision in result.interactions:
+        name, difference = decision.effect.name, interval(decision.effect) or "-"
+        p, others = probability(decision.p_adjusted), _aliased(aliases.get(name, {}))
+        rows.append([name, difference, decision.kind, p, others])
+    columns = ["interaction", "difference", "verdict", "p (Holm)", "cannot be told from"]
+    caption = f"Two-factor interactions on {result.metric.name}: how much one effect changes when the other is switched"
+    return Table(f"interactions {result.metric.name}", caption, columns, rows, [columns[0], "verdict", columns[-1]])
+
+
+def aliased_effects(result: Result) -> Table:
+    """Main effects that share their number with others."""
+    main = {decision.effect.name for decision in result.decisions}
+    found = result.factorial.aliases if result.factorial else {}
+    rows = [[name, _aliased(others)] for name, others in found.items() if name in main]
+    columns = ["effect", "cannot be told from"]
+    return Table("aliases", "Main effects that are aliased: each number is that of the sum", columns, rows, columns)
+
+
+def _aliased(others: dict[str, float]) -> str:
+    return ", ".join(name if weight == 1 else f"{number(weight, 3)} ({name})" for name, weight in others.items()) or "-"
+
+
+def attribution(result: Result) -> Table:
+    found = result.attribution
+    columns = ["factor", "share of the gap", "verdict", "p (Holm)", "bootstrap interval", "rests on"]
+    rows = []
+    for share in [*result.shares, *([result.gap] if result.gap else [])]:
+        name = share.effect.name
+        spread = between(*found.bootstrap[name]) if found and name in found.bootstrap else "-"
+        clear = found is None or found.clear.get(name, True)
+        rests = "what was measured" if clear else "unmeasured interactions being zero"
+        rows.append([name, interval(share.effect) or "-", share.kind, probability(share.p_adjusted), spread, rests])
+    caption = f"Attribution of the gap in {result.metric.name} (Shapley values)"
+    return Table(f"attribution {result.metric.name}", caption, columns, rows, ["factor", "verdict", "rests on"])
+
+
+def cells(analysis: Analysis) -> Table:
+    metrics = [metric.name for metric in analysis.study.metrics]
+    costs = {name: COSTS[name] for name in COSTS if name not in metrics}
+    rows = []
+    for index, cell in enumerate(analysis.collected.design.cells, start=1):
+        runs = analysis.collected.of_cell(cell.name)
+        ended = [run for run in runs if run.ended]
+        values = [_mean_and_spread([run.value(name) for run in ended]) for name in metrics]
+        spent = [number(_mean([run.value(name) for run in ended]) / unit, 3) for name, (_, unit) in costs.items()]
+        rows.append([str(index), cell.name, f"{len(ended)}/{len(runs)}", *values, *spent])
+    columns = ["#", "cell", "runs", *metrics, *(title for title, _ in costs.values())]
+    caption = "Cells: mean and standard deviation over seeds, and what a run costs (core- or GPU-hours)"
+    return Table("cells", caption, columns, rows, ["cell"])
+
+
+def failures(analysis: Analysis) -> Table:
+    """How the runs of each cell ended, with the diagnostics of those that were evaluated."""
+    columns = ["cell", *OUTCOMES, "pending", *(name.removeprefix("eval/") for name in SHOWN), "what was said"]
+    rows = []
+    for cell in analysis.collected.design.cells:
+        runs = analysis.collected.of_cell(cell.name)
+        counts = Counter(run.status for run in runs)
+        pending = sum(not run.ended for run in runs)
+        shown = [number(_mean([run.value(name) for run in runs]), 3) for name in SHOWN]
+        said = "; ".join(dict.fromkeys(run.note for run in runs if run.ended and run.note)) or "-"
+        rows.append([cell.name, *(str(counts[status]) for status in OUTCOMES), str(pending), *shown, said])
+    caption = "How runs ended. Collapsed, diverged and failed runs are outcomes and are counted as such"
+    return Table("failures", caption, columns, rows, ["cell", "what was said"])
+
+
+def run_table(analysis: Analysis) -> Table:
+    metric = analysis.study.metrics[0].name
+    words = ["cell", "run", "status", "commit", "started (UTC)", "hardware"]
+    spent = ["wall hours", "core/GPU-hours", "restarts"]
+    columns = ["cell", "seed", "run", "status", metric, "commit", "started (UTC)", *spent, "hardware"]
+    rows = [_run(run, metric) for run in analysis.collected.runs if run.record]
+    return Table("runs", "Every run that was started", columns, rows, words)
+
+
+def _run(run: Run, metric: str) -> list[str]:
+    identity = [run.entry.cell, str(run.entry.seed), run.entry.run_id, run.status]
+    started = str(run.record.get("started") or "-").replace("T", " ").removesuffix("+00:00")
+    spent = [number(run.wall_hours, 3), number(run.value("cost.core_or_gpu_hours"), 3)]
+    restarts = str(run.record.get("restarts", "-"))
+    return [*identity, number(run.value(metric)), run.commit or "-", started, *spent, restarts, run.hardware or "-"]
+
+
+def unfinished(analysis: Analysis) -> Table:
+    rows = [[run.entry.cell, str(run.entry.seed), run.status, run.note or "-"] for run in analysis.unfinished]
+    columns = ["cell", "seed", "state", "what is known"]
+    return Table("missing", "Runs without an outcome", columns, rows, ["cell", "state", "what is known"])
+
+
+def levels(analysis: Analysis) -> Table:
+    rows = [
+        [factor, level, " ".join(overrides) or "(as in the base)"]
+        for factor, options in analysis.study.factors.items()
+        for level, overrides in options.items()
+    ]
+    columns = ["factor", "level", "overrides"]
+    return Table("levels", "What is varied; the first level of a factor is its reference", columns, rows, columns)
+
+
+def differing(analysis: Analysis) -> Table:
+    rows = []
+    for key, values in analysis.collected.differing().items():
+        where: dict[str, list[str]] = {}
+        for index, value in enumerate(values, start=1):
+            where.setdefault(value, []).append(str(index))
+        rows.append([key, "; ".join(f"{value} in {', '.join(cells)}" for value, cells in where.items())])
+    columns = ["key", "values, and the cells that have them"]
+    return Table("configs", "Keys of the config that are not the same in all cells", columns, rows, columns)
+
+
+def commands(analysis: Analysis) -> Table:
+    rows = [[run.entry.cell, str(run.entry.seed), run.command] for run in analysis.collected.runs]
+    return Table("commands", "The command of each run", ["cell", "seed", "command"], rows, ["cell", "command"])
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def _mean_and_spread(values: Iterable[float]) -> str:
+    known = [value for value in values if value == value]
+    if len(known) < 2:
+        return number(_mean(known))
+    mean = _mean(known)
+    sd = (sum((value - mean) ** 2 for value in known) / (len(known) - 1)) ** 0.5
+    return f"{number(mean)} ± {number(sd, 2)}"

@@ -1,0 +1,74 @@
+"""The files of a report.
+
+report.html holds everything: no other file and no network is needed. Beside it report.md with its PNGs in figures/,
+tables.tex, the figures as SVG, and report.json with every number.
+"""
+
+from pathlib import Path
+
+import jinja2
+
+from dinoswap.files import write_atomically
+from dinoswap.studies.report import tables
+from dinoswap.studies.report.analysis import Analysis, analyse
+from dinoswap.studies.report.definitions import DEFINITIONS
+from dinoswap.studies.report.markup import latex, markdown, markdown_text
+from dinoswap.studies.report.numbers import as_json
+from dinoswap.studies.report.page import Page, Section, make_page
+from dinoswap.studies.study import Study
+
+FIGURES = "figures"
+
+
+def write_report(study: Study, root: Path, out: Path) -> Path:
+    """Of the runs below `root`, results/runs/<study>, into the folder `out`; the path of report.html. ConfigError for a
+    study whose cells do not compose."""
+    analysis = analyse(study, root)
+    page = make_page(analysis)
+    (out / FIGURES).mkdir(parents=True, exist_ok=True)
+    for plot in page.plots:
+        write_atomically(out / FIGURES / f"{plot.name}.png", plot.png)
+        write_atomically(out / FIGURES / f"{plot.name}.svg", plot.svg)
+    write_atomically(out / "report.json", as_json(analysis))
+    write_atomically(out / "report.md", as_markdown(page))
+    write_atomically(out / "tables.tex", as_latex(analysis))
+    write_atomically(out / "report.html", as_html(page))
+    return out / "report.html"
+
+
+def as_html(page: Page) -> str:
+    """Whatever comes from configs and runs is escaped; the plots are SVG, in which it is already."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.jinja").render(page=page, definitions=DEFINITIONS)
+
+
+def as_markdown(page: Page) -> str:
+    parts = [
+        f"# {markdown_text(page.question)}",
+        f"**{markdown_text(page.answer)}**",
+        *map(markdown_text, page.warnings),
+    ]
+    for section in page.sections:
+        parts += _section(section)
+    parts += ["## Definitions", *(f"**{term}.** {markdown_text(meaning)}" for term, meaning in DEFINITIONS.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    parts = [f"## {section.title}", *map(markdown_text, section.text)]
+    parts += [f"```\n{section.code}\n```"] if section.code else []
+    for plot in section.plots:
+        parts.append(f"![{markdown_text(plot.alt)}]({FIGURES}/{plot.name}.png)\n\n*{markdown_text(plot.caption)}*")
+    parts += [f"**{markdown_text(table.caption)}**\n\n{markdown(table)}" for table in section.tables]
+    return parts + (["\n".join(f"- {markdown_text(item)}" for item in section.items)] if section.items else [])
+
+
+def as_latex(analysis: Analysis) -> str:
+    """The tables that go into a paper."""
+    chosen = [tables.cells(analysis), tables.failures(analysis)]
+    for result in analysis.results:
+        chosen.append(tables.effects(result, analysis.reference))
+        chosen += [tables.interactions(result)] if result.interactions else []
+        chosen += [tables.attribution(result)] if result.attribution else []
+    return "% \\usepackage{booktabs}\n\n" + "\n".join(map(latex, chosen))

@@ -1,0 +1,179 @@
+"""Run folders as pandas frames: one row per run, and the long frame of their curves.
+
+`load_runs(root)`, sorted by study, run_id and seed:
+
+| column | what |
+|---|---|
+| run_id, study, seed, status | as in run.json |
+| choice.<group> | the option of each config group: choice.masking, choice.reduction@objectives.ibot.reduction |
+| config.<key> | numbers of config.yaml that differ between these runs; NaN where a run has no such key |
+| metric.<name> | the last value of each metric: metric.eval/knn_top1; NaN where it is missing or not finite |
+| images_per_second, cost.<name> | throughput; cost.flops_per_image, cost.core_or_gpu_hours, cost.peak_memory_bytes |
+| steps, restarts, started, ended, error | how the run went: times in UTC, and the message of a run that ended badly |
+| commit, dirty, hardware, overrides | what repeats it; the overrides in one line, as a shell takes them |
+| path | the run's folder |
+
+`load_curves(root)`: run_id, seed, step, name, value; a line of metrics.jsonl gives a row per name.
+
+The rows are kept in a Parquet file at the root. A row is used again while path, time and size of its run.json are the
+same; a file that is damaged or of another format is written anew, and where that cannot be written there is none.
+"""
+
+import logging
+import time
+from array import array
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dinoswap.files import write_atomically
+from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find, read_points
+
+CACHE = ".runs.parquet"
+FORMAT_KEY, FORMAT = b"dinoswap.runs", b"1"
+"""Of the cached rows: counts up when they change."""
+SETTLED_NS = 2 * 10**9
+"""A run.json that is younger when it is looked at is not cached: some file systems count time in steps of two seconds,
+and another version may get the same time."""
+
+FIRST = ["run_id", "study", "seed", "status"]
+LAST = ["steps", "restarts", "started", "ended", "error", "commit", "dirty", "hardware", "overrides", "path"]
+STAMP = ["mtime_ns", "size"]
+NUMBERS = ("config.", "metric.", "cost.", "images_per_second")
+TYPES = {
+    "seed": "int64",
+    "mtime_ns": "int64",
+    "size": "int64",
+    "steps": "Int64",
+    "restarts": "Int64",
+    "dirty": "boolean",
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    frame: pd.DataFrame
+    passed_over: list[PassedOver]
+
+
+def load_runs(root: str | Path, cache: bool = True) -> pd.DataFrame:
+    """One row for each run below `root`, which may be results, results/runs, a study's folder or a run's. The columns
+    are those of this module's docstring. FileNotFoundError where there is no such folder."""
+    return read_runs(root, cache).frame
+
+
+def load_curves(root: str | Path, names: Collection[str] | None = None) -> pd.DataFrame:
+    """What the runs below `root` logged, of these names only if any are given. The columns are run_id, seed, step, name
+    and value; a run that is in several studies is in it once. FileNotFoundError where there is no such folder."""
+    return read_curves(load_runs(root), names).frame
+
+
+def read_runs(root: str | Path, cache: bool = True) -> Loaded:
+    """`load_runs`, and what was passed over."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: there is no such folder; runs are written to results/runs")
+    now = time.time_ns()
+    found, passed_over = find(root)
+    cached = _read_cache(root / CACHE) if cache else None
+    known = _frame([]) if cached is None else cached[_is_current(cached, found)]
+    reader, left = RunReader(), found.keys() - set(known["path"])
+    rows = []
+    for path in sorted(left):
+        row = reader.read(root / path)
+        if row is not None:
+            rows.append(row | {"path": path} | dict(zip(STAMP, found[path], strict=True)))
+    frame = pd.concat([part for part in (known, _frame(rows)) if len(part)] or [known], ignore_index=True)
+    if cache and (cached is None or left or len(known) < len(cached)):
+        partly = [str(each.path.parent.relative_to(root)) for each in reader.passed_over]
+        settled = frame["mtime_ns"] < now - SETTLED_NS
+        _write_cache(root / CACHE, frame[settled & ~frame["path"].isin(partly)])
+    return Loaded(_presented(frame, root), passed_over + reader.passed_over)
+
+
+def read_curves(runs: pd.DataFrame, names: Collection[str] | None = None) -> Loaded:
+    """`load_curves` of rows of `load_runs`, and what was passed over."""
+    runs = runs.sort_values("steps", na_position="first").drop_duplicates(["run_id", "seed"], keep="last").sort_index()
+    wanted = None if names is None else set(names)
+    codes: dict[str, int] = {}
+    steps, values, kinds, lengths = array("q"), array("d"), array("q"), []
+    passed_over = []
+    for path in runs["path"]:
+        before = len(steps)
+        try:
+            for step, name, value in read_points(Path(path) / "metrics.jsonl", wanted):
+                steps.append(step)
+                values.append(value)
+                kinds.append(codes.setdefault(name, len(codes)))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            passed_over.append(PassedOver(Path(path) / "metrics.jsonl", str(reason)))
+        lengths.append(len(steps) - before)
+    frame = pd.DataFrame(
+        {
+            "run_id": np.repeat(runs["run_id"].to_numpy(dtype=object), lengths),
+            "seed": np.repeat(runs["seed"].to_numpy(), lengths),
+            "step": np.array(steps, dtype=np.int64),
+            "name": np.array(list(codes), dtype=object)[np.array(kinds, dtype=np.int64)],
+            "value": np.array(values, dtype=np.float64),
+        }
+    )
+    return Loaded(frame.astype({"run_id": "string", "name": "string"}), passed_over)
+
+
+def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as they are cached: every column has its type, whatever the rows lack."""
+    frame = pd.DataFrame(list(rows))
+    columns = dict.fromkeys([*FIRST, *frame.columns, "images_per_second", *LAST, *STAMP])
+    types = {column: "float64" if column.startswith(NUMBERS) else "string" for column in columns}
+    return frame.reindex(columns=list(columns)).astype(types | TYPES)
+
+
+def _presented(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The documented columns in their order."""
+    groups = {kind: sorted(c for c in frame.columns if c.startswith(kind)) for kind in ("choice.", "metric.", "cost.")}
+    settings = sorted(c for c in frame.columns if c.startswith("config.") and frame[c].nunique(dropna=False) > 1)
+    columns = [*FIRST, *groups["choice."], *settings, *groups["metric."], "images_per_second", *groups["cost."], *LAST]
+    frame = frame[columns].sort_values(["study", "run_id", "seed", "path"], ignore_index=True)
+    for name in ("started", "ended"):
+        frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
+    return frame.assign(path=[str(root / path) for path in frame["path"]])
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+
+def _is_current(cached: pd.DataFrame, found: Mapping[str, Stamp]) -> npt.NDArray[np.bool_]:
+    rows = zip(cached["path"], cached["mtime_ns"], cached["size"], strict=True)
+    return np.array([found.get(path) == (time_ns, size) for path, time_ns, size in rows], dtype=np.bool_)
+
+
+def _read_cache(path: Path) -> pd.DataFrame | None:
+    """None unless it is whole, which its checksums tell, and of this format."""
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        if (table.schema.metadata or {}).get(FORMAT_KEY) != FORMAT:
+            return None
+        return table.to_pandas()
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _write_cache(path: Path, frame: pd.DataFrame) -> None:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**table.schema.metadata, FORMAT_KEY: FORMAT})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    try:
+        write_atomically(path, sink.getvalue().to_pybytes())
+    except OSError as error:
+        _log.info("%s is not written: %s", path, error)

@@ -1,0 +1,181 @@
+"""The gap between two corners of a design, split among the factors that change: Shapley values.
+
+    phi_i = sum over sets S of other factors of |S|! (k - |S| - 1)! / k! * (v(S + i) - v(S))        (Shapley 1953)
+
+v(S) is the outcome with the factors in S switched from `start` to `end`. phi_i is the mean change that switching i
+makes, over all orders in which the k factors can be switched; the values sum to the gap, v(all) - v(none).
+
+v is what was measured where the cell was measured. The rest comes from the model of main effects and two-factor
+interactions (model_matrix.py), fitted to the measured cells of the same seed. Between two-level factors an interaction
+of two splits evenly, which is what a main effect averaged over both levels contains already: so a fraction that keeps
+main effects clear of two-factor interactions (resolution IV) gives the values of the full factorial, whichever way its
+interactions are aliased, unless three or more factors interact. Where that does not hold a value is not `clear`: it
+rests on the interactions that could not be estimated being zero.
+
+Values are linear in the outcomes, so that each seed has its own and they pair. The interval that is reported is
+Student's t over the seeds. The percentile bootstrap over seeds is given beside it for comparison; it is too short
+below 10 seeds (nominal 95 % covers about 75 % at 3 and 84 % at 5), and is not what verdicts rest on.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dinoswap.studies.statistics.estimate import Array, Estimate, MetricOptions, mean_and_error
+from dinoswap.studies.statistics.model_matrix import DEPENDENT, Levels, columns, fit_model, indicators, terms_of
+from dinoswap.studies.statistics.outcomes import Outcomes, mcnemar, with_outcome
+
+MOST_FACTORS = 14
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """`values` are named by their factors, `gap` is 'gap'; means are over `gap.seeds`."""
+
+    values: tuple[Estimate, ...]
+    gap: Estimate  # between the corners; the values sum to it
+    model_gap: float  # the same by the fitted model alone; nan if every cell of the cube was measured
+    bootstrap: dict[str, tuple[float, float]]  # percentile intervals, over seeds
+    per_seed: pd.DataFrame  # [seeds, factors]
+    clear: dict[str, bool]
+    measured: int  # cells of the cube of 2^k that were measured, in the seed that has fewest
+    unused: tuple[int, ...]  # seeds whose cells do not determine the values
+
+
+@dataclass(frozen=True)
+class _Map:
+    """From the outcomes of a seed's cells, sorted by name, to the values."""
+
+    weights: Array  # [factors, cells]
+    model_gap: Array  # [cells]
+    clear: npt.NDArray[np.bool_]  # [factors]
+    measured: int
+
+
+def attribute(
+    outcomes: pd.DataFrame,
+    cells: Mapping[str, Levels],
+    factors: Mapping[str, Collection[str]],
+    start: Levels,
+    end: Levels,
+    *,
+    draws: int = 10_000,
+    **metric: Unpack[MetricOptions],
+) -> Attribution:
+    """Of the gap from `start` to `end`, each {factor: level}. `draws`: of the bootstrap. Raises ValueError for a bad
+    frame, when no factor changes or too many do, and when no seed has cells enough."""
+    switched = [factor for factor in factors if start[factor] != end[factor]]
+    if not 0 < len(switched) <= MOST_FACTORS:
+        raise ValueError(f"{len(switched)} factors differ between start and end: must be 1 to {MOST_FACTORS}")
+    ended = with_outcome(outcomes)
+    runs = ended.dropna(subset="value")
+    maps = _maps(runs, cells, factors, _cube(start, end, switched), switched)
+    if not maps:
+        raise ValueError("outcomes: no seed has a value in cells enough to attribute the gap; run more of the cells")
+    values = {seed: runs[runs["seed"] == seed].sort_values("cell")["value"].to_numpy() for seed in maps}
+    table = pd.DataFrame([maps[seed].weights @ values[seed] for seed in maps], index=list(maps), columns=switched)
+    scale = float(runs["value"].abs().max())
+    keys = ended["cell"].map(lambda cell: _key(cells[cell], factors))
+    first, last = (ended[keys == _key(corner, factors)] for corner in (start, end))
+    gap = _estimate("gap", table.sum(axis=1), scale, metric)
+    return Attribution(
+        values=tuple(_estimate(name, table[name], scale, metric) for name in switched),
+        gap=replace(gap, reference=Outcomes.count(first), arm=Outcomes.count(last), failures=mcnemar(first, last)),
+        model_gap=float(np.mean([maps[seed].model_gap @ values[seed] for seed in maps])),
+        bootstrap=_bootstrap(table, metric.get("confidence", 0.95), draws),
+        per_seed=table,
+        clear={name: all(bool(found.clear[i]) for found in maps.values()) for i, name in enumerate(switched)},
+        measured=min(found.measured for found in maps.values()),
+        unused=tuple(sorted({int(seed) for seed in outcomes["seed"]} - set(maps))),
+    )
+
+
+def _estimate(name: str, values: pd.Series, scale: float, metric: MetricOptions) -> Estimate:
+    """Of one value per seed."""
+    mean, se = mean_and_error(values.to_numpy(), scale)
+    return Estimate(name=name, mean=mean, se=se, df=len(values) - 1, seeds=tuple(values.index), **metric)
+
+
+def _maps(
+    runs: pd.DataFrame,
+    cells: Mapping[str, Levels],
+    factors: Mapping[str, Collection[str]],
+    cube: Sequence[Levels],
+    switched: Sequence[str],
+) -> dict[int, "_Map"]:
+    """Seed -> map, of the seeds whose cells allow one. Seeds that have the same cells share it."""
+    known: dict[tuple[str, ...], _Map | None] = {}
+    maps = {}
+    for seed, group in runs.groupby("seed"):
+        names = tuple(sorted(group["cell"]))
+        if names not in known:
+            known[names] = _shapley_map([cells[name] for name in names], cube, factors, switched)
+        found = known[names]
+        if found is not None:
+            maps[int(seed)] = found
+    return maps
+
+
+def _shapley_map(
+    measured: Sequence[Levels], cube: Sequence[Levels], factors: Mapping[str, Collection[str]], switched: Sequence[str]
+) -> _Map | None:
+    """None when the values rest on main effects that the measured cells do not determine."""
+    weights = shapley_weights(len(switched))
+    keys = [_key(cell, factors) for cell in measured]
+    same = [[key == _key(cell, factors) for key in keys] for cell in cube]
+    v = np.array(same, dtype=float)  # [2^k, cells]: from what was measured to v
+    known = v.any(1)
+    if known.all():
+        return _Map(weights @ v, np.full(len(measured), math.nan), np.ones(len(switched), dtype=bool), len(cube))
+    terms = terms_of(factors, interactions=True)
+    model = fit_model(indicators(np.zeros(len(measured))), columns(measured, factors, terms), terms)
+    wanted = columns(cube, factors, terms)
+    predicted = np.column_stack([np.ones(len(cube)), wanted[:, model.kept]]) @ np.linalg.pinv(model.matrix)
+    v[~known] = predicted[~known]
+    # How each value errs per unit of an effect that is left out of the model: [factors, dropped]
+    neglected = np.abs(weights @ (wanted[:, model.dropped] - wanted[:, model.kept] @ model.weights)) > DEPENDENT
+    if neglected[:, [len(terms[index]) == 1 for index in model.dropped]].any():
+        return None
+    clear = np.logical_not(neglected.any(axis=1))
+    return _Map(weights @ v, predicted[-1] - predicted[0], clear, int(known.sum()))
+
+
+def shapley_weights(factors: int) -> Array:
+    """[factors, 2^factors]: values are these weights times v. Bit i of a set's index says whether i is in it."""
+    members = _members(factors)
+    sizes = members.sum(1)
+    share = np.array([1 / (factors * math.comb(factors - 1, size)) for size in range(factors)])  # by |S|, without i
+    weights: Array = np.where(members, share[sizes - 1, None], -share[np.minimum(sizes, factors - 1), None]).T
+    return weights
+
+
+def _members(factors: int) -> npt.NDArray[np.int64]:
+    """[2^factors, factors], 1 where the factor is in the set."""
+    return (np.arange(2**factors)[:, None] >> np.arange(factors)) & 1
+
+
+def _cube(start: Levels, end: Levels, switched: Sequence[str]) -> list[Levels]:
+    """All 2^k combinations, in the order of `shapley_weights`."""
+    return [
+        {**start, **{factor: end[factor] for factor, inside in zip(switched, row, strict=True) if inside}}
+        for row in _members(len(switched))
+    ]
+
+
+def _key(cell: Levels, factors: Collection[str]) -> str:
+    return repr([cell[factor] for factor in factors])
+
+
+def _bootstrap(table: pd.DataFrame, confidence: float, draws: int) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of the mean over seeds, all factors resampled together; nan for a single seed."""
+    if len(table) < 2:
+        return dict.fromkeys(table, (math.nan, math.nan))
+    picks = np.random.default_rng(0).integers(len(table), size=(draws, len(table)))
+    means = table.to_numpy()[picks].mean(1)  # [draws, factors]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(table)}

@@ -1,0 +1,109 @@
+"""A difference with its standard error, and what Student's t makes of it: interval, test of zero, equivalence.
+
+    interval      mean +- t(df, confidence) * se
+    p             2 P(T_df > |mean| / se)
+    p_equivalent  P(T_df < (|mean| - margin) / se), the larger p of the two one-sided tests (TOST, Schuirmann 1987)
+
+The functions broadcast over numpy arrays. Exact for normal differences.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtr, stdtrit
+
+from dinoswap.studies.statistics.outcomes import FailureTest, Outcomes
+
+Array = npt.NDArray[np.float64]
+
+ROUNDING = 1e-12
+"""A spread below this share of the values themselves is that of floating point, not of the runs."""
+
+
+def t_interval(mean: Any, se: Any, df: Any, confidence: float) -> tuple[Any, Any]:
+    half = stdtrit(df, 0.5 + confidence / 2) * se
+    return mean - half, mean + half
+
+
+def t_test(mean: Any, se: Any, df: Any) -> Any:
+    """Two-sided p of a mean of zero. 1 where nothing can be said: se is nan, or both are 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(2 * stdtr(df, -np.abs(np.divide(mean, se))), nan=1.0)
+
+
+def equivalence_test(mean: Any, se: Any, df: Any, margin: float) -> Any:
+    """p of a difference of at least `margin`, in either direction."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(stdtr(df, np.divide(np.abs(mean) - margin, se)), nan=1.0)
+
+
+def settled(mean: float, se: float, scale: float) -> tuple[float, float]:
+    """`mean` and `se` of values of size `scale`, where a zero is meant to be one.
+
+    Differences that are all zero are zero with certainty. Differences that are all the same, but not zero, come from a
+    coarse metric and do not tell their spread: se is nan, or t would be infinite.
+    """
+    if not se <= ROUNDING * scale:
+        return mean, se
+    return (0.0, 0.0) if abs(mean) <= ROUNDING * scale else (mean, math.nan)
+
+
+def mean_and_error(values: Array, scale: float) -> tuple[float, float]:
+    """Mean of values [n] and its standard error; nan where n is too small. `scale`: size of what they come from."""
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else math.nan), math.nan
+    return settled(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), scale)
+
+
+class MetricOptions(TypedDict, total=False):
+    """What every analysis of a metric takes, with the defaults of Estimate."""
+
+    smallest_effect: float | None  # of interest, in the metric's units; without one nothing is called equivalent
+    higher_is_better: bool
+    confidence: float  # of the intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A difference, arm less reference, in the metric's units; nan where it cannot be estimated (`note` says why)."""
+
+    name: str
+    mean: float
+    se: float
+    df: int
+    seeds: tuple[int, ...]
+    df_per_seed: int = 1  # how many degrees of freedom another seed adds: cells - 1
+    smallest_effect: float | None = None
+    higher_is_better: bool = True
+    confidence: float = 0.95
+    reference: Outcomes = field(default_factory=Outcomes)
+    arm: Outcomes = field(default_factory=Outcomes)
+    failures: FailureTest = field(default_factory=FailureTest)
+    note: str = ""
+
+    @property
+    def low(self) -> float:
+        return float(t_interval(self.mean, self.se, self.df, self.confidence)[0])
+
+    @property
+    def high(self) -> float:
+        return float(t_interval(self.mean, self.se, self.df, self.confidence)[1])
+
+    @property
+    def p(self) -> float:
+        return float(t_test(self.mean, self.se, self.df))
+
+    @property
+    def p_equivalent(self) -> float:
+        """1 without a smallest effect of interest."""
+        if self.smallest_effect is None:
+            return 1.0
+        return float(equivalence_test(self.mean, self.se, self.df, self.smallest_effect))
+
+    @property
+    def sd(self) -> float:
+        """Of the estimate that a single seed would give."""
+        return self.se * math.sqrt(len(self.seeds))

@@ -1,0 +1,106 @@
+"""The linear model of a design: seeds as blocks, main effects, two-factor interactions; and what is aliased with what.
+
+A main effect has a column per level but the first: the indicator of the level less 1 / (number of levels). An
+interaction has the products of those columns. So the coefficient of a main effect is `level - reference`, averaged
+evenly over the levels of the other factors, and that of an interaction is how much the effect of one changes when the
+other is switched.
+
+Columns enter in that order as long as each raises the rank. One that does not is a combination of those before it: it
+cannot be estimated, and what is estimated in its place is aliased with it:
+
+    E[estimate of i] = effect_i + sum_j weight_ij effect_j      over the columns j that were left out
+
+(the alias matrix of Box and Wilson). Nothing is looked up: any set of cells has its aliases, however it came about.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from dinoswap.studies.statistics.estimate import Array
+
+Levels = Mapping[str, str]
+Term = tuple[tuple[str, str], ...]  # ((factor, level),), or two of them for an interaction
+
+DEPENDENT = 1e-8
+"""What is left of a column after projecting it on others, relative to its length, when it is a combination of them."""
+
+
+def effect_name(term: Term) -> str:
+    return " * ".join(f"{factor}={level}" for factor, level in term)
+
+
+def terms_of(factors: Mapping[str, Collection[str]], interactions: bool) -> list[Term]:
+    """Main effects, then two-factor interactions, in the order of the factors."""
+    main = [(factor, level) for factor, levels in factors.items() for level in list(levels)[1:]]
+    pairs = [pair for pair in combinations(main, 2) if pair[0][0] != pair[1][0]] if interactions else []
+    return [*((each,) for each in main), *pairs]
+
+
+def columns(rows: Sequence[Levels], factors: Mapping[str, Collection[str]], terms: Sequence[Term]) -> Array:
+    """[rows, terms]. Raises ValueError for a row that lacks a factor or has a level that the factor has not."""
+    for row in rows:
+        for factor, levels in factors.items():
+            if row.get(factor) not in levels:
+                raise ValueError(f"{factor}={row.get(factor)}: each cell needs one of the levels {', '.join(levels)}")
+    main = {
+        (factor, level): np.array([row[factor] == level for row in rows]) - 1 / len(levels)
+        for factor, levels in factors.items()
+        for level in levels
+    }
+    return np.column_stack([np.prod([main[part] for part in term], axis=0) for term in terms])
+
+
+def indicators(blocks: npt.ArrayLike) -> Array:
+    """[rows, blocks], a column per block."""
+    columns: Array = (np.asarray(blocks)[:, None] == np.unique(blocks)).astype(float)
+    return columns
+
+
+@dataclass(frozen=True)
+class Model:
+    """`kept` and `dropped` index `terms`; `weights` [kept, dropped] is the alias matrix."""
+
+    terms: list[Term]
+    matrix: Array  # [rows, blocks + kept]
+    kept: list[int]
+    dropped: list[int]
+    weights: Array
+
+    @property
+    def blocks(self) -> int:
+        return int(self.matrix.shape[1]) - len(self.kept)
+
+    def aliases(self) -> dict[str, dict[str, float]]:
+        """Effect -> {aliased effect: weight}, of those that have any."""
+        names = [effect_name(term) for term in self.terms]
+        found: dict[str, dict[str, float]] = {}
+        for row, column in np.argwhere(self.weights):
+            others = found.setdefault(names[self.kept[row]], {})
+            others[names[self.dropped[column]]] = round(float(self.weights[row, column]), 9)
+        return found
+
+    def inestimable(self) -> list[int]:
+        """Terms that were left out, and main effects that cannot be told from a main effect that was."""
+        main = [len(self.terms[j]) == 1 for j in self.dropped]
+        mixed = [i for i, row in zip(self.kept, self.weights[:, main], strict=True) if row.any()]
+        return sorted({*self.dropped, *(i for i in mixed if len(self.terms[i]) == 1)})
+
+
+def fit_model(blocks: Array, candidates: Array, terms: list[Term]) -> Model:
+    """Of block columns [rows, b] and the columns [rows, terms] of all terms, those that raise the rank in turn."""
+    basis = np.linalg.qr(blocks)[0]
+    kept, dropped = [], []
+    for j, column in enumerate(candidates.T):
+        rest = column - basis @ (basis.T @ column)
+        if np.linalg.norm(rest) > DEPENDENT * np.linalg.norm(column):
+            kept.append(j)
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+        else:
+            dropped.append(j)
+    matrix = np.column_stack([blocks, candidates[:, kept]])
+    weights = np.linalg.lstsq(matrix, candidates[:, dropped], rcond=None)[0][blocks.shape[1] :]
+    return Model(terms, matrix, kept, dropped, np.where(np.abs(weights) > DEPENDENT, weights, 0.0))

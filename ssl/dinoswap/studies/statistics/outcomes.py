@@ -1,0 +1,114 @@
+"""How runs ended. Failures (collapsed, diverged, failed) are outcomes too: they are counted and tested, never dropped.
+
+Their rates are compared by tests that are exact at any number of runs, two-sided, conditional on what says nothing of
+the difference: McNemar's for arms paired by seed (conditional on the number of pairs of which exactly one failed),
+Fisher's for groups of runs that are not paired (conditional on the number of failures).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import pandas as pd
+
+WITH_VALUE = ("completed", "collapsed")
+WITHOUT_VALUE = ("diverged", "failed")
+PENDING = ("missing", "queued", "running", "preempted", "killed")
+FAILURES = ("collapsed", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Counts over the runs of one arm that have an outcome."""
+
+    runs: int = 0
+    collapsed: int = 0
+    diverged: int = 0
+    failed: int = 0
+
+    @classmethod
+    def count(cls, frame: pd.DataFrame) -> "Outcomes":
+        return cls(len(frame), *(int((frame["status"] == status).sum()) for status in FAILURES))
+
+    @property
+    def failures(self) -> int:
+        return self.collapsed + self.diverged + self.failed
+
+    @property
+    def values(self) -> int:
+        """Runs that have a value."""
+        return self.runs - self.diverged - self.failed
+
+    @property
+    def words(self) -> str:
+        """'2 diverged and 1 collapsed of 5', or '0 of 5'."""
+        counts = {status: getattr(self, status) for status in ("diverged", "failed", "collapsed")}
+        named = " and ".join(f"{count} {status}" for status, count in counts.items() if count)
+        return f"{named or '0'} of {self.runs}"
+
+
+@dataclass(frozen=True)
+class FailureTest:
+    """`floor` is the smallest p that as many failures can give, `excess` the arm's rate less the reference's."""
+
+    p: float = 1.0
+    floor: float = 1.0
+    excess: float = 0.0
+
+
+def with_outcome(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have an outcome; values of those that failed without one are nan. Raises ValueError."""
+    absent = {"seed", "status", "value"} - set(frame.columns)
+    if absent:
+        raise ValueError(f"outcomes: columns {', '.join(sorted(absent))} are missing; has {', '.join(frame.columns)}")
+    unknown = set(frame["status"]) - {*WITH_VALUE, *WITHOUT_VALUE, *PENDING}
+    if unknown:
+        known = ", ".join((*WITH_VALUE, *WITHOUT_VALUE, *PENDING))
+        raise ValueError(f"status={', '.join(sorted(map(str, unknown)))}: must be one of {known}")
+    frame = frame[~frame["status"].isin(PENDING)]
+    valued = frame["status"].isin(WITH_VALUE)
+    values = frame["value"].astype(float).where(valued)
+    keys = [name for name in ("cell", "seed") if name in frame]
+    _refuse(frame[frame.duplicated(keys)], "there is more than one run of this cell and seed; keep one")
+    _refuse(frame[valued & ~np.isfinite(values)], "completed without a finite value; evaluate it, or call it failed")
+    return frame.assign(value=values)
+
+
+def mcnemar(reference: pd.DataFrame, arm: pd.DataFrame) -> FailureTest:
+    """Of frames with outcomes, over the seeds that both have."""
+    sides = (frame.set_index("seed")["status"].isin(FAILURES) for frame in (reference, arm))
+    both = pd.concat(sides, axis=1, join="inner").to_numpy(dtype=int)  # [seeds, (reference, arm)]
+    only_reference, only_arm = (int((both[:, i] > both[:, 1 - i]).sum()) for i in (0, 1))
+    return mcnemar_counts(only_reference, only_arm, len(both))
+
+
+def mcnemar_counts(only_reference: int, only_arm: int, pairs: int) -> FailureTest:
+    """Of so many pairs, in how many did only the one or only the other fail?"""
+    discordant = only_reference + only_arm
+    weights = [comb(discordant, count) for count in range(discordant + 1)]
+    return _exact(weights, only_arm, (only_arm - only_reference) / max(pairs, 1))
+
+
+def fisher(reference: Outcomes, arm: Outcomes) -> FailureTest:
+    if not (reference.runs and arm.runs):
+        return FailureTest()
+    failures = reference.failures + arm.failures
+    lowest, highest = max(0, failures - reference.runs), min(failures, arm.runs)
+    counts = range(lowest, highest + 1)
+    weights = [comb(arm.runs, count) * comb(reference.runs, failures - count) for count in counts]
+    excess = arm.failures / arm.runs - reference.failures / reference.runs
+    return _exact(weights, arm.failures - lowest, excess)
+
+
+def _exact(weights: Sequence[int], observed: int, excess: float) -> FailureTest:
+    """`weights[x]` is proportional to the probability of x. p is that of all x no likelier than the observed one."""
+    total = sum(weights)
+    p, floor = (sum(w for w in weights if w <= limit) / total for limit in (weights[observed], min(weights)))
+    return FailureTest(p, floor, excess)
+
+
+def _refuse(rows: pd.DataFrame, problem: str) -> None:
+    if len(rows):
+        row = rows.iloc[0]
+        raise ValueError(f"cell={row.get('cell', '?')}, seed={row['seed']}: {problem}")

@@ -1,0 +1,245 @@
+"""An ablation, ablations/<name>.yaml: what is varied, from where, and what is asked of the result.
+
+    # Which masking learns best?
+    base: [preset=official, recipe=demo]
+    factors:                                 what is varied; the first level of each is the reference
+      masking: [block, bernoulli]            options, or values, of the group or key that the factor is called after
+      head:                                  or the overrides of each level
+        two: []
+        one: [objectives.ibot.head=dino_head]
+    design: one_at_a_time                    leave_one_out, factorial, fractional, explicit: see design.py
+    seeds: 5
+    metrics: {eval/knn_top1: 0.5}            the first decides; with each the smallest difference that would matter
+
+`base`, `seeds`, `budget` and what the command line may change: study_file.py. May be left out: `exclude`, cells that
+are not wanted, as in [{masking: bernoulli, head: one}]; `invalid: drop`, to leave out cells that the trainer refuses,
+which are an error otherwise; `runs`, `generators`, `interactions` of design=fractional. `cells` of design=explicit are
+name -> {factor: level}, where a factor that is not named is at its reference.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dinoswap.schema import ConfigError, construct, nearest, require_section
+from dinoswap.studies.study_file import StudyFile, as_overrides, combined, key_of, of_config, read_file, told_of
+
+Kind = Literal["one_at_a_time", "leave_one_out", "factorial", "fractional", "explicit"]
+Factors = dict[str, dict[str, list[str]]]
+"""Factor -> level -> overrides."""
+Levels = dict[str, str]
+"""Factor -> its level in one cell."""
+
+ONLY_OF = {"runs": "fractional", "generators": "fractional", "interactions": "fractional", "cells": "explicit"}
+WORDS = {True: "true", False: "false", None: "null"}
+
+ACCURACIES = [f"{kind}_{top}" for kind in ("knn", "knn_patch", "linear", "linear_patch") for top in ("top1", "top5")]
+MEASURED = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature_std", "mean_cosine")]
+COSTS = ["images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", "cost.peak_memory_bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """`name` as in run.json's metrics, or a column of `load_runs`. Smaller differences do not matter."""
+
+    name: str
+    smallest_effect: float
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.smallest_effect > 0:
+            raise ValueError(f"smallest_effect={self.smallest_effect}: must be above 0, in the unit of the metric")
+
+    @property
+    def column(self) -> str:
+        """Of `load_runs`."""
+        return self.name if self.name in COSTS else f"metric.{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(StudyFile):
+    """The first level of a factor is its reference, the first metric the one that decides. A cell is excluded when its
+    level is listed for every factor of an entry of `exclude`. `generators`: factor -> those it is a product of."""
+
+    factors: Factors
+    design: Kind
+    metrics: list[Metric]
+    exclude: list[dict[str, list[str]]]
+    invalid: Literal["error", "drop"]
+    runs: int | None
+    generators: dict[str, list[str]]
+    interactions: bool
+    cells: dict[str, Levels]
+
+    @property
+    def reference(self) -> Levels:
+        return {factor: next(iter(levels)) for factor, levels in self.factors.items()}
+
+    def overrides(self, levels: Mapping[str, str]) -> list[str]:
+        """Of the runs with these levels, but for `seed` and `study`."""
+        return combined(self.base, *(self.factors[factor][level] for factor, level in levels.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    """The file's own keys: their names, and their types where these are simple."""
+
+    factors: Any
+    design: Kind
+    metrics: Any
+    exclude: list[Any] | None = None
+    invalid: Literal["error", "drop"] = "error"
+    runs: int | None = None
+    generators: Any = None
+    interactions: bool = False
+    cells: Any = None
+
+    def __post_init__(self) -> None:
+        if self.runs is not None and self.runs < 2:
+            raise ValueError(f"runs={self.runs}: must be at least 2, the number of cells")
+
+
+def read_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """The ablation of this name or path, with the overrides of the command line. Raises ConfigError."""
+    common, own = read_file(study, overrides)
+    with told_of(common.path):
+        if "space" in own:
+            raise ConfigError(f"`space` makes this an Optuna study; run `dinoswap-tune {common.name}`")
+        keys = construct(_Keys, own, "")
+        for key, design in ONLY_OF.items():
+            if key in own and keys.design != design:
+                raise ConfigError(f"{key}={own[key]}: belongs to design={design}; remove it from design={keys.design}")
+        factors = _factors(keys.factors)
+        _check_unvaried(of_config(overrides), factors)
+        return Study(
+            **vars(common),
+            factors=factors,
+            design=keys.design,
+            metrics=_metrics(keys.metrics),
+            exclude=[_levels_of(cell, factors, f"exclude[{i}]") for i, cell in enumerate(keys.exclude or [])],
+            invalid=keys.invalid,
+            runs=keys.runs,
+            generators=_generators(keys.generators, factors),
+            interactions=keys.interactions,
+            cells=_cells(keys.cells, factors) if keys.design == "explicit" else {},
+        )
+
+
+# --- factors ----------------------------------------------------------------------------------------------------------
+
+
+def _factors(section: Any) -> Factors:
+    require_section(section, "factors")
+    factors = {str(factor): _levels(str(factor), levels) for factor, levels in section.items()}
+    if not factors:
+        raise ConfigError("factors: none is named; a study varies at least one")
+    owners: dict[str, str] = {}
+    for factor, levels in factors.items():
+        for key in _keys_of(levels):
+            if key in owners:
+                remedy = "write <group>=<option> in place of flips" if key == "flip" else "make one factor of the two"
+                raise ConfigError(f"factors.{factor}: the factor {owners[key]} sets {key} as well; {remedy}")
+            owners[key] = factor
+    return factors
+
+
+def _levels(factor: str, section: Any) -> dict[str, list[str]]:
+    key = f"factors.{factor}"
+    if isinstance(section, list):
+        levels = {_text(value): [f"{factor}={_text(value)}"] for value in section}
+    elif isinstance(section, Mapping):
+        for name in section:
+            if isinstance(name, bool):
+                raise ConfigError(f"{key}: YAML reads a level called on, off, yes or no as {name}; put it in quotes")
+        levels = {_text(name): as_overrides(lines, f"{key}.{name}") for name, lines in section.items()}
+    else:
+        raise ConfigError(f"{key}={section}: must be a list of options, or levels with the overrides of each")
+    if len(levels) < max(len(section), 2):
+        raise ConfigError(f"{key}={section}: must have at least two levels, all different")
+    return levels
+
+
+def _keys_of(levels: Mapping[str, list[str]]) -> list[str]:
+    """What a factor sets."""
+    return list(dict.fromkeys(key_of(line) for lines in levels.values() for line in lines))
+
+
+def _text(value: Any) -> str:
+    """A YAML scalar as it is written in an override."""
+    return WORDS[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _check_unvaried(overrides: Sequence[str], factors: Factors) -> None:
+    """What a factor varies cannot be set from outside: all its levels would be the same."""
+    for factor, levels in factors.items():
+        for line in overrides:
+            if key_of(line) in _keys_of(levels):
+                raise ConfigError(f"{line}: the study varies this (factor {factor}); leave it out, or copy the file")
+
+
+def _levels_of(section: Any, factors: Factors, key: str) -> dict[str, list[str]]:
+    """Factor -> levels, of a part of a cell: one level or a list of them."""
+    require_section(section, key)
+    found = {}
+    for factor, value in section.items():
+        _check_known(factor, factors, f"{key}.{factor}", "factor")
+        found[factor] = [_text(level) for level in (value if isinstance(value, list) else [value])]
+        for level in found[factor]:
+            _check_known(level, factors[factor], f"{key}.{factor}={level}", f"level of {factor}")
+    return found
+
+
+def _cells(section: Any, factors: Factors) -> dict[str, Levels]:
+    require_section(section, "cells")
+    cells = {}
+    for name, levels in section.items():
+        cells[str(name)] = {factor: next(iter(options)) for factor, options in factors.items()}
+        for factor, asked in _levels_of(levels or {}, factors, f"cells.{name}").items():
+            if len(asked) > 1:
+                raise ConfigError(f"cells.{name}.{factor}={asked}: a cell has one level of a factor")
+            cells[str(name)][factor] = asked[0]
+    if not cells:
+        raise ConfigError(
+            "cells: none is named; design=explicit runs those that are, as in {both: {masking: bernoulli}}"
+        )
+    return cells
+
+
+def _generators(section: Any, factors: Factors) -> dict[str, list[str]]:
+    if section is None:
+        return {}
+    require_section(section, "generators")
+    for factor, parents in section.items():
+        if not isinstance(parents, list):
+            raise ConfigError(
+                f"generators.{factor}={parents}: must be the list of the factors that it is the product of"
+            )
+        for name in (factor, *parents):
+            _check_known(name, factors, f"generators.{factor}={parents}", "factor")
+    return {str(factor): list(parents) for factor, parents in section.items()}
+
+
+def _check_known(name: Any, known: Iterable[str], key: str, what: str) -> None:
+    known = list(known)
+    if name not in known:
+        raise ConfigError(f"{key}: there is no {what} '{name}'.{nearest(str(name), known)} Known: {', '.join(known)}.")
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def _metrics(section: Any) -> list[Metric]:
+    require_section(section, "metrics")
+    metrics, known = [], [*MEASURED, *COSTS]
+    for name, value in section.items():
+        if name not in known and not re.fullmatch(r"eval/\w+/\w+", str(name)):
+            near = nearest(str(name), known)
+            raise ConfigError(f"metrics.{name}: nothing of this name is measured.{near} Known: {', '.join(known)}.")
+        given = value if isinstance(value, Mapping) else {"smallest_effect": value}
+        better = {"higher_is_better": not name.startswith("cost.")}
+        metrics.append(construct(Metric, better | dict(given), f"metrics.{name}", name=name))
+    if not metrics:
+        raise ConfigError("metrics: none is named; the first decides, as in {eval/knn_top1: 0.5}")
+    return metrics

@@ -1,0 +1,171 @@
+"""What all files of ablations/ share: the question, the overrides of every run, seeds, budget.
+
+    # Which masking learns best?             the question: the comment that opens the file, up to a bare `#`
+    base: [preset=official, recipe=demo]     overrides of every run
+    seeds: 5                                 a count, or a list
+    budget: {hours: 2}                       core- or GPU-hours of all runs, or {steps: 40000}; may be left out
+
+The other keys say which kind of study it is: `factors`, `design`, `metrics` an ablation (study.py), `space` one that
+Optuna does. On the command line, after the study, an override of a config key is added to `base`; one of a key of the
+file, such as seeds=9 or design=factorial, replaces that key.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dinoswap.configuration import config_dir
+from dinoswap.schema import ConfigError, construct, nearest
+
+COMMON = ("base", "seeds", "budget")
+REPLACEABLE = (
+    *("seeds", "budget", "design", "metrics", "exclude", "invalid", "runs", "generators", "interactions", "cells"),
+    *("objective", "direction", "trials", "workers", "pruner"),
+)
+"""Keys of a file that the command line may replace. None of them is a key of the config."""
+NOT_VARIED = {"seed": "list the seeds under `seeds`", "study": "a study is called after its file"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """At most so many core- or GPU-hours, or training steps, for all runs together."""
+
+    hours: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("hours", self.hours), ("steps", self.steps)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFile:
+    """What every study file holds. `base` has the config keys of the command line in it."""
+
+    name: str
+    path: Path
+    question: str
+    base: list[str]
+    seeds: list[int]
+    budget: Budget | None
+
+
+def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, dict[str, Any]]:
+    """The shared part, checked, and the other keys as they were written. `study` is a name in ablations/ or a path,
+    `overrides` are the command line's. Raises ConfigError."""
+    path = study_path(study)
+    with told_of(path):
+        if not re.fullmatch(r"\w[\w.+-]*", path.stem):
+            raise ConfigError(f"{path.stem}: names the folder of the runs; use letters, digits, '_', '-', '.' and '+'")
+        content = _content(path)
+        for line in (line for line in overrides if key_of(line) in REPLACEABLE):
+            content[key_of(line)] = yaml.safe_load(line.partition("=")[2])
+        for key in ("base", "seeds"):
+            if content.get(key) is None:
+                raise ConfigError(f"{key}: has to be given; see the other studies in ablations/")
+        budget = content.get("budget")
+        common = StudyFile(
+            name=path.stem,
+            path=path,
+            question=_question(path),
+            base=combined(as_overrides(content["base"], "base"), as_overrides(of_config(overrides), "command line")),
+            seeds=_seeds(content["seeds"]),
+            budget=None if budget is None else construct(Budget, budget, "budget"),
+        )
+    return common, {key: value for key, value in content.items() if key not in COMMON}
+
+
+def study_path(study: str | Path) -> Path:
+    """A path as it is; a name from ablations/ of the working directory, or else of the checkout. Raises ConfigError."""
+    path = Path(study)
+    folders = [Path("ablations"), config_dir().parent / "ablations"]
+    candidates = [path] if path.suffix in (".yaml", ".yml") else [folder / f"{study}.yaml" for folder in folders]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    where = f"There are: {', '.join(known)}." if known else "Give the path of its file."
+    raise ConfigError(f"{study}: there is no such study.{nearest(path.stem, known)} {where}")
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Errors name the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def of_config(overrides: Iterable[str]) -> list[str]:
+    """Those that are for the runs, not for the study file."""
+    return [line for line in overrides if key_of(line) not in REPLACEABLE]
+
+
+def key_of(override: str) -> str:
+    """masking=block -> masking, ~objectives.koleo -> objectives.koleo"""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def combined(*parts: Iterable[str]) -> list[str]:
+    """The overrides of all parts; of one key the last."""
+    lines: dict[str, str] = {}
+    for line in (line for part in parts for line in part):
+        lines.pop(key_of(line), None)
+        lines[key_of(line)] = line
+    return list(lines.values())
+
+
+def as_overrides(value: Any, key: str) -> list[str]:
+    """A list of overrides, one, or none. Whether their keys exist is found when they are composed."""
+    lines = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(lines, list):
+        raise ConfigError(f"{key}={value}: must be a list of overrides, as in [preset=official, recipe=demo]")
+    for line in lines:
+        if not isinstance(line, str) or not re.match(r"~|[^\s=]+=", line):
+            raise ConfigError(f"{key}: {line} is no override; write <key>=<value>, without spaces around the '='")
+        if key_of(line) in NOT_VARIED:
+            raise ConfigError(f"{key}: {line} cannot be set here; {NOT_VARIED[key_of(line)]}")
+    return lines
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """OmegaConf refuses a key that is given twice, where plain YAML would keep the last."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError("must hold keys; see the other studies in ablations/")
+    return {str(key): value for key, value in content.items()}
+
+
+def _question(path: Path) -> str:
+    """The first paragraph of the comment at the head of the file."""
+    words: list[str] = []
+    for line in path.read_text().splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or not text:
+            break
+        words.append(text)
+    if not words:
+        raise ConfigError("begin the file with a comment that asks the question, as in `# Which masking learns best?`")
+    return " ".join(words)
+
+
+def _seeds(value: Any) -> list[int]:
+    seeds = list(range(value)) if type(value) is int else value
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not (whole and seeds and len(set(seeds)) == len(seeds)):
+        raise ConfigError(
+            f"seeds={value}: must be a count of at least 1, or a list of different whole numbers from 0 on"
+        )
+    return list(seeds)

@@ -1,0 +1,150 @@
+"""The workers of a search: processes on this machine, or a job array of a cluster, by the settings of Hydra's launcher.
+
+`hydra/launcher=local` (the default) and `slurm` mean what they mean to dinoswap-train, so that a site's settings stand
+in one place; `workers` of the study is the number of processes, or of jobs.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from dinoswap.configuration import VERSION_BASE, config_dir
+from dinoswap.files import write_atomically
+from dinoswap.preemption import Preemption
+from dinoswap.provenance import SUBMITTED_CODE, code_version
+from dinoswap.studies.ledger import queued_jobs
+from dinoswap.studies.tuning.definition import Tuning
+from dinoswap.studies.tuning.trials import Stopped
+from dinoswap.studies.tuning.worker import Worker
+
+RESTARTS = 3
+"""Of a worker on this machine that is killed."""
+LOOK = 1.0
+"""Seconds between two calls of `tell`."""
+OF_THE_LAUNCHER = ("_target_", "submitit_folder", "max_num_timeout", "poll_seconds", "check_code")
+"""Its settings that are not submitit's."""
+
+_processes = multiprocessing.get_context("spawn")
+
+
+class Interrupted(Exception):
+    """By a signal. The same command goes on."""
+
+
+def work(tuning: Tuning, url: str | None, hydra_overrides: Sequence[str], tell: Callable[[], None]) -> None:
+    """Until no worker is left. `tell` is called again and again meanwhile. Raises Interrupted."""
+    settings = launcher_settings(tuning, hydra_overrides)
+    (_on_cluster if "submitit_folder" in settings else _here)(tuning, url, settings, tell)
+
+
+def launcher_settings(tuning: Tuning, hydra_overrides: Sequence[str]) -> dict[str, Any]:
+    """The section hydra.launcher, resolved."""
+    asked = any(line.startswith("hydra/launcher=") for line in hydra_overrides)
+    overrides = [*tuning.overrides(), *([] if asked else ["hydra/launcher=local"]), *hydra_overrides]
+    with initialize_config_dir(str(config_dir()), job_name=f"tune-{tuning.name}", version_base=VERSION_BASE):
+        config = compose("train", overrides, return_hydra_config=True)
+        return cast(dict[str, Any], OmegaConf.to_container(config.hydra.launcher, resolve=True))
+
+
+def code(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a run refuse to start when the code has been changed since this command was."""
+    return {SUBMITTED_CODE: code_version(config_dir()) if settings.get("check_code") else ""}
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+def _here(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Callable[[], None]) -> None:
+    begun = datetime.now()
+    shares = [share(slot, tuning.workers, settings) for slot in range(tuning.workers)]
+    workers = [Worker(tuning, slot, url, begun, variables) for slot, variables in enumerate(shares)]
+    with Preemption() as preemption:
+        crew, restarts = [_started(worker) for worker in workers], [0] * len(workers)
+        while alive := [process for process in crew if process.is_alive()]:
+            connection.wait([process.sentinel for process in alive], timeout=LOOK)
+            if preemption.requested:
+                _end(alive)
+                raise Interrupted(preemption.requested)
+            tell()
+            for slot, process in enumerate(crew):
+                killed = not process.is_alive() and (process.exitcode or 0) < 0
+                if killed and restarts[slot] < RESTARTS:
+                    restarts[slot] += 1
+                    crew[slot] = _started(workers[slot])
+
+
+def share(slot: int, workers: int, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The environment of one worker: its part of the cores, its GPU if there is a list of them, and the code."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(settings.get("threads") or max(1, cores // workers))
+    gpus = settings.get("gpus")
+    gpu = {"CUDA_VISIBLE_DEVICES": str(gpus[slot % len(gpus)])} if gpus else {}
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **gpu, **code(settings)}
+
+
+def _started(worker: Worker) -> SpawnProcess:
+    process = _processes.Process(target=_work, args=(worker,))
+    process.start()
+    return process
+
+
+def _work(worker: Worker) -> None:
+    """In the process of the worker, which the command stops: Ctrl-C in the terminal is not for it."""
+    os.setsid()
+    try:
+        worker()
+    except Stopped as stopped:
+        sys.exit(f"dinoswap-tune: {stopped}")
+
+
+def _end(processes: Sequence[SpawnProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+# --- a cluster --------------------------------------------------------------------------------------------------------
+
+
+def _on_cluster(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Callable[[], None]) -> None:
+    """Submits as many workers as are not there yet. They go on when this command is interrupted."""
+    slurm, path = "partition" in settings, tuning.folder / "jobs.txt"
+    there = queued_jobs(path.read_text().split()) if slurm and path.exists() else set()
+    jobs = _submitted(tuning, url, settings, "slurm" if slurm else "local", range(len(there), tuning.workers))
+    there |= {str(job.job_id) for job in jobs}
+    write_atomically(path, "".join(f"{job}\n" for job in sorted(there)))
+    print(f"jobs {', '.join(sorted(there))}: Ctrl-C leaves them there, the same command finds them again", flush=True)
+    try:
+        while there:
+            time.sleep(settings.get("poll_seconds", LOOK))
+            tell()
+            there = queued_jobs(there) if slurm else {str(job.job_id) for job in jobs if not job.done()}
+    except KeyboardInterrupt:
+        raise Interrupted("SIGINT; the jobs are left alone") from None
+
+
+def _submitted(tuning: Tuning, url: str | None, settings: Mapping[str, Any], cluster: str, slots: range) -> list[Any]:
+    """A job for each slot, of submitit."""
+    import submitit
+    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+    if not slots:
+        return []
+    timeouts = {"slurm_max_num_timeout": settings["max_num_timeout"]} if cluster == "slurm" else {}
+    executor = submitit.AutoExecutor(Path(settings["submitit_folder"]), cluster=cluster, **timeouts)
+    given = {name: value for name, value in settings.items() if name not in OF_THE_LAUNCHER and value is not None}
+    common = BaseQueueConf.__dataclass_fields__
+    executor.update_parameters(**{n if n in common else f"{cluster}_{n}": value for n, value in given.items()})
+    with executor.batch():
+        return [executor.submit(Worker(tuning, slot, url, variables=code(settings))) for slot in slots]

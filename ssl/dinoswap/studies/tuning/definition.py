@@ -1,0 +1,257 @@
+"""A search, ablations/<name>.yaml: over which values of which keys, and for which metric.
+
+    # How large should the learning rate be?
+    base: [preset=official, recipe=demo]     overrides of every run; without more it is the default that must be beaten
+    space:                                   keys of the config, or groups
+      schedule.base_lr: {type: float, low: 1.0e-3, high: 1.0e-1, log: true}
+      masking: {type: categorical, choices: [block, bernoulli]}
+    objective: eval/knn_top1                 or a list of several, as in [eval/knn_top1, cost.core_or_gpu_hours]
+    direction: maximize                      or minimize; one for each objective
+    smallest_effect: 0.5                     of the objective, that would matter; may be left out
+    trials: 40                               in total, however often the command is started
+    workers: 2                               at the same time
+    pruner: {type: median, n_startup_trials: 5, n_warmup_steps: 200}   the arguments are those of Optuna's class
+    winners: 2                               are run again, and so is the base,
+    seeds: [1, 2, 3, 4, 5]                   with these seeds; the search itself runs with seed 0
+
+A mistake is a ConfigError that names the file, the key, the value and the remedy, before anything runs.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dinoswap.command_line import check_overrides, compose_config
+from dinoswap.configuration import VOLATILE, identity, run_folder
+from dinoswap.schema import ConfigError, construct, nearest, require_section
+from dinoswap.studies.study import COSTS, MEASURED
+from dinoswap.studies.study_file import NOT_VARIED, StudyFile, combined, key_of, read_file, told_of
+
+Direction = Literal["maximize", "minimize"]
+Scalar = str | int | float | bool | None
+
+PRUNERS = {
+    "none": "NopPruner",
+    "median": "MedianPruner",
+    "percentile": "PercentilePruner",
+    "successive_halving": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+}
+"""Names in a study file -> classes of optuna.pruners."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """What a key is drawn from: `low` to `high`, both included, or one of `choices`."""
+
+    type: Literal["float", "int", "categorical"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        (self._check_choices if self.type == "categorical" else self._check_bounds)()
+
+    def _check_choices(self) -> None:
+        for name in ("low", "high", "step"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)}: is for numbers; type: categorical has choices only")
+        for choice in self.choices or []:
+            if not (choice is None or isinstance(choice, str | int | float)):
+                raise ValueError(f"choices={choice}: must be one value; write a list as text, '[0.1, 0.5]'")
+        if len({as_text(choice) for choice in self.choices or []}) < max(len(self.choices or []), 2):
+            raise ValueError(f"choices={self.choices}: must be at least two values, all different")
+
+    def _check_bounds(self) -> None:
+        if self.choices is not None:
+            raise ValueError(f"choices={self.choices}: are for type: categorical; give low and high")
+        for name in ("low", "high", "step"):
+            value = getattr(self, name)
+            if value is None and name != "step":
+                raise ValueError(f"has no {name}; give low and high")
+            if self.type == "int" and value is not None and value != int(value):
+                raise ValueError(f"{name}={value:g}: must be a whole number for type: int")
+        low, high = cast(float, self.low), cast(float, self.high)
+        if not low < high:
+            raise ValueError(f"low={low:g}: must be below high={high:g}")
+        if self.log and not low > 0:
+            raise ValueError(f"low={low:g}: must be above 0 on a logarithmic scale")
+        if self.step is not None and (self.log or not 0 < self.step <= high - low):
+            raise ValueError(f"step={self.step:g}: must lie between 0 and high - low, and cannot go with log: true")
+
+    @property
+    def examples(self) -> list[Scalar]:
+        """What the key has to accept: every choice, or the lower bound."""
+        if self.choices is not None:
+            return list(self.choices)
+        return [int(cast(float, self.low)) if self.type == "int" else self.low]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """`name` as in run.json's metrics, or one of COSTS."""
+
+    name: str
+    direction: Direction
+    smallest_effect: float | None = None
+
+    def __post_init__(self) -> None:
+        known = [*MEASURED, *COSTS]
+        if self.name not in known and not re.fullmatch(r"eval/\w+/\w+", self.name):
+            near = nearest(self.name, known)
+            raise ConfigError(f"objective={self.name}: nothing of this name is measured.{near} Use: {', '.join(known)}")
+        if self.smallest_effect is not None and not self.smallest_effect > 0:
+            raise ConfigError(f"smallest_effect={self.smallest_effect}: must be above 0, in the unit of {self.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(StudyFile):
+    parameters: dict[str, Parameter]
+    objectives: list[Objective]
+    trials: int
+    workers: int
+    pruner: dict[str, Any]
+    winners: int
+
+    @property
+    def folder(self) -> Path:
+        """What the search keeps beside the folders of its runs."""
+        return Path(self.config()["results_dir"]) / "runs" / self.name / "tune"
+
+    def overrides(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> list[str]:
+        """The command line of the run with these values, and of the base without any."""
+        given = [f"{key}={as_text(value)}" for key, value in (values or {}).items()]
+        return combined([f"study={self.name}"], self.base, given, [] if seed is None else [f"seed={seed}"])
+
+    def config(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> dict[str, Any]:
+        """What this command line resolves to. Raises ConfigError."""
+        config = _composed(tuple(self.overrides(values)))
+        return config if seed is None else {**config, "seed": seed}
+
+    def run_folder(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> Path:
+        return Path(self.config()["results_dir"]) / "runs" / run_folder(self.config(values, seed))
+
+    def definition(self) -> dict[str, Any]:
+        """What cannot change while a study goes on, as JSON has it."""
+        content = {
+            "base": identity(self.config()),
+            "space": {key: asdict(parameter) for key, parameter in self.parameters.items()},
+            "objective": {objective.name: objective.direction for objective in self.objectives},
+        }
+        return cast(dict[str, Any], json.loads(json.dumps(content, default=str)))
+
+
+@lru_cache(maxsize=100)
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return compose_config(overrides)
+
+
+def as_text(value: Scalar) -> str:
+    """As on the command line. Text stands as it is: it may be an option's name, or a list."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    """The file's own keys: their names, and their types where these are simple."""
+
+    space: Any
+    objective: str | list[str]
+    direction: Direction | list[Direction]
+    trials: int
+    smallest_effect: float | list[float] | None = None
+    workers: int = 1
+    pruner: Any = "none"
+    winners: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("workers", 1), ("winners", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+
+
+def read_tuning(study: str | Path, overrides: Sequence[str] = ()) -> Tuning:
+    """The search of this name or path, with the overrides of the command line. Raises ConfigError."""
+    common, own = read_file(study, overrides)
+    with told_of(common.path):
+        if "factors" in own:
+            raise ConfigError(f"`factors` make this an ablation; run `dinoswap-ablate run {common.name}`")
+        if common.budget is not None:
+            raise ConfigError("budget: a search ends after so many `trials`; remove it")
+        keys = construct(_Keys, own, "")
+        tuning = Tuning(
+            **vars(common),
+            parameters=_parameters(keys.space),
+            objectives=_objectives(keys),
+            trials=keys.trials,
+            workers=keys.workers,
+            pruner=_pruner(keys.pruner),
+            winners=keys.winners,
+        )
+        _check(tuning)
+    return tuning
+
+
+def _parameters(space: Any) -> dict[str, Parameter]:
+    require_section(space, "space")
+    if not space:
+        raise ConfigError("space: is empty; give a key of the config with its type, and its bounds or choices")
+    for key in space:
+        if key in NOT_VARIED:
+            raise ConfigError(f"space.{key}: is not searched over; {NOT_VARIED[key]}")
+        if key in VOLATILE:
+            raise ConfigError(f"space.{key}: does not change what a run learns, so there is nothing to find; remove it")
+    return {str(key): construct(Parameter, section, f"space.{key}") for key, section in space.items()}
+
+
+def _objectives(keys: _Keys) -> list[Objective]:
+    names: list[str] = _listed(keys.objective)
+    directions: list[Direction] = _listed(keys.direction)
+    effects = _listed(keys.smallest_effect) if keys.smallest_effect is not None else [None] * len(names)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"objective={names}: must be one metric, or several different ones")
+    for key, values in {"direction": directions, "smallest_effect": effects}.items():
+        if len(values) != len(names):
+            raise ConfigError(f"{key}={values}: must have one entry for each objective, {', '.join(names)}")
+    triples = zip(names, directions, effects, strict=True)
+    return [Objective(name=name, direction=direction, smallest_effect=least) for name, direction, least in triples]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _pruner(value: Any) -> dict[str, Any]:
+    """`type`, one of PRUNERS, and arguments."""
+    section = {"type": value} if isinstance(value, str) else value
+    require_section(section, "pruner")
+    kind = section.get("type")
+    if kind not in PRUNERS:
+        raise ConfigError(f"pruner.type={kind}: must be one of {', '.join(PRUNERS)}.{nearest(str(kind), PRUNERS)}")
+    return dict(section)
+
+
+def _check(tuning: Tuning) -> None:
+    """What needs the composed config, and what has to fit between keys."""
+    searched, config = tuning.parameters, tuning.config()
+    kind = tuning.pruner["type"]
+    if kind != "none" and len(tuning.objectives) > 1:
+        raise ConfigError(f"pruner={kind}: with several objectives no trial is pruned; remove it")
+    if kind != "none" and not config["trainer"]["eval_every"]:
+        raise ConfigError(f"pruner={kind}: nothing is measured while a run trains; add trainer.eval_every=... to base")
+    if tuning.winners and config["seed"] in tuning.seeds:
+        fresh = [seed + 1 + max(tuning.seeds) - min(tuning.seeds) for seed in tuning.seeds]
+        raise ConfigError(f"seeds={tuning.seeds}: the search has seed {config['seed']}; give others, as in {fresh}")
+    if tuning.winners and len(tuning.seeds) < 2:
+        raise ConfigError(f"seeds={tuning.seeds}: an interval takes at least two; or set winners: 0")
+    swept = [f"{key}={','.join(map(as_text, parameter.examples))}" for key, parameter in searched.items()]
+    check_overrides([*(line for line in tuning.overrides() if key_of(line) not in searched), *swept], multirun=True)

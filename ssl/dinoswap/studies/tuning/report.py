@@ -1,0 +1,143 @@
+"""What a search has found so far, as Markdown: how its trials ended, the best of them (the Pareto front with several
+objectives), and what the winners are worth with fresh seeds, against the base, with intervals and a verdict.
+
+The best of many trials looks better than it is: it was chosen for its luck too. Only the fresh seeds tell.
+"""
+
+import itertools
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from dinoswap.configuration import flatten
+from dinoswap.files import write_atomically
+from dinoswap.studies.ledger import Found, find
+from dinoswap.studies.statistics import family, paired_effect
+from dinoswap.studies.tuning.definition import Scalar, Tuning, as_text
+from dinoswap.studies.tuning.training import measured
+from dinoswap.studies.tuning.trials import current, error_of, winners
+from dinoswap.studies.tuning.worker import BASE, arms
+
+SHOWN = 10
+"""Trials in the table of a single objective."""
+
+
+def write_report(study: optuna.Study, tuning: Tuning) -> str:
+    """The text of `report`, kept as report.md, and all trials as trials.csv, in the search's folder."""
+    text = report(study, tuning)
+    write_atomically(tuning.folder / "report.md", text)
+    write_atomically(tuning.folder / "trials.csv", study.trials_dataframe().to_csv(index=False))
+    return text
+
+
+def report(study: optuna.Study, tuning: Tuning) -> str:
+    trials = current(study.get_trials(deepcopy=False))
+    several = len(tuning.objectives) > 1
+    best = winners(study, len(trials) if several else SHOWN)
+    parts = [f"# {tuning.name}", tuning.question, progress(trials, tuning)]
+    if best:
+        parts += [f"## {'Pareto front' if several else 'Best trials'}, of one seed", best_table(best, tuning)]
+    return "\n\n".join([*parts, *losses(trials), *confirmed(study, tuning)]) + "\n"
+
+
+def progress(trials: Sequence[FrozenTrial], tuning: Tuning) -> str:
+    counts = Counter(ending(trial) for trial in trials)
+    words = ", ".join(f"{count} {how}" for how, count in counts.most_common())
+    return f"{len(trials)} of {tuning.trials} trials{f': {words}' if words else ''}."
+
+
+def ending(trial: FrozenTrial) -> str:
+    if trial.state == TrialState.PRUNED:
+        return str(trial.user_attrs.get("status", "pruned"))  # or diverged
+    return {"COMPLETE": "completed", "FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def best_table(trials: Iterable[FrozenTrial], tuning: Tuning) -> str:
+    header = ["trial", *(objective.name for objective in tuning.objectives), *tuning.parameters]
+    return table(header, ([str(t.number), *map(shown, t.values), *cells(t.params, tuning)] for t in trials))
+
+
+def cells(values: Mapping[str, Any], tuning: Tuning) -> list[str]:
+    """Of the columns of parameters; empty for a group of which the base has its own option."""
+    values = flatten(tuning.config()) | dict(values)
+    return [shown(values[key]) if key in values else "" for key in tuning.parameters]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def shown(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else as_text(value)
+
+
+def losses(trials: Iterable[FrozenTrial]) -> list[str]:
+    """What failed and what diverged, each with its error."""
+    lines = [f"- trial {t.number} {ending(t)}: {error_of(t)}" for t in trials if ending(t) in ("failed", "diverged")]
+    return ["## Failed and diverged", "\n".join(lines)] if lines else []
+
+
+# --- fresh seeds ------------------------------------------------------------------------------------------------------
+
+
+def confirmed(study: optuna.Study, tuning: Tuning) -> list[str]:
+    """The winners beside the base: a table of means, a verdict on each, and what repeats them."""
+    asked = arms(study, tuning)
+    if not asked:
+        return []
+    found = {arm: find([tuning.run_folder(values, seed) for seed in tuning.seeds]) for arm, values in asked.items()}
+    frames = {arm: outcomes(tuning, arm, runs) for arm, runs in found.items()}
+    notes = [
+        f"- {arm}, seed {seed}: {run.words}"
+        for arm, runs in found.items()
+        for seed, run in zip(tuning.seeds, runs, strict=True)
+        if run.state != "completed"
+    ]
+    names = [objective.name for objective in tuning.objectives]
+    rows = [
+        [arm, *(shown(float(frames[arm][name]["value"].mean())) for name in names), *cells(values, tuning)]
+        for arm, values in asked.items()
+    ]
+    commands = [f"    dinoswap-train {shlex.join(tuning.overrides(values))} seed=..." for values in asked.values()]
+    return [
+        f"## The winners against the base, with the fresh seeds {', '.join(map(str, tuning.seeds))}",
+        table(["mean of the seeds", *names, *tuning.parameters], rows),
+        "\n".join([*verdicts(tuning, frames), *notes]),
+        "The difference is paired by seed; its interval is that of a paired t test. To repeat a row:",
+        "\n".join(commands),
+    ]
+
+
+def verdicts(tuning: Tuning, frames: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str]:
+    """One family: every winner, on every objective."""
+    pairs = list(itertools.product([arm for arm in frames if arm != BASE], tuning.objectives))
+    effects = [
+        paired_effect(
+            frames[BASE][objective.name],
+            frames[arm][objective.name],
+            name=f"{arm}, {objective.name}",
+            smallest_effect=objective.smallest_effect,
+            higher_is_better=objective.direction == "maximize",
+        )
+        for arm, objective in pairs
+    ]
+    return [f"- {decision.effect.name}: {decision.words}" for decision in family(effects)]
+
+
+def outcomes(tuning: Tuning, arm: str, found: Sequence[Found]) -> dict[str, pd.DataFrame]:
+    """Objective -> the outcomes of one arm, in the columns that `statistics` reads."""
+    frames = {}
+    for objective in tuning.objectives:
+        metrics = [measured(at.record).get(objective.name) for at in found]
+        statuses = ["missing" if at.state == "queued" else at.state for at in found]
+        for i, metric in enumerate(metrics):
+            if statuses[i] == "completed" and metric is None:
+                statuses[i] = "failed"  # to the end, but what it learnt cannot be measured
+        frames[objective.name] = pd.DataFrame({"cell": arm, "seed": tuning.seeds, "status": statuses, "value": metrics})
+    return frames

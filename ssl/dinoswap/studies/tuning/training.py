@@ -1,0 +1,150 @@
+"""A run of a search: `dinoswap-train <overrides>` in a process of its own, known by what its folder says.
+
+Evaluations are read from metrics.jsonl as they appear, and how it ended from run.json and the exit status. So a run is
+the same whoever starts it, what kills it spares the worker, and one that goes on has told what it told before.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dinoswap.lock import exclusive, holder
+from dinoswap.studies.ledger import read_json
+from dinoswap.studies.tuning.definition import Scalar, Tuning
+
+Status = Literal["completed", "diverged", "failed", "preempted", "killed"]
+
+_processes = multiprocessing.get_context("forkserver")
+_PRELOADED = ["dinoswap.job", "torch._dynamo"]  # takes seconds to import: once for all runs of a worker
+_PREEMPTED = (75, -signal.SIGTERM, -signal.SIGINT)  # exit statuses; the signals came before there was a handler
+_SLOWEST_LOOK = 5.0  # seconds between two looks at the folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`values` by name, as those of objectives; `error` where there is something to say."""
+
+    status: Status
+    values: dict[str, float]
+    error: str | None = None
+
+
+class Training:
+    """The run with these values and this seed; None is the base's. Raises ConfigError when there cannot be one.
+    Nothing is started before `start`; what it prints then goes to `label`.txt."""
+
+    def __init__(self, tuning: Tuning, values: Mapping[str, Scalar], seed: int | None, label: str) -> None:
+        self.overrides = tuning.overrides(values, seed)
+        self.folder = tuning.run_folder(values, seed)
+        self.last_step = int(tuning.config(values)["trainer"]["max_steps"])
+        self.output = tuning.folder / "output" / f"{label}.txt"
+        self._claim = tuning.folder / "claims" / "-".join(self.folder.parts[-2:])  # <run_id>-seed<k>
+        self._process: ForkServerProcess | None = None
+
+    @property
+    def ended(self) -> bool:
+        """With a result."""
+        return read_json(self.folder / "run.json").get("status") in ("completed", "diverged")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process, whoever's, is at this run. Another of a search would wait for it."""
+        return (holder(self._claim) or holder(self.folder)) is not None
+
+    def start(self) -> None:
+        _processes.set_forkserver_preload(_PRELOADED)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self._process = _processes.Process(target=_train, args=(self.overrides, self.folder, self.output, self._claim))
+        self._process.start()
+
+    def terminate(self) -> None:
+        """What a scheduler asks for: the state is saved, and the same command would go on from it."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def follow(self, metric: str | None, stopping: Callable[[], bool]) -> Iterator[tuple[int, float]]:
+        """(step, value) of each evaluation on the way to the last step, until the run ends. When `stopping` it is
+        terminated."""
+        began, told, asked = time.monotonic(), 0, False
+        while True:
+            alive = self._process is not None and self._process.is_alive()  # before reading: nothing is missed
+            for step, value in evaluations(self.folder, metric) if metric else ():
+                if told < step < self.last_step:
+                    told = step
+                    yield step, value
+            if self._process is None or not alive:
+                return
+            if not asked and stopping():
+                asked = True
+                self.terminate()
+            self._process.join(min(_SLOWEST_LOOK, 0.05 + (time.monotonic() - began) / 200))
+
+    def outcome(self) -> Outcome:
+        """Once `follow` is through."""
+        record = read_json(self.folder / "run.json")
+        code = None if self._process is None else self._process.exitcode
+        status, error = str(record.get("status")), record.get("error")
+        if code in _PREEMPTED:
+            status = "preempted"
+        elif code is not None and code < 0:
+            status, error = "killed", f"killed by {signal.Signals(-code).name}"
+        elif code or status not in ("completed", "diverged"):
+            status = "diverged" if status == "diverged" else "failed"
+            error = error or last_line(self.output)
+        return Outcome(cast(Status, status), measured(record), error)
+
+
+def _train(overrides: list[str], folder: Path, output: Path, claim: Path) -> None:
+    """In the process of the run, which is the worker's to stop: Ctrl-C in the terminal is not for it."""
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    threading.Thread(target=_end_with_the_worker, daemon=True).start()
+    from dinoswap import train
+
+    sys.argv = ["dinoswap-train", *overrides]
+    with exclusive(claim, patience=math.inf):
+        while holder(folder) is not None:  # somebody who does not belong to the search; or whom it has given up
+            time.sleep(1)
+        train.main()
+
+
+def _end_with_the_worker() -> None:
+    """Without its worker nobody would hear how this run ends: its state is saved for the one that takes the trial."""
+    worker = multiprocessing.parent_process()
+    assert worker is not None
+    connection.wait([worker.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def evaluations(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
+    """(step, value) from metrics.jsonl, to which somebody may be writing."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    for row in (json.loads(line) for line in lines if f'"{metric}":' in line):
+        if row[metric] is not None:
+            yield row["step"], row[metric]
+
+
+def last_line(path: Path) -> str:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "it ended without a word")
+
+
+def measured(record: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a run.json by the names that objectives have."""
+    values = dict(record.get("metrics", {})) | record.get("throughput", {})
+    values |= {f"cost.{name}": value for name, value in record.get("cost", {}).items()}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,212 @@
+"""The trials of a search, as Optuna keeps them: in one journal file that all workers append to, or in a data base.
+
+Whoever asks for a trial holds the lock of the folder `ask`, so that the number of trials is exact and none
+is handed out twice. First of all it takes back the trials of workers that are dead: closed as failed, and enqueued
+again with the user attributes `retry_of` (the number of the closed one) and `deaths`. A retry has the values of the
+trial that it replaces, and so its run folder, where the run goes on from its last checkpoint.
+"""
+
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from dinoswap.lock import exclusive, holder
+from dinoswap.schema import ConfigError, nearest
+from dinoswap.studies.tuning.definition import PRUNERS, Parameter, Tuning
+
+RETRIES = 1
+"""Of a trial whose worker, or whose run, was killed. To be preempted is no death and does not count."""
+FAILURES_IN_A_ROW = 3
+"""After so many something is wrong with more than one trial, and the search stops."""
+DEFINITION = "dinoswap"
+"""The user attribute of an Optuna study that holds what is searched."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Stopped(Exception):
+    """Trials fail one after the other; the message has the error of the last."""
+
+
+def open_study(tuning: Tuning, url: str | None = None) -> optuna.Study:
+    """Begun, or continued. `url`: of a data base, in place of the journal. Raises ConfigError when the study was begun
+    with another definition."""
+    study = optuna.create_study(
+        study_name=tuning.name,
+        storage=storage(tuning.folder) if url is None else url,
+        pruner=pruner(tuning),
+        directions=[objective.direction for objective in tuning.objectives],
+        load_if_exists=True,
+    )
+    now, before = tuning.definition(), study.user_attrs.get(DEFINITION)
+    if before is None:
+        study.set_metric_names([objective.name for objective in tuning.objectives])
+        study.set_user_attr(DEFINITION, now)
+    elif before != now:
+        raise ConfigError(
+            f"{tuning.path}: is not what {tuning.folder} was begun with: {changes(before, now)}; undo this, "
+            f"or copy the file under another name"
+        )
+    return study
+
+
+def storage(folder: Path) -> BaseStorage:
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = str(folder / "journal.log")
+    return JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+
+
+def pruner(tuning: Tuning) -> BasePruner:
+    """Raises ConfigError for arguments that Optuna does not know, or refuses."""
+    given = {name: value for name, value in tuning.pruner.items() if name != "type"}
+    chosen = getattr(optuna.pruners, PRUNERS[tuning.pruner["type"]])
+    known = [name for name in inspect.signature(chosen).parameters if name not in ("args", "kwargs")]
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(
+                f"{tuning.path}: pruner.{name}={value}: there is no such key.{nearest(name, known)} "
+                f"Known: {', '.join(['type', *known])}."
+            )
+    try:
+        return chosen(**given)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{tuning.path}: pruner={tuning.pruner}: {error}") from error
+
+
+def distributions(tuning: Tuning) -> dict[str, BaseDistribution]:
+    return {key: distribution(parameter) for key, parameter in tuning.parameters.items()}
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    if parameter.choices is not None:
+        return CategoricalDistribution(parameter.choices)
+    assert parameter.low is not None
+    assert parameter.high is not None
+    if parameter.type == "int":
+        return IntDistribution(int(parameter.low), int(parameter.high), parameter.log, int(parameter.step or 1))
+    return FloatDistribution(parameter.low, parameter.high, parameter.log, parameter.step)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first entries that differ."""
+    found = [
+        f"{part}.{key}: {before[part].get(key)} -> {now[part].get(key)}"
+        for part in now
+        for key in {**before[part], **now[part]}
+        if before[part].get(key) != now[part].get(key)
+    ]
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def next_trial(study: optuna.Study, tuning: Tuning, worker: str, since: datetime) -> optuna.Trial | None:
+    """For the worker of this name; None when all have been handed out. Raises Stopped when trials fail in a row, of
+    those that began after `since`."""
+    with exclusive(tuning.folder / "ask", patience=math.inf):
+        take_back(study, tuning.folder)
+        trials = study.get_trials(deepcopy=False)
+        stop_when_failing(trials, since)
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        if not waiting and len(current(trials)) >= tuning.trials:
+            return None
+        study.sampler = sampler(len(trials))
+        trial = study.ask(distributions(tuning))
+        trial.set_user_attr("worker", worker)
+        return trial
+
+
+def sampler(trials: int) -> optuna.samplers.BaseSampler:
+    """Seeded by the number of trials so far: what is drawn follows from them, whoever asks. With a seed of its own, a
+    worker that is started again would draw once more what it drew before."""
+    return optuna.samplers.TPESampler(seed=trials, multivariate=True, constant_liar=True)
+
+
+def current(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that no retry has replaced."""
+    replaced = {trial.user_attrs.get("retry_of") for trial in trials}
+    return [trial for trial in trials if trial.number not in replaced]
+
+
+def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that are closed for good."""
+    return [trial for trial in current(trials) if trial.state.is_finished()]
+
+
+def stop_when_failing(trials: list[FrozenTrial], since: datetime) -> None:
+    ended = [trial for trial in finished(trials) if trial.datetime_start is not None and trial.datetime_start > since]
+    last = sorted(ended, key=lambda trial: trial.datetime_complete or since)[-FAILURES_IN_A_ROW:]
+    if len(last) == FAILURES_IN_A_ROW and all(trial.state == TrialState.FAIL for trial in last):
+        raise Stopped(f"{FAILURES_IN_A_ROW} trials in a row failed, the last of them: {error_of(last[-1])}")
+
+
+def error_of(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("error") or "its worker was killed, again")
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+def take_back(study: optuna.Study, folder: Path) -> None:
+    """The running trials of workers that are dead. For one process at a time."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        worker = trial.user_attrs.get("worker")  # none: killed between asking and saying who it is
+        if worker is None or holder(worker_folder(folder, worker)) is None:
+            give_back(study, trial.number, died=True)
+
+
+def worker_folder(folder: Path, worker: str) -> Path:
+    """Which a worker keeps locked while it lives."""
+    return folder / "workers" / worker
+
+
+def give_back(study: optuna.Study, number: int, *, died: bool) -> None:
+    """Close a trial that has no outcome, and have it run again unless it has died too often."""
+    trials = study.get_trials(deepcopy=False)
+    deaths = trials[number].user_attrs.get("deaths", 0) + died
+    replaced = any(trial.user_attrs.get("retry_of") == number for trial in trials)  # killed between these two calls
+    if deaths <= RETRIES and not replaced:
+        study.enqueue_trial(trials[number].params, user_attrs={"retry_of": number, "deaths": deaths})
+    study.tell(number, state=TrialState.FAIL)
+
+
+def retry_failed(study: optuna.Study) -> None:
+    """Enqueue again what has failed."""
+    for trial in finished(study.get_trials(deepcopy=False)):
+        if trial.state == TrialState.FAIL:
+            study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+
+# --- what came out ----------------------------------------------------------------------------------------------------
+
+
+def winners(study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """The best trials, best first, each setting once; with several objectives the Pareto front, by the first one."""
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    front = complete if len(study.directions) == 1 else study.best_trials
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    found: dict[str, FrozenTrial] = {}
+    for trial in sorted(front, key=lambda trial: (sign * trial.values[0], trial.number)):
+        found.setdefault(json.dumps(trial.params, sort_keys=True), trial)
+    return list(found.values())[:count]
+
+
+def done(study: optuna.Study, tuning: Tuning) -> bool:
+    """Whether all trials have ended, and one with a result."""
+    trials = study.get_trials(deepcopy=False)
+    return len(finished(trials)) >= tuning.trials and any(trial.state == TrialState.COMPLETE for trial in trials)

@@ -1,0 +1,159 @@
+"""A worker of a search: asks for a trial, runs it, tells how it ended, and asks for the next, until all are done. Then
+the base and the winners are run with fresh seeds, each run by the worker that comes to it first.
+
+Any number of workers, on any nodes that share the results folder, work on a search without knowing of each other, and
+none waits for another while there is a trial to be had.
+"""
+
+import multiprocessing
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from dinoswap.lock import exclusive, holder
+from dinoswap.preemption import Preemption
+from dinoswap.schema import ConfigError
+from dinoswap.studies.tuning.definition import Scalar, Tuning
+from dinoswap.studies.tuning.training import Outcome, Training
+from dinoswap.studies.tuning.trials import RETRIES, give_back, next_trial, open_study, winners, worker_folder
+
+BASE = "base"
+"""The arm that winners are compared with."""
+
+
+@dataclass
+class Worker:
+    """To be called. `begun`: when the command was started that it belongs to; `variables`: of the environment of its
+    runs; `look`: seconds between two looks for
+    work while others have all of it. A launcher of cluster jobs calls `checkpoint` when it requeues one."""
+
+    tuning: Tuning
+    slot: int = 0
+    url: str | None = None
+    begun: datetime = field(default_factory=datetime.now)
+    variables: dict[str, str] = field(default_factory=dict)
+    look: float = 2.0
+    training: type[Training] = Training
+
+    def __call__(self) -> None:
+        """Raises trials.Stopped when trials fail one after the other, OSError where nobody could see that it lives."""
+        if int(os.environ.get("SLURM_PROCID", "0")):
+            return  # one task of a job is enough: a run is one process
+        os.environ.update(self.variables)
+        name = f"{socket.gethostname()}-{os.getpid()}-{self.slot}"
+        folder = worker_folder(self.tuning.folder, name)
+        with Preemption() as preemption, exclusive(folder):
+            if holder(folder) is None:
+                raise OSError(f"{folder}: this file system keeps no locks; put results_dir on one that does")
+
+            def stopping() -> bool:
+                return preemption.requested is not None or _abandoned()
+
+            study = open_study(self.tuning, self.url)
+            self.search(study, name, stopping)
+            self.confirm(study, stopping)
+            preemption.forward()
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def search(self, study: optuna.Study, name: str, stopping: Callable[[], bool]) -> None:
+        """Trials, until none is to be had and no other worker has one, which it may leave behind."""
+        while not stopping():
+            trial = next_trial(study, self.tuning, name, self.begun)
+            if trial is not None:
+                self.run_trial(study, trial, stopping)
+            elif any(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
+                time.sleep(self.look)
+            else:
+                return
+
+    def run_trial(self, study: optuna.Study, trial: optuna.Trial, stopping: Callable[[], bool]) -> None:
+        """A run that has a result already is not run again, and not pruned."""
+        trial.set_user_attr("overrides", self.tuning.overrides(trial.params))
+        try:
+            run = self.training(self.tuning, trial.params, None, f"trial-{trial.number:04d}")
+        except ConfigError as error:
+            tell(study, trial, self.tuning, Outcome("failed", {}, str(error)), pruned=False)
+            return
+        trial.set_user_attr("folder", str(run.folder))
+        pruned, ended, alone = False, run.ended, len(self.tuning.objectives) == 1
+        if not ended:
+            run.start()
+        for step, value in run.follow(self.tuning.objectives[0].name, stopping):
+            if not alone or pruned:
+                continue
+            trial.report(value, step)
+            if not ended and trial.should_prune():
+                pruned = True
+                run.terminate()
+        tell(study, trial, self.tuning, run.outcome(), pruned=pruned)
+
+    def confirm(self, study: optuna.Study, stopping: Callable[[], bool]) -> None:
+        """Arms and seeds that have no result. Workers begin at different places, so as not to meet."""
+        runs = [
+            self.training(self.tuning, values, seed, f"{arm}-seed-{seed}".replace(" ", "-"))
+            for arm, values in arms(study, self.tuning).items()
+            for seed in self.tuning.seeds
+        ]
+        first = self.slot * len(runs) // max(self.tuning.workers, self.slot + 1)
+        runs = runs[first:] + runs[:first]
+        failures: Counter[Path] = Counter()
+        while not stopping():
+            left = [run for run in runs if not run.ended and failures[run.folder] <= RETRIES]
+            run = next((run for run in left if not run.busy), None)
+            if not left:
+                return
+            if run is None:
+                time.sleep(self.look)
+                continue
+            run.start()
+            for _ in run.follow(None, stopping):
+                pass
+            status = run.outcome().status
+            failures[run.folder] += status in ("failed", "killed")
+            print(f"{run.output.stem}: {status}", flush=True)
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, tuning: Tuning, outcome: Outcome, *, pruned: bool) -> None:
+    """How the trial ended. One that diverged is closed as pruned: the sampler then avoids the place, as it would not
+    after a failure."""
+    error = outcome.error
+    values = [outcome.values[o.name] for o in tuning.objectives if o.name in outcome.values]
+    if outcome.status == "completed" and len(values) < len(tuning.objectives):
+        names = ", ".join(o.name for o in tuning.objectives if o.name not in outcome.values)
+        error = f"completed without a finite {names}"
+    trial.set_user_attr("status", "pruned" if pruned and outcome.status == "preempted" else outcome.status)
+    if error is not None:
+        trial.set_user_attr("error", error.partition("\n")[0])
+    if outcome.status == "completed" and len(values) == len(tuning.objectives):
+        study.tell(trial.number, values, skip_if_finished=True)
+    elif outcome.status == "diverged" or (pruned and outcome.status == "preempted"):
+        study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+    elif outcome.status in ("preempted", "killed"):
+        give_back(study, trial.number, died=outcome.status == "killed")
+    else:
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def arms(study: optuna.Study, tuning: Tuning) -> dict[str, dict[str, Scalar]]:
+    """What is run with fresh seeds: name -> values. The first is the base; without winners there is none."""
+    best = {f"trial {trial.number}": dict(trial.params) for trial in winners(study, tuning.winners)}
+    return {BASE: {}, **best} if best else {}
+
+
+def _abandoned() -> bool:
+    """Whether the command that started this worker is gone. A cluster job has none."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()

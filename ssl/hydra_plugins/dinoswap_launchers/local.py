@@ -1,0 +1,134 @@
+"""hydra/launcher=local: jobs as processes of their own, several at a time, that share the cores of this machine.
+
+Each is the very `dinoswap-train` command that would run it alone, so whatever happens to it (kill -9, out of memory, a
+crash in C++) happens to no other. A signal to the launcher is handed to all of them, and none is started any more.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, configure_log
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from dinoswap.studies.launch import Job
+
+POLL_SECONDS = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+EXIT_STOPPED = 75  # as a run that a signal has stopped: the same command goes on
+NOT_PASSED_ON = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
+
+_log = logging.getLogger(__name__)
+
+
+class Running:  # no dataclass: Hydra scans plugins before they are in sys.modules, where a dataclass looks itself up
+    def __init__(self, job: "Job", process: "subprocess.Popen[bytes]", slot: int) -> None:
+        self.job, self.process, self.slot = job, process, slot
+        self.told = 0  # how many of the signals have been handed on
+
+
+class LocalLauncher(Launcher):
+    """Settings: configs/hydra/launcher/local.yaml."""
+
+    def __init__(self, processes: int, threads: int | None, gpus: list[int] | None, check_code: bool) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if processes < 1:
+            raise ValueError(f"hydra.launcher.processes={processes}: must be at least 1")
+        self.processes = processes
+        self.threads = threads or max(1, cores // processes)
+        self.gpus = gpus
+        self.check_code = check_code
+        self.names: dict[Path, str] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from dinoswap.configuration import config_dir
+        from dinoswap.provenance import SUBMITTED_CODE, code_version
+        from dinoswap.studies.launch import jobs_of, report
+
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        jobs = jobs_of(self.config, self.context.config_loader, job_overrides, initial_job_idx, self.names)
+        self.environment = {SUBMITTED_CODE: code_version(config_dir()) if self.check_code else ""}
+        _log.info("%d jobs, %d at a time with %d threads each", len(jobs), self.processes, self.threads)
+        with noted_signals() as signals:
+            self._run(jobs, signals)
+        if signals:
+            _log.info("stopped by %s; the same command goes on", signals[0].name)
+            sys.exit(EXIT_STOPPED)
+        return report(jobs)
+
+    def _run(self, jobs: Sequence["Job"], signals: list[signal.Signals]) -> None:
+        from dinoswap.studies.launch import ended, startable
+
+        waiting, running = deque(jobs), list[Running]()
+        slots = deque(range(self.processes))
+        while running or (waiting and not signals):
+            while waiting and slots and not signals:
+                job = waiting.popleft()
+                if startable([job]):
+                    running.append(Running(job, self._start(job, slots[0]), slots.popleft()))
+            time.sleep(POLL_SECONDS)
+            for each in list(running):
+                if each.process.poll() is not None:
+                    running.remove(each)
+                    slots.append(each.slot)
+                    ended(each.job)
+                for number in signals[each.told :]:
+                    each.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                each.told = len(signals)
+
+    def _start(self, job: "Job", slot: int) -> subprocess.Popen[bytes]:
+        """Its output goes to output.txt in the run folder."""
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        gpu = {"CUDA_VISIBLE_DEVICES": str(self.gpus[slot % len(self.gpus)])} if self.gpus else {}
+        job.folder.mkdir(parents=True, exist_ok=True)
+        _log.info("%s starts", job.name)
+        with (job.folder / "output.txt").open("ab") as output:
+            return subprocess.Popen(
+                self._command(job),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **threads, **gpu, **self.environment},
+                start_new_session=True,  # else Ctrl-C in the terminal would reach it twice
+            )
+
+    def _command(self, job: "Job") -> list[str]:
+        from dinoswap.studies.launch import quoted
+
+        hydra = self.config.hydra
+        added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        folders = [f"--config-dir={path}" for path in added]
+        passed_on = [line for line in hydra.overrides.hydra if not line.startswith(NOT_PASSED_ON)]
+        command = [sys.executable, "-m", "dinoswap.train", *folders, f"--config-name={hydra.job.config_name}"]
+        return [*command, *job.overrides, *passed_on, f"hydra.run.dir={quoted(job.folder)}"]
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[signal.Signals]]:
+    """The signals that come while it is open, which end nothing by themselves."""
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

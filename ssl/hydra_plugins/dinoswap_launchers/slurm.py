@@ -1,0 +1,145 @@
+"""hydra/launcher=slurm: hydra-submitit-launcher, made to lose nothing.
+
+What is done, or under way, is not submitted again. A job that is killed or lost is reported and ends no other's report;
+what became of a job is read from its run folder, and whether it is still there from squeue, which needs no accounting.
+The code that a job starts with is what it was submitted with, also when it was queued again, or it says so and ends.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.plugins.launcher import Launcher
+
+if TYPE_CHECKING:
+    from dinoswap.studies.launch import Job
+
+EXIT_INTERRUPTED = 130
+SUBMISSION_SECONDS = 600.0  # of somebody else, who submits into the same folder
+SETTLING_SECONDS = 5.0  # until the last words of a job are to be seen on a shared file system
+
+_log = logging.getLogger(__name__)
+
+
+class NotInstalled(Launcher):
+    """In the place of hydra-submitit-launcher, which is an extra of this package."""
+
+    def __init__(self, **settings: Any) -> None:
+        raise ImportError("hydra/launcher=slurm needs submitit: pip install 'dinoswap[slurm]'")
+
+    def setup(self, **settings: Any) -> None:
+        raise NotImplementedError
+
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Submitit
+except ImportError:
+    Submitit = NotInstalled
+
+
+class SlurmLauncher(Submitit):  # type: ignore[misc]
+    """Settings: configs/hydra/launcher/slurm.yaml. It travels to the node, where `__call__` is the job."""
+
+    def __init__(self, *, poll_seconds: float, check_code: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.poll_seconds, self.check_code = poll_seconds, check_code
+        self.code = ""
+        self.names: dict[Path, str] = {}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from dinoswap.configuration import config_dir
+        from dinoswap.lock import exclusive
+        from dinoswap.provenance import code_version
+        from dinoswap.studies.launch import jobs_of, report, startable
+
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        jobs = jobs_of(self.config, self.hydra_context.config_loader, job_overrides, initial_job_idx, self.names)
+        self.code = code_version(config_dir()) if self.check_code else ""
+        with exclusive(Path(self.config.hydra.sweep.dir), SUBMISSION_SECONDS):  # nobody submits what we are about to
+            self._submit(startable(jobs))
+        try:
+            self._wait(jobs)
+        except KeyboardInterrupt:
+            _log.info("the jobs go on; `dinoswap-ablate status`, or the same command again, tells where they stand")
+            sys.exit(EXIT_INTERRUPTED)
+        return report(jobs)
+
+    def _submit(self, jobs: Sequence["Job"]) -> None:
+        """As one array."""
+        import submitit
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+        from dinoswap.studies.ledger import claim
+
+        if not jobs:
+            return
+        executor = submitit.AutoExecutor(
+            cluster="slurm",
+            folder=self.params["submitit_folder"],
+            slurm_max_num_timeout=self.params["max_num_timeout"],
+        )
+        common = {field.name for field in fields(BaseQueueConf)}
+        given = {name: value for name, value in self.params.items() if value is not None}
+        executor.update_parameters(
+            **{
+                name if name in common else f"slurm_{name}": value
+                for name, value in given.items()
+                if name not in ("submitit_folder", "max_num_timeout")
+            }
+        )
+        state = Singleton.get_state()
+        rows = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
+        handles = executor.map_array(self, *zip(*rows, strict=True))
+        for handle, job in zip(handles, jobs, strict=True):
+            claim(job.folder, str(handle.job_id), handle.paths.stdout)
+            _log.info("%s is SLURM job %s", job.name, handle.job_id)
+
+    def _wait(self, jobs: Sequence["Job"]) -> None:
+        """Also for those that were submitted before."""
+        from dinoswap.studies.launch import ended
+        from dinoswap.studies.ledger import claimed, find, queued_jobs
+
+        under_way = [at.state in ("queued", "running") for at in find([job.folder for job in jobs])]
+        left = {claimed(job.folder): job for job, waits in zip(jobs, under_way, strict=True) if waits}
+        left.pop("", None)  # running by other means
+        while left:
+            time.sleep(self.poll_seconds)
+            there = queued_jobs(left)
+            for number in [number for number in left if number not in there]:
+                ended(left.pop(number), SETTLING_SECONDS)
+
+    def __call__(self, *arguments: Any) -> JobReturn | None:
+        """On the node. Raises what the run raised, so that SLURM too calls the job failed."""
+        import submitit
+
+        from dinoswap.provenance import SUBMITTED_CODE
+
+        os.environ[SUBMITTED_CODE] = self.code
+        environment = submitit.JobEnvironment()
+        os.environ.update(rank_variables(environment))
+        if environment.global_rank > 0:
+            _log.warning("rank %d of %d: a run is one process so far", environment.global_rank, environment.num_tasks)
+            return None
+        returned: JobReturn = super().__call__(*arguments)
+        if returned.status != JobStatus.COMPLETED:
+            raise returned._return_value
+        return returned
+
+
+def rank_variables(environment: Any) -> dict[str, str]:
+    """What torchrun would set for this task, from SLURM's variables; of a submitit.JobEnvironment. The port depends on
+    the job, so that two of them can share a node."""
+    return {
+        "RANK": str(environment.global_rank),
+        "LOCAL_RANK": str(environment.local_rank),
+        "WORLD_SIZE": str(environment.num_tasks),
+        "MASTER_ADDR": environment.hostnames[0],
+        "MASTER_PORT": str(20000 + int(environment.raw_job_id) % 20000),
+    }

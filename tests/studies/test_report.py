@@ -1,0 +1,314 @@
+"""The report says what the statistics say of the runs, no more, and shows names as they are."""
+
+import json
+import math
+import random
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fake_study import COLLAPSED_VALUE, SOUND, Ending, write_runs, write_study
+
+from dinoswap.studies.report import analyse, write_report
+from dinoswap.studies.report.collect import diagnose
+from dinoswap.studies.report.markup import Table, latex_text, markdown, markdown_text
+from dinoswap.studies.report.words import interval
+from dinoswap.studies.statistics import Decision, Estimate, attribute, factorial, family, paired_effect
+from dinoswap.studies.study import Study
+
+ARMS = """# Which of these learns best?
+base: [preset=official, recipe=smoke]
+factors:
+  masking: [block, bernoulli, inverse_block]
+  layer_decay: [layerwise, uniform]
+  weight_decay: [all_groups, backbone_only]
+design: one_at_a_time
+seeds: 6
+metrics: {eval/knn_top1: 1.0, images_per_second: 5.0}
+"""
+CROSSED = """# Do the two add up?
+base: [recipe=smoke]
+factors: {masking: [block, bernoulli], layer_decay: [layerwise, uniform]}
+design: factorial
+seeds: 3
+metrics: {eval/knn_top1: 1.0}
+"""
+EVIL = '<img src=x onerror=alert(1)> "a" & | $x_{$ \x1b </script>'
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, attribute: str) -> list[str | None]:
+        return [value for name, value in self.attributes if name == attribute]
+
+
+def arm_ending(levels: Mapping[str, str], seed: int) -> Ending:
+    """bernoulli is worse, uniform makes no difference, inverse_block collapses, diverges and fails."""
+    noise = random.Random(f"{levels}{seed}").gauss(0, 0.2)
+    value = 40 + random.Random(seed).gauss(0, 3) + noise
+    if levels["masking"] == "bernoulli":
+        return value - 4
+    if levels["masking"] == "inverse_block":
+        return [value, "collapsed", "collapsed", "diverged", "diverged", "failed"][seed]
+    if levels["weight_decay"] == "backbone_only":
+        return [value + 8, value - 8, value, None, "running", "preempted"][seed]
+    return value
+
+
+def crossed_ending(levels: Mapping[str, str], seed: int) -> float:
+    masked, decayed = levels["masking"] == "bernoulli", levels["layer_decay"] == "uniform"
+    return 40 + seed + 3.0 * masked - 2.0 * decayed + 1.5 * masked * decayed + random.Random(f"{levels}{seed}").random()
+
+
+def outcomes(cells: Mapping[str, Mapping[str, str]], seeds: int, ending: Any) -> pd.DataFrame:
+    """What `ending` means, by hand."""
+    rows = []
+    for cell, levels in cells.items():
+        for seed in range(seeds):
+            how = ending(levels, seed)
+            status = "completed" if isinstance(how, float) else {None: "missing", "running": "killed"}.get(how, how)
+            value = how if isinstance(how, float) else COLLAPSED_VALUE if how == "collapsed" else math.nan
+            rows.append((cell, seed, status, value))
+    return pd.DataFrame(rows, columns=["cell", "seed", "status", "value"])
+
+
+def same(found: list[dict[str, Any]], decisions: list[Decision]) -> bool:
+    """Every number that is reported of these decisions."""
+    assert [each["name"] for each in found] == [decision.effect.name for decision in decisions]
+    for each, decision in zip(found, decisions, strict=True):
+        wanted = {
+            name: getattr(decision.effect, name) for name in ("mean", "low", "high", "se", "df", "p", "p_equivalent")
+        }
+        wanted |= {name: getattr(decision, name) for name in ("kind", "words", "p_adjusted", "p_equivalent_adjusted")}
+        wanted |= {name: getattr(decision, name) for name in ("seeds_for_smallest", "seeds_for_seen")}
+        for name, value in wanted.items():
+            missing = isinstance(value, float) and math.isnan(value)
+            assert each[name] == (None if missing else value), (each["name"], name)
+    return True
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path, Path]:
+    """A study, its runs, its report."""
+    folder = tmp_path_factory.mktemp("arms")
+    study = write_study(folder, ARMS)
+    write_runs(study, folder / "runs", arm_ending)
+    return study, folder / "runs", write_report(study, folder / "runs", folder / "out")
+
+
+def test_numbers_are_those_of_the_statistics(arms: tuple[Study, Path, Path]) -> None:
+    _, _, html = arms
+    found = json.loads(html.with_name("report.json").read_text())
+    cells = {cell["name"]: cell["levels"] for cell in found["cells"]}
+    assert next(iter(cells)) == "reference" and len(cells) == 5
+    frame = outcomes(cells, 6, arm_ending)
+    arms_of = [frame[frame["cell"] == cell] for cell in cells]
+    effects = [
+        paired_effect(arms_of[0], arm, name=cell, smallest_effect=1.0)
+        for cell, arm in zip(list(cells)[1:], arms_of[1:], strict=True)
+    ]
+    assert same(found["results"][0]["effects"], family(effects))
+    kinds = {each["name"]: each["kind"] for each in found["results"][0]["effects"]}
+    assert kinds["masking=bernoulli"] == "worse" and kinds["layer_decay=uniform"] == "equivalent"
+    statuses = Counter((run["cell"], run["status"]) for run in found["runs"])
+    assert statuses["masking=inverse_block", "collapsed"] == 2 and statuses["masking=inverse_block", "diverged"] == 2
+    assert statuses["weight_decay=backbone_only", "killed"] == statuses["weight_decay=backbone_only", "missing"] == 1
+    means = {cell: values["mean"] for cell, values in found["results"][0]["cells"].items()}
+    assert means["reference"] == pytest.approx(frame[frame["cell"] == "reference"]["value"].mean())
+    images = found["results"][1]["effects"]
+    assert images[0]["mean"] == 0 and images[0]["kind"] == "equivalent"
+
+
+def test_the_answer_names_every_verdict(arms: tuple[Study, Path, Path]) -> None:
+    study, root, html = arms
+    answer = analyse(study, root).answer
+    for text in (
+        "On eval/knn_top1, against reference, with 6 seeds: masking=bernoulli is worse, \N{MINUS SIGN}",
+        "layer_decay=uniform makes no difference as large as 1",
+        "weight_decay=backbone_only make",
+        "seeds would find one of 1)",
+        "3 of 30 runs have no outcome yet",
+    ):
+        assert text in answer, text
+    page = Page(html.read_text())
+    assert answer in page.text and markdown_text(answer) in html.with_name("report.md").read_text()
+    assert "2 diverged and 1 failed and 2 collapsed of 6" in page.text  # in the words of the verdict
+    assert "features are collapsing: RankMe 1.1 of 192" in page.text
+    assert "diverged: loss is nan after step 4" in page.text and "a second line" not in page.text
+
+
+def test_a_page_is_whole_by_itself(arms: tuple[Study, Path, Path]) -> None:
+    _, _, html = arms
+    text = html.read_text()
+    page = Page(text)
+    assert page.tags["svg"] == len(list((html.parent / "figures").glob("*.svg"))) == 6
+    ids = page.all("id")
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]+)\)", text) + [
+        (link or "").lstrip("#") for link in page.all("xlink:href") + page.all("href")
+    ]
+    assert set(used) - {"data:,"} <= set(ids)
+    assert not re.search(r"(src|href)=.?https?:|@import|fetch\(|url\((?!#)", text.replace("xmlns", ""))
+    assert all(page.all("aria-label")) and page.tags["th"] == text.count('<th scope="col"')
+    assert "git checkout 0123456789\n" in page.text and "dinoswap-ablate run study" in page.text
+    assert "dinoswap-train preset=official recipe=smoke masking=bernoulli" in page.text
+    for figure in (html.parent / "figures").glob("*.svg"):
+        assert ElementTree.parse(figure).getroot().tag.endswith("svg") and figure.with_suffix(".png").exists()
+    linked = re.findall(r"\]\((figures/.*?)\)", html.with_name("report.md").read_text())
+    assert len(linked) == 6 and all((html.parent / name).exists() for name in linked)
+
+
+def test_the_same_runs_give_the_same_files(arms: tuple[Study, Path, Path], tmp_path: Path) -> None:
+    study, root, html = arms
+    again = write_report(study, root, tmp_path).parent
+    files = [path.relative_to(again) for path in again.rglob("*.*")]
+    assert len(files) == 16
+    assert all((again / file).read_bytes() == (html.parent / file).read_bytes() for file in files)
+
+
+def test_a_factorial_has_main_effects_interactions_and_an_attribution(tmp_path: Path) -> None:
+    study = write_study(tmp_path, CROSSED)
+    write_runs(study, tmp_path / "runs", crossed_ending)
+    html = write_report(study, tmp_path / "runs", tmp_path / "out")
+    found = json.loads(html.with_name("report.json").read_text())
+    cells = {cell["name"]: cell["levels"] for cell in found["cells"]}
+    frame, levels = outcomes(cells, 3, crossed_ending), {factor: list(o) for factor, o in study.factors.items()}
+    direct = factorial(frame, cells, levels, smallest_effect=1.0)
+    (result,) = found["results"]
+    assert same(result["effects"], family(direct.main)) and same(result["interactions"], family(direct.interactions))
+    start = {"masking": "block", "layer_decay": "layerwise"}
+    end = {"masking": "bernoulli", "layer_decay": "uniform"}
+    shares = attribute(frame, cells, levels, start, end, smallest_effect=1.0)
+    assert same(result["attribution"]["values"], family(shares.values))
+    assert same(result["attribution"]["gap"], family([shares.gap]))
+    values = {each["name"]: each["mean"] for each in result["attribution"]["values"]}
+    assert values["masking"] == pytest.approx(3.75, abs=1) and values["layer_decay"] == pytest.approx(-1.25, abs=1)
+    assert sum(values.values()) == pytest.approx(result["attribution"]["gap"][0]["mean"])
+    answer = analyse(study, tmp_path / "runs").answer
+    assert "averaged over the levels of the other factors" in answer
+    assert "masking accounts for +" in answer
+    names = {plot.stem for plot in (tmp_path / "out" / "figures").glob("*.png")}
+    assert names == {"effects-1", "attribution", "interactions", "seeds", "curve-metric", "curve-loss", "cost"}
+
+
+def test_nothing_has_run_yet(tmp_path: Path) -> None:
+    study = write_study(tmp_path, CROSSED)
+    html = write_report(study, tmp_path / "runs", tmp_path / "out")
+    page = Page(html.read_text())
+    assert "Nothing can be said yet: none of 12 runs has ended." in page.text
+    assert page.tags["svg"] == 0 and page.text.count("missing") >= 12
+    assert json.loads(html.with_name("report.json").read_text())["results"] == []
+
+
+def test_one_seed_and_what_was_not_asked_for(tmp_path: Path) -> None:
+    """With one seed there is no interval; runs of other seeds are named, and not used."""
+    study = write_study(tmp_path, CROSSED)
+    changed = {"git": {"sha": "f" * 40, "dirty": True}}
+    write_runs(study, tmp_path / "runs", lambda levels, seed: crossed_ending(levels, seed), **changed)
+    one = write_study(tmp_path / "one", CROSSED.replace("seeds: 3", "seeds: 1").replace("factorial", "one_at_a_time"))
+    html = write_report(one, tmp_path / "runs", tmp_path / "out")
+    found = json.loads(html.with_name("report.json").read_text())
+    (result,) = found["results"]
+    assert [effect["kind"] for effect in result["effects"]] == ["no estimate", "no estimate"]
+    assert all(effect["low"] is None and effect["mean"] is not None for effect in result["effects"])
+    assert len(found["unasked"]) == 9 and "have no estimate yet" in found["answer"]
+    page = Page(html.read_text())
+    for text in ("There is one seed", "changes that are in no commit", "Not used: 9 runs", "ffffffffff + changes"):
+        assert text in page.text, text
+    assert "git checkout" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "collapsed", "said"),
+    [
+        ({}, False, ""),
+        ({"eval/rankme": 1.5}, True, "features are collapsing"),
+        ({"eval/rankme": None}, True, "rankme not finite"),
+        ({"eval/dino/target_entropy": 6.9}, False, "dino's teacher targets are uniform"),  # as before any training
+        ({"eval/da3/cosine": None, "baseline/random_init/knn_top1": None}, False, ""),
+    ],
+)
+def test_what_counts_as_collapsed(changed: dict[str, float | None], collapsed: bool, said: str) -> None:
+    targets = {"target_entropy": 3.0, "target_entropy_max": math.log(1024), "target_information": 1.0}
+    targets |= {"target_information_max": 4.0, "prototype_perplexity": 50.0}
+    metrics = SOUND | {f"eval/dino/{name}": value for name, value in targets.items()}
+    found, sentence = diagnose({"eval/knn_top1": 40.0, **metrics, **changed})
+    assert found == collapsed and sentence.startswith(said) and bool(sentence) == bool(said)
+
+
+def test_every_run_diverged(tmp_path: Path) -> None:
+    study = write_study(tmp_path, CROSSED)
+    write_runs(study, tmp_path / "runs", lambda levels, seed: "diverged")
+    answer = analyse(study, tmp_path / "runs").answer
+    assert answer.endswith("no run has a value (12 diverged of 12).")
+    page = Page(write_report(study, tmp_path / "runs", tmp_path / "out").read_text())
+    assert "There is none: no run has a value." in page.text
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    levels = {"plain": [], EVIL: ["masking=bernoulli"]}
+    text = CROSSED.replace("masking: [block, bernoulli]", f"arm: {json.dumps(levels)}").replace(
+        "# Do", f"# {EVIL[:-12]} Do"
+    )
+    study = write_study(tmp_path, text)
+    write_runs(study, tmp_path / "runs", lambda levels, seed: 40.0 + seed + 3 * (levels["arm"] == EVIL))
+    html = write_report(study, tmp_path / "runs", tmp_path / "out")
+    page = Page(html.read_text())
+    assert page.tags["img"] == 0 and page.tags["script"] == 1
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    shown = f"arm={EVIL}"
+    assert shown in page.text and page.text.count("<img src=x onerror=alert(1)>") > 10
+    written = html.with_name("report.md").read_text()
+    assert "<" not in written and r"\$x\_{\$" in written
+    tables = [part.splitlines() for part in written.split("\n\n") if part.startswith("|")]
+    widths = [{len(re.split(r"(?<!\\)\|", line)) for line in table} for table in tables]
+    assert len(widths) > 6 and all(len(width) == 1 for width in widths)
+    assert "$x_{$" not in html.with_name("tables.tex").read_text()
+
+
+def test_markup() -> None:
+    table = Table("t", "c", ["a|b", "n"], [["x|y\nz", "1"], ["`<b>`", "-"]], ["a|b"])
+    rows = markdown(table).splitlines()
+    assert rows[0] == r"| a\|b | n |" and rows[1] == "| --- | ---: |" and rows[2] == r"| x\|y z | 1 |"
+    assert rows[3] == r"| \`&lt;b&gt;\` | - |"
+    assert latex_text(r"50% of a_b\c{d} ~ #1 & $2^3$") == (
+        r"50\% of a\_b\textbackslash{}c\{d\} \textasciitilde{} \#1 \& \$2\textasciicircum{}3\$"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "se", "text"),
+    [
+        (2.0, 0.5, "+2.00 [+0.41, +3.59]"),  # t(3, .975) = 3.182
+        (-0.00123, 0.0001, "-0.001230 [-0.001548, -0.000912]"),
+        (1234.5, 100.0, "+1234 [+916, +1553]"),
+        (1e-16, 1.0, "0 [-3.18, +3.18]"),
+        (0.0, 0.0, "0 [0, 0]"),
+        (1.5, math.nan, "+1.5"),
+        (math.nan, math.nan, ""),
+    ],
+)
+def test_an_interval_has_three_digits_of_what_is_uncertain(mean: float, se: float, text: str) -> None:
+    estimate = Estimate(name="", mean=mean, se=se, df=3, seeds=(0, 1, 2, 3))
+    assert interval(estimate) == text.replace("-", "\N{MINUS SIGN}")

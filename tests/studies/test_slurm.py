@@ -1,0 +1,329 @@
+"""A study on a real SLURM: what happens to one job happens to no other, and every result is that of an undisturbed run.
+
+tests/slurm/slurm_up.sh starts the cluster, one node of this machine; no other is ever submitted to.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from dinoswap.lock import holder
+from dinoswap.studies.design import make_design
+from dinoswap.studies.ledger import claimed, entries
+from dinoswap.studies.study import read_study
+from train_processes import last_step, wait_until
+
+CONF = Path(os.environ.get("DINOSWAP_SLURM", "/tmp/dinoswap-slurm")) / "slurm.conf"
+START = "tests/slurm/slurm_up.sh, as root on Debian or Ubuntu, starts the cluster that these tests need"
+STEPS, PARALLEL, MINUTES = 50, 3, 15
+WAIT = 300
+"""Seconds, for what takes a few of them on an idle machine."""
+SETTINGS = f"""
+  - recipe=smoke
+  - model.drop_path=0.3
+  - trainer.max_steps={STEPS}
+  - trainer.checkpoint_every=3
+  - trainer.eval_every=10
+  - trainer.tensorboard=false
+  - evaluation.in_loop_images=20
+  - evaluation.images=20
+"""
+ARMS = {
+    "plain": "schedule.base_lr=0.004",
+    "killed": "schedule.base_lr=0.0041",
+    "preempted": "schedule.base_lr=0.0042",
+    "broken": "[data=image_folder, data.path=/nowhere]",
+    "other": "schedule.base_lr=0.0043",
+    "late": "schedule.base_lr=0.0044",
+}
+LAUNCHER = (
+    "hydra/launcher=slurm",
+    "hydra.launcher.cpus_per_task=1",
+    f"hydra.launcher.timeout_min={MINUTES}",
+    "hydra.launcher.signal_delay_s=20",
+    "hydra.launcher.poll_seconds=1",
+    f"hydra.launcher.array_parallelism={PARALLEL}",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(CONF))
+        ready = CONF.exists() and shutil.which("sinfo") and "debug" in call("sinfo", "--noheader")
+        if not ready and os.environ.get("CI"):
+            pytest.fail(START)
+        if not ready:
+            pytest.skip(START)
+        yield
+        for command in Command.started:  # of a test that failed
+            command.kill()
+        call("scancel", "--name=dinoswap-fates")
+
+
+def call(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+class Command:
+    """A command of this package, in the background."""
+
+    started: ClassVar[list["Command"]] = []
+
+    def __init__(self, module: str, *arguments: str | Path) -> None:
+        command = [sys.executable, "-m", f"dinoswap.{module}", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        self.output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.started.append(self)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.output += line
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def interrupt(self) -> int:
+        self._process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self._process.wait(timeout=WAIT)
+        self._reader.join()
+        return status
+
+
+@dataclass
+class Story:
+    """What was done to the study, and what its commands said."""
+
+    folder: Path
+    runs: dict[str, Path]
+    first: Command
+    second: Command
+    interrupted: int
+    status: str
+    ended: int
+    at_once: int
+
+
+def study_file(folder: Path) -> Path:
+    arms = "\n".join(f"    {name}: {overrides}" for name, overrides in ARMS.items())
+    text = f"# Which job survives?\nbase: {SETTINGS}\nfactors:\n  arm:\n{arms}\n"
+    path = folder / "fates.yaml"
+    path.write_text(text + "design: one_at_a_time\nseeds: [7]\nmetrics: {eval/knn_top1: 1.0}\n")
+    return path
+
+
+def folders(results: Path) -> dict[str, Path]:
+    """The run folder of each arm."""
+    study = read_study(study_file(results), [f"results_dir={results}"])
+    runs = entries(study, make_design(study, check=False).cells)
+    return dict(zip(ARMS, (entry.folder for entry in runs), strict=True))
+
+
+def reach(folder: Path, step: int) -> int:
+    """Wait for a step; the process that trains."""
+    wait_until(lambda: last_step(folder) >= step, f"{folder} does not reach step {step}", WAIT)
+    found = re.match(r"process (\d+) ", str(holder(folder)))
+    assert found is not None
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def stopped(process: int) -> Iterator[None]:
+    """For the time that it takes SLURM to act: the run would be over before."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def wait_until_told(process: int) -> None:
+    """Until SIGUSR2 is there to be handled."""
+    status, pending = Path(f"/proc/{process}/status"), 1 << (signal.SIGUSR2 - 1)
+    wait_until(
+        lambda: any(int(mask, 16) & pending for mask in re.findall(r"(?:SigPnd|ShdPnd):\s+(\w+)", status.read_text())),
+        "SLURM does not signal the job",
+        WAIT,
+    )
+
+
+def set_limit(job: str, minutes: int) -> None:
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
+
+
+def next_minute(job: str) -> int:
+    """Of its running time, from half a minute on."""
+    clock = call("squeue", "--noheader", f"--jobs={job}", "--format=%M").strip()  # 12:34, 1:23:45
+    seconds = sum(int(part) * 60**place for place, part in enumerate(reversed(clock.split(":"))))
+    return (seconds + 30) // 60 + 1
+
+
+@pytest.fixture(scope="module")
+def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder = tmp_path_factory.mktemp("slurm")
+    runs, study, results = folders(folder), study_file(folder), f"results_dir={folder}"
+    counts: list[int] = []
+    over = threading.Event()
+    counting = threading.Thread(target=count_running, args=(counts, over), daemon=True)
+    counting.start()
+    first, second = (Command("studies.ablate", "run", study, results, *LAUNCHER) for _ in range(2))
+    os.kill(reach(runs["killed"], 4), signal.SIGKILL)
+    preempted = reach(runs["preempted"], 4)
+    with stopped(preempted):
+        subprocess.run(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
+        wait_until_told(preempted)
+    interrupted = first.interrupt()
+    status = call(sys.executable, "-m", "dinoswap.studies.ablate", "status", str(study), results)
+    late, job = reach(runs["late"], 4), claimed(runs["late"])
+    with stopped(late):
+        set_limit(job, next_minute(job))
+        wait_until_told(late)
+        set_limit(job, MINUTES)
+    ended = second.wait()
+    over.set()
+    counting.join()
+    return Story(folder, runs, first, second, interrupted, status, ended, max(counts))
+
+
+def count_running(counts: list[int], over: threading.Event) -> None:
+    while not over.wait(0.5):
+        counts.append(call("squeue", "--array", "--noheader", "--name=dinoswap-fates", "--format=%T").count("RUNNING"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same study on this machine, without SLURM, undisturbed."""
+    folder = tmp_path_factory.mktemp("local")
+    arguments = (f"results_dir={folder}", "exclude=[{arm: [broken, other]}]", "hydra.launcher.processes=2")
+    command = Command("studies.ablate", "run", study_file(folder), *arguments, "hydra.launcher.threads=1")
+    assert command.wait() == 0, command.output
+    return folders(folder)
+
+
+def assert_same_result(folder: Path, reference: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("completed", STEPS)
+    last = f"checkpoints/step-{STEPS:08d}/tensors.safetensors"
+    assert (folder / last).read_bytes() == (reference / last).read_bytes()
+    assert lines(folder) == lines(reference)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl, without what depends on the clock."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in found]
+
+
+def test_two_drivers_submit_once_and_both_wait(story: Story) -> None:
+    submitted = [driver.output.count("is SLURM job") for driver in (story.first, story.second)]
+    assert sorted(submitted) == [0, len(ARMS)]
+    assert len(list(story.folder.glob("runs/.submitit/*/*_submission.sh"))) == 1
+
+
+def test_no_more_run_at_once_than_asked(story: Story) -> None:
+    assert story.at_once == PARALLEL
+
+
+def test_ctrl_c_leaves_the_jobs_and_status_finds_them(story: Story) -> None:
+    assert story.interrupted == 130, story.first.output
+    assert "Traceback" not in story.first.output
+    assert re.search(r"queued|running", story.status), story.status
+
+
+def test_all_are_accounted_for(story: Story) -> None:
+    assert story.ended == 1, story.second.output
+    assert "6 runs: 4 completed, 1 failed, 1 killed" in story.second.output
+    assert "arm=killed seed 7: killed: no process has it" in story.second.output
+    assert re.search(r"arm=broken seed 7: failed: \w+: .*/nowhere", story.second.output), story.second.output
+    assert "--rerun failed --rerun killed" in story.second.output
+    assert "JobState=FAILED" in call("scontrol", "show", "job", claimed(story.runs["broken"]))
+
+
+@pytest.mark.parametrize("arm", ["preempted", "late"])
+def test_they_saved_when_told_and_were_queued_again(arm: str, story: Story) -> None:
+    assert "SIGUSR2: saved after step" in (story.runs[arm] / "log.txt").read_text()
+    assert json.loads((story.runs[arm] / "run.json").read_text())["restarts"] >= 1
+    restarts = re.search(r"Restarts=(\d+)", call("scontrol", "show", "job", claimed(story.runs[arm])))
+    assert restarts is not None
+    assert int(restarts[1]) >= 1
+
+
+@pytest.mark.parametrize("arm", ["plain", "preempted", "late"])
+def test_results_are_those_of_undisturbed_runs(arm: str, story: Story, reference: dict[str, Path]) -> None:
+    assert_same_result(story.runs[arm], reference[arm])
+
+
+def test_what_was_killed_goes_on_when_asked_to(story: Story, reference: dict[str, Path]) -> None:
+    command = Command("studies.ablate", "run", study_file(story.folder), f"results_dir={story.folder}", *LAUNCHER,
+                      "--rerun", "killed")  # fmt: skip
+    assert command.wait() == 1, command.output
+    assert "6 runs: 5 completed, 1 failed" in command.output
+    assert command.output.count("is SLURM job") == 1
+    assert_same_result(story.runs["killed"], reference["killed"])
+
+
+def test_two_tasks(cluster: None, reference: dict[str, Path], tmp_path: Path) -> None:
+    """Of an ordinary multirun. Both start, with what torchrun would tell them; rank 0 alone trains and writes."""
+    settings = [line.strip(" -") for line in SETTINGS.split("\n") if line.strip()]
+    arguments = [*settings, ARMS["plain"], "seed=7", "study=fates", f"results_dir={tmp_path}", *LAUNCHER]
+    command = Command("train", "--multirun", *arguments, "hydra.launcher.tasks_per_node=2")
+    sums = two_ranks(tmp_path / "ranks")
+    assert command.wait() == 0, command.output
+    (run,) = tmp_path.glob("runs/fates/*/seed7")
+    assert_same_result(run, reference["plain"])
+    assert json.loads((run / "run.json").read_text())["restarts"] == 0
+    rank_0, rank_1 = sorted(tmp_path.glob("runs/.submitit/*/*_log.out"))
+    assert f"step {STEPS}/{STEPS}" in rank_0.read_text()
+    assert "rank 1 of 2" in rank_1.read_text()
+    assert sums == [3.0, 3.0]
+
+
+def two_ranks(folder: Path) -> list[float]:
+    """1 from rank 0 and 2 from rank 1, added up over a gloo group of two SLURM tasks."""
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor(folder, cluster="slurm")
+    executor.update_parameters(timeout_min=MINUTES, tasks_per_node=2, cpus_per_task=1)
+    path = [*sys.path]
+
+    def add_up() -> float:  # local, so that it travels by value
+        import sys
+
+        sys.path[:] = path
+
+        import submitit
+
+        from dinoswap import distributed
+        from hydra_plugins.dinoswap_launchers.slurm import rank_variables
+
+        os.environ.update(rank_variables(submitit.JobEnvironment()))
+        torch.distributed.init_process_group("gloo")
+        return float(distributed.all_reduce_sum(torch.tensor(distributed.rank() + 1.0)))
+
+    job = executor.submit(add_up)
+    results = [job.task(rank).paths.result_pickle for rank in range(2)]
+    wait_until(lambda: all(path.exists() for path in results), "no result of two ranks", WAIT)
+    return [float(result) for result in job.results()]
