@@ -39,11 +39,16 @@ def run(cfg: DictConfig) -> float | None:
     config = plain(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     record_path = folder / "run.json"
-    if record_path.exists() and load_record(record_path)["status"] == "completed":
-        print(f"{folder} is complete: nothing is left to do")
-        return objective(load_record(record_path)["metrics"], config["objective_metric"])
-    with exclusive(folder):
-        return train(config, folder)
+    if not is_complete(record_path):
+        with exclusive(folder):
+            if not is_complete(record_path):  # by somebody else, who has let go just now
+                return train(config, folder)
+    print(f"{folder} is complete: nothing is left to do")
+    return objective(load_record(record_path)["metrics"], config["objective_metric"])
+
+
+def is_complete(record_path: Path) -> bool:
+    return record_path.exists() and load_record(record_path)["status"] == "completed"
 
 
 def train(config: Mapping[str, Any], folder: Path) -> float | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra.core.plugins import Plugins
 
 from dinoswap.configuration import config_dir
@@ -55,6 +56,8 @@ def stop(number, frame):
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, stop)
 with exclusive(folder):
+    if (folder / "run.json").exists() and json.loads((folder / "run.json").read_text())["status"] == "completed":
+        sys.exit()
     record("running")
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DINOSWAP_SUBMITTED_CODE")
     note(began={name: os.environ.get(name) for name in names}, session=os.getsid(0) == os.getpid())
@@ -201,6 +204,13 @@ def when(condition: Callable[[], Any], act: Callable[[], Any]) -> Callable[[], N
         act()
 
     return wait
+
+
+def test_every_setting_of_slurm_is_explained() -> None:
+    """Those of the launcher that it is built on, and its own two."""
+    config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
+    written = yaml.safe_load((config_dir() / "hydra" / "launcher" / "slurm.yaml").read_text())
+    assert set(written) == set(config.SlurmQueueConf.__dataclass_fields__) | {"poll_seconds", "check_code"}
 
 
 # --- a launched run ---------------------------------------------------------------------------------------------------

@@ -286,6 +286,15 @@ def test_what_was_killed_goes_on_when_asked_to(story: Story, reference: dict[str
     assert_same_result(story.runs["killed"], reference["killed"])
 
 
+def test_what_sbatch_refuses_is_one_line(cluster: None, tmp_path: Path) -> None:
+    arguments = (study_file(tmp_path), f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.partition=nowhere")
+    command = Command("studies.ablate", "run", *arguments)
+    assert command.wait() == 2, command.output
+    assert "Traceback" not in command.output
+    assert "invalid partition specified: nowhere" in command.output.splitlines()[-1]
+    assert not list(tmp_path.glob("runs/fates/*"))
+
+
 def test_two_tasks(cluster: None, reference: dict[str, Path], tmp_path: Path) -> None:
     """Of an ordinary multirun. Both start, with what torchrun would tell them; rank 0 alone trains and writes."""
     settings = [line.strip(" -") for line in SETTINGS.split("\n") if line.strip()]

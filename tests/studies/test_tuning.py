@@ -19,6 +19,7 @@ from scipy import stats
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import run_folder
 from dinoswap.lock import exclusive
+from dinoswap.schema import ConfigError
 from dinoswap.studies.tuning.definition import Objective, Parameter, Tuning, read_tuning
 from dinoswap.studies.tuning.report import report
 from dinoswap.studies.tuning.training import Training
@@ -197,6 +198,18 @@ def test_workers_that_run_at_once_share_one_journal(tuning: Tuning) -> None:
     assert states(study) == [COMPLETE] * 24
     assert len({trial.params[LR] for trial in study.trials}) == 24 == len(set(Played.started)) == len(Played.started)
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 3
+
+
+def test_a_data_base_in_place_of_the_journal(tuning: Tuning) -> None:
+    url = f"sqlite:///{tuning.path.parent}/trials.db"
+    for trials in (2, 4):
+        tuning = changed(tuning, trials=trials)
+        Worker(tuning, url=url, look=0.01, training=Played)()
+        assert states(open_study(tuning, url)) == [COMPLETE] * trials
+    assert not (tuning.folder / "journal.log").exists()
+    for wrong in ("sqlite:////no/such/folder/trials.db", "postgres//typo", "oracle://host/there_is_no_driver"):
+        with pytest.raises(ConfigError, match="--storage: "):
+            open_study(tuning, wrong)
 
 
 def test_a_setting_that_has_a_result_is_told_without_a_run(tuning: Tuning) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from dinoswap.command_line import EXIT_USAGE
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
-from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find
+from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find, read_json
 from dinoswap.studies.status import rows, show, summary
 from dinoswap.studies.study import Study, read_study
 
@@ -117,11 +117,14 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
+    """Its last line is the answer in a sentence."""
     from dinoswap.studies.report import write_report
 
     study, _, wanted = asked(arguments)
-    root = wanted[0].folder.parents[2]
-    print(write_report(study, root, arguments.out or root.parent / "reports" / study.name))
+    root = wanted[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>
+    page = write_report(study, root, arguments.out or root.parents[1] / "reports" / study.name)
+    print(page)
+    print(read_json(page.with_name("report.json"))["answer"])
     return 0
 
 

@@ -76,27 +76,22 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
+        from dinoswap.schema import ConfigError
         from dinoswap.studies.ledger import claim
 
         if not jobs:
             return
-        executor = submitit.AutoExecutor(
-            cluster="slurm",
-            folder=self.params["submitit_folder"],
-            slurm_max_num_timeout=self.params["max_num_timeout"],
-        )
+        settings = {name: value for name, value in self.params.items() if value is not None}
+        folder, timeouts = settings.pop("submitit_folder"), settings.pop("max_num_timeout")
         common = {field.name for field in fields(BaseQueueConf)}
-        given = {name: value for name, value in self.params.items() if value is not None}
-        executor.update_parameters(
-            **{
-                name if name in common else f"slurm_{name}": value
-                for name, value in given.items()
-                if name not in ("submitit_folder", "max_num_timeout")
-            }
-        )
         state = Singleton.get_state()
         rows = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
-        handles = executor.map_array(self, *zip(*rows, strict=True))
+        try:
+            executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in settings.items()})
+            handles = executor.map_array(self, *zip(*rows, strict=True))
+        except RuntimeError as error:  # there is no SLURM, or sbatch refuses
+            raise ConfigError(f"hydra/launcher=slurm: {' '.join(str(error).split())}") from error
         for handle, job in zip(handles, jobs, strict=True):
             claim(job.folder, str(handle.job_id), handle.paths.stdout)
             _log.info("%s is SLURM job %s", job.name, handle.job_id)

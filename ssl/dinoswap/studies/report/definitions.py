@@ -33,8 +33,9 @@ DEFINITIONS = {
     ),
     "Collapsed, diverged, failed": (
         "A collapsed run ended, but its features fill hardly any of their dimensions (RankMe below 2, or 2 %); its "
-        "value counts. A diverged or failed run has no value; its failure counts, and an exact test compares how often the "
-        "runs of both sides fail. Neither is ever dropped. What is missing, running, preempted or killed is no outcome."
+        "value counts. A diverged or failed run has no value; its failure counts, and an exact test compares how often "
+        "the runs of both sides fail. Neither is ever dropped. What is missing, running, preempted or killed is no "
+        "outcome."
     ),
     "Interaction": (
         "How much the effect of one factor changes when another is switched. In a fraction some cannot be told from "

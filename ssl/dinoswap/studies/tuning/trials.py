@@ -47,7 +47,7 @@ def open_study(tuning: Tuning, url: str | None = None) -> optuna.Study:
     with another definition."""
     study = optuna.create_study(
         study_name=tuning.name,
-        storage=storage(tuning.folder) if url is None else url,
+        storage=storage(tuning.folder) if url is None else data_base(url),
         pruner=pruner(tuning),
         directions=[objective.direction for objective in tuning.objectives],
         load_if_exists=True,
@@ -68,6 +68,16 @@ def storage(folder: Path) -> BaseStorage:
     folder.mkdir(parents=True, exist_ok=True)
     journal = str(folder / "journal.log")
     return JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+
+
+def data_base(url: str) -> BaseStorage:
+    """Raises ConfigError when there is none, or no driver for it."""
+    from sqlalchemy.exc import SQLAlchemyError  # takes a second to import
+
+    try:
+        return optuna.storages.RDBStorage(url)
+    except (ImportError, SQLAlchemyError) as error:
+        raise ConfigError(f"--storage: {str(error).partition(chr(10))[0]}") from error
 
 
 def pruner(tuning: Tuning) -> BasePruner:
@@ -182,7 +192,7 @@ def give_back(study: optuna.Study, number: int, *, died: bool) -> None:
     replaced = any(trial.user_attrs.get("retry_of") == number for trial in trials)  # killed between these two calls
     if deaths <= RETRIES and not replaced:
         study.enqueue_trial(trials[number].params, user_attrs={"retry_of": number, "deaths": deaths})
-    study.tell(number, state=TrialState.FAIL)
+    study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def retry_failed(study: optuna.Study) -> None:

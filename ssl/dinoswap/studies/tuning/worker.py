@@ -41,7 +41,7 @@ class Worker:
     url: str | None = None
     begun: datetime = field(default_factory=datetime.now)
     variables: dict[str, str] = field(default_factory=dict)
-    look: float = 2.0
+    look: float = 5.0
     training: type[Training] = Training
 
     def __call__(self) -> None:
