@@ -25,7 +25,7 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy ssl/dinoswap
+	$(BIN)/mypy ssl/dinoswap ssl/hydra_plugins
 
 golden: $(INSTALLED)
 	$(BIN)/python tools/renew_golden.py --losses

@@ -54,7 +54,7 @@ def test_the_wheel_holds_code_configs_data_and_licences(distributions: Path) -> 
     configs = {f"dinoswap/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     data = {"dinoswap/py.typed", "dinoswap/data/files/NOTICE", "dinoswap/data/files/photos.parquet"}
     assert package | configs | data <= names
-    assert {name.split("/")[0] for name in names} == {"dinoswap", "dinoswap-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"dinoswap", "hydra_plugins", "dinoswap-0.1.0.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -21,10 +21,10 @@ def show_plan(
     metric = study.metrics[0]
     known = costs(entries, probing)
     stand = rows(entries, metric.name)
-    console.print(Text(f"{study.name}: {study.question}"))
+    console.print(Text(f"{study.name}: {study.question}"), soft_wrap=True)
     console.print(cells_table(entries, stand, known))
     for line in [*design.notes, *cost_words(study, entries, known), *power_words(study, design, entries, sd)]:
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def cells_table(entries: Sequence[Entry], stand: Sequence[Row], known: Mapping[str, Cost]) -> Table:
