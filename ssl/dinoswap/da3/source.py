@@ -27,7 +27,7 @@ from dinoswap.da3.variants import (
     variant_named,
 )
 from dinoswap.da3.weights import sha256, weight_file
-from dinoswap.nn.official_weights import some
+from dinoswap.nn.official_weights import misfits, some
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,5 @@ def read_weights(path: Path, prefix: str, own: Mapping[str, Tensor]) -> dict[str
 
 
 def _problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    found = [f"missing {name}" for name in own.keys() - state.keys()]
-    found += [f"unexpected {name}" for name in state.keys() - own.keys()]
-    for name in own.keys() & state.keys():
-        if own[name].shape != state[name].shape:
-            found.append(f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}")
-        if not state[name].is_floating_point():
-            found.append(f"{name} is {state[name].dtype}, not floating point")
-    return found
+    whole = [name for name, value in state.items() if not value.is_floating_point()]
+    return misfits(own, state) + [f"{name} is {state[name].dtype}, not floating point" for name in whole]

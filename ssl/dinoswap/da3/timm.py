@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinoswap.da3.protocol import Teacher, TeacherSettings
 from dinoswap.da3.weights import sha256, weight_file
-from dinoswap.nn.official_weights import read_weights, some
+from dinoswap.nn.official_weights import misfits, read_weights, some
 from dinoswap.rng import seed_torch
 
 
@@ -134,13 +134,7 @@ def _load(network: Any, path: Path) -> None:
     heads = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
     state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
-    problems = [f"missing {key}" for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
-    ]
-    if problems:
+    needed = {key: value for key, value in own.items() if key in state or not key.endswith(".num_batches_tracked")}
+    if problems := misfits(needed, state):
         raise ValueError(f"ckpt_path={path}: {some(problems)}; give the state dict of exactly this timm network")
     network.load_state_dict(state, strict=False)

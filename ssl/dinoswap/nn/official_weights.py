@@ -107,19 +107,22 @@ def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample
             table[:, 1:], (side, side), backbone.grid, backbone.interpolate_offset, backbone.interpolate_antialias
         )
         state["pos_embed"] = torch.cat([table[:, :1], patches], dim=1)
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
-    ]
-    if problems:
+    if problems := misfits(own, state):
         remedy = "build the backbone from infer_architecture(state)"
         if any(problem.startswith("pos_embed is") for problem in problems):
             remedy += ", or resample the position table"
         raise ValueError(f"the weights do not fit: {some(problems)}; {remedy}")
     backbone.load_state_dict(state)
+
+
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from being loaded where `own` is the state dict: keys that one of them lacks, other shapes."""
+    problems = [f"missing {key}" for key in own.keys() - state.keys()]
+    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    for key in own.keys() & state.keys():
+        if own[key].shape != state[key].shape:
+            problems.append(f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}")
+    return problems
 
 
 def export_official(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tensor]:

@@ -63,6 +63,9 @@ def cost_words(study: Study, entries: Sequence[Entry], known: Mapping[str, Cost]
 def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: float | None) -> Iterator[str]:
     """The smallest difference in the metric that decides, and whether it is small enough."""
     metric, seeds = study.metrics[0], len(study.seeds)
+    if seeds < 2:
+        yield "warning: with one seed no difference can be told from chance; give more, as in seeds=3"
+        return
     source = "as given"
     if sd is None:
         seen = spread(entries, find([entry.folder for entry in entries]), metric)
@@ -95,6 +98,4 @@ def remedy(metric: Metric, sd: float) -> str:
 
 def _range(sizes: Mapping[str, float]) -> str:
     low, high = min(sizes.values()), max(sizes.values())
-    if math.isinf(low):
-        return "infinite"
     return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"

@@ -23,15 +23,16 @@ TAIL_BYTES = 65536
 UNFINISHED: tuple[State, ...] = ("missing", "queued", "running", "preempted")
 
 COLOURS: Mapping[State, str] = {
-    "missing": "dim",
-    "queued": "cyan",
     "running": "bold green",
-    "completed": "green",
-    "preempted": "yellow",
+    "queued": "cyan",
     "failed": "red",
     "diverged": "red",
     "killed": "red",
+    "preempted": "yellow",
+    "missing": "dim",
+    "completed": "green",
 }
+"""In the order of a live table."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def summary(states: Iterable[State]) -> str:
 
 
 def table(found: Sequence[Row], title: str) -> Table:
-    shown = Table(title=title, caption=summary(row.state for row in found))
+    shown = Table(title=f"{title}: {summary(row.state for row in found)}", title_justify="left")
     for name in ("cell", "seed", "state", "step", "images/s", "ETA", "metric", "restarts", "note"):
         shown.add_column(name, justify="right" if name in ("seed", "step", "images/s", "ETA", "restarts") else "left")
     for row in found:
@@ -131,8 +132,13 @@ def show(read: Callable[[], list[Row]], title: str, *, once: bool, console: Cons
     if once:
         console.print(table(found, title))
         return
-    with Live(table(found, title), console=console, auto_refresh=False) as live:
+    with Live(table(by_interest(found), title), console=console, auto_refresh=False) as live:
         while any(row.state in UNFINISHED for row in found):
             time.sleep(REFRESH_SECONDS)
             found = read()
-            live.update(table(found, title), refresh=True)
+            live.update(table(by_interest(found), title), refresh=True)
+
+
+def by_interest(found: Sequence[Row]) -> list[Row]:
+    """A live table is cut off where the terminal ends."""
+    return sorted(found, key=lambda row: [*COLOURS].index(row.state))

@@ -33,8 +33,8 @@ BASE = "base"
 @dataclass
 class Worker:
     """To be called. `begun`: when the command was started that it belongs to; `variables`: of the environment of its
-    runs; `look`: seconds between two looks for
-    work while others have all of it. A launcher of cluster jobs calls `checkpoint` when it requeues one."""
+    runs; `look`: seconds between two looks for work while others have all of it. submitit calls `checkpoint` when it
+    queues the job again."""
 
     tuning: Tuning
     slot: int = 0
@@ -129,22 +129,21 @@ class Worker:
 def tell(study: optuna.Study, trial: optuna.Trial, tuning: Tuning, outcome: Outcome, *, pruned: bool) -> None:
     """How the trial ended. One that diverged is closed as pruned: the sampler then avoids the place, as it would not
     after a failure."""
-    error = outcome.error
-    values = [outcome.values[o.name] for o in tuning.objectives if o.name in outcome.values]
-    if outcome.status == "completed" and len(values) < len(tuning.objectives):
-        names = ", ".join(o.name for o in tuning.objectives if o.name not in outcome.values)
-        error = f"completed without a finite {names}"
-    trial.set_user_attr("status", "pruned" if pruned and outcome.status == "preempted" else outcome.status)
+    names = [objective.name for objective in tuning.objectives]
+    missing, error = [name for name in names if name not in outcome.values], outcome.error
+    status = "pruned" if pruned and outcome.status == "preempted" else outcome.status
+    if status == "completed" and missing:
+        status, error = "failed", f"completed without a finite {', '.join(missing)}"
+    trial.set_user_attr("status", status)
     if error is not None:
         trial.set_user_attr("error", error.partition("\n")[0])
-    if outcome.status == "completed" and len(values) == len(tuning.objectives):
-        study.tell(trial.number, values, skip_if_finished=True)
-    elif outcome.status == "diverged" or (pruned and outcome.status == "preempted"):
-        study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-    elif outcome.status in ("preempted", "killed"):
-        give_back(study, trial.number, died=outcome.status == "killed")
+    if status == "completed":
+        study.tell(trial.number, [outcome.values[name] for name in names], skip_if_finished=True)
+    elif status in ("preempted", "killed"):
+        give_back(study, trial.number, died=status == "killed")
     else:
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        state = TrialState.FAIL if status == "failed" else TrialState.PRUNED
+        study.tell(trial.number, state=state, skip_if_finished=True)
 
 
 def arms(study: optuna.Study, tuning: Tuning) -> dict[str, dict[str, Scalar]]:
