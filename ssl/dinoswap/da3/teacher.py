@@ -26,9 +26,9 @@ def build_da3_backbone(da3_cfg: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The frozen teacher of a section `da3`, and the width of its tokens.
 
     The model maps images [N, 3, H, W] in units of its `std` around its `mean` (ImageNet's for DA3 and DINOv2), H and W
-    multiples of its `patch_size`, to tokens [N, P, embed_dim]; each image is a scene of its own, so its tokens do not depend on the others. Of `da3_cfg`
-    the keys of `TeacherSettings` are read, and `embed_dim`, which the teacher must have unless it is None. Logs licence
-    and origin as a warning. Raises ValueError for what does not fit.
+    multiples of its `patch_size`, to tokens [N, P, embed_dim]. Each image is a scene of its own, so its tokens do not
+    depend on the others. Of `da3_cfg` the keys of `TeacherSettings` are read, and `embed_dim`, which the teacher must
+    have unless it is None. Logs licence and origin as a warning. Raises ValueError for what does not fit.
     """
     known = [field.name for field in fields(TeacherSettings)]
     teacher = build_teacher(TeacherSettings(**{name: da3_cfg[name] for name in known if name in da3_cfg}))
