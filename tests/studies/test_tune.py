@@ -23,7 +23,8 @@ from dinoswap.studies.study_file import REPLACEABLE
 from dinoswap.studies.tune import Teller, main
 from dinoswap.studies.tuning import crew, trials
 from dinoswap.studies.tuning.crew import share
-from dinoswap.studies.tuning.definition import PRUNERS, Parameter, as_text, read_tuning
+from dinoswap.studies.tuning.definition import PRUNERS, read_tuning
+from dinoswap.studies.tuning.space import Parameter, as_text
 from dinoswap.studies.tuning.trials import distribution, open_study, storage
 from dinoswap.studies.tuning.worker import Worker
 from train_processes import TrainProcess, last_step

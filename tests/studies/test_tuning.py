@@ -20,8 +20,9 @@ from dinoswap.command_line import compose_config
 from dinoswap.configuration import run_folder
 from dinoswap.lock import exclusive
 from dinoswap.schema import ConfigError
-from dinoswap.studies.tuning.definition import Objective, Parameter, Tuning, read_tuning
+from dinoswap.studies.tuning.definition import Objective, Tuning, read_tuning
 from dinoswap.studies.tuning.report import report
+from dinoswap.studies.tuning.space import Parameter
 from dinoswap.studies.tuning.training import Training
 from dinoswap.studies.tuning.trials import (
     Stopped,

@@ -7,7 +7,7 @@
       masking: {type: categorical, choices: [block, bernoulli]}
     objective: eval/knn_top1                 or a list of several, as in [eval/knn_top1, cost.core_or_gpu_hours]
     direction: maximize                      or minimize; one for each objective
-    smallest_effect: 0.5                     of the objective, that would matter; may be left out
+    smallest_effect: 0.5                     of the (first) objective, that would matter; may be left out
     trials: 40                               in total, however often the command is started
     workers: 2                               at the same time
     pruner: {type: median, n_startup_trials: 5, n_warmup_steps: 200}   the arguments are those of Optuna's class
@@ -30,9 +30,9 @@ from dinoswap.configuration import VOLATILE, identity, run_folder
 from dinoswap.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.study import COSTS, MEASURED
 from dinoswap.studies.study_file import NOT_VARIED, StudyFile, combined, key_of, read_file, told_of
+from dinoswap.studies.tuning.space import Parameter, Scalar, as_text
 
 Direction = Literal["maximize", "minimize"]
-Scalar = str | int | float | bool | None
 
 PRUNERS = {
     "none": "NopPruner",
@@ -42,55 +42,6 @@ PRUNERS = {
     "hyperband": "HyperbandPruner",
 }
 """Names in a study file -> classes of optuna.pruners."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """What a key is drawn from: `low` to `high`, both included, or one of `choices`."""
-
-    type: Literal["float", "int", "categorical"]
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    step: float | None = None
-    choices: list[Any] | None = None
-
-    def __post_init__(self) -> None:
-        (self._check_choices if self.type == "categorical" else self._check_bounds)()
-
-    def _check_choices(self) -> None:
-        for name in ("low", "high", "step"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)}: is for numbers; type: categorical has choices only")
-        for choice in self.choices or []:
-            if not (choice is None or isinstance(choice, str | int | float)):
-                raise ValueError(f"choices={choice}: must be one value; write a list as text, '[0.1, 0.5]'")
-        if len({as_text(choice) for choice in self.choices or []}) < max(len(self.choices or []), 2):
-            raise ValueError(f"choices={self.choices}: must be at least two values, all different")
-
-    def _check_bounds(self) -> None:
-        if self.choices is not None:
-            raise ValueError(f"choices={self.choices}: are for type: categorical; give low and high")
-        for name in ("low", "high", "step"):
-            value = getattr(self, name)
-            if value is None and name != "step":
-                raise ValueError(f"has no {name}; give low and high")
-            if self.type == "int" and value is not None and value != int(value):
-                raise ValueError(f"{name}={value:g}: must be a whole number for type: int")
-        low, high = cast(float, self.low), cast(float, self.high)
-        if not low < high:
-            raise ValueError(f"low={low:g}: must be below high={high:g}")
-        if self.log and not low > 0:
-            raise ValueError(f"low={low:g}: must be above 0 on a logarithmic scale")
-        if self.step is not None and (self.log or not 0 < self.step <= high - low):
-            raise ValueError(f"step={self.step:g}: must lie between 0 and high - low, and cannot go with log: true")
-
-    @property
-    def examples(self) -> list[Scalar]:
-        """What the key has to accept: every choice, or the lower bound."""
-        if self.choices is not None:
-            return list(self.choices)
-        return [int(cast(float, self.low)) if self.type == "int" else self.low]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +103,6 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     return compose_config(overrides)
 
 
-def as_text(value: Scalar) -> str:
-    """As on the command line. Text stands as it is: it may be an option's name, or a list."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +114,7 @@ class _Keys:
     objective: str | list[str]
     direction: Direction | list[Direction]
     trials: int
-    smallest_effect: float | list[float] | None = None
+    smallest_effect: float | None = None
     workers: int = 1
     pruner: Any = "none"
     winners: int = 1
@@ -216,12 +162,11 @@ def _parameters(space: Any) -> dict[str, Parameter]:
 def _objectives(keys: _Keys) -> list[Objective]:
     names: list[str] = _listed(keys.objective)
     directions: list[Direction] = _listed(keys.direction)
-    effects = _listed(keys.smallest_effect) if keys.smallest_effect is not None else [None] * len(names)
+    effects = [keys.smallest_effect, *[None] * (len(names) - 1)]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"objective={names}: must be one metric, or several different ones")
-    for key, values in {"direction": directions, "smallest_effect": effects}.items():
-        if len(values) != len(names):
-            raise ConfigError(f"{key}={values}: must have one entry for each objective, {', '.join(names)}")
+    if len(directions) != len(names):
+        raise ConfigError(f"direction={directions}: must have one entry for each objective, {', '.join(names)}")
     triples = zip(names, directions, effects, strict=True)
     return [Objective(name=name, direction=direction, smallest_effect=least) for name, direction, least in triples]
 

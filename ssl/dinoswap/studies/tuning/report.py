@@ -18,7 +18,8 @@ from dinoswap.configuration import flatten
 from dinoswap.files import write_atomically
 from dinoswap.studies.ledger import Found, find
 from dinoswap.studies.statistics import family, paired_effect
-from dinoswap.studies.tuning.definition import Scalar, Tuning, as_text
+from dinoswap.studies.tuning.definition import Tuning
+from dinoswap.studies.tuning.space import Scalar, as_text
 from dinoswap.studies.tuning.training import measured
 from dinoswap.studies.tuning.trials import current, error_of, winners
 from dinoswap.studies.tuning.worker import BASE, arms

@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dinoswap.lock import exclusive, holder
 from dinoswap.schema import ConfigError, nearest
-from dinoswap.studies.tuning.definition import PRUNERS, Parameter, Tuning
+from dinoswap.studies.tuning.definition import PRUNERS, Tuning
+from dinoswap.studies.tuning.space import Parameter
 
 RETRIES = 1
 """Of a trial whose worker, or whose run, was killed. To be preempted is no death and does not count."""

@@ -1,0 +1,61 @@
+"""What a search draws from: the parameters of `space`, and how their values are written on the command line."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """What a key is drawn from: `low` to `high`, both included, or one of `choices`."""
+
+    type: Literal["float", "int", "categorical"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        (self._check_choices if self.type == "categorical" else self._check_bounds)()
+
+    def _check_choices(self) -> None:
+        for name in ("low", "high", "step"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)}: is for numbers; type: categorical has choices only")
+        for choice in self.choices or []:
+            if not (choice is None or isinstance(choice, str | int | float)):
+                raise ValueError(f"choices={choice}: must be one value; write a list as text, '[0.1, 0.5]'")
+        if len({as_text(choice) for choice in self.choices or []}) < max(len(self.choices or []), 2):
+            raise ValueError(f"choices={self.choices}: must be at least two values, all different")
+
+    def _check_bounds(self) -> None:
+        if self.choices is not None:
+            raise ValueError(f"choices={self.choices}: are for type: categorical; give low and high")
+        for name in ("low", "high", "step"):
+            value = getattr(self, name)
+            if value is None and name != "step":
+                raise ValueError(f"has no {name}; give low and high")
+            if self.type == "int" and value is not None and value != int(value):
+                raise ValueError(f"{name}={value:g}: must be a whole number for type: int")
+        low, high = cast(float, self.low), cast(float, self.high)
+        if not low < high:
+            raise ValueError(f"low={low:g}: must be below high={high:g}")
+        if self.log and not low > 0:
+            raise ValueError(f"low={low:g}: must be above 0 on a logarithmic scale")
+        if self.step is not None and (self.log or not 0 < self.step <= high - low):
+            raise ValueError(f"step={self.step:g}: must lie between 0 and high - low, and cannot go with log: true")
+
+    @property
+    def examples(self) -> list[Scalar]:
+        """What the key has to accept: every choice, or the lower bound."""
+        if self.choices is not None:
+            return list(self.choices)
+        return [int(cast(float, self.low)) if self.type == "int" else self.low]
+
+
+def as_text(value: Scalar) -> str:
+    """As on the command line. Text stands as it is: it may be an option's name, or a list."""
+    return value if isinstance(value, str) else json.dumps(value)
