@@ -33,7 +33,7 @@ The photograph is `china.jpg` of scikit-learn's sample images, by danielbuechele
 (https://www.flickr.com/photos/danielbuechele/), [CC BY 2.0](https://creativecommons.org/licenses/by/2.0/); cropped,
 recoloured and masked here.
 """
-DA3 = "This axis has no picture."
+DA3 = "It has no picture here: every such run draws what its teacher and its student make of the same images."
 
 
 def page(out: Path, steps: int, command: str) -> str:
