@@ -7,6 +7,8 @@ The code that a job starts with is what it was submitted with, also when it was 
 
 import logging
 import os
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +22,14 @@ from hydra.plugins.launcher import Launcher
 
 if TYPE_CHECKING:
     from dinoswap.studies.launch import Job
+
+PYTHON = (
+    *(sys.executable, "-S", "-c"),
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
+)
+"""Starts another Python, which a signal cannot end before submitit handles it: what takes seconds to be imported first
+would be a job that is preempted and not queued again."""
 
 EXIT_INTERRUPTED = 130
 SUBMISSION_SECONDS = 600.0  # of somebody else, who submits into the same folder
@@ -87,7 +97,9 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         state = Singleton.get_state()
         rows = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
         try:
-            executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            executor = submitit.AutoExecutor(
+                folder, cluster="slurm", slurm_max_num_timeout=timeouts, slurm_python=shlex.join(PYTHON)
+            )
             executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in settings.items()})
             handles = executor.map_array(self, *zip(*rows, strict=True))
         except RuntimeError as error:  # there is no SLURM, or sbatch refuses
@@ -116,6 +128,7 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
 
         from dinoswap.provenance import SUBMITTED_CODE
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])  # see PYTHON
         os.environ[SUBMITTED_CODE] = self.code
         environment = submitit.JobEnvironment()
         os.environ.update(rank_variables(environment))
