@@ -20,9 +20,10 @@ if ! command -v slurmctld slurmd munged >/dev/null; then
 fi
 
 running() { [[ -s $HOME_DIR/$1.pid ]] && kill -0 "$(<"$HOME_DIR/$1.pid")" 2>/dev/null; }
-ready() { sinfo --noheader --format=%T 2>/dev/null | grep -qE 'idle|mixed|allocated'; }
+ready() { timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qE 'idle|mixed|allocated'; }
 await() {
-    for _ in {1..200}; do
+    local end=$((SECONDS + 20))
+    while ((SECONDS < end)); do
         "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
@@ -92,6 +93,6 @@ CONF
 
 scontrol show hostnames "$NODE" >/dev/null # a bad line above would fail here rather than in each command below
 running slurmctld || slurmctld -f "$SLURM_CONF"
-await scontrol ping
+await timeout 5 scontrol ping
 running slurmd || slurmd -f "$SLURM_CONF"
 await ready
