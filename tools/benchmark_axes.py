@@ -6,7 +6,8 @@
 FLOPs are counted for ViT-S/16 at 2 x 224 + 8 x 96. Rates and memory are measured with `recipe=demo`: each flip in a
 process of its own, its steps and those of its preset in turn, so that a machine whose clock or neighbours change moves
 both; the ratio is the median over the turns. Memory is what building and training adds to a process that has imported
-everything. Nothing else should run on the machine. Writes cost.json and cost.md.
+everything. Nothing else should run on the machine. Writes cost.json and cost.md after each row; called again, it goes
+on with the rows that are missing.
 """
 
 import argparse
@@ -118,14 +119,29 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     return "\n".join(head + lines) + "\n"
 
 
+def machine() -> dict[str, Any]:
+    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def measured(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier, interrupted call on this machine."""
+    path = folder / "cost.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    if found["machine"] != machine():
+        sys.exit(f"{path} was measured on {found['machine']}, this is {machine()}: give another folder")
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
+
+
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """After each row, so that an interrupted table holds what was measured."""
     rows = sorted(rows, key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
-    machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": sys.argv[1:], "machine": machine, "rows": rows}, indent=2)
+    text = json.dumps({"command": sys.argv[1:], "machine": machine(), "rows": rows}, indent=2)
     write_atomically(folder / "cost.json", text + "\n")
-    write_atomically(folder / "cost.md", markdown(rows, machine))
+    write_atomically(folder / "cost.md", markdown(rows, machine()))
 
 
 def main() -> int:
@@ -135,10 +151,12 @@ def main() -> int:
     parser.add_argument("--flips", nargs="+", help="only these")
     parser.add_argument("--turns", type=int, default=12, help="timed steps of each arm")
     arguments = parser.parse_args()
-    rows = []
+    rows = measured(arguments.output)
+    done = {(row["preset"], row["flip"]) for row in rows}
     for name, overrides in sorted(arms(), key=lambda arm: not arm[1][1].endswith("=none")):  # presets first
         preset, flip = overrides[0].partition("=")[2], overrides[1].partition("=")[2]
-        if preset in arguments.presets and (flip == "none" or arguments.flips is None or flip in arguments.flips):
+        wanted = preset in arguments.presets and (flip == "none" or flip in (arguments.flips or [flip]))
+        if wanted and (preset, flip) not in done:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 row = pool.submit(measure, overrides, overrides[:1], arguments.turns).result()
             rows.append({"preset": preset, "flip": flip, **row})

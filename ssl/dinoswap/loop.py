@@ -171,9 +171,12 @@ class Run:
 
     def _introduce(self) -> None:
         """What objectives have to say before the first step, in the log."""
-        for name, objective in self.trainer.model.objectives.items():
+        objectives = self.trainer.model.objectives
+        for name, objective in objectives.items():
             for sentence in cast(Objective, objective).notices():
                 _log.warning("%s: %s", name, sentence)
+        if not any(objective.checks_first_batch for objective in objectives.values()):
+            return  # and no batch is made
         probe = self._probe.to(self.trainer.device).normalised(self.evaluator.mean, self.evaluator.std)
         for sentence in self.trainer.check_first_batch(probe):
             _log.info(sentence)

@@ -86,8 +86,6 @@ class SelfDistillation(nn.Module):
         """What the objectives that look at a batch before the first step say of it; moves neither weight nor centre.
         Raises ValueError where one of them cannot train."""
         looking = {name: objective for name, objective in self.objectives.items() if objective.checks_first_batch}
-        if not looking:
-            return []
         training = self.training
         self.eval()
         context = self.context(batch, hyper)

@@ -154,10 +154,11 @@ def check_da3(cfg: Config) -> None:
     own = {name: value for name, value in section.items() if name not in ("enabled", "reduction")}
     if "_target_" in own:
         checked(option_class(section, "da3"), own, "da3", given=GIVEN_TO_DA3)
-    elif enabled:
+        return
+    for name, value in own.items():
+        raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")
+    if enabled:
         raise ConfigError(f"da3.enabled={enabled}: there is nothing to switch on; choose the option, da3=enabled")
-    for name in own if "_target_" not in own else ():
-        raise ConfigError(f"da3.{name}={own[name]}: there is no such key in da3=disabled; choose da3=enabled")
 
 
 def check_heads(cfg: Config) -> None:

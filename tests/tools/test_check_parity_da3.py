@@ -4,7 +4,7 @@ networks that it has not seen."""
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from dinoswap.da3.backbone import DA3Backbone
 from dinoswap.da3.variants import Architecture
-from small_models import load_tool
 
 TOOLS = Path(__file__).parents[2] / "tools"
 DA3 = Path(__file__).parents[1] / "parity" / "da3"
@@ -24,31 +23,9 @@ Arrays = dict[str, Any]
 Check = Callable[..., tuple[int, str]]
 
 
-@pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
-    """(exit status, last line) of a call in this process."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    main = load_tool("check_parity").main
-
-    def call(folder: Path, **options: str) -> tuple[int, str]:
-        status = main(["da3", "--dir", str(folder), *(f"--{name}={value}" for name, value in options.items())])
-        return status, (capsys.readouterr().out.strip().splitlines() or [""])[-1]
-
-    yield call
-    torch.use_deterministic_algorithms(False)
-
-
-def test_our_code_passes_and_looks_at_every_stored_array(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_code_passes_and_looks_at_every_stored_array(check: Check, read: set[tuple[str, str]]) -> None:
     """But for those of a batch as one scene."""
-    read: set[tuple[str, str]] = set()
-    original = np.lib.npyio.NpzFile.__getitem__
-
-    def noted(self: Any, key: str) -> Any:
-        read.add((Path(self.zip.filename or self.fid.name).stem, key))
-        return original(self, key)
-
-    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", noted)
-    status, last = check(DA3)
+    status, last = check("da3", DA3)
     assert status == 0, last
     assert re.fullmatch(r"parity: \d+ quantities, worst \d\.\de[+-]\d\d, PASS", last)
     for path in DA3.glob("*.npz"):
@@ -59,7 +36,7 @@ def test_our_code_passes_and_looks_at_every_stored_array(check: Check, monkeypat
 
 @pytest.mark.parametrize("variant", ["small", "base", "large", "giant", "mono", "metric", "nested"])
 def test_the_published_names_are_covered(variant: str, check: Check) -> None:
-    status, last = check(DA3, name=f"keys_{variant}")
+    status, last = check("da3", DA3, name=f"keys_{variant}")
     assert status == 0
     assert int(last.split()[1]) == (10 if variant == "nested" else 6)
 
@@ -86,7 +63,7 @@ def test_a_changed_number_fails(key: str, check: Check, tmp_path: Path) -> None:
     arrays[key] = arrays[key].copy()
     arrays[key][np.unravel_index(np.abs(arrays[key]).argmax(), arrays[key].shape)] += 1e-3
     np.savez(copied(tmp_path, "da3_tiny") / "da3_tiny_io.npz", **arrays)
-    status, last = check(tmp_path)
+    status, last = check("da3", tmp_path)
     assert status == 1
     assert last.endswith("FAIL")
 
@@ -95,15 +72,15 @@ def test_a_changed_weight_fails(check: Check, tmp_path: Path) -> None:
     weights = load_file(copied(tmp_path, "da3_tiny") / "da3_tiny.safetensors")
     weights["model.backbone.pretrained.blocks.3.attn.k_norm.weight"][2] += 1e-2
     save_file(weights, tmp_path / "da3_tiny.safetensors")
-    assert check(tmp_path)[0] == 1
+    assert check("da3", tmp_path)[0] == 1
 
 
 def test_a_name_never_seen(check: Check, tmp_path: Path) -> None:
     copied(tmp_path, "da3_tiny", "da3_another")
-    quantities = check(DA3, name="da3_tiny_io")[1].split()[1]
-    assert check(tmp_path) == (0, check(tmp_path, name="da3_another_io")[1])
-    assert check(tmp_path)[1].split()[1] == quantities
-    assert check(tmp_path, scenario="70x42")[0] == 0
+    quantities = check("da3", DA3, name="da3_tiny_io")[1].split()[1]
+    assert check("da3", tmp_path) == (0, check("da3", tmp_path, name="da3_another_io")[1])
+    assert check("da3", tmp_path)[1].split()[1] == quantities
+    assert check("da3", tmp_path, scenario="70x42")[0] == 0
 
 
 def test_a_network_never_seen(check: Check, tmp_path: Path) -> None:
@@ -120,10 +97,10 @@ def test_a_network_never_seen(check: Check, tmp_path: Path) -> None:
     save_file({prefix + k: v for k, v in backbone.state_dict().items()}, tmp_path / "da3_odd.safetensors")
     tokens = backbone(images).detach().numpy()
     np.savez(tmp_path / "da3_odd_io.npz", in_42x56=images.numpy(), s1_tokens_42x56=tokens)
-    assert check(tmp_path) == (0, "parity: 1 quantities, worst 0.0e+00, PASS")
+    assert check("da3", tmp_path) == (0, "parity: 1 quantities, worst 0.0e+00, PASS")
     other = {"hyper": {**description["hyper"], "rope_start": -1}, "key_prefix": prefix}  # type: ignore[dict-item]
     (tmp_path / "da3_odd.json").write_text(json.dumps(other))
-    assert check(tmp_path)[0] == 1
+    assert check("da3", tmp_path)[0] == 1
 
 
 def lost(shapes: dict[str, Any]) -> None:
@@ -157,13 +134,13 @@ def test_a_changed_name_fails(change: Callable[[dict[str, Any]], None], check: C
     shapes = json.loads((DA3 / "keys_small.json").read_text())
     change(shapes)
     (tmp_path / "keys_small.json").write_text(json.dumps(shapes))
-    assert check(tmp_path)[0] == 1
+    assert check("da3", tmp_path)[0] == 1
 
 
 def test_names_of_a_file_never_seen(check: Check, tmp_path: Path) -> None:
     shutil.copy(DA3 / "keys_base.json", tmp_path / "keys_large-1.1.json")
-    assert check(tmp_path)[0] == 0
+    assert check("da3", tmp_path)[0] == 0
 
 
 def test_the_table_of_sizes_is_not_one_of_names(check: Check) -> None:
-    assert check(DA3, name="keys_meta")[0] == 2
+    assert check("da3", DA3, name="keys_meta")[0] == 2

@@ -3,16 +3,14 @@ seen: one of another name, and those of which some numbers are another scenario'
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fixtures import LEGACY
-from small_models import load_tool
 
 TOOLS = Path(__file__).parents[2] / "tools"
 Arrays = dict[str, Any]
@@ -26,29 +24,7 @@ NOT_OURS = re.compile(
 )
 
 
-@pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
-    """(exit status, last line) of a call in this process."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    main = load_tool("check_parity").main
-
-    def call(kind: str, folder: Path, **options: str) -> tuple[int, str]:
-        status = main([kind, "--dir", str(folder), *(f"--{name}={value}" for name, value in options.items())])
-        return status, (capsys.readouterr().out.strip().splitlines() or [""])[-1]
-
-    yield call
-    torch.use_deterministic_algorithms(False)
-
-
-def test_our_code_passes_and_looks_at_every_stored_array(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: set[tuple[str, str]] = set()
-    original = np.lib.npyio.NpzFile.__getitem__
-
-    def noted(self: Any, key: str) -> Any:
-        read.add((Path(self.zip.filename or self.fid.name).stem, key))
-        return original(self, key)
-
-    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", noted)
+def test_our_code_passes_and_looks_at_every_stored_array(check: Check, read: set[tuple[str, str]]) -> None:
     status, last = check("legacy", LEGACY)
     assert status == 0, last
     assert re.fullmatch(r"parity: \d+ quantities, worst \d\.\de-\d\d, PASS", last)

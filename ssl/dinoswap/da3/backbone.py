@@ -42,9 +42,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """Tokens [b, T, E] to [b, T, E], heads side by side; b may be 0. `rotation` [2, T, d] is of `rope`."""
         batch, length, dim = x.shape
-        qkv = self.qkv(x).view(
-            batch, length, 3, self.num_heads, dim // self.num_heads
-        )  # [b, T, 3 E] -> [b, T, 3, h, d]
+        shape = batch, length, 3, self.num_heads, dim // self.num_heads
+        qkv = self.qkv(x).view(shape)  # [b, T, 3 E] -> [b, T, 3, h, d]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [b, h, T, d] each
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:

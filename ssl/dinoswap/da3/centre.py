@@ -35,6 +35,6 @@ class TokenCentre(nn.Module):
 
     def _move(self, tokens: Tensor) -> None:
         total = all_reduce_sum(tokens.sum(0))
-        count = all_reduce_sum(self.count.new_tensor(float(len(tokens))))
+        count = all_reduce_sum(self.count.new_full((), len(tokens)))
         self.total.lerp_(total, 1 - self.momentum)
         self.count.lerp_(count, 1 - self.momentum)

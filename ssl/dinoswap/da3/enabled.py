@@ -140,9 +140,7 @@ class MaskedImageDistillation(Objective):
 
     def masked_targets(self, batch: Batch, grid: Grid) -> Tensor:
         """The teacher's tokens [M, D] at the masked positions. The place for a cache of features."""
-        crops = batch.clean_crops.flatten(0, 1).index_select(
-            0, batch.masked_crops
-        )  # [P, B, ...] -> [P B, ...] -> [C, ...]
+        crops = batch.clean_crops.flatten(0, 1)[batch.masked_crops]  # [P, B, 3, H, W] -> [P B, 3, H, W] -> [C, 3, H, W]
         tokens = self.teacher(crops, grid) if len(crops) else crops.new_empty(0, 1, self.teacher.network.embed_dim)
         patches = batch.mask.shape[-1]
         place = batch.mask.flatten(0, 1).any(-1).cumsum(0) - 1  # [P, B, N] -> [P B]: which of the C crops each one is

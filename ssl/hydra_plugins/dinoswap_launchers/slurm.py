@@ -7,12 +7,9 @@ The code that a job starts with is what it was submitted with, also when it was 
 
 import logging
 import os
-import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +19,6 @@ from hydra.plugins.launcher import Launcher
 
 if TYPE_CHECKING:
     from dinoswap.studies.launch import Job
-
-PYTHON = (
-    *(sys.executable, "-S", "-c"),
-    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
-)
-"""Starts another Python, which a signal cannot end before submitit handles it: what takes seconds to be imported first
-would be a job that is preempted and not queued again."""
 
 EXIT_INTERRUPTED = 130
 SUBMISSION_SECONDS = 600.0  # of somebody else, who submits into the same folder
@@ -83,25 +72,16 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
 
     def _submit(self, jobs: Sequence["Job"]) -> None:
         """As one array."""
-        import submitit
-        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-
         from dinoswap.schema import ConfigError
         from dinoswap.studies.ledger import claim
+        from dinoswap.studies.submit import executor
 
         if not jobs:
             return
-        settings = {name: value for name, value in self.params.items() if value is not None}
-        folder, timeouts = settings.pop("submitit_folder"), settings.pop("max_num_timeout")
-        common = {field.name for field in fields(BaseQueueConf)}
         state = Singleton.get_state()
         rows = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
         try:
-            executor = submitit.AutoExecutor(
-                folder, cluster="slurm", slurm_max_num_timeout=timeouts, slurm_python=shlex.join(PYTHON)
-            )
-            executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in settings.items()})
-            handles = executor.map_array(self, *zip(*rows, strict=True))
+            handles = executor(self.params).map_array(self, *zip(*rows, strict=True))
         except RuntimeError as error:  # there is no SLURM, or sbatch refuses
             raise ConfigError(f"hydra/launcher=slurm: {' '.join(str(error).split())}") from error
         for handle, job in zip(handles, jobs, strict=True):
@@ -127,8 +107,9 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         import submitit
 
         from dinoswap.provenance import SUBMITTED_CODE
+        from dinoswap.studies.submit import listen
 
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])  # see PYTHON
+        listen()
         os.environ[SUBMITTED_CODE] = self.code
         environment = submitit.JobEnvironment()
         os.environ.update(rank_variables(environment))

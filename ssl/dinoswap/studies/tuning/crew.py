@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -23,6 +22,7 @@ from dinoswap.files import write_atomically
 from dinoswap.preemption import Preemption
 from dinoswap.provenance import SUBMITTED_CODE, code_version
 from dinoswap.studies.ledger import queued_jobs
+from dinoswap.studies.submit import executor
 from dinoswap.studies.tuning.definition import Tuning
 from dinoswap.studies.tuning.trials import Stopped
 from dinoswap.studies.tuning.worker import Worker
@@ -31,8 +31,6 @@ RESTARTS = 3
 """Of a worker on this machine that is killed."""
 LOOK = 1.0
 """Seconds between two calls of `tell`."""
-OF_THE_LAUNCHER = ("_target_", "submitit_folder", "max_num_timeout", "poll_seconds", "check_code")
-"""Its settings that are not submitit's."""
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -136,15 +134,8 @@ def _on_cluster(tuning: Tuning, url: str | None, settings: Mapping[str, Any], te
 
 def _submitted(tuning: Tuning, url: str | None, settings: Mapping[str, Any], cluster: str, slots: range) -> list[Any]:
     """A job for each slot, of submitit."""
-    import submitit
-    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-
     if not slots:
         return []
-    timeouts = {"slurm_max_num_timeout": settings["max_num_timeout"]} if cluster == "slurm" else {}
-    executor = submitit.AutoExecutor(Path(settings["submitit_folder"]), cluster=cluster, **timeouts)
-    given = {name: value for name, value in settings.items() if name not in OF_THE_LAUNCHER and value is not None}
-    common = BaseQueueConf.__dataclass_fields__
-    executor.update_parameters(**{n if n in common else f"{cluster}_{n}": value for n, value in given.items()})
-    with executor.batch():
-        return [executor.submit(Worker(tuning, slot, url, variables=code(settings))) for slot in slots]
+    given = executor(settings, cluster)
+    with given.batch():
+        return [given.submit(Worker(tuning, slot, url, variables=code(settings))) for slot in slots]

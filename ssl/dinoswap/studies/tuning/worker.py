@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from dinoswap.lock import exclusive, holder
 from dinoswap.preemption import Preemption
 from dinoswap.schema import ConfigError
+from dinoswap.studies.submit import listen
 from dinoswap.studies.tuning.definition import Tuning
 from dinoswap.studies.tuning.space import Scalar
 from dinoswap.studies.tuning.training import Outcome, Training
@@ -47,6 +48,7 @@ class Worker:
 
     def __call__(self) -> None:
         """Raises trials.Stopped when trials fail one after the other, OSError where nobody could see that it lives."""
+        listen()
         if int(os.environ.get("SLURM_PROCID", "0")):
             return  # one task of a job is enough: a run is one process
         os.environ.update(self.variables)
