@@ -12,13 +12,13 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch"])  # imported once, in a server that forks the ranks
 
 
-def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2) -> list[Any]:
+def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 60) -> list[Any]:
     """What `work(rank)`, a function of a module, returns on each rank. A rank that waits for ever fails the test."""
     ranks = [_context.Process(target=_rank, args=(work, r, world_size, folder)) for r in range(world_size)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(timeout=60)
+        rank.join(timeout=seconds)
     hanging = [rank for rank in ranks if rank.is_alive()]
     for rank in hanging:
         rank.kill()

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dinoswap.distributed.sharding import whole
+
 FORMAT = 1
 TENSORS, STATE, META = "tensors.safetensors", "state.json", "meta.json"
 TENSOR_KEY = "$tensor"  # {"$tensor": name} stands in state.json where the state holds a tensor
 RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors
 
-Chunks = Iterable[bytes | memoryview]
+Chunks = Iterator[bytes | memoryview]
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _ABSENT = "(absent)"
 _DTYPES = {
@@ -59,8 +61,13 @@ class Checkpoint:
     config: dict[str, Any]
 
 
-def save(folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int, writes: bool = True
+) -> Path:
     """Write the state after `step` steps, then delete all but the last `keep` checkpoints.
+
+    Tensors of which every rank holds a share are put together one by one, so all ranks call it with the state that they
+    have, and one of them `writes`. What it writes does not depend on the number of ranks or shares.
 
     `state` nests mappings (str keys without '/') and lists of tensors, int, float, str, bool and None. Tensors are
     copied to the CPU one at a time; those that share storage are written one by one and load as separate tensors.
@@ -72,14 +79,18 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[s
     tree = _split(state, "", tensors)
     described = json.dumps({"config": config, "state": tree}).encode()
     target = folder / f"step-{step:08d}"
+    contents = _safetensors(tensors)
+    if not writes:
+        _exhaust(contents)
+        return target
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("step-*.tmp-*"):
             shutil.rmtree(stale)
         temporary.mkdir()
-        contents: dict[str, Chunks] = {TENSORS: _safetensors(tensors), STATE: [described]}
-        files = {name: _write(temporary / name, chunks) for name, chunks in contents.items()}
+        parts: dict[str, Iterable[bytes | memoryview]] = {TENSORS: contents, STATE: [described]}
+        files = {name: _write(temporary / name, chunks) for name, chunks in parts.items()}
         _write(temporary / META, [json.dumps({"format": FORMAT, "step": step, "files": files}).encode()])
         _sync(temporary)
         if target.exists():  # saved before, or damaged; a crash right here costs this step and no earlier one
@@ -87,6 +98,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[s
         temporary.rename(target)
         _sync(folder)
     except OSError as error:
+        _exhaust(contents)  # the other ranks go on with their shares
         shutil.rmtree(temporary, ignore_errors=True)
         needed = len(described) + sum(t.nbytes for t in tensors.values())
         raise CheckpointError(_failure(target, needed, error)) from error
@@ -170,6 +182,11 @@ def _join(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
     return {key: _join(item, tensor) for key, item in tree.items()}
 
 
+def _exhaust(chunks: Chunks) -> None:
+    for _ in chunks:
+        pass
+
+
 def _safetensors(tensors: Mapping[str, Tensor]) -> Chunks:
     """The bytes of a safetensors file: length of the header, JSON header, data. Never two copies of all the data,
     as the library's own writer makes for tensors on a GPU, and a full disk is an OSError."""
@@ -182,10 +199,10 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Chunks:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:
-        yield tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        yield whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _write(path: Path, chunks: Chunks) -> dict[str, int | str]:
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, int | str]:
     """Write and fsync one file. Returns its size and SHA-256, for `_verify`."""
     digest = hashlib.sha256()
     with path.open("xb") as file:

@@ -7,6 +7,8 @@ facebookresearch/dinov2 @ b8931f7.
 import torch
 from torch import Tensor, nn
 
+from dinoswap.distributed.sharding import own_share
+
 
 class EMA:
     """Pairs the parameters once; `update` is one foreach call."""
@@ -21,4 +23,5 @@ class EMA:
         """`skipped` is a scalar on the device, 1 where the optimiser's step was skipped: then nothing moves. A tensor,
         so that the host need not wait to know."""
         weight = (1 - momentum) * (1 - skipped)
-        torch._foreach_lerp_(self.teacher, self.student, [weight] * len(self.teacher))
+        teacher, student = ([own_share(p) for p in of] for of in (self.teacher, self.student))  # cut alike
+        torch._foreach_lerp_(teacher, student, [weight] * len(teacher))

@@ -14,9 +14,14 @@ from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch, Hyper
 
 
+def shapes_of(model: SelfDistillation) -> SelfDistillation:
+    """A copy without numbers: to be made before ranks cut the model into shares, which cannot be copied."""
+    return copy.deepcopy(model).to("meta")
+
+
 def step_flops(model: SelfDistillation, batch: Batch, hyper: Hyper, *, pruned: bool = False) -> int:
     """FLOPs of teacher, student, heads, losses and backward for `batch`, whose shapes alone are read."""
-    shadow = copy.deepcopy(model).to("meta")
+    shadow = shapes_of(model)
     if not pruned:
         shadow.student_patches = shadow.teacher_patches = True
     shapes = batch.to(torch.device("meta")).normalised(torch.zeros(3, device="meta"), torch.ones(3, device="meta"))

@@ -12,11 +12,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
-from dinoswap.build import build_run
+from dinoswap.build import build_parallel, build_run
 from dinoswap.checkpoint import CheckpointError
 from dinoswap.command_line import EXIT_USAGE
 from dinoswap.configuration import config_dir, plain, run_id
 from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.distributed import RankFailed, is_main, on_main, together
+from dinoswap.distributed.group import process_group
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
@@ -30,18 +32,25 @@ from dinoswap.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_c
 from dinoswap.schema import ConfigError
 
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
-EXPECTED = (KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, CheckpointError, OSError, ValueError)
+EXPECTED = (
+    *(KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, CheckpointError, RankFailed),
+    *(OSError, ValueError),
+)
 EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_PREEMPTED)}
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train, or continue, the run that `cfg` describes in Hydra's output folder; its objective metric."""
+    """Train, or continue, the run that `cfg` describes in Hydra's output folder; its objective metric. Every rank calls
+    it, the first one holds the folder."""
     config = plain(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     record_path = folder / "run.json"
-    if not is_complete(record_path):
-        with exclusive(folder):
-            if not is_complete(record_path):  # by somebody else, who has let go just now
+    parallel = build_parallel(config)
+    group = process_group(parallel.timeout_minutes) if parallel else contextlib.nullcontext()
+    with group, contextlib.ExitStack() as held:
+        if not on_main(lambda: is_complete(record_path)):
+            on_main(lambda: held.enter_context(exclusive(folder)))
+            if not on_main(lambda: is_complete(record_path)):  # by somebody else, who has let go just now
                 return train(config, folder)
     print(f"{folder} is complete: nothing is left to do")
     return objective(load_record(record_path)["metrics"], config["objective_metric"])
@@ -53,7 +62,8 @@ def is_complete(record_path: Path) -> bool:
 
 def train(config: Mapping[str, Any], folder: Path) -> float | None:
     """The same, by the only process that writes in the folder."""
-    built = build(config, folder)
+    built = together(lambda: build(config, folder))
+    get_console().quiet = not is_main()
     get_console().print(group_table(built.trainer.optimizer.param_groups))
     with logging_to(folder / "log.txt"):
         found = finish(built)
@@ -99,7 +109,7 @@ def finish(built: Run) -> Evaluation:
 def flops_per_image(built: Run) -> float:
     """Of a training step, by the published algorithm."""
     batch, trainer = built.dataset[0], built.trainer
-    return step_flops(trainer.model, batch, trainer.schedules.at(0)) / batch.images
+    return step_flops(trainer.shapes, batch, trainer.schedules.at(0)) / batch.images
 
 
 def end(built: Run, status: Status, reason: str) -> None:
@@ -114,8 +124,9 @@ def start_record(folder: Path, config: Mapping[str, Any]) -> RunRecord:
     """run.json, config.yaml and overrides.txt, once the configuration has been accepted."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
+    if is_main():
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
     choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
     return RunRecord.start(
         folder / "run.json",

@@ -1,6 +1,7 @@
 """What a run tells while it goes: metrics.jsonl, TensorBoard, the line that the user sees, the pictures at its end."""
 
 import logging
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from dinoswap.distributed import is_main
+from dinoswap.distributed import all_reduce_mean, is_main
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.evaluation.visualise import curves_figure
 from dinoswap.metrics import MetricsLog, TensorBoard, read
@@ -29,8 +30,10 @@ class Journal:
         self, folder: Path, display: Display, objectives: Collection[str], *, done: int, warm_up: int, tensorboard: bool
     ) -> None:
         self.folder, self.display, self.objectives, self.warm_up = folder, display, objectives, warm_up
-        self.metrics = MetricsLog(folder / "metrics.jsonl")
-        self.metrics.truncate_from(done + 1 if done else 0)
+        # The other ranks log the same, to nowhere: what they evaluate is evaluated by all
+        self.metrics = MetricsLog(folder / "metrics.jsonl" if is_main() else Path(os.devnull))
+        if is_main():
+            self.metrics.truncate_from(done + 1 if done else 0)
         self.board = TensorBoard(folder / "tensorboard", done + 1) if tensorboard and is_main() else None
 
     def __enter__(self) -> "Journal":
@@ -44,8 +47,8 @@ class Journal:
             self.board.close()
 
     def log(self, step: int, logs: Mapping[str, Tensor], hyper: Mapping[str, float]) -> None:
-        """One transfer from the device for all scalars of the step."""
-        numbers = torch.stack([value.float() for value in logs.values()]).tolist()
+        """The means over ranks; one transfer from the device for all scalars of the step."""
+        numbers = all_reduce_mean(torch.stack([value.float() for value in logs.values()])).tolist()
         values = dict(zip(logs, numbers, strict=True))
         self._write(step, {**values, **hyper, "images_per_second": self.display.images_per_second})
         self.display.report(
@@ -64,24 +67,25 @@ class Journal:
 
     def save_pictures(self, found: Evaluation) -> None:
         """Those of the final evaluation, and the curves of the whole run."""
+        if not is_main():
+            return
         rows = read(self.metrics.path)
         terms = [name for name in rows[-2] if self._is_term(name)]
         split = {tuple(name.split("/")): value for name, value in found.metrics.items()}
         baselines = {name[1]: value for name, value in split.items() if (name[0], name[-1]) == ("baseline", "knn_top1")}
         found.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
-        if is_main():
-            found.save_pictures(self.folder / "pictures")
+        found.save_pictures(self.folder / "pictures")
 
     def sync(self) -> None:
         """Wait until the disk has what metrics.jsonl holds."""
-        self.metrics.sync()
+        if is_main():
+            self.metrics.sync()
 
     def _is_term(self, name: str) -> bool:
         """Whether a logged value is `objective/term`."""
         return name.split("/")[0] in self.objectives
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        if is_main():
-            self.metrics.log(step, values)
+        self.metrics.log(step, values)
         if self.board is not None:
             self.board.scalars(step, values)

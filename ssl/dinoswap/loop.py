@@ -16,7 +16,7 @@ from torch import Tensor
 from dinoswap import checkpoint
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.steps import StepDataset, loader
-from dinoswap.distributed import any_rank, barrier, is_main, rank, world_size
+from dinoswap.distributed import any_rank, is_main, on_main, rank, together, world_size
 from dinoswap.evaluation.evaluator import Evaluation, Evaluator
 from dinoswap.journal import Journal
 from dinoswap.metrics import RunRecord, Status
@@ -70,10 +70,9 @@ class Run:
             return
         self.trainer.guard.resolve()
         journal.sync()
-        if is_main():
-            state, keep = self.trainer.state_dict(), self.settings.keep_checkpoints
-            checkpoint.save(self.checkpoints, self.steps, state, config=self.config, keep=keep)
-        barrier()
+        state, keep = self.trainer.state_dict(), self.settings.keep_checkpoints
+        step, config = self.steps, self.config
+        together(lambda: checkpoint.save(self.checkpoints, step, state, config=config, keep=keep, writes=is_main()))
         self.saved_step, self.saved_at = self.steps, time.monotonic()
         self.write_record()
 
@@ -85,9 +84,11 @@ class Run:
 
     def resume(self) -> int:
         """Load the newest valid checkpoint, if there is one; the number of steps done."""
-        found = checkpoint.newest(self.checkpoints, _log.warning)
-        if found is None:
+        found = checkpoint.newest(self.checkpoints, _log.warning) if is_main() else None
+        path = on_main(lambda: found.path if found else None)
+        if path is None:
             return 0
+        found = found or checkpoint.read(path)
         checkpoint.require_same_config(found, self.config)
         self.trainer.load_state_dict(found.state)
         self.steps = self.saved_step = found.step
@@ -104,8 +105,6 @@ class Run:
         rate = self.display.mean_images_per_second
         if math.isfinite(rate):  # else what an earlier process measured stands
             record.throughput = {"images_per_second": rate}
-        if not is_main():
-            return
         if status == "running":
             record.write()
         else:
@@ -160,7 +159,7 @@ class Run:
 
     def _stop_if_asked(self, preemption: Preemption, journal: Journal) -> None:
         """Every rank saves the same step, whichever of them got the signal."""
-        if self.steps == self.settings.max_steps or not any_rank(preemption.requested is not None, self.trainer.device):
+        if self.steps == self.settings.max_steps or not any_rank(preemption.requested is not None):
             return
         self.save(journal)
         reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 from dinoswap import provenance
+from dinoswap.distributed import is_main
 from dinoswap.files import write_atomically
 
 Status = Literal["running", "completed", "failed", "preempted", "diverged"]
@@ -105,6 +106,9 @@ class RunRecord:
         self.write()
 
     def write(self) -> None:
+        """By the main process: the others keep a record that nobody reads."""
+        if not is_main():
+            return
         fields = {name: value for name, value in asdict(self).items() if name != "path"}
         write_atomically(self.path, json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n")
 

@@ -22,6 +22,8 @@ from rich.logging import RichHandler
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from dinoswap.distributed import is_main, rank
+
 KNN = "eval/knn_top1"
 WINDOW = 100  # steps over which rates are taken
 REFRESH_SECONDS = 0.5
@@ -40,7 +42,7 @@ class Display:
         self, total_steps: int, images_per_step: int, *, seconds: float = 20.0, console: Console | None = None
     ) -> None:
         console = console or get_console()
-        self._live = Live(console=console, auto_refresh=False) if _interactive(console) else None
+        self._live = Live(console=console, auto_refresh=False) if is_main() and _interactive(console) else None
         self._total, self._images, self._seconds = total_steps, images_per_step, seconds
         self._step = self._line_step = 0
         self._terms: dict[str, float] = {}
@@ -157,14 +159,16 @@ class Display:
 def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
     """Send what the package logs to the file `path`, appended, and to standard output, for the time of one run.
 
-    On a terminal it appears above the live line, without the plain progress lines.
+    On a terminal it appears above the live line, without the plain progress lines. Of several ranks only the first does
+    that; each of the others has a file of its own, log.rank1.txt, and is silent.
     """
+    path = path if is_main() else path.with_suffix(f".rank{rank()}{path.suffix}")
     console = console or get_console()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    screen: logging.Handler = logging.StreamHandler(sys.stdout)
-    if _interactive(console):
+    screen: logging.Handler = logging.StreamHandler(sys.stdout) if is_main() else logging.NullHandler()
+    if is_main() and _interactive(console):
         screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
         screen.addFilter(lambda record: record.name != __name__)
     package = logging.getLogger("dinoswap")

@@ -73,8 +73,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores that this process may use, threads of torch, memory in bytes, names of the GPUs it sees."""
+    """CPU model, cores that this process may use, threads of torch, memory in bytes, names of the GPUs it sees, and how
+    many such processes there are."""
     import torch
+
+    from dinoswap.distributed import world_size
 
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -83,6 +86,7 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "ranks": world_size(),
     }
 
 

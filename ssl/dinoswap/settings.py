@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dinoswap.distributed import world_size
+from dinoswap.distributed.fsdp2 import FSDP2
 from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
@@ -27,6 +28,7 @@ SECTIONS = (
     "da3",
     "objectives",
     "data",
+    "distributed",
     "model",
     "crops",
     "heads",
@@ -131,6 +133,7 @@ def check(cfg: Config) -> None:
     for section in SECTIONS:
         require_section(cfg.get(section), section)
     check_da3(cfg)
+    check_distributed(cfg)
     check_heads(cfg)
     check_crops(cfg)
     evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
@@ -159,6 +162,18 @@ def check_da3(cfg: Config) -> None:
         raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")
     if enabled:
         raise ConfigError(f"da3.enabled={enabled}: there is nothing to switch on; choose the option, da3=enabled")
+
+
+def check_distributed(cfg: Config) -> None:
+    """What only some ways of spreading a model can do."""
+    shards = bool(cfg["distributed"]) and option_class(cfg["distributed"], "distributed") is FSDP2
+    if cfg["da3"].get("use_fsdp") and not shards:
+        raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
+    if shards and cfg["trainer"]["precision"] == "fp16":
+        raise ConfigError(
+            "trainer.precision=fp16: one loss scale for all shares is not implemented for distributed=fsdp2; "
+            "use trainer.precision=bf16"
+        )
 
 
 def check_heads(cfg: Config) -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoswap.distributed import rank
+from dinoswap.distributed.group import local_rank
+from dinoswap.distributed.sharding import cut_like
 from dinoswap.ema import EMA
 from dinoswap.model import SelfDistillation
 from dinoswap.nonfinite import NonFiniteGuard
@@ -50,9 +52,9 @@ class TrainerSettings:
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto' is CUDA when there is one."""
+    """'auto' is CUDA when there is one: of several processes on a node, each has its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -76,8 +78,14 @@ class Trainer:
         seed: int,
         device: torch.device,
         max_nonfinite_steps: int,
+        called: nn.Module | None = None,
+        shapes: SelfDistillation | None = None,
     ) -> None:
+        """`called` in the place of `model`: torch's DistributedDataParallel around it, for example. `shapes` is the
+        model without numbers and in one piece, for counting FLOPs."""
         self.model = model
+        self.called = model if called is None else called
+        self.shapes = model if shapes is None else shapes
         self.optimizer = optimizer
         self.schedules = schedules
         self.clip = clip
@@ -124,13 +132,20 @@ class Trainer:
         """Leave the mean gradient of the micro-batches in the parameters; the mean loss and terms."""
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
-        for batch in batches:
-            with self.autocast():
-                loss, terms = self.model(batch, hyper)
-            self.scaler.scale(loss / len(batches)).backward()
+        for number, batch in enumerate(batches, start=1):
+            with self._exchange(last=number == len(batches)):
+                with self.autocast():
+                    loss, terms = self.called(batch, hyper)
+                self.scaler.scale(loss / len(batches)).backward()
             for name, value in {"loss": loss.detach(), **terms}.items():
                 logs[name] = logs.get(name, 0) + value / len(batches)
         return logs
+
+    def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Replicas exchange the gradients of all micro-batches with those of the last one. Shares do it each time:
+        between them whole gradients would have to be kept."""
+        wait: Callable[[], contextlib.AbstractContextManager[None]] | None = getattr(self.called, "no_sync", None)
+        return contextlib.nullcontext() if last or wait is None else wait()
 
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
         for buffer, value in zip(self.buffers, values, strict=True):
@@ -145,7 +160,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        own = self.model.state_dict()
+        self.model.load_state_dict({n: cut_like(t, own[n]) if n in own else t for n, t in state["model"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(state["scaler"]))

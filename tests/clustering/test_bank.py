@@ -14,9 +14,17 @@ def test_logits_are_products_with_the_prototypes() -> None:
     bank = LinearPrototypeBank(5, 7).double()
     nn.init.normal_(bank.bias)
     x = random(3, 5)
-    for row, logits in zip(x, bank(x), strict=True):
-        for prototype, bias, logit in zip(bank.weight, bank.bias, logits, strict=True):
-            torch.testing.assert_close(logit, sum(a * b for a, b in zip(row, prototype, strict=True)) + bias)
+    for logits in bank(x, x)[:2]:
+        for row, of_row in zip(x, logits, strict=True):
+            for prototype, bias, logit in zip(bank.weight, bank.bias, of_row, strict=True):
+                torch.testing.assert_close(logit, sum(a * b for a, b in zip(row, prototype, strict=True)) + bias)
+
+
+def test_the_students_logits_leave_it_alone() -> None:
+    bank, student = LinearPrototypeBank(5, 7), torch.randn(4, 5, requires_grad=True)
+    bank(torch.randn(3, 5), student).student.sum().backward()
+    assert student.grad is not None
+    assert bank.weight.grad is None and bank.bias.grad is None
 
 
 def test_prototypes_start_standard_normal_and_the_bias_at_zero() -> None:

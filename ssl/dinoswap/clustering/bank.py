@@ -4,14 +4,27 @@ Student and teacher share it, so it has no EMA copy. It has an optimiser rule of
 batch size scales, AdamW's betas, no weight decay, no clipping. Follows the legacy trainer @ 67f6a87.
 """
 
-from torch import nn
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dinoswap.objectives.koleo import koleo
+
+
+class Assigned(NamedTuple):
+    """What the bank makes of tokens in one call, which is the only way to its weights: they may be shared by ranks."""
+
+    teacher: Tensor  # logits [R, K], which train the bank
+    student: Tensor  # logits [S, K], which do not
+    spread: Tensor  # KoLeo of the prototypes, a scalar
 
 
 class LinearPrototypeBank(nn.Linear):
     def __init__(
         self, dim: int, prototypes: int, lr_multiplier: float = 0.5, betas: tuple[float, float] = (0.9, 0.95)
     ) -> None:
-        """Tokens [R, dim] to logits [R, K]. Weights N(0, 1), bias 0."""
+        """Weights N(0, 1), bias 0."""
         super().__init__(dim, prototypes)
         nn.init.normal_(self.weight)
         nn.init.zeros_(self.bias)
@@ -22,3 +35,11 @@ class LinearPrototypeBank(nn.Linear):
             "betas": betas,
             "clip": False,
         }
+
+    def forward(self, teacher: Tensor, student: Tensor) -> Assigned:  # type: ignore[override]
+        """Unit tokens [R, dim] of the teacher and [S, dim] of the student."""
+        return Assigned(
+            teacher=super().forward(teacher),
+            student=functional.linear(student, self.weight.detach(), self.bias.detach()),
+            spread=koleo(self.weight),
+        )

@@ -14,15 +14,13 @@ losses/prototype_loss.py; there a batch without selected tokens has no loss at a
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoswap.clustering.bank import LinearPrototypeBank
+from dinoswap.clustering.bank import Assigned, LinearPrototypeBank
 from dinoswap.objectives.base import Context, Objective, Reduction, cross_entropy
-from dinoswap.objectives.koleo import koleo
 
 BANK = "prototype_bank"
 
@@ -79,27 +77,26 @@ class PatchPrototypeLoss(Objective):
         raise NotImplementedError
 
     def teacher_targets(self, context: Context) -> Tensor:
-        targets: Tensor = self.targets(self._teacher_logits(context), context.hyper["teacher_temp"])
+        teacher = self._teacher_tokens(context)
+        assigned: Assigned = context.student[BANK](teacher, teacher[:0])
+        targets: Tensor = self.targets(assigned.teacher, context.hyper["teacher_temp"])
         return targets
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        bank, temperature = cast(LinearPrototypeBank, context.student[BANK]), context.hyper["teacher_temp"]
-        teacher = self._teacher_logits(context)  # [P B N, K]
-        targets = self.targets(teacher.detach(), temperature)
+        temperature = context.hyper["teacher_temp"]
         tokens, mask, positions = self.select(context)
-        student = functional.linear(_unit(tokens), bank.weight.detach(), bank.bias.detach())  # [S, D] -> [S, K]
-        losses = cross_entropy(targets[positions], student, self.student_temp)  # [S]
+        assigned: Assigned = context.student[BANK](self._teacher_tokens(context), _unit(tokens))
+        targets = self.targets(assigned.teacher.detach(), temperature)  # [P B N, K]
+        losses = cross_entropy(targets[positions], assigned.student, self.student_temp)  # [S]
         return {
             "clustering": self.reduction(losses, mask, positions),
-            "arrangement": cross_entropy(targets, teacher, temperature).mean(),
-            "koleo_proto": koleo(bank.weight),
+            "arrangement": cross_entropy(targets, assigned.teacher, temperature).mean(),
+            "koleo_proto": assigned.spread,
         }
 
-    def _teacher_logits(self, context: Context) -> Tensor:
+    def _teacher_tokens(self, context: Context) -> Tensor:
         assert context.teacher_features.patch is not None
-        tokens = context.teacher_features.patch.detach().flatten(0, 2)  # [P, B, N, D] -> [P B N, D]
-        logits: Tensor = context.student[BANK](_unit(tokens))
-        return logits
+        return _unit(context.teacher_features.patch.detach().flatten(0, 2))  # [P, B, N, D] -> [P B N, D]
 
 
 def _unit(tokens: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from dinoswap.da3.centre import TokenCentre
 from dinoswap.da3.frozen import FrozenTeacher, Grid, GridMatching, TeacherPrecision
 from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Backend, TeacherSettings, TokenPart, Triple
 from dinoswap.da3.teacher import build_teacher, check_width
+from dinoswap.distributed import all_reduce_mean, all_reduce_sum
+from dinoswap.distributed.sharding import norms
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
 from dinoswap.values import Batch
@@ -76,8 +78,6 @@ class MaskedImageDistillation(Objective):
             raise ValueError(f"projector_hidden_dim={projector_hidden_dim}: must be at least 1")
         if not projector_lr_multiplier >= 0:
             raise ValueError(f"projector_lr_multiplier={projector_lr_multiplier}: must be 0 or more")
-        if use_fsdp:
-            raise ValueError("use_fsdp=True: there is no sharded training yet; set da3.use_fsdp=false")
         settings = TeacherSettings(
             backend=backend,
             variant=variant,
@@ -93,6 +93,7 @@ class MaskedImageDistillation(Objective):
         self.centre = nn.Identity() if centre_momentum is None else TokenCentre(teacher.embed_dim, centre_momentum)
         frozen = FrozenTeacher(teacher, mean, std, grid_matching, pool, input_size, precision)
         self._outside = [frozen]  # in a list, so that it is no submodule
+        self.use_fsdp = use_fsdp
         self._projector = partial(
             Projector,
             hidden_dim=projector_hidden_dim,
@@ -112,6 +113,9 @@ class MaskedImageDistillation(Objective):
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
         return {PROJECTOR: self._projector}
+
+    def inference_only_models(self) -> Sequence[nn.Module]:
+        return [self.teacher] if self.use_fsdp else []
 
     def identity(self) -> Mapping[str, str]:
         return {"teacher": self.teacher.network.identity}
@@ -140,7 +144,9 @@ class MaskedImageDistillation(Objective):
 
     def masked_targets(self, batch: Batch, grid: Grid) -> Tensor:
         """The teacher's tokens [M, D] at the masked positions. The place for a cache of features."""
-        crops = batch.clean_crops.flatten(0, 1)[batch.masked_crops]  # [P, B, 3, H, W] -> [P B, 3, H, W] -> [C, 3, H, W]
+        crops = batch.clean_crops.flatten(0, 1)  # [P, B, 3, H, W] -> [P B, 3, H, W]
+        all_ranks = self.use_fsdp and not len(batch.masked_crops)  # they run a shared network together
+        crops = crops[:1] if all_ranks else crops[batch.masked_crops]  # [C, 3, H, W]
         tokens = self.teacher(crops, grid) if len(crops) else crops.new_empty(0, 1, self.teacher.network.embed_dim)
         patches = batch.mask.shape[-1]
         place = batch.mask.flatten(0, 1).any(-1).cumsum(0) - 1  # [P, B, N] -> [P B]: which of the C crops each one is
@@ -150,14 +156,14 @@ class MaskedImageDistillation(Objective):
     def check_first_batch(self, context: Context) -> str:
         """Shapes are checked by the teacher's forward; here: a finite loss, whose gradient reaches the backbone."""
         teacher = self.teacher.network
-        if not len(context.batch.masked_indices):
+        tokens = int(all_reduce_sum(torch.tensor(float(len(context.batch.masked_indices)))))
+        if not tokens:
             return f"teacher {teacher.identity}; the first batch has no masked token to check the loss on"
         values = self(context)
-        parameters = [p for p in context.student["backbone"].parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(values["cosine"], parameters, allow_unused=True)
-        norm = sum(g.float().square().sum().item() for g in gradients if g is not None) ** 0.5
-        found = {name: value.item() for name, value in values.items()}
-        tokens = len(context.batch.masked_indices)
+        values["cosine"].backward()  # as in a step: where ranks hold shares, gradients are made by a backward pass alone
+        norm = float(norms([p.grad for p in context.student["backbone"].parameters() if p.grad is not None]).norm())
+        context.student.zero_grad(set_to_none=True)
+        found = dict(zip(values, all_reduce_mean(torch.stack([*values.values()]).detach()).tolist(), strict=True))
         said = (
             f"teacher {teacher.identity}, {teacher.embed_dim} channels; {tokens} masked tokens: loss "
             f"{found['cosine']:.4f}, cosine {found['cosine_mean']:.3f} +- {found['cosine_std']:.3f}, norms "

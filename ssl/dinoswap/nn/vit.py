@@ -6,9 +6,8 @@ Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,8 @@ from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
 from dinoswap.nn.sizes import InitialScale, Size, initial_scale, size_arguments
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of one list entry."""
+class Tokens(NamedTuple):
+    """The tokens of one list entry. A tuple: what wraps a network looks for tensors in its outputs."""
 
     cls: Tensor  # [b, D]
     registers: Tensor | None  # [b, R, D]; None where only rows were asked for

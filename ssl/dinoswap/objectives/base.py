@@ -64,6 +64,10 @@ class Objective(nn.Module):
         student, trained with it, and have no copy in the teacher."""
         return {}
 
+    def inference_only_models(self) -> Sequence[nn.Module]:
+        """Frozen networks, outside the module tree, that are to be cut into shares where the student is."""
+        return ()
+
     def teacher_targets(self, context: Context) -> Tensor | None:
         """The target distributions [rows, K], for diagnostics; None for an objective without prototypes."""
         return None

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dinoswap.distributed import gather_rows, rank
 from dinoswap.objectives.base import Context, Objective
 from dinoswap.precision import full_precision
 
@@ -22,16 +23,19 @@ EPS = 1e-8
 DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a direction
 
 
-def koleo(x: Tensor) -> Tensor:
-    """x [B, D] -> scalar."""
+def koleo(x: Tensor, gather: bool = False) -> Tensor:
+    """x [B, D] -> scalar. With `gather` neighbours are sought among the rows of all ranks."""
     with full_precision(x.device.type):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        if x.shape[0] < 2:
-            return x.sum() * 0
         x = torch.nn.functional.normalize(x, dim=-1, eps=EPS)
+        everyone, first = (gather_rows(x), rank() * len(x)) if gather else (x, 0)
+        if len(everyone) < 2:
+            return x.sum() * 0
         with torch.no_grad():
-            nearest = (x @ x.T).fill_diagonal_(-1.0).argmax(dim=1)
-        difference = x - x[nearest] + EPS
+            similarity = x @ everyone.T
+            similarity[:, first : first + len(x)].fill_diagonal_(-1.0)
+            nearest = similarity.argmax(dim=1)
+        difference = x - everyone[nearest] + EPS
         duplicate = torch.linalg.vector_norm(difference.detach(), dim=-1, keepdim=True) < DUPLICATE
         difference = torch.where(duplicate, difference.detach(), difference)
         distance = torch.linalg.vector_norm(difference, dim=-1)
@@ -40,11 +44,13 @@ def koleo(x: Tensor) -> Tensor:
 
 
 class KoLeo(Objective):
-    def __init__(self, loss_weight: float = 0.1, over_crops: OverCrops = "sum") -> None:
-        """`over_crops` says what is done with the values of the two global crops."""
+    def __init__(self, loss_weight: float = 0.1, over_crops: OverCrops = "sum", gather: bool = False) -> None:
+        """`over_crops` says what is done with the values of the two global crops. The official code seeks neighbours
+        within a rank; with `gather` among all, so that the number of ranks changes nothing."""
         super().__init__(loss_weight)
         self.over_crops = over_crops
+        self.gather = gather
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        per_crop = torch.stack([koleo(crop) for crop in context.student_features.global_cls])
+        per_crop = torch.stack([koleo(crop, self.gather) for crop in context.student_features.global_cls])
         return {"cls": per_crop.mean() if self.over_crops == "mean" else per_crop.sum()}

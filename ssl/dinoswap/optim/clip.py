@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dinoswap.distributed.sharding import norms, own_share
 from dinoswap.optim.param_groups import Group
 
 ClipBy = Literal["per_module", "per_tensor"]
@@ -28,19 +29,20 @@ class Clip:
         modules: dict[str, list[Group]] = {}
         for group in groups:
             modules.setdefault(group["module"], []).append(group)
-        norms = {}
+        found = {}
         for module, own in modules.items():
             grads = [p.grad for group in own for p in group["params"] if p.grad is not None]
             if grads:
-                norms[module] = self._clip(grads, clipped=all(group["clip"] for group in own))
-        return norms
+                found[module] = self._clip(grads, clipped=all(group["clip"] for group in own))
+        return found
 
     def _clip(self, grads: list[Tensor], clipped: bool) -> Tensor:
         """Of one module; its norm."""
-        of_tensor = torch._foreach_norm(grads)
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(of_tensor))
+        of_tensor = norms(grads)
+        norm: Tensor = torch.linalg.vector_norm(of_tensor)
         if clipped and self.max_norm is not None:
-            norms = torch.stack(of_tensor) if self.by == "per_tensor" else norm
-            coefficients = (self.max_norm / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, list(coefficients) if self.by == "per_tensor" else coefficients)
+            bounded = of_tensor if self.by == "per_tensor" else norm
+            coefficients = (self.max_norm / (bounded + 1e-6)).clamp(max=1.0)
+            own = [own_share(grad) for grad in grads]
+            torch._foreach_mul_(own, list(coefficients) if self.by == "per_tensor" else coefficients)
         return norm

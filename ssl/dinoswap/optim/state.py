@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dinoswap.distributed.sharding import cut_like
+
 State = dict[str, dict[str, Tensor]]
 
 
@@ -24,4 +26,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, M
         raise ValueError(f"the checkpoint has optimiser state for unknown parameters: {', '.join(unknown[:5])}")
     for name, values in state.items():
         parameter = named[name]
-        optimizer.state[parameter] = {key: value.to(parameter.device).clone() for key, value in values.items()}
+        optimizer.state[parameter] = {key: _as_kept(value, parameter) for key, value in values.items()}
+
+
+def _as_kept(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment is cut as its parameter is, the number of steps is not."""
+    value = cut_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+    return value.clone()

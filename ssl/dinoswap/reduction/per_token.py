@@ -1,4 +1,4 @@
-"""Every masked token counts the same: the mean over all M of them.
+"""Every masked token counts the same: the mean over all M of them, of all ranks.
 
     sum_m loss_m / M
 
@@ -8,8 +8,10 @@ Follows losses/prototype_loss.py of the legacy trainer @ 67f6a87.
 
 from torch import Tensor
 
+from dinoswap.distributed import rows_per_rank
+
 
 class PerToken:
     def __call__(self, losses: Tensor, mask: Tensor, masked_indices: Tensor) -> Tensor:
         """losses [M], mask bool [P, B, N], masked_indices [M] -> scalar; 0, still on the graph, when M = 0."""
-        return losses.sum() / max(len(losses), 1)
+        return losses.sum() / rows_per_rank(losses)

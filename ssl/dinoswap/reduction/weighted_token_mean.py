@@ -1,4 +1,5 @@
-"""The weights of `per_sample` and then a mean over all M masked tokens, so that a token is divided by its count twice.
+"""The weights of `per_sample` and then a mean over all M masked tokens, those of all ranks: a token is divided by its
+count twice.
 
     sum_i [ sum_{m in crop i} loss_m / count_i ] / M  =  per_sample * I / M
 
@@ -8,10 +9,11 @@ patches of which 0.4 are masked. Follows losses/ibot_loss.py of the legacy train
 
 from torch import Tensor
 
+from dinoswap.distributed import rows_per_rank
 from dinoswap.reduction.per_sample import masks_weight
 
 
 class WeightedTokenMean:
     def __call__(self, losses: Tensor, mask: Tensor, masked_indices: Tensor) -> Tensor:
         """losses [M], mask bool [P, B, N], masked_indices [M] -> scalar; 0, still on the graph, when M = 0."""
-        return (losses * masks_weight(mask, masked_indices, losses.dtype)).sum() / max(len(losses), 1)
+        return (losses * masks_weight(mask, masked_indices, losses.dtype)).sum() / rows_per_rank(losses)

@@ -102,33 +102,16 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
             for number in [number for number in left if number not in there]:
                 ended(left.pop(number), SETTLING_SECONDS)
 
-    def __call__(self, *arguments: Any) -> JobReturn | None:
+    def __call__(self, *arguments: Any) -> JobReturn:
         """On the node. Raises what the run raised, so that SLURM too calls the job failed."""
-        import submitit
-
+        from dinoswap.distributed.group import launched_ranks
         from dinoswap.provenance import SUBMITTED_CODE
         from dinoswap.studies.submit import listen
 
         listen()
         os.environ[SUBMITTED_CODE] = self.code
-        environment = submitit.JobEnvironment()
-        os.environ.update(rank_variables(environment))
-        if environment.global_rank > 0:
-            _log.warning("rank %d of %d: a run is one process so far", environment.global_rank, environment.num_tasks)
-            return None
+        launched_ranks()  # what SLURM says in the words of torchrun
         returned: JobReturn = super().__call__(*arguments)
         if returned.status != JobStatus.COMPLETED:
             raise returned._return_value
         return returned
-
-
-def rank_variables(environment: Any) -> dict[str, str]:
-    """What torchrun would set for this task, from SLURM's variables; of a submitit.JobEnvironment. The port depends on
-    the job, so that two of them can share a node."""
-    return {
-        "RANK": str(environment.global_rank),
-        "LOCAL_RANK": str(environment.local_rank),
-        "WORLD_SIZE": str(environment.num_tasks),
-        "MASTER_ADDR": environment.hostnames[0],
-        "MASTER_PORT": str(20000 + int(environment.raw_job_id) % 20000),
-    }

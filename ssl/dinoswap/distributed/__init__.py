@@ -1,0 +1,133 @@
+"""Talking to other ranks, and how a model is spread over them: one module per option of the `distributed` group.
+
+The only place with collectives. Without a process group every call is the one-rank identity. Every rank calls them, in
+the same order, also when it has nothing to contribute.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class RankFailed(RuntimeError):
+    """Another rank failed, was killed, or does not answer."""
+
+
+def is_active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_active() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Sum over ranks, in a new tensor. Not differentiable: for targets, centres and counters."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    return all_reduce_sum(value) / world_size()
+
+
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Maximum over ranks, in a new tensor. Not differentiable."""
+    if world_size() == 1:
+        return value
+    largest = value.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
+def rows_per_rank(rows: Tensor) -> Tensor:
+    """The mean number of rows [R, ...] over the ranks, but at least one row in all: what a sum over this rank's rows is
+    divided by for a mean over those of all ranks, as gradients are averaged over ranks."""
+    count = all_reduce_sum(rows.new_full((), float(len(rows)), dtype=torch.float32))
+    return count.clamp(min=1) / world_size()
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        first = rank() * ctx.rows
+        return all_reduce_sum(gradients[0])[first : first + ctx.rows]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """[R, ...] of every rank, the same R everywhere, as [ranks * R, ...]. Differentiable: what other ranks' losses make
+    of these rows comes back to them."""
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows)
+    return gathered
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank when it is true on one: decisions that all ranks must take together. Between the hosts: no
+    device is waited for."""
+    return flag if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(flag))).item())
+
+
+def barrier() -> None:
+    """Between the hosts, as `any_rank`."""
+    any_rank(False)
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` returns, or raises, on the main process, on every rank. It travels by pickle, between these
+    processes alone."""
+    if world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = work()
+        except Exception as error:  # each rank raises it
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns here, once it has returned on every rank. Where it raised on another one, RankFailed."""
+    if world_size() == 1:
+        return work()
+    error, result = None, None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    said: list[str | None] = [None] * world_size()
+    dist.all_gather_object(said, None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    if failed := [f"rank {number}: {text}" for number, text in enumerate(said) if text]:
+        raise RankFailed("; ".join(failed))
+    return cast(T, result)

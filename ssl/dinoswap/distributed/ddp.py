@@ -1,0 +1,32 @@
+"""Every rank holds the whole model; gradients are averaged while the backward pass still runs.
+
+torch's DistributedDataParallel around the one module that returns the loss. Every trainable parameter gets a gradient
+in every step on every rank, a zero where its rank has no token for it, so unused parameters need no search.
+"""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class DDP:
+    shards = False
+
+    def __init__(self, timeout_minutes: float = 10.0, bucket_mb: int = 25) -> None:
+        """`timeout_minutes` until a rank that does not answer is given up; gradients travel in buckets of
+        `bucket_mb` MiB."""
+        if not timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes={timeout_minutes}: must be above 0")
+        if bucket_mb < 1:
+            raise ValueError(f"bucket_mb={bucket_mb}: must be at least 1")
+        self.timeout_minutes = timeout_minutes
+        self.bucket_mb = bucket_mb
+
+    def prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """What is called in the place of `model`. Buffers are left alone: what moves them is the same on all ranks."""
+        return DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            bucket_cap_mb=self.bucket_mb,
+            broadcast_buffers=False,
+        )

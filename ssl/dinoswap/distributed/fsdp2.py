@@ -1,0 +1,48 @@
+"""Every rank holds a share of each weight, its gradient, its moments and its average.
+
+torch's fully_shard (FSDP2): a block's weights are gathered when it runs and dropped behind it, gradients are averaged
+and scattered. Student and EMA teacher are cut alike, so the average is taken share by share. What networks keep between
+calls (heads and bank are called several times) is their business, so each network is a root of its own.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from dinoswap.distributed import world_size
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FSDP2:
+    shards = True
+
+    def __init__(
+        self,
+        timeout_minutes: float = 10.0,
+        param_dtype: Dtype = "fp32",
+        reduce_dtype: Dtype = "fp32",
+        reshard_after_forward: bool = True,
+    ) -> None:
+        """Shares are always float32; `param_dtype` is what weights are gathered and computed in, `reduce_dtype` what
+        gradients are averaged in. Without `reshard_after_forward` gathered weights stay until the backward pass: more
+        memory, less traffic. For `timeout_minutes` see `DDP`."""
+        if not timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes={timeout_minutes}: must be above 0")
+        self.timeout_minutes = timeout_minutes
+        self.policy = MixedPrecisionPolicy(
+            param_dtype=DTYPES[param_dtype], reduce_dtype=DTYPES[reduce_dtype], cast_forward_inputs=False
+        )
+        self.reshard_after_forward = reshard_after_forward
+
+    def prepare(self, networks: Iterable[nn.Module], device: torch.device) -> None:
+        """Shard each of these in place, block by block where it has blocks."""
+        mesh = init_device_mesh(device.type, (world_size(),))
+        for network in networks:
+            for part in (*getattr(network, "blocks", ()), network):
+                fully_shard(part, mesh=mesh, mp_policy=self.policy, reshard_after_forward=self.reshard_after_forward)
