@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from contexts import Softmax, context, random
-from dinoswap.objectives.base import cross_entropy
 from dinoswap.objectives.dino import DINO
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from fixtures import Fixture
@@ -77,14 +76,6 @@ def test_the_teacher_gets_no_gradient() -> None:
     cls, teacher = random(2, 3, 7, seed=1).requires_grad_(), random(2, 3, 7, seed=2).requires_grad_()
     DINO(Softmax())(context(cls, cls[:0], teacher_cls=teacher))["global"].backward()
     assert teacher.grad is None
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cross_entropy_of_half_precision_logits_is_taken_in_float32(dtype: torch.dtype) -> None:
-    """Their difference from the maximum would lose all but 8 bits of small probabilities."""
-    logits, targets = random(5, 300, seed=1, dtype=dtype), random(5, 300, seed=2, dtype=torch.float32).softmax(-1)
-    assert torch.equal(cross_entropy(targets, logits, 0.1), cross_entropy(targets, logits.float(), 0.1))
-    assert cross_entropy(targets, logits, 0.1).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """iBOT against the official losses and gradients, and against a loop over masked tokens."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from allocations import Allocations
 from contexts import Softmax, context, random
 from dinoswap.objectives.ibot import IBOT
 from dinoswap.reduction.per_sample import PerSample
@@ -77,6 +79,23 @@ def test_without_masked_tokens_the_loss_is_a_zero_on_the_graph() -> None:
     assert float(loss.detach()) == 0
     assert head.weight.grad is not None
     assert torch.equal(head.weight.grad, torch.zeros(7, 5))
+
+
+def test_a_step_makes_three_matrices_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher's logits, the targets and the student's logits, whose place the gradient takes."""
+    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 2**14)
+    rows, prototypes = 32, 2**13
+    mask = torch.ones(2, 1, rows // 2, dtype=torch.bool)
+    heads = [nn.ModuleDict({"ibot_head": nn.Linear(4, prototypes, bias=False)}) for _ in range(2)]
+    features = random(rows, 4, dtype=torch.float32)
+    given = replace(
+        context(patch=features, mask=mask, teacher_patch=features),
+        student=heads[0],
+        teacher=heads[1].requires_grad_(False),
+    )
+    with Allocations() as allocations:
+        IBOT(SinkhornKnopp(), PerSample())(given)["masked"].backward()
+    assert allocations.of_at_least(rows * prototypes) == 3
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from allocations import Allocations
 from contexts import random
 from dinoswap.targets.centering import Centering
 from fixtures import Fixture
@@ -33,6 +34,19 @@ def test_formula() -> None:
         torch.testing.assert_close(target.double(), exponentials / exponentials.sum(), rtol=1e-5, atol=1e-9)
     mean = sum(logits) / 6
     torch.testing.assert_close(centering.center[0], 0.75 * torch.full((4,), 0.5) + 0.25 * mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_rows_change_nothing_and_one_matrix_is_made(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, centering = random(50, 4096, seed=1, dtype=dtype), Centering(4096).eval()
+    expected = centering(logits, 0.1)
+    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 4 * 4096)
+    with Allocations() as allocations:
+        targets = centering(logits, 0.1)
+    assert torch.equal(targets, expected)
+    assert allocations.of_at_least(4 * 4096 + 1) == 1
 
 
 def test_the_centre_stands_still_in_evaluation() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from allocations import Allocations
 from contexts import random
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from fixtures import Fixture
@@ -125,6 +126,19 @@ def test_the_logits_are_left_alone() -> None:
     before = logits.clone()
     SinkhornKnopp()(logits, 1.0)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_rows_change_nothing_and_one_matrix_is_made(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = random(50, 4096, seed=1, dtype=dtype)
+    expected = SinkhornKnopp()(logits, 0.07)
+    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 4 * 4096)
+    with Allocations() as allocations:
+        targets = SinkhornKnopp()(logits, 0.07)
+    assert torch.equal(targets, expected)
+    assert allocations.of_at_least(4 * 4096 + 1) == 1
 
 
 def test_no_iterations_are_refused() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from allocations import Allocations
 from contexts import random
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.targets.sinkhorn_floored import SinkhornFloored
@@ -77,6 +78,14 @@ def test_float32_under_autocast_and_of_half_precision() -> None:
         targets = SinkhornFloored()(logits, 0.07)
     assert targets.dtype == torch.float32
     assert torch.equal(targets, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_matrix_is_made(dtype: torch.dtype) -> None:
+    logits = random(50, 30, seed=1, dtype=dtype)
+    with Allocations() as allocations:
+        SinkhornFloored()(logits, 0.07)
+    assert allocations.of_at_least(logits.numel()) == 1
 
 
 def test_the_logits_are_left_alone() -> None:

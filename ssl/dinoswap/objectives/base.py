@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from dinoswap.objectives.cross_entropy import cross_entropy as cross_entropy  # for options of other groups
 from dinoswap.values import Batch, Features, Hyper
 
 Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,9 +87,3 @@ class Objective(nn.Module):
     def compare_tokens(self, student: nn.ModuleDict, images: Tensor, mask: Tensor) -> TokenComparison | None:
         """For pictures, of normalised images [n, 3, H, W] and a mask bool [n, N]; None where no teacher is frozen."""
         return None
-
-
-def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """-sum_k targets_k log softmax(logits / temperature)_k for each row, in float32 or wider: [..., K] -> [...]."""
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return -(targets * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1)

@@ -13,7 +13,8 @@ here, as the cross-entropy is linear in them.
 import torch
 from torch import Tensor, nn
 
-from dinoswap.objectives.base import Context, Objective, cross_entropy
+from dinoswap.objectives.base import Context, Objective
+from dinoswap.objectives.cross_entropy import cross_entropy
 
 GLOBAL_PAIRS = 2
 
@@ -43,10 +44,10 @@ class DINO(Objective):
         pairs = GLOBAL_PAIRS + max(local_pairs, 1)
 
         student = head(features.global_cls.flatten(0, 1)).unflatten(0, shape)  # [2, B, D] -> [2 B, D] -> [2, B, K]
-        cross = cross_entropy(targets.flip(0), student, self.student_temp)  # [2, B]
+        cross = cross_entropy(targets.flip(0), student, self.student_temp, overwrite_logits=True)  # [2, B]
         terms = {"global": cross.mean() * GLOBAL_PAIRS / pairs}
         if local_pairs:
             student = head(features.local_cls.flatten(0, 1)).unflatten(0, features.local_cls.shape[:2])  # [L, B, K]
-            local = cross_entropy(targets.sum(0), student, self.student_temp)  # [L, B]
+            local = cross_entropy(targets.sum(0), student, self.student_temp, overwrite_logits=True)  # [L, B]
             terms["local"] = local.mean(1).sum() / pairs
         return terms

@@ -6,7 +6,8 @@ Follows dinov2/loss/ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; Zho
 
 from torch import Tensor, nn
 
-from dinoswap.objectives.base import Context, Objective, Reduction, cross_entropy
+from dinoswap.objectives.base import Context, Objective, Reduction
+from dinoswap.objectives.cross_entropy import cross_entropy
 
 
 class IBOT(Objective):
@@ -35,5 +36,5 @@ class IBOT(Objective):
     def forward(self, context: Context) -> dict[str, Tensor]:
         targets = self.teacher_targets(context).detach()
         student = context.student[self.head](context.student_features.masked_patch)  # [M, D] -> [M, K]
-        losses = cross_entropy(targets, student, self.student_temp)  # [M]
+        losses = cross_entropy(targets, student, self.student_temp, overwrite_logits=True)  # [M]
         return {"masked": self.reduction(losses, context.batch.mask, context.batch.masked_indices)}

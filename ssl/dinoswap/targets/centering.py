@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_sum
+from dinoswap.row_blocks import row_blocks
 
 
 class Centering(nn.Module):
@@ -24,7 +25,9 @@ class Centering(nn.Module):
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Teacher logits [rows, K] -> targets [rows, K]; in training mode the centre moves afterwards."""
-        targets = ((logits - self.center) / temperature).softmax(dim=-1)
+        targets = logits.new_empty(logits.shape, dtype=torch.result_type(logits, self.center))
+        for rows in row_blocks(logits):
+            targets[rows] = ((logits[rows] - self.center) / temperature).softmax(dim=-1)
         if self.training:
             self._move_centre(logits)
         return targets

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
 from dinoswap.precision import full_precision
+from dinoswap.row_blocks import row_blocks
 
 MIDDLE = 2.0**64
 """A common factor of u: what belongs to rows far below the largest logit stays within float32, as do the sums."""
@@ -33,18 +34,25 @@ class SinkhornKnopp(nn.Module):
         """Teacher logits [rows, K] -> targets [rows, K]. Normalised over the rows of all ranks, of which this rank
         may hold none."""
         with full_precision(logits.device.type):
-            return self._targets(logits.float() / temperature)
+            return self._targets(logits, temperature)
 
-    def _targets(self, logits: Tensor) -> Tensor:
-        """Of logits already divided by the temperature."""
-        peak = logits.amax(dim=1)  # [rows]
+    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
+        """Beside the logits there is one tensor of their size, Q, which becomes the targets."""
+        q = logits.new_empty(logits.shape, dtype=torch.float32)
+        peak = q.new_empty(len(q))
+        for rows in row_blocks(q):
+            block = logits[rows].float() / temperature
+            peak[rows] = block.amax(dim=1)
+            q[rows] = block.sub_(peak[rows].unsqueeze(1)).exp_()
         # On a rank without rows the maximum is -inf, which the other ranks' overrule
         largest = peak.max() if peak.numel() else peak.new_tensor(-torch.inf)
-        q = (logits - peak.unsqueeze(1)).exp_()
         u = (peak - all_reduce_max(largest)).exp_() * MIDDLE
         prototypes_per_row = q.shape[1] / all_reduce_sum(q.new_tensor(float(q.shape[0]))).clamp_(min=1)
         least = torch.finfo(q.dtype).tiny * q.shape[1]  # of a prototype nobody is near: q @ v stays finite
         for _ in range(self.iterations):
             v = 1 / all_reduce_sum(q.T @ u).clamp_(min=least)
             u = prototypes_per_row / (q @ v)
-        return q.mul_(v).mul_((u / prototypes_per_row).unsqueeze(1))
+        u = u / prototypes_per_row
+        for rows in row_blocks(q):
+            q[rows].mul_(v).mul_(u[rows].unsqueeze(1))
+        return q

@@ -34,7 +34,7 @@ class SinkhornFloored(nn.Module):
         """Teacher logits [rows, K] -> targets [rows, K]. Normalised over the rows of all ranks, of which this rank
         may hold none."""
         with full_precision(logits.device.type):
-            q = logits.float() / temperature
+            q = logits.to(torch.float32, copy=True).div_(temperature)  # with one tensor beside the logits
             # On a rank without rows the maximum is -inf, which the other ranks' overrule
             largest = q.max() if q.numel() else q.new_tensor(-torch.inf)
             q.sub_(all_reduce_max(largest)).exp_()
