@@ -19,7 +19,7 @@ from PIL import Image
 
 from dinoswap import checkpoint, metrics
 from small_models import CENTERING, load_tool
-from train_processes import TrainProcess, folder_of, last_step, session, wait_until
+from train_processes import TrainProcess, folder_of, last_step, lines, session, wait_until
 
 STEPS = 30
 EVERY = 3  # steps between checkpoints
@@ -62,14 +62,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def last_checkpoint(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (folder / f"checkpoints/step-{STEPS:08d}").iterdir()}
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, without what depends on the clock."""
-    return [
-        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
-        for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
 
 
 def record(folder: Path) -> dict[str, Any]:

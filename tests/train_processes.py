@@ -1,14 +1,16 @@
 """Training runs as processes of their own, to be killed: everything is imported once, in a server that forks them."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from dinoswap import metrics
 from dinoswap.configuration import plain, run_folder
@@ -26,15 +28,22 @@ def folder_of(overrides: list[str], results: Path) -> Path:
 class TrainProcess:
     """`dinoswap-train <overrides> results_dir=<results>`. It leads a session, to which its workers belong."""
 
-    def __init__(self, overrides: list[str], results: Path, kill_at_sync: int | None = None) -> None:
+    def __init__(
+        self,
+        overrides: list[str],
+        results: Path,
+        kill_at_sync: int | None = None,
+        rank: Mapping[str, str] | None = None,
+    ) -> None:
         """`kill_at_sync` n: it kills itself when it asks the disk to sync a checkpoint's file or folder for the nth
-        time (from 0): the three files, the unfinished folder, and, after the rename, the folder of checkpoints."""
+        time (from 0): the three files, the unfinished folder, and, after the rename, the folder of checkpoints. `rank`
+        holds what torchrun would put into its environment."""
         self.folder = folder_of(overrides, results)
-        self.output_path = results / "output.txt"
+        self.output_path = results / f"output{rank['RANK'] if rank else ''}.txt"
         results.mkdir(parents=True, exist_ok=True)
         self.output_path.touch()
         self._before = self.output_path.stat().st_size
-        arguments = ([*overrides, f"results_dir={results}"], str(self.output_path), kill_at_sync)
+        arguments = ([*overrides, f"results_dir={results}"], str(self.output_path), kill_at_sync, dict(rank or {}))
         self.process: ForkServerProcess = _context.Process(target=_train, args=arguments)
         self.process.start()
         assert self.process.pid is not None
@@ -62,8 +71,9 @@ class TrainProcess:
         return self.wait()
 
 
-def _train(arguments: list[str], output: str, kill_at_sync: int | None) -> None:
+def _train(arguments: list[str], output: str, kill_at_sync: int | None, rank: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(rank)
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
@@ -110,3 +120,11 @@ def last_step(folder: Path) -> int:
     """The last step in a run's metrics.jsonl; -1 when there is none."""
     path = folder / "metrics.jsonl"
     return max((row["step"] for row in metrics.read(path)), default=-1) if path.exists() else -1
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl, without what depends on the clock."""
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]

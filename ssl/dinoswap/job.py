@@ -1,6 +1,7 @@
 """One run as a job of Hydra: its folder, its record, how it ends and with which exit status."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from dinoswap.command_line import EXIT_USAGE
 from dinoswap.configuration import config_dir, plain, run_id
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.distributed import RankFailed, is_main, on_main, together
-from dinoswap.distributed.group import process_group
+from dinoswap.distributed.group import explained, one_line, process_group
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
@@ -37,6 +38,8 @@ EXPECTED = (
     *(OSError, ValueError),
 )
 EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_PREEMPTED)}
+
+_log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -98,11 +101,16 @@ def finish(built: Run) -> Evaluation:
     except Diverged as error:
         end(built, "diverged", str(error))
         raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is None:  # writing to an open file does not say to which
-            error.filename = str(built.folder)
+    except Exception as raised:
+        reason = explained(raised)
+        if isinstance(reason, OSError) and reason.filename is None:  # writing to an open file does not say to which
+            reason.filename = str(built.folder)
+        if not is_main():
+            _log.error(one_line(reason))  # the first rank's is in run.json
         if built.record.status != "preempted":  # all is saved then: it is a scheduler that does not queue the job again
-            end(built, "failed", f"{type(error).__name__}: {error}")
+            end(built, "failed", f"{type(reason).__name__}: {reason}")
+        if reason is not raised:
+            raise reason from raised
         raise
 
 

@@ -194,7 +194,6 @@ def test_a_teacher_that_cannot_teach_is_refused(build: Callable[..., MaskedImage
         ({"projector_hidden_dim": 0}, "projector_hidden_dim=0: must be at least 1"),
         ({"projector_lr_multiplier": -1.0}, "projector_lr_multiplier=-1.0: must be 0 or more"),
         ({"loss_weight": -1.0}, "loss_weight=-1.0: must be 0 or more"),
-        ({"use_fsdp": True}, "set da3.use_fsdp=false"),
     ],
 )
 def test_refused(build: Callable[..., MaskedImageDistillation], setting: dict[str, object], message: str) -> None:

@@ -22,7 +22,7 @@ from dinoswap.da3.centre import TokenCentre
 from dinoswap.da3.frozen import FrozenTeacher, Grid, GridMatching, TeacherPrecision
 from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Backend, TeacherSettings, TokenPart, Triple
 from dinoswap.da3.teacher import build_teacher, check_width
-from dinoswap.distributed import all_reduce_mean, all_reduce_sum
+from dinoswap.distributed import all_reduce_mean, all_reduce_sum, rows_per_rank
 from dinoswap.distributed.sharding import norms
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
@@ -127,19 +127,19 @@ class MaskedImageDistillation(Objective):
         return self.loss_weight if term == "cosine" else None
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        """`cosine` is the loss; of cosines, and of both norms before they are 1, means are logged."""
+        """`cosine` is the loss; of cosines, and of both norms before they are 1, means over all ranks are logged."""
         batch = context.batch
         targets = self.centre(self.masked_targets(batch, grid_of(context.student, batch.patch_crops)))  # [M, D]
         projected = context.student[PROJECTOR](context.student_features.masked_patch).float()  # [M, D]
         cosines = functional.cosine_similarity(projected, targets, dim=-1)  # [M]
-        tokens = max(len(cosines), 1)  # without a masked token every mean is 0
-        mean = cosines.sum() / tokens
+        logged = torch.stack([cosines, cosines.square(), projected.norm(dim=-1), targets.norm(dim=-1)])  # [4, M]
+        means = all_reduce_mean(logged.detach().sum(1)) / rows_per_rank(cosines)  # 0 without a masked token
         return {
             "cosine": self.reduction(1 - cosines, batch.mask, batch.masked_indices),
-            "cosine_mean": mean,
-            "cosine_std": ((cosines - mean).square().sum() / tokens).sqrt(),
-            "student_norm": projected.norm(dim=-1).sum() / tokens,
-            "teacher_norm": targets.norm(dim=-1).sum() / tokens,
+            "cosine_mean": means[0],
+            "cosine_std": (means[1] - means[0].square()).clamp(min=0).sqrt(),
+            "student_norm": means[2],
+            "teacher_norm": means[3],
         }
 
     def masked_targets(self, batch: Batch, grid: Grid) -> Tensor:
@@ -160,8 +160,9 @@ class MaskedImageDistillation(Objective):
         if not tokens:
             return f"teacher {teacher.identity}; the first batch has no masked token to check the loss on"
         values = self(context)
-        values["cosine"].backward()  # as in a step: where ranks hold shares, gradients are made by a backward pass alone
-        norm = float(norms([p.grad for p in context.student["backbone"].parameters() if p.grad is not None]).norm())
+        values["cosine"].backward()  # as in a step: gradients of shares are made by a backward pass alone
+        gradients = [p.grad for p in context.student["backbone"].parameters() if p.grad is not None]
+        norm = float(norms(gradients).norm()) if gradients else 0.0
         context.student.zero_grad(set_to_none=True)
         found = dict(zip(values, all_reduce_mean(torch.stack([*values.values()]).detach()).tolist(), strict=True))
         said = (

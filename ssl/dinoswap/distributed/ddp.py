@@ -4,6 +4,8 @@ torch's DistributedDataParallel around the one module that returns the loss. Eve
 in every step on every rank, a zero where its rank has no token for it, so unused parameters need no search.
 """
 
+import warnings
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,9 +26,11 @@ class DDP:
 
     def prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
         """What is called in the place of `model`. Buffers are left alone: what moves them is the same on all ranks."""
-        return DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            bucket_cap_mb=self.bucket_mb,
-            broadcast_buffers=False,
-        )
+        with warnings.catch_warnings():  # torch 2.14 renames an argument that 2.9 knows by this name only
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                bucket_cap_mb=self.bucket_mb,
+                broadcast_buffers=False,
+            )

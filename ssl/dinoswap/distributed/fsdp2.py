@@ -5,6 +5,7 @@ and scattered. Student and EMA teacher are cut alike, so the average is taken sh
 calls (heads and bank are called several times) is their business, so each network is a root of its own.
 """
 
+import warnings
 from collections.abc import Iterable
 from typing import Literal
 
@@ -42,6 +43,8 @@ class FSDP2:
 
     def prepare(self, networks: Iterable[nn.Module], device: torch.device) -> None:
         """Shard each of these in place, block by block where it has blocks."""
+        # Tokens are views of what the last norm gives, and are never changed in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (world_size(),))
         for network in networks:
             for part in (*getattr(network, "blocks", ()), network):

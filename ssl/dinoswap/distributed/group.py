@@ -25,10 +25,12 @@ from torch.distributed.rendezvous import rendezvous
 from dinoswap.distributed import RankFailed
 
 FIRST_PORT, PORTS = 20000, 20000
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 """In which the ranks that still run notice that a collective failed, once one has."""
-TIMED_OUT_OR_BROKEN = ("gloo", "Timed out", "timed out", "Connection", "NCCL")
-"""In the message of a collective that another rank left."""
+COLLECTIVE = ("gloo", "NCCL", "Timed out", "timed out", "Connection")
+"""Words in the message of a collective that another rank left."""
+
+_last_words: list[Store] = []  # of the process group, while there is one
 
 
 def launched_ranks() -> int:
@@ -61,47 +63,51 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def process_group(timeout_minutes: float) -> Iterator[None]:
-    """Of the processes that were launched; nothing for a single one. Raises RankFailed when another rank is the reason
-    why a collective failed."""
+    """Of the processes that were launched; nothing for a single one."""
     if launched_ranks() == 1:
         yield
         return
     timeout = timedelta(minutes=timeout_minutes)
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    # torchrun may keep one store over its restarts, with the addresses of ranks that are no more
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    words = PrefixStore("failed", store)
+    _last_words.append(PrefixStore("last words", store))
     try:
         yield
     except Exception as error:
-        _blame(words, error)
+        if (reason := explained(error)) is not error:
+            raise reason from error
         raise
+    finally:
+        _last_words.clear()
     dist.barrier()  # the first rank keeps the store: it must not be gone while another one still reads
     dist.destroy_process_group()
 
 
-def _blame(words: Store, error: Exception) -> None:
-    """Tell the others why this rank fails. Where a collective failed, raises RankFailed with what they say."""
-    collective = isinstance(error, RuntimeError) and any(word in str(error) for word in TIMED_OUT_OR_BROKEN)
-    told = f"rank {dist.get_rank()} on {socket.gethostname()}: {type(error).__name__}: {error}"
+def explained(error: Exception) -> Exception:
+    """Of an exception that ends this rank: leaves word of it, or, where a collective raised it, RankFailed with what
+    the other ranks left."""
+    if not _last_words or isinstance(error, RankFailed):
+        return error
+    words, rank = _last_words[0], dist.get_rank()
+    collective = isinstance(error, RuntimeError) and any(word in str(error) for word in COLLECTIVE)
     try:
-        words.set(str(dist.get_rank()), "" if collective else told)
-        if not collective:
-            return
-        heard = _listen(words)
+        words.set(str(rank), "" if collective else f"rank {rank} on {socket.gethostname()}: {one_line(error)}")
+        return RankFailed(_heard(words) or f"a collective failed on every rank: {error}") if collective else error
     except dist.DistError:
-        raise RankFailed("rank 0 is gone: it was killed, or its node is lost") from error
-    reasons = [text for text in heard.values() if text]
-    missing = [f"rank {other}" for other in range(dist.get_world_size()) if other not in heard]
-    if missing:
-        reasons.append(f"no answer from {', '.join(missing)}: killed, lost or hanging")
-    raise RankFailed("; ".join(reasons) or f"a collective failed on every rank: {error}") from error
+        return RankFailed("no answer from rank 0, which keeps the group's store: killed, or its node is lost")
 
 
-def _listen(words: Store) -> dict[int, str]:
-    """The words of the ranks that left one, by rank."""
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _heard(words: Store) -> str:
+    """Who failed, by the words of those that left one and the silence of the others."""
     heard: dict[int, str] = {}
     deadline = time.monotonic() + GRACE_SECONDS
     while len(heard) < dist.get_world_size() and time.monotonic() < deadline:
@@ -109,4 +115,8 @@ def _listen(words: Store) -> dict[int, str]:
             if words.check([str(other)]):
                 heard[other] = words.get(str(other)).decode()
         time.sleep(0.1)
-    return heard
+    missing = [f"rank {other}" for other in range(dist.get_world_size()) if other not in heard]
+    reasons = [text for text in heard.values() if text]
+    if missing:
+        reasons.append(f"no answer from {', '.join(missing)}: killed, lost or hanging")
+    return "; ".join(reasons)

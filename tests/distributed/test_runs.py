@@ -1,0 +1,185 @@
+"""Runs of two ranks that are left alone, killed, stopped and interrupted, by the command that users give."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dinoswap import metrics
+from train_processes import TrainProcess, last_step, lines, wait_until
+
+STEPS = 24
+SETTINGS = [
+    "recipe=smoke",
+    "clustering=masked",
+    "model.drop_path=0.3",  # draws random numbers in the step, other ones on each rank
+    f"trainer.max_steps={STEPS}",
+    "trainer.checkpoint_every=4",
+    "trainer.eval_every=8",
+    "trainer.tensorboard=false",
+    "evaluation.in_loop_images=20",
+    "evaluation.images=20",
+]
+SPREAD = ["ddp", "fsdp2"]
+TIMEOUT_MINUTES = 0.1
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class TwoRanks:
+    """One run as two processes, told what torchrun would tell them."""
+
+    def __init__(self, overrides: list[str], results: Path, *, kill_at_sync: int | None = None) -> None:
+        """`kill_at_sync` of the first rank, which writes."""
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.ranks = [
+            TrainProcess(
+                [*SETTINGS, *overrides],
+                results,
+                kill_at_sync=kill_at_sync if rank == 0 else None,
+                rank={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+        self.folder = self.ranks[0].folder
+
+    def wait(self) -> list[int]:
+        return [rank.wait() for rank in self.ranks]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(rank.output for rank in self.ranks)
+
+
+@pytest.fixture(scope="module", params=SPREAD)
+def spread(request: pytest.FixtureRequest) -> str:
+    return f"distributed={request.param}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spread: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = TwoRanks([spread], tmp_path_factory.mktemp("undisturbed"))
+    assert run.wait() == [0, 0], run.output
+    return run.folder
+
+
+def assert_same_result(folder: Path, reference: Path) -> None:
+    assert metrics.load_record(folder / "run.json")["status"] == "completed"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {f"step-{STEPS:08d}"}
+    ours, theirs = ((path / f"checkpoints/step-{STEPS:08d}").iterdir() for path in (folder, reference))
+    assert {p.name: p.read_bytes() for p in ours} == {p.name: p.read_bytes() for p in theirs}
+    assert lines(folder) == lines(reference)
+
+
+def test_rank_0_alone_writes(undisturbed: Path) -> None:
+    record = metrics.load_record(undisturbed / "run.json")
+    assert (record["status"], record["steps"], record["hardware"]["ranks"]) == ("completed", STEPS, 2)
+    logged = [row["step"] for row in metrics.read(undisturbed / "metrics.jsonl") if "loss" in row]
+    assert logged == list(range(1, STEPS + 1))
+    files = {path.name for path in undisturbed.iterdir()}
+    assert files == {
+        *("checkpoints", "config.yaml", "log.rank1.txt", "log.txt", "metrics.jsonl", "overrides.txt", "pictures"),
+        "run.json",
+    }
+
+
+def test_the_other_rank_prints_nothing(spread: str, tmp_path: Path) -> None:
+    run = TwoRanks([spread, "trainer.max_steps=2", "trainer.eval_every=0"], tmp_path)
+    assert run.wait() == [0, 0], run.output
+    assert "run folder" in run.ranks[0].output
+    assert run.ranks[1].output == ""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_is_killed(victim: int, spread: str, undisturbed: Path, tmp_path: Path) -> None:
+    """The other one ends at once and says which; the same command ends in the state of a run left alone."""
+    run = TwoRanks([spread], tmp_path)
+    run.ranks[0].wait_for_step(9)
+    assert run.ranks[victim].signal(signal.SIGKILL) == -signal.SIGKILL
+    other = run.ranks[1 - victim]
+    assert other.wait() == 1, run.output
+    assert f"no answer from rank {victim}" in other.output.splitlines()[-1], other.output
+    if victim == 1:
+        record = metrics.load_record(run.folder / "run.json")
+        assert record["status"] == "failed"
+        assert "no answer from rank 1" in record["error"]
+    again = TwoRanks([spread], tmp_path)
+    assert again.wait() == [0, 0], again.output
+    assert_same_result(again.folder, undisturbed)
+
+
+def test_a_rank_hangs(tmp_path: Path) -> None:
+    """The other one gives it up after the timeout."""
+    run = TwoRanks(["distributed=ddp", f"distributed.timeout_minutes={TIMEOUT_MINUTES}"], tmp_path)
+    run.ranks[0].wait_for_step(5)
+    os.kill(run.ranks[1].pid, signal.SIGSTOP)
+    assert run.ranks[0].wait() == 1, run.output
+    os.kill(run.ranks[1].pid, signal.SIGKILL)
+    assert "no answer from rank 1" in metrics.load_record(run.folder / "run.json")["error"]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_rank_saves_the_same_step_on_all(
+    asked: int, spread: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = TwoRanks([spread], tmp_path)
+    run.ranks[0].wait_for_step(5)
+    os.kill(run.ranks[asked].pid, signal.SIGTERM)
+    assert run.wait() == [75, 75], run.output
+    record = metrics.load_record(run.folder / "run.json")
+    assert record["status"] == "preempted"
+    assert (run.folder / f"checkpoints/step-{record['steps']:08d}").is_dir()
+    again = TwoRanks([spread], tmp_path)
+    assert again.wait() == [0, 0], again.output
+    assert_same_result(again.folder, undisturbed)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_save_that_is_cut_off_leaves_the_one_before(
+    stage: int, spread: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Killed in its second checkpoint, after the tensors were written or before the rename."""
+    run = TwoRanks([spread], tmp_path, kill_at_sync=5 + stage)
+    statuses = run.wait()
+    assert statuses == [-signal.SIGKILL, 1], run.output
+    assert (run.folder / "checkpoints/step-00000004").is_dir()
+    assert not (run.folder / "checkpoints/step-00000008").exists()
+    again = TwoRanks([spread], tmp_path)
+    assert again.wait() == [0, 0], again.output
+    assert_same_result(again.folder, undisturbed)
+
+
+def test_an_error_of_one_rank_is_told_by_all(tmp_path: Path) -> None:
+    """Where the folder of checkpoints should be is a file, so rank 0 cannot save."""
+    run = TwoRanks(["distributed=ddp"], tmp_path)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "checkpoints").write_text("no folder")
+    assert run.wait() == [1, 1], run.output
+    assert "could not be written" in run.ranks[0].output.splitlines()[-1]
+    assert "rank 0: CheckpointError" in run.ranks[1].output.splitlines()[-1]
+    assert "rank 0: CheckpointError" in (run.folder / "log.rank1.txt").read_text().splitlines()[-1]
+
+
+def test_torchrun_starts_a_run_again(undisturbed: Path, spread: str, tmp_path: Path) -> None:
+    """With --max-restarts: a rank is killed, and the run goes on from its last checkpoint."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += [f"--master-port={free_port()}", "-m", "dinoswap.train", *SETTINGS, spread, f"results_dir={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = tmp_path / "runs" / undisturbed.relative_to(undisturbed.parents[2])
+    wait_until(lambda: last_step(folder) >= 9 or process.poll() is not None, "it stays below step 9")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    rank_1 = next(pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    os.kill(int(rank_1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert json.loads((folder / "run.json").read_text())["restarts"] >= 1
+    assert_same_result(folder, undisturbed)
