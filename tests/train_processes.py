@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -69,6 +70,39 @@ class TrainProcess:
         """Send it, alone of its session; its exit status."""
         os.kill(self.pid, number)
         return self.wait()
+
+
+class RankProcesses:
+    """One run as several processes, told what torchrun would tell them."""
+
+    def __init__(
+        self, overrides: list[str], results: Path, *, world_size: int = 2, kill_at_sync: int | None = None
+    ) -> None:
+        """`kill_at_sync` of the first rank, which writes."""
+        shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.ranks = [
+            TrainProcess(
+                overrides,
+                results,
+                kill_at_sync=kill_at_sync if rank == 0 else None,
+                rank={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(world_size)
+        ]
+        self.folder = self.ranks[0].folder
+
+    def wait(self) -> list[int]:
+        return [rank.wait() for rank in self.ranks]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(rank.output for rank in self.ranks)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _train(arguments: list[str], output: str, kill_at_sync: int | None, rank: dict[str, str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dinoswap import metrics
-from train_processes import TrainProcess, last_step, lines, wait_until
+from train_processes import RankProcesses, free_port, last_step, lines, wait_until
 
 STEPS = 24
 SETTINGS = [
@@ -29,35 +28,8 @@ SPREAD = ["ddp", "fsdp2"]
 TIMEOUT_MINUTES = 0.1
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class TwoRanks:
-    """One run as two processes, told what torchrun would tell them."""
-
-    def __init__(self, overrides: list[str], results: Path, *, kill_at_sync: int | None = None) -> None:
-        """`kill_at_sync` of the first rank, which writes."""
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        self.ranks = [
-            TrainProcess(
-                [*SETTINGS, *overrides],
-                results,
-                kill_at_sync=kill_at_sync if rank == 0 else None,
-                rank={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(2)
-        ]
-        self.folder = self.ranks[0].folder
-
-    def wait(self) -> list[int]:
-        return [rank.wait() for rank in self.ranks]
-
-    @property
-    def output(self) -> str:
-        return "\n".join(rank.output for rank in self.ranks)
+def two_ranks(overrides: list[str], results: Path, *, kill_at_sync: int | None = None) -> RankProcesses:
+    return RankProcesses([*SETTINGS, *overrides], results, kill_at_sync=kill_at_sync)
 
 
 @pytest.fixture(scope="module", params=SPREAD)
@@ -67,7 +39,7 @@ def spread(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(spread: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = TwoRanks([spread], tmp_path_factory.mktemp("undisturbed"))
+    run = two_ranks([spread], tmp_path_factory.mktemp("undisturbed"))
     assert run.wait() == [0, 0], run.output
     return run.folder
 
@@ -93,7 +65,7 @@ def test_rank_0_alone_writes(undisturbed: Path) -> None:
 
 
 def test_the_other_rank_prints_nothing(spread: str, tmp_path: Path) -> None:
-    run = TwoRanks([spread, "trainer.max_steps=2", "trainer.eval_every=0"], tmp_path)
+    run = two_ranks([spread, "trainer.max_steps=2", "trainer.eval_every=0"], tmp_path)
     assert run.wait() == [0, 0], run.output
     assert "run folder" in run.ranks[0].output
     assert run.ranks[1].output == ""
@@ -102,7 +74,7 @@ def test_the_other_rank_prints_nothing(spread: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_is_killed(victim: int, spread: str, undisturbed: Path, tmp_path: Path) -> None:
     """The other one ends at once and says which; the same command ends in the state of a run left alone."""
-    run = TwoRanks([spread], tmp_path)
+    run = two_ranks([spread], tmp_path)
     run.ranks[0].wait_for_step(9)
     assert run.ranks[victim].signal(signal.SIGKILL) == -signal.SIGKILL
     other = run.ranks[1 - victim]
@@ -112,14 +84,14 @@ def test_a_rank_is_killed(victim: int, spread: str, undisturbed: Path, tmp_path:
         record = metrics.load_record(run.folder / "run.json")
         assert record["status"] == "failed"
         assert "no answer from rank 1" in record["error"]
-    again = TwoRanks([spread], tmp_path)
+    again = two_ranks([spread], tmp_path)
     assert again.wait() == [0, 0], again.output
     assert_same_result(again.folder, undisturbed)
 
 
 def test_a_rank_hangs(tmp_path: Path) -> None:
     """The other one gives it up after the timeout."""
-    run = TwoRanks(["distributed=ddp", f"distributed.timeout_minutes={TIMEOUT_MINUTES}"], tmp_path)
+    run = two_ranks(["distributed=ddp", f"distributed.timeout_minutes={TIMEOUT_MINUTES}"], tmp_path)
     run.ranks[0].wait_for_step(5)
     os.kill(run.ranks[1].pid, signal.SIGSTOP)
     assert run.ranks[0].wait() == 1, run.output
@@ -131,14 +103,14 @@ def test_a_rank_hangs(tmp_path: Path) -> None:
 def test_a_signal_to_one_rank_saves_the_same_step_on_all(
     asked: int, spread: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = TwoRanks([spread], tmp_path)
+    run = two_ranks([spread], tmp_path)
     run.ranks[0].wait_for_step(5)
     os.kill(run.ranks[asked].pid, signal.SIGTERM)
     assert run.wait() == [75, 75], run.output
     record = metrics.load_record(run.folder / "run.json")
     assert record["status"] == "preempted"
     assert (run.folder / f"checkpoints/step-{record['steps']:08d}").is_dir()
-    again = TwoRanks([spread], tmp_path)
+    again = two_ranks([spread], tmp_path)
     assert again.wait() == [0, 0], again.output
     assert_same_result(again.folder, undisturbed)
 
@@ -148,19 +120,19 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(
     stage: int, spread: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Killed in its second checkpoint, after the tensors were written or before the rename."""
-    run = TwoRanks([spread], tmp_path, kill_at_sync=5 + stage)
+    run = two_ranks([spread], tmp_path, kill_at_sync=5 + stage)
     statuses = run.wait()
     assert statuses == [-signal.SIGKILL, 1], run.output
     assert (run.folder / "checkpoints/step-00000004").is_dir()
     assert not (run.folder / "checkpoints/step-00000008").exists()
-    again = TwoRanks([spread], tmp_path)
+    again = two_ranks([spread], tmp_path)
     assert again.wait() == [0, 0], again.output
     assert_same_result(again.folder, undisturbed)
 
 
 def test_an_error_of_one_rank_is_told_by_all(tmp_path: Path) -> None:
     """Where the folder of checkpoints should be is a file, so rank 0 cannot save."""
-    run = TwoRanks(["distributed=ddp"], tmp_path)
+    run = two_ranks(["distributed=ddp"], tmp_path)
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "checkpoints").write_text("no folder")
     assert run.wait() == [1, 1], run.output

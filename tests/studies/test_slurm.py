@@ -15,16 +15,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
-import torch
 
 from dinoswap.lock import holder
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import claimed, entries, read_json
 from dinoswap.studies.study import read_study
-from train_processes import last_step, wait_until
+from train_processes import RankProcesses, last_step, lines, wait_until
 
 CONF = Path(os.environ.get("DINOSWAP_SLURM", "/tmp/dinoswap-slurm")) / "slurm.conf"
 START = "tests/slurm/slurm_up.sh, as root on Debian or Ubuntu, starts the cluster that these tests need"
@@ -242,12 +241,6 @@ def assert_same_result(folder: Path, reference: Path) -> None:
     assert lines(folder) == lines(reference)
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, without what depends on the clock."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in found]
-
-
 def test_two_drivers_submit_once_and_both_wait(story: Story) -> None:
     submitted = [driver.output.count("is SLURM job") for driver in (story.first, story.second)]
     assert sorted(submitted) == [0, len(ARMS)]
@@ -307,44 +300,19 @@ def test_what_sbatch_refuses_is_one_line(cluster: None, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("runs/fates/*"))
 
 
-def test_two_tasks(cluster: None, reference: dict[str, Path], tmp_path: Path) -> None:
-    """Of an ordinary multirun. Both start, with what torchrun would tell them; rank 0 alone trains and writes."""
+def test_two_tasks(cluster: None, tmp_path: Path) -> None:
+    """One run of two ranks: told to stop, both save, the job is queued again and ends as a local run of two ranks."""
     settings = [line.strip(" -") for line in SETTINGS.split("\n") if line.strip()]
-    arguments = [*settings, ARMS["plain"], "seed=7", "study=fates", f"results_dir={tmp_path}", *LAUNCHER]
-    command = Command("train", "--multirun", *arguments, "hydra.launcher.tasks_per_node=2")
-    sums = two_ranks(tmp_path / "ranks")
+    run = [*settings, ARMS["plain"], "seed=7", "study=fates", "distributed=fsdp2"]
+    undisturbed = RankProcesses(run, tmp_path / "local")
+    command = Command(
+        "train", "--multirun", *run, f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.tasks_per_node=2"
+    )
+    assert undisturbed.wait() == [0, 0], undisturbed.output
+    folder = tmp_path / undisturbed.folder.relative_to(tmp_path / "local")
+    reach(folder, 14)
+    subprocess.run(["scancel", "--signal=USR2", claimed(folder)], check=True)
     assert command.wait() == 0, command.output
-    (run,) = tmp_path.glob("runs/fates/*/seed7")
-    assert_same_result(run, reference["plain"])
-    assert json.loads((run / "run.json").read_text())["restarts"] == 0
-    rank_0, rank_1 = sorted(tmp_path.glob("runs/.submitit/*/*_log.out"))
-    assert f"step {STEPS}/{STEPS}" in rank_0.read_text()
-    assert "rank 1 of 2" in rank_1.read_text()
-    assert sums == [3.0, 3.0]
-
-
-def two_ranks(folder: Path) -> list[float]:
-    """1 from rank 0 and 2 from rank 1, added up over a gloo group of two SLURM tasks."""
-    submitit = pytest.importorskip("submitit")
-    executor = submitit.AutoExecutor(folder, cluster="slurm")
-    executor.update_parameters(timeout_min=MINUTES, tasks_per_node=2, cpus_per_task=1)
-    path = [*sys.path]
-
-    def add_up() -> float:  # local, so that it travels by value
-        import sys
-
-        sys.path[:] = path
-
-        import submitit
-
-        from dinoswap import distributed
-        from hydra_plugins.dinoswap_launchers.slurm import rank_variables
-
-        os.environ.update(rank_variables(submitit.JobEnvironment()))
-        torch.distributed.init_process_group("gloo")
-        return float(distributed.all_reduce_sum(torch.tensor(distributed.rank() + 1.0)))
-
-    job = executor.submit(add_up)
-    results = [job.task(rank).paths.result_pickle for rank in range(2)]
-    wait_until(lambda: all(path.exists() for path in results), "no result of two ranks", WAIT)
-    return [float(result) for result in job.results()]
+    assert_same_result(folder, undisturbed.folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["restarts"], record["hardware"]["ranks"]) == (1, 2)

@@ -1,0 +1,283 @@
+"""tools/plan.py against published parameter counts and run times, the package's FLOP counter, and measured memory.
+
+The truth for memory is the growth of a process's resident set, its high-water mark over one real step, in a child with
+malloc told to give back what is freed: what a user runs out of, kernels' own buffers included, where a count of tensors
+would share the plan's blind spots.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plan
+import plan_step
+from dinoswap.build import build_pipeline, build_source, build_trainer
+from dinoswap.command_line import compose_config
+from dinoswap.flops import step_flops
+
+HEADS = [f"heads.{head}.prototypes=64" for head in ("dino_head", "ibot_head")]
+
+
+# --- parameters and FLOPs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "millions", "parameters"),
+    # MODEL_CARD.md of facebookresearch/dinov2, and what its hub's networks count (position table of 518 pixels)
+    [
+        ("small", 21, 22_056_576),
+        ("base", 86, 86_580_480),
+        ("large", 300, 304_368_640),
+        ("giant", 1100, 1_136_480_768),
+    ],
+)
+def test_backbones_have_the_published_number_of_parameters(size: str, millions: int, parameters: int) -> None:
+    overrides = ["recipe=vits16", f"model.size={size}", "model.patch_size=14", "model.registers=0", *HEADS]
+    model = plan_step.meta_model(compose_config([*overrides, "crops.global_size=518", "crops.local_size=98"]))
+    assert plan_step.count(model.student["backbone"]) == parameters
+    assert parameters / 1e6 == pytest.approx(millions, rel=0.06)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "overrides", [["preset=official"], ["preset=legacy"], ["da3=enabled"], ["model.activation_checkpointing=true"]]
+)
+def test_flops_are_those_of_the_packages_counter(overrides: list[str]) -> None:
+    overrides = ["recipe=smoke", *overrides]
+    cfg = compose_config(overrides)
+    trainer = build_trainer(cfg)
+    batch = build_pipeline(cfg, trainer.model)(build_source(cfg).train())[0]
+    counted = step_flops(trainer.model, batch, trainer.schedules.at(0)) / batch.images
+    found = plan.make_plan(overrides)
+    assert found.flops_per_image + found.recomputed_flops_per_image == counted
+    assert (found.recomputed_flops_per_image > 0) == cfg["model"]["activation_checkpointing"]
+    assert (found.frozen_flops_per_image > 0) == cfg["da3"]["enabled"]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import gc, json, sys
+from pathlib import Path
+import torch
+from dinoswap.build import build_pipeline, build_source, build_trainer
+from dinoswap.command_line import compose_config
+
+def status(name):
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))
+    return int(line.split()[1]) * 1024
+
+def copied(batch):
+    return batch._map(lambda t: t.clone())
+
+overrides = sys.argv[1:]
+cfg = compose_config(overrides)
+# Code, thread pools and generated kernels come into memory, by a network of one block
+less = compose_config([*overrides, "model.depth=1", "data.batch_size=4"])
+trainer = build_trainer(less)
+images = build_source(cfg).train()
+mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
+small, batch = (copied(build_pipeline(c, trainer.model)(images)[0].normalised(mean, std)) for c in (less, cfg))
+for step in range(2):
+    trainer.step(step, [small])
+del trainer
+gc.collect()
+before = status("VmRSS") - sum(t.numel() * t.element_size() for t in batch.tensors().values())
+trainer = build_trainer(cfg)
+trainer.step(0, [small])  # AdamW's moments exist
+kept = copied(batch)  # what the guard keeps of the step before
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+trainer.step(1, [batch])
+print(json.dumps(status("VmHWM") - before))
+"""
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
+VIT_S = [
+    "recipe=vits16", "crops.global_size=96", "crops.local_size=48", "crops.local_number=4", "data.batch_size=16",
+    "heads.dino_head.prototypes=8192", "heads.ibot_head.prototypes=8192", "data.workers=0", "trainer.device=cpu",
+]  # fmt: skip
+
+
+def measured_bytes(overrides: list[str]) -> int:
+    """Peak of one step above what the process had before it built the model."""
+    environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURE, *overrides]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone can reset a high-water mark")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_memory_is_within_a_tenth_of_what_a_step_takes(precision: str, checkpointing: str) -> None:
+    overrides = [*VIT_S, f"trainer.precision={precision}", f"model.activation_checkpointing={checkpointing}"]
+    cfg = compose_config(overrides)
+    model = plan_step.meta_model(cfg)
+    batch, hyper = plan_step.meta_batch(cfg, model, slices=1), plan_step.first_hyper(cfg)
+    life = plan.step_life(cfg, model, batch, hyper, checkpointing=checkpointing == "true", gpu=False)
+    request = plan.Request("h100", 1, "none", 1.0, runs=1, price=None)
+    found = sum(plan.memory_parts(cfg, model, batch, life, request).values())
+    assert found == pytest.approx(measured_bytes(overrides), rel=0.1)
+
+
+def test_checkpointing_and_sharding_take_less_memory() -> None:
+    base = ["recipe=smoke", "model.depth=8", "model.embed_dim=64", "data.batch_size=64"]
+    one = plan.make_plan(base, gpus=8, sharding="ddp")
+    many = plan.make_plan(base, gpus=8, sharding="fsdp2")
+    assert one.memory["on"][plan_step.ACTIVATIONS] < one.memory["off"][plan_step.ACTIVATIONS] / 2
+    for part in ("weights", "EMA teacher", "optimiser (AdamW's moments)"):
+        assert many.memory["off"][part] == pytest.approx(one.memory["off"][part] / 8, abs=1)
+    assert one.memory["off"]["weights"] == 4 * one.parameters["student"]
+    assert one.memory["off"]["optimiser (AdamW's moments)"] == 8 * one.parameters["trained"]
+    assert one.memory["off"]["gradient buckets"] == 4 * one.parameters["trained"]
+
+
+def test_a_second_micro_batch_meets_the_gradients_of_the_first() -> None:
+    base = ["recipe=smoke", "model.depth=4", "data.batch_size=64"]
+    whole, parts = plan.make_plan(base), plan.make_plan([*base, "trainer.accumulate=2"])
+    assert parts.images_per_gpu == 32
+    assert parts.memory["off"][plan_step.GRADIENTS] == 4 * parts.parameters["trained"]
+    assert parts.memory["off"][plan_step.ACTIVATIONS] < whole.memory["off"][plan_step.ACTIVATIONS]
+
+
+def test_the_frozen_teacher_is_counted_with_its_precision() -> None:
+    base = ["recipe=smoke", "da3=enabled"]
+    fp32, bf16 = (plan.make_plan([*base, f"da3.precision={precision}"]) for precision in ("fp32", "bf16"))
+    assert fp32.memory["off"]["frozen teacher"] == 4 * fp32.parameters["frozen da3 teacher"]
+    assert fp32.frozen_flops_per_image == bf16.frozen_flops_per_image > 0
+    assert fp32.seconds["compute"] > bf16.seconds["compute"]
+
+
+# --- communication, time, cost ----------------------------------------------------------------------------------------
+
+
+def test_ddp_sends_its_gradients_twice_around_the_ring() -> None:
+    found = plan.make_plan(["recipe=smoke"], gpus=4, sharding="ddp")
+    assert found.communication["all-reduce of gradients"] == 2 * 3 / 4 * 4 * found.parameters["trained"]
+    # Sinkhorn's 3 iterations over 64 prototypes, of DINO and of iBOT
+    assert found.communication["vectors of K"] == 2 * 3 / 4 * 4 * 64 * 3 * 2
+
+
+def test_fsdp2_gathers_each_unit_for_each_call() -> None:
+    found = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2")
+    own = found.parameters
+    # DINO's head is called for global and for local crops, everything else once
+    called = own["student"] + own["student dino_head"]
+    assert found.communication["all-gather forward"] == 3 / 4 * 4 * called
+    assert found.communication["all-gather backward"] == found.communication["all-gather forward"]
+    assert found.communication["reduce-scatter of gradients"] == found.communication["all-gather forward"]
+    assert found.communication["all-gather of the EMA teacher"] == 3 / 4 * 4 * own["EMA teacher"]
+    assert plan.make_plan(["recipe=smoke"]).communication == {}
+
+
+def test_time_follows_utilisation_and_cost_follows_time() -> None:
+    base = ["recipe=smoke", "trainer.precision=bf16"]
+    half, whole = (plan.make_plan(base, utilisation=u, runs=3, price=2.5) for u in (0.5, 1.0))
+    assert half.seconds["compute"] == pytest.approx(2 * whole.seconds["compute"])
+    assert whole.seconds["compute"] == pytest.approx(whole.flops_per_image * 8 / 989e12)
+    assert whole.study["hours_per_run"] == pytest.approx(10 * whole.seconds["step"] / 3600)
+    assert whole.study["gpu_hours"] == pytest.approx(3 * 10 * whole.seconds["step"] / 3600)
+    assert whole.study["cost"] == pytest.approx(2.5 * (whole.study["gpu_hours"] or 0))
+    assert plan.make_plan(base).study["cost"] is None
+
+
+def test_communication_that_compute_does_not_hide_takes_time() -> None:
+    few = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=0.5)
+    slow = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=1e-6)
+    assert few.seconds["not hidden"] > 0.5 * few.seconds["communication"]
+    assert slow.seconds["not hidden"] < 0.1 * slow.seconds["communication"]
+    assert few.seconds["step"] == pytest.approx(few.seconds["compute"] + few.seconds["not hidden"])
+
+
+# --- as a command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_plan_for_people_and_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recipe=smoke", "--gpus", "2", "--sharding", "ddp", "--gpu", "a100", "--runs", "48", "--price", "2"]
+    assert plan.main([*arguments, "--json", str(tmp_path / "plan.json")]) == 0
+    shown = capsys.readouterr().out
+    found: dict[str, Any] = json.loads((tmp_path / "plan.json").read_text())
+    assert plan.main([*arguments, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert found["request"] == {
+        "gpu": "a100", "gpus": 2, "sharding": "ddp", "utilisation": 0.34, "runs": 48, "price": 2.0
+    }  # fmt: skip
+    assert found["memory_bytes"] == sum(found["memory"]["off"].values())
+    for word in (f"{found['parameters']['student']:,}", "all-reduce of gradients", "GPU hours of 48 runs", "0.34"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpu", "h10"], ["--gpu h10", "Did you mean 'h100'?", "a100-40"]),
+        (["--utilisation", "0"], ["--utilisation 0.0", "at most 1", "0.18"]),
+        (["--utilisation", "1.5"], ["--utilisation 1.5"]),
+        (["--utilisation", "nan"], ["--utilisation nan"]),
+        (["--gpus", "0"], ["--gpus 0", "at least 1"]),
+        (["--runs", "0"], ["--runs 0", "at least 1"]),
+        (["--price", "-1"], ["--price -1.0", "0 or more"]),
+        (["--gpus", "2"], ["--gpus 2", "ddp"]),
+        (["--sharding", "fsdp"], ["--sharding fsdp", "fsdp2"]),
+        (["--gpus", "3", "--sharding", "ddp"], ["data.batch_size=8", "try data.batch_size=9"]),
+        (["recipe=vitl61_short"], ["vitl61_short", "Did you mean 'vitl16_short'?"]),
+        (["model.sizes=small"], ["model.sizes=small", "Did you mean 'model.size'?"]),
+        (["crops.global_size=33"], ["crops.global_size=33", "try crops.global_size=32"]),
+        (["model.num_heads=5"], ["model.num_heads=5"]),
+        (["da3=enabled", "da3.ckpt_path=/nowhere"], ["da3.ckpt_path=/nowhere"]),
+        (["--json", "/nowhere/plan.json"], ["--json /nowhere/plan.json", "exists"]),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main(["recipe=smoke", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("plan: ")
+    for word in words:
+        assert word in said
+    assert "Traceback" not in said
+
+
+# --- published run times ----------------------------------------------------------------------------------------------
+
+OFFICIAL_LARGE = ["layer_decay.rate=1.0", "model.activation_checkpointing=false"]  # as dinov2's configs have it
+SINKHORN = [f"targets@objectives.{name}.targets=sinkhorn" for name in ("dino", "ibot")]
+PUBLISHED = [
+    # README.md of facebookresearch/dinov2: "approximately 1 day" on 32 A100-80GB
+    (["recipe=vitl16_short"], "a100", 32, 32 * 24),
+    # the same: "approximately 3.3 days" on 96 A100-80GB
+    (["recipe=vitl14", *OFFICIAL_LARGE], "a100", 96, 96 * 3.3 * 24),
+    # MODEL_CARD.md of facebookresearch/dinov2: 22,000 hours of A100. The number of GPUs is not stated: 256 at 12 images
+    (["recipe=vitg14", *OFFICIAL_LARGE], "a100", 256, 22_000),
+    # README.md of facebookresearch/dinov3, vitl_im1k_lin834.yaml: "approximately 14 hours" on 32 H100-80GB
+    (
+        ["recipe=vitl16_short", "trainer.precision=bf16", "objectives.ibot.head=ibot_head", *SINKHORN],
+        "h100",
+        32,
+        32 * 14,
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "gpu", "gpus", "gpu_hours"), PUBLISHED)
+def test_published_runs_take_what_is_planned(overrides: list[str], gpu: str, gpus: int, gpu_hours: float) -> None:
+    """Within 15 % at the default utilisation of that GPU."""
+    cfg = compose_config(overrides)
+    model = plan_step.meta_model(cfg)
+    batch, hyper = plan_step.meta_batch(cfg, model, gpus), plan_step.first_hyper(cfg)
+    request = plan.Request(gpu, gpus, "ddp", plan.GPUS[gpu].utilisation, runs=1, price=None)
+    flops = plan_step.flops(model, batch, hyper, checkpointing=False)
+    seconds = plan.step_seconds(cfg, flops, plan.communicated(cfg, model, {}, request), request, gpus)
+    assert plan.study(cfg, seconds["step"], request)["gpu_hours"] == pytest.approx(gpu_hours, rel=0.15)
