@@ -117,6 +117,7 @@ def measured_bytes(overrides: list[str]) -> int:
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone can reset a high-water mark")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", ["false", "true"])

@@ -1,0 +1,359 @@
+"""One training step on paper, for tools/plan.py: its networks, FLOPs and live bytes, from shapes alone.
+
+Networks are built on torch's meta device, so that ViT-g takes no memory. FLOPs are those of the package's own counter
+(dinoswap/flops.py). Memory is that of a forward and a backward pass over fake tensors (torch's FakeTensorMode): every
+operator, autograd and autocast see the shapes and types of the real step and nothing is computed, while each storage is
+noted from its birth to its death. So what autograd saves, its largest temporaries, and when gradients come to life,
+are followed and not modelled.
+
+Fake tensors are on the CPU, whose autocast makes the same copies of weights as CUDA's. A plan for a GPU has torch's
+fused attention, which saves queries, keys, values, output and one number per row.
+Not seen: what a kernel allocates for itself, an allocator's rounding, a process's own memory (on a GPU its context, the
+workspaces of cuBLAS and the buffers of NCCL).
+"""
+
+import contextlib
+import copy
+import math
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from dinoswap.build import build_model
+from dinoswap.da3.enabled import MaskedImageDistillation, grid_of
+from dinoswap.da3.protocol import TeacherSettings
+from dinoswap.da3.source import locate
+from dinoswap.flops import step_flops
+from dinoswap.model import SelfDistillation
+from dinoswap.nn import attention
+from dinoswap.objectives.base import Objective
+from dinoswap.schedules import ScheduleSettings, build_schedules
+from dinoswap.schema import ConfigError, construct, construct_option
+from dinoswap.settings import loading_settings
+from dinoswap.trainer import AUTOCAST
+from dinoswap.values import Batch, Hyper
+
+Config = Mapping[str, Any]
+META = torch.device("meta")
+
+WEIGHT_CASTS = "autocast copies of weights"
+WEIGHT_PRODUCTS = "folded weights"
+GRADIENTS = "gradients"
+LOGITS = "K-sized logits and targets"
+ACTIVATIONS = "activations"
+TEMPORARIES = "backward temporaries"
+KINDS = (GRADIENTS, WEIGHT_CASTS, WEIGHT_PRODUCTS, LOGITS, ACTIVATIONS, TEMPORARIES)
+"""What a storage born in a step is. The recomputed block of activation checkpointing counts as a temporary."""
+STATE = "state"
+
+
+# --- the networks and a batch -----------------------------------------------------------------------------------------
+
+
+class _AnswersEqual(TorchFunctionMode):
+    """torch.equal of two meta tensors is true: a frozen teacher asks whether its pixels are normalised as ours are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.equal and args[0].is_meta:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def meta_model(cfg: Config) -> SelfDistillation:
+    """The model of a config without memory for its weights. Raises ConfigError."""
+    cfg = _without_weights(cfg)
+    own_weights = cfg["da3"]["enabled"] and cfg["da3"]["backend"] != "native"
+    if own_weights:  # other packages' networks are not all made for the meta device
+        return build_model(cfg).to(META)
+    with META, _AnswersEqual():
+        return build_model(cfg).to(META)
+
+
+def _without_weights(cfg: Config) -> Config:
+    """A native DA3 teacher by the variant that its file says, so that no weight is read."""
+    section = cfg["da3"]
+    if not (section["enabled"] and section["backend"] == "native" and section["ckpt_path"]):
+        return cfg
+    known = ("backend", "variant", "ckpt_path", "num_heads", "layer", "token_part", "normalise_halves")
+    try:
+        names = locate(TeacherSettings(**{name: section[name] for name in known})).names
+    except ValueError as error:
+        raise ConfigError(f"da3.{error}") from error
+    if not names:
+        raise ConfigError(
+            f"da3.ckpt_path={section['ckpt_path']}: no released variant, so it cannot be planned without its weights; "
+            "set da3.ckpt_path= and the da3.variant that comes nearest"
+        )
+    return {**cfg, "da3": {**section, "ckpt_path": "", "variant": names[0], "num_heads": None}}
+
+
+def with_checkpointing(model: SelfDistillation, enabled: bool) -> SelfDistillation:
+    """The same model with activation checkpointing of its blocks switched."""
+    switched = copy.deepcopy(model)
+    for network in (switched.student, switched.teacher):
+        cast(Any, network["backbone"]).activation_checkpointing = enabled
+    return switched
+
+
+def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
+    """One of the `slices` parts (GPUs times micro-batches) of step 0, normalised, on the meta device. The masks are
+    drawn; masked tokens and crops are the mean over the slices, rounded up."""
+    loading, crops, plan = loading_settings(cfg), cfg["crops"], model.plan
+    images, size = loading.batch_size // slices, crops["global_size"]
+    draw = construct_option(cfg["masking"], "masking").sampler(
+        crop_size=(size, size),
+        patch_size=cfg["model"]["patch_size"],
+        crops=plan.masked_crops,
+        images=loading.batch_size,
+        seed=int(cfg["seed"]),
+    )
+    mask = torch.from_numpy(draw(0))  # [P, images of all slices, N]
+    clean = plan.masked_crops if any(o.needs_clean_crops for o in objectives(model).values()) else 0
+
+    def pixels(number: int, side: int) -> Tensor:
+        return torch.empty(number, images, 3, side, side, device=META)
+
+    return Batch(
+        global_crops=pixels(2, size),
+        local_crops=pixels(crops["local_number"], crops["local_size"] if crops["local_number"] else 0),
+        extra_crops=pixels(plan.extra_crops, size if plan.extra_crops else 0),
+        clean_crops=pixels(clean, size if clean else 0),
+        mask=torch.empty(mask.shape[0], images, mask.shape[2], dtype=torch.bool, device=META),
+        masked_indices=torch.empty(math.ceil(int(mask.sum()) / slices), dtype=torch.int64, device=META),
+        masked_crops=torch.empty(math.ceil(int(mask.any(-1).sum()) / slices), dtype=torch.int64, device=META),
+        indices=torch.empty(images, dtype=torch.int64, device=META),
+    )
+
+
+def first_hyper(cfg: Config) -> Hyper:
+    """What the schedules say at step 0. Raises ConfigError."""
+    settings = construct(ScheduleSettings, cfg["schedule"], "schedule")
+    try:
+        return build_schedules(settings, total=cfg["trainer"]["max_steps"], batch_size=cfg["data"]["batch_size"]).at(0)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def objectives(model: SelfDistillation) -> dict[str, Objective]:
+    return {name: cast(Objective, objective) for name, objective in model.objectives.items()}
+
+
+def frozen_networks(model: SelfDistillation) -> dict[str, nn.Module]:
+    """Teachers that are no copy of the student, by objective."""
+    return {n: o.teacher for n, o in objectives(model).items() if isinstance(o, MaskedImageDistillation)}
+
+
+def count(module: nn.Module, trained_only: bool = False) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
+
+
+def batch_bytes(batch: Batch) -> int:
+    return sum(t.numel() * t.element_size() for t in batch.tensors().values())
+
+
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one micro-batch: the algorithm's as published, what checkpointing computes again, and of the former those of
+    frozen teachers, which have a precision of their own."""
+
+    algorithm: int
+    recomputed: int
+    frozen: int
+
+
+def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bool) -> Flops:
+    algorithm = step_flops(with_checkpointing(model, False), batch, hyper)
+    again = step_flops(with_checkpointing(model, True), batch, hyper) - algorithm if checkpointing else 0
+    with FlopCounterMode(display=False) as counter:
+        for objective in objectives(model).values():
+            if isinstance(objective, MaskedImageDistillation):
+                objective.masked_targets(batch, grid_of(model.student, batch.patch_crops))
+    return Flops(algorithm, again, int(counter.get_total_flops()))
+
+
+# --- live bytes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Life:
+    """The storages of one step in the order in which they came and went."""
+
+    sizes: list[int] = field(default_factory=list)  # bytes of each storage
+    kinds: list[str] = field(default_factory=list)
+    events: list[tuple[int, int]] = field(default_factory=list)  # (storage, 1 born or -1 dead)
+    calls: Counter[str] = field(default_factory=Counter)  # forward calls of each block and network
+
+    def peak(self, scale: Mapping[str, float]) -> dict[str, int]:
+        """Bytes by kind at the moment when their sum, each kind times its `scale` (1 where none is given), is
+        largest. Gradients that are complete, at the optimiser's step, are one of these moments."""
+        factors = [scale.get(kind, 1.0) for kind in self.kinds]
+        now, most, moment = 0.0, -1.0, 0
+        for index, (storage, sign) in enumerate(self.events):
+            now += sign * self.sizes[storage] * factors[storage]
+            if now > most:
+                most, moment = now, index
+        at = dict.fromkeys(KINDS, 0.0)
+        for storage, sign in self.events[: moment + 1]:
+            at[self.kinds[storage]] += sign * self.sizes[storage] * factors[storage]
+        return {kind: round(value) for kind, value in at.items()}
+
+    def most(self, kind: str) -> int:
+        """The most bytes of one kind at any moment."""
+        return self.peak({other: float(other == kind) for other in KINDS})[kind]
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every storage that an operator makes."""
+
+    def __init__(self, prototypes: set[int]) -> None:
+        super().__init__()
+        self.life = Life()
+        self.prototypes = prototypes
+        self.backward = False
+        self._places: dict[int, int] = {}  # address of a live storage -> its number, -1 for state
+        self._weights: dict[int, bool] = {}  # address of weights and what is made of weights alone -> is a parameter
+
+    def know(self, tensor: Tensor, is_parameter: bool = False) -> None:
+        """A tensor that outlives the step."""
+        address = tensor.untyped_storage()._cdata
+        self._places[address] = -1
+        if is_parameter:
+            self._weights[address] = True
+
+    def number(self, tensor: Tensor) -> int:
+        return self._places[tensor.untyped_storage()._cdata]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
+        sources = [self._weights.get(x.untyped_storage()._cdata) for x in inputs]
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, func, sources)
+        return out
+
+    def _note(self, tensor: Tensor, func: Any, sources: Sequence[bool | None]) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._places or not size:
+            return
+        number = len(self.life.sizes)
+        self._places[address] = number
+        of_weights = bool(sources) and None not in sources
+        if of_weights:
+            self._weights[address] = False
+            cast_of_parameter = func is torch.ops.aten._to_copy.default and sources == [True]
+            kind = WEIGHT_CASTS if cast_of_parameter else WEIGHT_PRODUCTS
+        elif tensor.ndim and tensor.shape[-1] in self.prototypes:
+            kind = LOGITS
+        else:
+            kind = TEMPORARIES if self.backward else ACTIVATIONS
+        self.life.sizes.append(size)
+        self.life.kinds.append(kind)
+        self.life.events.append((number, 1))
+        weakref.finalize(storage, self._end, address, number).atexit = False
+
+    def _end(self, address: int, number: int) -> None:
+        self.life.events.append((number, -1))
+        self._places.pop(address, None)
+        self._weights.pop(address, None)
+
+
+def _fused(qkv: Tensor) -> Tensor:
+    """`attend` as it is on a GPU, whatever the precision."""
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [b, h, T, d]
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def live_bytes(
+    model: SelfDistillation, batch: Batch, hyper: Hyper, precision: str, *, gpu: bool, accumulate: int = 1
+) -> Life:
+    """The storages of the gradients of one step. Weights, moments and the batch itself are state and not in it."""
+    prototypes = {int(t.shape[0]) for name, t in model.student.named_parameters() if name.endswith("weight_g")}
+    prototypes |= {int(network.weight.shape[0]) for network in model.student.values() if isinstance(network, nn.Linear)}
+    shadow = copy.deepcopy(model)
+    recorder = _Recorder(prototypes)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        shadow.to_empty(device="cpu")
+        inputs = replace(batch, **{name: torch.empty_like(t, device="cpu") for name, t in batch.tensors().items()})
+        for network in (shadow, *frozen_networks(shadow).values()):
+            for parameter in network.parameters():
+                recorder.know(parameter, is_parameter=True)
+            for buffer in network.buffers():
+                recorder.know(buffer)
+        for tensor in inputs.tensors().values():
+            recorder.know(tensor)
+        with recorder, _counted_calls(shadow, recorder.life.calls), _attention(gpu):
+            for _ in range(min(accumulate, 2)):  # a third micro-batch is like the second
+                recorder.backward = False
+                recorder.life.calls.clear()
+                with _autocast(precision):
+                    loss, terms = shadow(inputs, hyper)
+                recorder.backward = True
+                loss.backward()
+                del loss, terms
+        for parameter in shadow.parameters():
+            if parameter.grad is not None:
+                recorder.life.kinds[recorder.number(parameter.grad)] = GRADIENTS
+    return recorder.life
+
+
+def _autocast(precision: str) -> contextlib.AbstractContextManager[None]:
+    return torch.autocast("cpu", dtype=AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
+
+
+def _attention(gpu: bool) -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(attention, "attend", _fused) if gpu else contextlib.nullcontext()
+
+
+def units(model: SelfDistillation) -> dict[str, nn.Module]:
+    """What is gathered at a time where weights are shared: each block, and each network without its blocks."""
+    found: dict[str, nn.Module] = {}
+    for side, networks in (("student", model.student), ("teacher", model.teacher), ("frozen", frozen_networks(model))):
+        for name, network in networks.items():
+            found[f"{side}.{name}"] = network
+            for index, block in enumerate(getattr(network, "blocks", ())):
+                found[f"{side}.{name}.blocks.{index}"] = block
+    return found
+
+
+def unit_sizes(model: SelfDistillation) -> dict[str, int]:
+    """Parameters of each unit."""
+    sizes = {name: count(module) for name, module in units(model).items()}
+    inner = {name: sum(n for other, n in sizes.items() if other.startswith(f"{name}.blocks.")) for name in sizes}
+    return {name: size - inner[name] for name, size in sizes.items()}
+
+
+@contextlib.contextmanager
+def _counted_calls(model: SelfDistillation, calls: Counter[str]) -> Iterator[None]:
+    """Forward calls of each unit, less those that recompute."""
+
+    def note(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            if not torch._C._current_graph_task_id() >= 0:  # -1 outside a backward pass
+                calls[name] += 1
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in units(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
