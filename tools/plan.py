@@ -295,7 +295,7 @@ def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int],
     """Bytes that each GPU sends per step. `calls`: forward calls of each unit in one micro-batch, Life.calls."""
     if request.sharding == "none" or request.gpus == 1:
         return {}
-    ring, accumulate = (request.gpus - 1) / request.gpus, cfg["trainer"]["accumulate"]
+    ring, accumulate = (request.gpus - 1) / request.gpus, int(cfg["trainer"]["accumulate"])
     of_targets = sum(vector_bytes(objective, model) for objective in plan_step.objectives(model).values())
     vectors = 2 * ring * accumulate * of_targets
     if request.sharding == "ddp":
@@ -325,7 +325,8 @@ def vector_bytes(objective: Any, model: SelfDistillation) -> int:
         return 0
     network: Any = model.student[getattr(objective, "head", BANK)]
     prototypes = network.last_layer.weight_g if hasattr(network, "last_layer") else network.weight
-    return STATE_BYTES * len(prototypes) * (1 if isinstance(targets, Centering) else int(targets.iterations))
+    sums = 1 if isinstance(targets, Centering) else int(targets.iterations)
+    return STATE_BYTES * len(prototypes) * sums
 
 
 def step_seconds(

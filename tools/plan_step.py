@@ -218,11 +218,11 @@ class Life:
         return self.peak({other: float(other == kind) for other in KINDS})[kind]
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every storage that an operator makes."""
 
     def __init__(self, prototypes: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.life = Life()
         self.prototypes = prototypes
         self.backward = False
@@ -291,7 +291,8 @@ def live_bytes(
     recorder = _Recorder(prototypes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         shadow.to_empty(device="cpu")
-        inputs = replace(batch, **{name: torch.empty_like(t, device="cpu") for name, t in batch.tensors().items()})
+        tensors: dict[str, Any] = {n: torch.empty_like(t, device="cpu") for n, t in batch.tensors().items()}
+        inputs = replace(batch, **tensors)
         for network in (shadow, *frozen_networks(shadow).values()):
             for parameter in network.parameters():
                 recorder.know(parameter, is_parameter=True)
