@@ -118,7 +118,7 @@ def check_weights(file: Fixture) -> Iterator[Row]:
 def check_bank(file: Fixture) -> Iterator[Row]:
     """The bank's logits, and `<kind>_temp<temperature>[_<n>it|_eps0]` of each kind of stored logits."""
     teacher = functional.normalize(file["proto/teacher"].flatten(0, 1), dim=-1)
-    yield close("teacher_logits_flat", stored_bank(file)(teacher), file["proto/teacher_logits_flat"])
+    yield close("teacher_logits_flat", stored_bank(file)(teacher, teacher).teacher, file["proto/teacher_logits_flat"])
     logits = {
         "targets": file["proto/teacher_logits_flat"],
         "big_targets": file["proto/big_logits"],
@@ -230,7 +230,8 @@ def check_use(file: Fixture, case: str, objective: PatchPrototypeLoss, given: Co
     """At the selected positions: entropy of the student's predictions over ln K, and deviation of how often a
     prototype has a token's largest target, over the mean."""
     tokens, _, positions = objective.select(given)
-    logits: Tensor = given.student["prototype_bank"](functional.normalize(tokens, dim=-1))
+    unit = functional.normalize(tokens, dim=-1)
+    logits: Tensor = given.student["prototype_bank"](unit, unit).student
     prototypes = torch.tensor(float(logits.shape[1]))
     predicted = entropy((logits / STUDENT_TEMP).softmax(-1)).mean() / prototypes.log()
     yield close("entropy", predicted, file[f"proto/{case}/entropy"])
