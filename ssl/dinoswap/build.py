@@ -135,7 +135,7 @@ def prepare_for_distributed_training(
     if isinstance(parallel, DDP):
         return parallel.prepare(model, device)
     frozen = [network for o in model.objectives.values() for network in cast(Objective, o).inference_only_models()]
-    parallel.prepare([*model.student.values(), *model.teacher.values(), *frozen], device)
+    parallel.prepare(model.student.values(), [*model.teacher.values(), *frozen], device)
     return model
 
 

@@ -14,7 +14,7 @@ from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
 from dinoswap.optim.clip import ClipBy
-from dinoswap.schema import ConfigError, checked, construct, nearest, option_class, require_section
+from dinoswap.schema import ConfigError, checked, construct, construct_option, nearest, option_class, require_section
 from dinoswap.trainer import TrainerSettings
 
 Config = Mapping[str, Any]
@@ -166,13 +166,14 @@ def check_da3(cfg: Config) -> None:
 
 def check_distributed(cfg: Config) -> None:
     """What only some ways of spreading a model can do."""
-    shards = bool(cfg["distributed"]) and option_class(cfg["distributed"], "distributed") is FSDP2
-    if cfg["da3"].get("use_fsdp") and not shards:
+    section, precision = cfg["distributed"], cfg["trainer"]["precision"]
+    option = construct_option(section, "distributed") if section else None
+    if cfg["da3"].get("use_fsdp") and not isinstance(option, FSDP2):
         raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
-    if shards and cfg["trainer"]["precision"] == "fp16":
+    if isinstance(option, FSDP2) and section["param_dtype"] not in ("fp32", precision):
         raise ConfigError(
-            "trainer.precision=fp16: one loss scale for all shares is not implemented for distributed=fsdp2; "
-            "use trainer.precision=bf16"
+            f"distributed.param_dtype={section['param_dtype']}: does not go with trainer.precision={precision}; make "
+            "the two the same, or gather weights in fp32"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dinoswap.distributed import rank
+from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.group import local_rank
 from dinoswap.distributed.sharding import cut_like
 from dinoswap.ema import EMA
@@ -114,6 +114,7 @@ class Trainer:
         logs = self._gradients(batches, hyper)
         moved = [buffer.clone() for buffer in self.buffers]
         self.scaler.unscale_(self.optimizer)
+        self._agree_on_overflow()
         norms = self.clip(self.optimizer.param_groups)
         drop_frozen_gradients(self.optimizer.param_groups, hyper)
         severity = self.guard.severity(logs["loss"], norms, self.scaler.scale(torch.ones((), device=self.device)))
@@ -146,6 +147,12 @@ class Trainer:
         between them whole gradients would have to be kept."""
         wait: Callable[[], contextlib.AbstractContextManager[None]] | None = getattr(self.called, "no_sync", None)
         return contextlib.nullcontext() if last or wait is None else wait()
+
+    def _agree_on_overflow(self) -> None:
+        """Of shares of a gradient one may overflow alone: the loss scale is that of all ranks."""
+        if self.scaler.is_enabled() and world_size() > 1:
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.copy_(all_reduce_max(found))
 
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
         for buffer, value in zip(self.buffers, values, strict=True):

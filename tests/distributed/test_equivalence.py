@@ -1,6 +1,7 @@
 """Several ranks compute what one process computes on the same global batch: losses and weights after five steps."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -10,13 +11,15 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.configuration import plain
 from dinoswap.distributed import all_reduce_mean
 from dinoswap.distributed.sharding import whole
+from dinoswap.trainer import Trainer
+from dinoswap.values import Batch
 from ranks import on_ranks
 from small_models import CENTERING, composed
 
-STEPS = 5
+STEPS, OVERFLOWING = 5, 9
 COMMON = ["recipe=smoke", "trainer.device=cpu", "model.residual_dropout=0", "objectives.koleo.gather=true"]
 PATCH_LOSSES = ("ibot", "clustering")
-UNMASKED = "a rank without masked tokens"
+UNMASKED, UNSHARDED = "a rank without masked tokens", "gathered until the backward pass"
 CASES = {
     "official": [],
     "legacy": ["preset=legacy"],
@@ -31,26 +34,37 @@ CASES = {
     "accumulate": ["trainer.accumulate=2"],
     "clip_per_tensor": ["optimizer.clip=per_tensor", "optimizer.clip_grad=0.01"],
     "checkpointing": ["model.activation_checkpointing=true"],
+    UNSHARDED: [],
     "da3": ["da3=enabled", "da3.variant=small", "da3.projector_hidden_dim=16", "da3.centre_momentum=0.9"],
     UNMASKED: ["data.batch_size=2", "clustering=masked", "da3=enabled", "da3.projector_hidden_dim=16"],
 }
 FOUR = ["aligned", "legacy"]  # cases for four ranks
 
 
-def train(overrides: list[str]) -> dict[str, Any]:
-    """What is logged of each step, weights and buffers after the last, and masked tokens of this rank at each."""
-    cfg = plain(composed([*COMMON, *overrides]))
+def prepared(overrides: list[str]) -> tuple[Trainer, Callable[[int], list[Batch]]]:
+    """A trainer, and its micro-batches of each step."""
+    cfg = plain(composed(overrides))
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
     mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
+
+    @cache
+    def batches(step: int) -> list[Batch]:
+        first = step * dataset.accumulate
+        return [dataset[first + micro].normalised(mean, std) for micro in range(dataset.accumulate)]
+
+    return trainer, batches
+
+
+def train(overrides: list[str]) -> dict[str, Any]:
+    """What is logged of each step, weights and buffers after the last, and masked tokens of this rank at each."""
+    trainer, batches = prepared([*COMMON, *overrides])
     logs: dict[str, list[float]] = {}
     masked = []
     for step in range(STEPS):
-        first = step * dataset.accumulate
-        batches = [dataset[first + micro].normalised(mean, std) for micro in range(dataset.accumulate)]
-        for name, value in trainer.step(step, batches).items():
+        for name, value in trainer.step(step, batches(step)).items():
             logs.setdefault(name, []).append(float(all_reduce_mean(value)))
-        masked.append(sum(len(batch.masked_indices) for batch in batches))
+        masked.append(sum(len(batch.masked_indices) for batch in batches(step)))
     weights = {name: whole(value).clone() for name, value in trainer.model.state_dict().items()}
     return {"logs": logs, "weights": weights, "masked": masked}
 
@@ -60,7 +74,11 @@ def train_all(spread: str, cases: list[str], rank: int) -> dict[str, Any]:
 
 
 def also(spread: str, case: str) -> list[str]:
-    return ["da3.use_fsdp=true"] if spread == "fsdp2" and "da3=enabled" in CASES[case] else []
+    """What only shares know."""
+    if spread == "ddp":
+        return []
+    kept = ["distributed.reshard_after_forward=false"] if case == UNSHARDED else []
+    return [*kept, *(["da3.use_fsdp=true"] if "da3=enabled" in CASES[case] else [])]
 
 
 Found = dict[str, dict[str, Any]]
@@ -113,3 +131,21 @@ def test_four_ranks_are_one_process(case: str, four_ranks: list[Found], alone: F
 def test_there_was_a_rank_without_masked_tokens(two_ranks: list[Found]) -> None:
     masked = list(zip(*(found[UNMASKED]["masked"] for found in two_ranks), strict=True))
     assert any(0 in counts and sum(counts) for counts in masked), masked
+
+
+def half_precision(spread: str, rank: int) -> list[tuple[float, float, float]]:
+    """Loss, whether the step was skipped, and loss scale of steps of which the first overflow."""
+    trainer, batches = prepared([*COMMON, "trainer.precision=fp16", f"distributed={spread}"])
+    logs = [trainer.step(step, batches(step)) for step in range(OVERFLOWING + 3)]
+    return [(float(of["loss"]), float(of["nonfinite"]), trainer.scaler.get_scale()) for of in logs]
+
+
+def test_shares_have_one_loss_scale(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where one share of a gradient overflows, all ranks skip the step, as copies do."""
+    copies, shares = (
+        on_ranks(partial(half_precision, spread), tmp_path_factory.mktemp(spread)) for spread in ("ddp", "fsdp2")
+    )
+    for ranks in (copies, shares):
+        assert [row[1:] for row in ranks[0]] == [row[1:] for row in ranks[1]]
+    assert [row[1:] for row in shares[0]] == [row[1:] for row in copies[0]]
+    assert {row[1] for row in shares[0]} == {0.0, 1.0}

@@ -41,11 +41,21 @@ class FSDP2:
         )
         self.reshard_after_forward = reshard_after_forward
 
-    def prepare(self, networks: Iterable[nn.Module], device: torch.device) -> None:
-        """Shard each of these in place, block by block where it has blocks."""
+    def prepare(self, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device) -> None:
+        """Shard each of these networks in place, block by block where it has blocks."""
         # Tokens are views of what the last norm gives, and are never changed in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (world_size(),))
-        for network in networks:
-            for part in (*getattr(network, "blocks", ()), network):
-                fully_shard(part, mesh=mesh, mp_policy=self.policy, reshard_after_forward=self.reshard_after_forward)
+        # Without a backward pass nothing else would drop what was gathered, and the average would go unnoticed
+        kinds = [(trained, self.reshard_after_forward), (inference_only, True)]
+        for network, reshard in [(network, reshard) for networks, reshard in kinds for network in networks]:
+            for part in (*blocks_of(network), network):
+                fully_shard(part, mesh=mesh, mp_policy=self.policy, reshard_after_forward=reshard)
+
+
+def blocks_of(network: nn.Module) -> Iterable[nn.Module]:
+    """Of a vision transformer, also one that is wrapped."""
+    lists = (
+        blocks for module in network.modules() if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList)
+    )
+    return next(lists, ())
