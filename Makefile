@@ -1,4 +1,4 @@
-# make demo    train the three presets on the images in the package, briefly, and show them side by side
+# make demo    a small study on the images in the package: legacy, official and aligned on three seeds, and its report
 # make test    the whole test-suite; make check: ruff and mypy
 # make golden  renew tests/golden and the table in README.md after a meant change of configs or numbers
 #
@@ -11,12 +11,9 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test check golden
 
-DEMO := recipe=demo trainer.max_steps=200 trainer.eval_every=100 results_dir=results study=demo
-
 demo: $(INSTALLED)
-	$(BIN)/dinoswap-train preset=official $(DEMO)
-	$(BIN)/dinoswap-train --multirun preset=legacy,aligned $(DEMO) evaluation.linear_probe=false
-	$(BIN)/python tools/side_by_side.py results/runs/demo
+	$(BIN)/dinoswap-ablate run demo hydra.launcher.processes=2
+	$(BIN)/dinoswap-ablate report demo
 
 test: export OMP_NUM_THREADS ?= 2
 test: $(INSTALLED)
