@@ -1,11 +1,12 @@
 # make demo    a small study on the images in the package: legacy, official and aligned on three seeds, and its report
-# make test    the whole test-suite; make check: ruff and mypy
+# make test    the whole test-suite, by JOBS=2 processes of one thread each; make check: ruff and mypy
 # make golden  renew tests/golden and the table in README.md after a meant change of configs or numbers
 #
 # Each does everything on a fresh machine with Python 3.11+ (another interpreter through PYTHON=): it creates .venv, and
 # uses it again until pyproject.toml changes.
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -15,9 +16,9 @@ demo: $(INSTALLED)
 	$(BIN)/dinoswap-ablate run demo hydra.launcher.processes=2
 	$(BIN)/dinoswap-ablate report demo
 
-test: export OMP_NUM_THREADS ?= 2
+test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
