@@ -4,7 +4,9 @@
 and `meta.json` (size and SHA-256 of the other two). The folder is written under a temporary name, every file is
 fsynced, and only the rename makes it a checkpoint. Reading verifies every byte and never executes code.
 
-A run folder has one writer: whatever temporary folder lies there was left by a process that died.
+A run folder has one writer: whatever temporary folder lies there was left by a process that died. Of several ranks the
+first writes whole tensors, put together one at a time, so that the layout is in no file. torch.distributed.checkpoint
+would write shares in parallel, but reads an index that is a pickle.
 """
 
 import hashlib
