@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -197,14 +198,13 @@ def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     counting = threading.Thread(target=count_running, args=(counts, over), daemon=True)
     counting.start()
     first, second = (Command("studies.ablate", "run", study, results, *LAUNCHER) for _ in range(2))
+    telling = ThreadPoolExecutor().submit(tell_early, runs["early"])  # whenever it starts
     os.kill(reach(runs["killed"], 14), signal.SIGKILL)
     preempted = reach(runs["preempted"], 14)
     with stopped(preempted):
         subprocess.run(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
         wait_until_told(preempted)
-    log = Path(read_json(runs["early"] / "job.json")["log"])
-    wait_until(lambda: log.exists() and "Loading pickle" in log.read_text(), "the job does not start", WAIT)
-    subprocess.run(["scancel", "--signal=USR2", claimed(runs["early"])], check=True)  # nothing handles it as yet
+    telling.result(WAIT)
     late, job = reach(runs["late"], 14), claimed(runs["late"])
     with stopped(late):
         set_limit(job, next_minute(job))
@@ -216,6 +216,18 @@ def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     over.set()
     counting.join()
     return Story(folder, runs, first, second, interrupted, status, ended, max(counts))
+
+
+def tell_early(folder: Path) -> None:
+    """Signal a job that has just started, when nothing handles it as yet."""
+
+    def loads() -> bool:
+        job = folder / "job.json"
+        log = Path(read_json(job)["log"]) if job.exists() else job
+        return log != job and log.exists() and "Loading pickle" in log.read_text()
+
+    wait_until(loads, "the job does not start", WAIT)
+    subprocess.run(["scancel", "--signal=USR2", claimed(folder)], check=True)
 
 
 def count_running(counts: list[int], over: threading.Event) -> None:
