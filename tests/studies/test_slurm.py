@@ -146,11 +146,16 @@ def folders(results: Path) -> dict[str, Path]:
 
 
 def reach(folder: Path, step: int) -> int:
-    """Wait for a step; the process that trains."""
-    wait_until(lambda: last_step(folder) >= step, f"{folder} does not reach step {step}", WAIT)
-    found = re.match(r"process (\d+) ", str(holder(folder)))
-    assert found is not None
-    return int(found[1])
+    """Wait for a step, and for a process that trains: it."""
+    found: list[re.Match[str]] = []
+
+    def trains() -> bool:
+        who = re.match(r"process (\d+) ", str(holder(folder))) if last_step(folder) >= step else None
+        found.extend([who] if who else [])
+        return who is not None
+
+    wait_until(trains, f"{folder} does not reach step {step}", WAIT)
+    return int(found[0][1])
 
 
 @contextlib.contextmanager
@@ -205,6 +210,8 @@ def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
         subprocess.run(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
         wait_until_told(preempted)
     telling.result(WAIT)
+    # What has preempted one job has preempted all that ran; they go on behind it
+    wait_until(lambda: not call("squeue", "--noheader", "--partition=high"), "the other job does not end", WAIT)
     late, job = reach(runs["late"], 14), claimed(runs["late"])
     with stopped(late):
         set_limit(job, next_minute(job))
