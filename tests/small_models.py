@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dinoswap.build import build_trainer
+from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, masked_positions
@@ -26,6 +28,21 @@ def composed(overrides: list[str]) -> DictConfig:
 
 def small_trainer(*overrides: str) -> Trainer:
     return build_trainer(plain(composed(["recipe=smoke", "trainer.device=cpu", *overrides])))
+
+
+def small_run(overrides: list[str]) -> tuple[Trainer, Callable[[int], list[Batch]]]:
+    """The same on the images in the package, and its micro-batches of each step."""
+    cfg = plain(composed(["recipe=smoke", "trainer.device=cpu", *overrides]))
+    trainer = build_trainer(cfg)
+    dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
+    mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
+
+    @cache
+    def batches(step: int) -> list[Batch]:
+        first = step * dataset.accumulate
+        return [dataset[first + micro].normalised(mean, std) for micro in range(dataset.accumulate)]
+
+    return trainer, batches
 
 
 def small_batch(seed: int, images: int = 4) -> Batch:

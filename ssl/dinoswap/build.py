@@ -16,9 +16,7 @@ from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
-from dinoswap.distributed import rank, world_size
-from dinoswap.distributed.ddp import DDP
-from dinoswap.distributed.fsdp2 import FSDP2
+from dinoswap.distributed import Parallel, rank, world_size
 from dinoswap.distributed.group import launched_ranks
 from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator
 from dinoswap.flops import shapes_of
@@ -112,12 +110,12 @@ def build_model(cfg: Config) -> SelfDistillation:
     return SelfDistillation(build_student(cfg, objectives), objectives, plan, teacher_dropout=cfg["teacher_dropout"])
 
 
-def build_parallel(cfg: Config) -> DDP | FSDP2 | None:
+def build_parallel(cfg: Config) -> Parallel | None:
     """The option of the `distributed` group. Raises ConfigError where it does not go with how many processes there
     are."""
     ranks = launched_ranks()
     if cfg["distributed"]:
-        return cast(DDP | FSDP2, construct_option(cfg["distributed"], "distributed"))
+        return cast(Parallel, construct_option(cfg["distributed"], "distributed"))
     if ranks > 1:
         raise ConfigError(
             f"distributed=none: {ranks} processes were started for this run (WORLD_SIZE={ranks}); choose "
@@ -127,16 +125,13 @@ def build_parallel(cfg: Config) -> DDP | FSDP2 | None:
 
 
 def prepare_for_distributed_training(
-    model: SelfDistillation, parallel: DDP | FSDP2 | None, device: torch.device
+    model: SelfDistillation, parallel: Parallel | None, device: torch.device
 ) -> nn.Module:
     """The one place where a model is spread over ranks; what is called in its place. A single process needs nothing."""
     if parallel is None or world_size() == 1:
         return model
-    if isinstance(parallel, DDP):
-        return parallel.prepare(model, device)
     frozen = [network for o in model.objectives.values() for network in cast(Objective, o).inference_only_models()]
-    parallel.prepare(model.student.values(), [*model.teacher.values(), *frozen], device)
-    return model
+    return parallel.prepare(model, model.student.values(), [*model.teacher.values(), *frozen], device)
 
 
 def build_trainer(cfg: Config) -> Trainer:
@@ -153,7 +148,7 @@ def build_trainer(cfg: Config) -> Trainer:
     model = build_model(cfg).to(device)
     if settings.compile:
         compile_blocks(model)
-    shapes = shapes_of(model)
+    shapes = shapes_of(model) if world_size() > 1 else None
     called = prepare_for_distributed_training(model, build_parallel(cfg), device)
     layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
     weight_decay = construct_option(cfg["weight_decay"], "weight_decay")

@@ -81,10 +81,11 @@ def save(
     tree = _split(state, "", tensors)
     described = json.dumps({"config": config, "state": tree}).encode()
     target = folder / f"step-{step:08d}"
-    contents = _safetensors(tensors)
     if not writes:
-        _exhaust(contents)
+        for tensor in _ordered(tensors).values():
+            whole(tensor)
         return target
+    contents = _safetensors(tensors)
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,8 @@ def save(
         temporary.rename(target)
         _sync(folder)
     except OSError as error:
-        _exhaust(contents)  # the other ranks go on with their shares
+        for _ in contents:  # the other ranks go on with their shares
+            pass
         shutil.rmtree(temporary, ignore_errors=True)
         needed = len(described) + sum(t.nbytes for t in tensors.values())
         raise CheckpointError(_failure(target, needed, error)) from error
@@ -184,23 +186,22 @@ def _join(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
     return {key: _join(item, tensor) for key, item in tree.items()}
 
 
-def _exhaust(chunks: Chunks) -> None:
-    for _ in chunks:
-        pass
+def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As they stand in the file: each tensor aligned to its own dtype."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Chunks:
     """The bytes of a safetensors file: length of the header, JSON header, data. Never two copies of all the data,
     as the library's own writer makes for tensors on a GPU, and a full disk is an OSError."""
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # each tensor aligned to its own dtype
     header, end = {}, 0
-    for name, tensor in ordered:
+    for name, tensor in _ordered(tensors).items():
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for _, tensor in ordered:
+    for tensor in _ordered(tensors).values():
         yield whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 

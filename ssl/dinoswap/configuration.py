@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ VERSION_BASE = "1.3"
 """The Hydra behaviour that the configs are written for."""
 
 # What cannot change the result, keys and whole sections, and so is neither in a run's name nor compared at a resume.
-VOLATILE = {
+VOLATILE = (
     "distributed",
     "seed",
     "study",
@@ -36,7 +35,7 @@ VOLATILE = {
     "trainer.checkpoint_minutes",
     "trainer.keep_checkpoints",
     "trainer.tensorboard",
-}
+)
 NAMED_BY_FILE = ("data.path", "data.test_path", "da3.ckpt_path")
 HUB_FILE = "model.safetensors"
 """What the weights of every model on the Hugging Face hub are called: its folder has the name."""
@@ -73,16 +72,15 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that decides the result: flat, less what is volatile. Data and weights are known
     by the name of their file or folder, not by where it lies."""
     leaves = flatten(config)
-    kept = {key: _canonical(value) for key, value in leaves.items() if not VOLATILE & _with_sections(key)}
+    kept = {key: _canonical(value) for key, value in leaves.items() if not is_volatile(key)}
     for key in NAMED_BY_FILE:
         if leaves.get(key):
             kept[f"{key}.name"] = _name(Path(str(leaves[key])))
     return kept
 
 
-def _with_sections(key: str) -> set[str]:
-    """a.b.c -> a, a.b, a.b.c"""
-    return {key[: dot.start()] for dot in re.finditer(r"\.|$", key)}
+def is_volatile(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
 
 
 def _name(path: Path) -> str:

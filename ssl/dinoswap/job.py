@@ -55,7 +55,8 @@ def run(cfg: DictConfig) -> float | None:
             on_main(lambda: held.enter_context(exclusive(folder)))
             if not on_main(lambda: is_complete(record_path)):  # by somebody else, who has let go just now
                 return train(config, folder)
-    print(f"{folder} is complete: nothing is left to do")
+        if is_main():
+            print(f"{folder} is complete: nothing is left to do")
     return objective(load_record(record_path)["metrics"], config["objective_metric"])
 
 

@@ -6,10 +6,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
-from dinoswap.distributed import world_size
-from dinoswap.distributed.fsdp2 import FSDP2
+from dinoswap.distributed import Parallel, world_size
 from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
@@ -167,12 +166,12 @@ def check_da3(cfg: Config) -> None:
 def check_distributed(cfg: Config) -> None:
     """What only some ways of spreading a model can do."""
     section, precision = cfg["distributed"], cfg["trainer"]["precision"]
-    option = construct_option(section, "distributed") if section else None
-    if cfg["da3"].get("use_fsdp") and not isinstance(option, FSDP2):
+    shards = bool(section) and cast(Parallel, construct_option(section, "distributed")).shards
+    if cfg["da3"].get("use_fsdp") and not shards:
         raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
-    if isinstance(option, FSDP2) and section["param_dtype"] not in ("fp32", precision):
+    if (gathered := section.get("param_dtype", "fp32")) not in ("fp32", precision):
         raise ConfigError(
-            f"distributed.param_dtype={section['param_dtype']}: does not go with trainer.precision={precision}; make "
+            f"distributed.param_dtype={gathered}: does not go with trainer.precision={precision}; make "
             "the two the same, or gather weights in fp32"
         )
 

@@ -1,23 +1,18 @@
 """Several ranks compute what one process computes on the same global batch: losses and weights after five steps."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.configuration import plain
 from dinoswap.distributed import all_reduce_mean
 from dinoswap.distributed.sharding import whole
-from dinoswap.trainer import Trainer
-from dinoswap.values import Batch
 from ranks import on_ranks
-from small_models import CENTERING, composed
+from small_models import CENTERING, small_run
 
 STEPS, OVERFLOWING = 5, 9
-COMMON = ["recipe=smoke", "trainer.device=cpu", "model.residual_dropout=0", "objectives.koleo.gather=true"]
+COMMON = ["model.residual_dropout=0", "objectives.koleo.gather=true"]
 PATCH_LOSSES = ("ibot", "clustering")
 UNMASKED, UNSHARDED = "a rank without masked tokens", "gathered until the backward pass"
 CASES = {
@@ -41,24 +36,9 @@ CASES = {
 FOUR = ["aligned", "legacy"]  # cases for four ranks
 
 
-def prepared(overrides: list[str]) -> tuple[Trainer, Callable[[int], list[Batch]]]:
-    """A trainer, and its micro-batches of each step."""
-    cfg = plain(composed(overrides))
-    trainer = build_trainer(cfg)
-    dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
-    mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
-
-    @cache
-    def batches(step: int) -> list[Batch]:
-        first = step * dataset.accumulate
-        return [dataset[first + micro].normalised(mean, std) for micro in range(dataset.accumulate)]
-
-    return trainer, batches
-
-
 def train(overrides: list[str]) -> dict[str, Any]:
     """What is logged of each step, weights and buffers after the last, and masked tokens of this rank at each."""
-    trainer, batches = prepared([*COMMON, *overrides])
+    trainer, batches = small_run([*COMMON, *overrides])
     logs: dict[str, list[float]] = {}
     masked = []
     for step in range(STEPS):
@@ -135,7 +115,7 @@ def test_there_was_a_rank_without_masked_tokens(two_ranks: list[Found]) -> None:
 
 def half_precision(spread: str, rank: int) -> list[tuple[float, float, float]]:
     """Loss, whether the step was skipped, and loss scale of steps of which the first overflow."""
-    trainer, batches = prepared([*COMMON, "trainer.precision=fp16", f"distributed={spread}"])
+    trainer, batches = small_run([*COMMON, "trainer.precision=fp16", f"distributed={spread}"])
     logs = [trainer.step(step, batches(step)) for step in range(OVERFLOWING + 3)]
     return [(float(of["loss"]), float(of["nonfinite"]), trainer.scaler.get_scale()) for of in logs]
 

@@ -9,13 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from dinoswap import checkpoint
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.configuration import plain
 from dinoswap.distributed import all_reduce_mean, is_main
 from ranks import on_ranks
-from small_models import composed
+from small_models import small_run
 
-COMMON = ["recipe=smoke", "preset=aligned", "trainer.device=cpu", "objectives.koleo.gather=true"]
+COMMON = ["preset=aligned", "objectives.koleo.gather=true"]
 LAYOUTS = {"one": ("none", 1), "two, copies": ("ddp", 2), "two, shares": ("fsdp2", 2), "four, shares": ("fsdp2", 4)}
 SAVED, STEPS = 3, 5
 
@@ -23,14 +21,10 @@ SAVED, STEPS = 3, 5
 def work(spread: str, source: str | None, folder: Path, rank: int) -> dict[str, Any]:
     """Go on from the checkpoint in `source` to step STEPS, or begin; leaves one at `folder` after SAVED steps."""
     torch.set_num_threads(1)
-    cfg = plain(composed([*COMMON, f"distributed={spread}"]))
-    trainer = build_trainer(cfg)
-    dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
-    mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
+    trainer, batches = small_run([*COMMON, f"distributed={spread}"])
 
     def train(first: int, last: int) -> list[float]:
-        batches = {step: dataset[step].normalised(mean, std) for step in range(first, last)}
-        return [float(all_reduce_mean(trainer.step(step, [batch])["loss"])) for step, batch in batches.items()]
+        return [float(all_reduce_mean(trainer.step(step, batches(step))["loss"])) for step in range(first, last)]
 
     before: list[float] = []
     if source is None:

@@ -4,18 +4,31 @@ The only place with collectives. Without a process group every call is the one-r
 the same order, also when it has nothing to contribute.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
 
 class RankFailed(RuntimeError):
     """Another rank failed, was killed, or does not answer."""
+
+
+class Parallel(Protocol):
+    """An option of the `distributed` group."""
+
+    timeout_minutes: float
+    shards: bool  # whether a rank holds a share of the weights, or all of them
+
+    def prepare(
+        self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
+    ) -> nn.Module:
+        """Spread `model`, whose loss trains the networks in `trained`; what is called in its place."""
+        ...
 
 
 def is_active() -> bool:

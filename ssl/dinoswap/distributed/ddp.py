@@ -5,6 +5,7 @@ in every step on every rank, a zero where its rank has no token for it, so unuse
 """
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -24,8 +25,10 @@ class DDP:
         self.timeout_minutes = timeout_minutes
         self.bucket_mb = bucket_mb
 
-    def prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """What is called in the place of `model`. Buffers are left alone: what moves them is the same on all ranks."""
+    def prepare(
+        self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
+    ) -> nn.Module:
+        """`model`, wrapped. Buffers are left alone: what moves them is the same on all ranks."""
         with warnings.catch_warnings():  # torch 2.14 renames an argument that 2.9 knows by this name only
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(

@@ -1,8 +1,8 @@
 """Every rank holds a share of each weight, its gradient, its moments and its average.
 
 torch's fully_shard (FSDP2): a block's weights are gathered when it runs and dropped behind it, gradients are averaged
-and scattered. Student and EMA teacher are cut alike, so the average is taken share by share. What networks keep between
-calls (heads and bank are called several times) is their business, so each network is a root of its own.
+and scattered. Student and EMA teacher are cut alike, so the average is taken share by share. Each network is a root of
+its own: heads are called several times in a step, and teachers have no backward pass.
 """
 
 import warnings
@@ -41,8 +41,10 @@ class FSDP2:
         )
         self.reshard_after_forward = reshard_after_forward
 
-    def prepare(self, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device) -> None:
-        """Shard each of these networks in place, block by block where it has blocks."""
+    def prepare(
+        self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
+    ) -> nn.Module:
+        """`model`, with each of these networks cut in place, block by block where it has blocks."""
         # Tokens are views of what the last norm gives, and are never changed in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (world_size(),))
@@ -51,6 +53,7 @@ class FSDP2:
         for network, reshard in [(network, reshard) for networks, reshard in kinds for network in networks]:
             for part in (*blocks_of(network), network):
                 fully_shard(part, mesh=mesh, mp_policy=self.policy, reshard_after_forward=reshard)
+        return model
 
 
 def blocks_of(network: nn.Module) -> Iterable[nn.Module]:

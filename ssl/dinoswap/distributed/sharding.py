@@ -20,11 +20,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """`tensor`, which every rank has whole, cut as `other` is. Nothing travels."""
-    tensor = tensor.to(other.device)
+    """`tensor`, which every rank has whole, cut as `other` is, or as it is. Nothing travels."""
     if not isinstance(other, DTensor):
         return tensor
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -31,5 +31,5 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, M
 
 def _as_kept(value: Tensor, parameter: Tensor) -> Tensor:
     """A moment is cut as its parameter is, the number of steps is not."""
-    value = cut_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
-    return value.clone()
+    value = cut_like(value, parameter) if value.shape == parameter.shape else value
+    return value.to(parameter.device).clone()

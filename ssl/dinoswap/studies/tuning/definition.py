@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dinoswap.command_line import check_overrides, compose_config
-from dinoswap.configuration import VOLATILE, identity, run_folder
+from dinoswap.configuration import identity, is_volatile, run_folder
 from dinoswap.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.study import COSTS, MEASURED
 from dinoswap.studies.study_file import NOT_VARIED, StudyFile, combined, key_of, read_file, told_of
@@ -154,7 +154,7 @@ def _parameters(space: Any) -> dict[str, Parameter]:
     for key in space:
         if key in NOT_VARIED:
             raise ConfigError(f"space.{key}: is not searched over; {NOT_VARIED[key]}")
-        if key in VOLATILE:
+        if is_volatile(key):
             raise ConfigError(f"space.{key}: does not change what a run learns, so there is nothing to find; remove it")
     return {str(key): construct(Parameter, section, f"space.{key}") for key, section in space.items()}
 
