@@ -24,7 +24,7 @@ from dinoswap.lock import holder
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import claimed, entries, read_json
 from dinoswap.studies.study import read_study
-from train_processes import RankProcesses, last_step, lines, wait_until
+from train_processes import folder_of, last_step, lines, wait_until
 
 CONF = Path(os.environ.get("DINOSWAP_SLURM", "/tmp/dinoswap-slurm")) / "slurm.conf"
 START = "tests/slurm/slurm_up.sh, as root on Debian or Ubuntu, starts the cluster that these tests need"
@@ -59,6 +59,7 @@ LAUNCHER = (
     "hydra.launcher.poll_seconds=1",
     f"hydra.launcher.array_parallelism={PARALLEL}",
 )
+PREEMPTING = ("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -169,6 +170,17 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """For the time that other things happen the run's job is not started."""
+    wait_until(lambda: (folder / "job.json").exists(), f"{folder} is not submitted", WAIT)
+    subprocess.run(["scontrol", "hold", claimed(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["scontrol", "release", claimed(folder)], check=True)
+
+
 def wait_until_told(process: int) -> None:
     """Until SIGUSR2 is there to be handled. SLURM may send a SIGCONT as well, and then the process has ended."""
     status, pending = Path(f"/proc/{process}/status"), 1 << (signal.SIGUSR2 - 1)
@@ -203,17 +215,18 @@ def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     counting = threading.Thread(target=count_running, args=(counts, over), daemon=True)
     counting.start()
     first, second = (Command("studies.ablate", "run", study, results, *LAUNCHER) for _ in range(2))
-    telling = ThreadPoolExecutor().submit(tell_early, runs["early"])  # whenever it starts
-    os.kill(reach(runs["killed"], 14), signal.SIGKILL)
-    preempted = reach(runs["preempted"], 14)
-    with stopped(preempted):
-        subprocess.run(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
-        wait_until_told(preempted)
-    telling.result(WAIT)
-    # What has preempted one job has preempted all that ran; they go on behind it
-    wait_until(lambda: not call("squeue", "--noheader", "--partition=high"), "the other job does not end", WAIT)
-    late, job = reach(runs["late"], 14), claimed(runs["late"])
-    with stopped(late):
+    # Early and late start when it is their turn: what preempts one job preempts all that run
+    with held(runs["late"]):
+        with held(runs["early"]), ThreadPoolExecutor() as other:
+            killing = other.submit(lambda: os.kill(reach(runs["killed"], 14), signal.SIGKILL))
+            with stopped(preempted := reach(runs["preempted"], 14)):
+                killing.result()
+                subprocess.run(["sbatch", *PREEMPTING], check=True)
+                wait_until_told(preempted)
+            wait_until(lambda: not call("squeue", "--noheader", "--partition=high"), "the other job does not end", WAIT)
+        tell_early(runs["early"])
+    with stopped(late := reach(runs["late"], 14)):
+        job = claimed(runs["late"])
         set_limit(job, next_minute(job))
         interrupted = first.interrupt()
         status = call(sys.executable, "-m", "dinoswap.studies.ablate", "status", str(study), results)
@@ -323,15 +336,16 @@ def test_two_tasks(cluster: None, tmp_path: Path) -> None:
     """One run of two ranks: told to stop, both save, the job is queued again and ends as a local run of two ranks."""
     settings = [line.strip(" -") for line in SETTINGS.split("\n") if line.strip()]
     run = [*settings, ARMS["plain"], "seed=7", "study=fates", "distributed=fsdp2"]
-    undisturbed = RankProcesses(run, tmp_path / "local")
     command = Command(
         "train", "--multirun", *run, f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.tasks_per_node=2"
     )
-    assert undisturbed.wait() == [0, 0], undisturbed.output
-    folder = tmp_path / undisturbed.folder.relative_to(tmp_path / "local")
+    folder = folder_of(run, tmp_path)
     reach(folder, 14)
     subprocess.run(["scancel", "--signal=USR2", claimed(folder)], check=True)
     assert command.wait() == 0, command.output
-    assert_same_result(folder, undisturbed.folder)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    local = (*torchrun, "-m", "dinoswap.train", *run, f"results_dir={tmp_path / 'local'}")
+    subprocess.run(local, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=WAIT)
+    assert_same_result(folder, folder_of(run, tmp_path / "local"))
     record = json.loads((folder / "run.json").read_text())
     assert (record["restarts"], record["hardware"]["ranks"]) == (1, 2)
