@@ -75,6 +75,25 @@ def test_loaded_tensors_are_independent_and_aligned(tmp_path: Path) -> None:
     assert all(tensor.data_ptr() % 64 == 0 for tensor in state.values())
 
 
+def own_memory() -> int:
+    """Bytes of this process that no file can give back."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_maps_take_no_memory_and_leave_the_file_alone(copy: bool, tmp_path: Path) -> None:
+    size = 64 * 2**20
+    path = save(tmp_path, 1, {"weight": torch.randn(size // 4)})
+    before = own_memory()
+    state = checkpoint.read(path, copy=copy).state
+    total = state["weight"].sum()
+    assert (own_memory() - before > size / 2) == copy
+    state["weight"].zero_()
+    assert torch.equal(checkpoint.read(path).state["weight"].sum(), total)
+
+
 def test_scalars_come_back_exactly(tmp_path: Path) -> None:
     scalars = {
         "floats": [0.1 + 0.2, 5e-324, 1.7976931348623157e308, -0.0, math.inf, -math.inf],

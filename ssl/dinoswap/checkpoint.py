@@ -6,7 +6,8 @@ fsynced, and only the rename makes it a checkpoint. Reading verifies every byte 
 
 A run folder has one writer: whatever temporary folder lies there was left by a process that died. Of several ranks the
 first writes whole tensors, put together one at a time, so that the layout is in no file. torch.distributed.checkpoint
-would write shares in parallel, but reads an index that is a pickle.
+would write shares in parallel, but its index is a pickle, and its safetensors form (2.14) holds a second copy of a
+rank's share before it writes. Each rank maps the file and takes its share of it.
 """
 
 import hashlib
@@ -55,7 +56,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`state` is what `save` was given: tensors on the CPU, tuples as lists."""
+    """`state` is what `save` was given: tensors on the CPU, tuples as lists. `read` says whose memory they are."""
 
     path: Path
     step: int
@@ -110,18 +111,23 @@ def save(
     return target
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint of which every byte verifies; `report` gets a sentence for each one passed over."""
+def newest(folder: Path, report: Callable[[str], None], *, copy: bool = True) -> Checkpoint | None:
+    """The newest checkpoint of which every byte verifies; `report` gets a sentence for each one passed over. See
+    `read`."""
     for path in reversed(_complete(folder).values()):
         try:
-            return read(path)
+            return read(path, copy=copy)
         except CheckpointError as error:
             report(f"{error}; trying the one before")
     return None
 
 
-def read(path: Path) -> Checkpoint:
-    """Load one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged."""
+def read(path: Path, *, copy: bool = True) -> Checkpoint:
+    """Load one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged.
+
+    Without `copy` tensors are maps of the file, which take no memory of this process: for a caller that copies what it
+    keeps. They lie at any alignment, at which kernels may round differently, so nothing is to be computed with them.
+    """
     try:
         meta = json.loads((path / META).read_bytes())
         if meta["format"] != FORMAT:
@@ -132,8 +138,8 @@ def read(path: Path) -> Checkpoint:
             _verify(path / name, meta["files"][name])
         described = json.loads((path / STATE).read_bytes())
         with safe_open(path / TENSORS, framework="pt") as file:
-            # clone: the file's tensors are maps of the file at any alignment, on which kernels may round differently
-            state = _join(described["state"], lambda name: file.get_tensor(name).clone())
+            tensor = (lambda name: file.get_tensor(name).clone()) if copy else file.get_tensor
+            state = _join(described["state"], tensor)
         return Checkpoint(path, meta["step"], state, described["config"])
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error

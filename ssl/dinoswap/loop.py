@@ -84,11 +84,11 @@ class Run:
 
     def resume(self) -> int:
         """Load the newest valid checkpoint, if there is one; the number of steps done."""
-        found = checkpoint.newest(self.checkpoints, _log.warning) if is_main() else None
+        found = checkpoint.newest(self.checkpoints, _log.warning, copy=False) if is_main() else None
         path = on_main(lambda: found.path if found else None)
         if path is None:
             return 0
-        found = found or checkpoint.read(path)
+        found = found or checkpoint.read(path, copy=False)
         checkpoint.require_same_config(found, self.config)
         self.trainer.load_state_dict(found.state)
         self.steps = self.saved_step = found.step
