@@ -51,7 +51,9 @@ def test_the_wheel_holds_code_configs_data_and_licences(distributions: Path) -> 
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     package = {str(path.relative_to(ROOT / "ssl")) for path in (ROOT / "ssl").rglob("*.py")}
-    configs = {f"dinoswap/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    configs = {
+        f"dinoswap/{path.relative_to(ROOT)}" for f in ("configs", "ablations") for path in (ROOT / f).rglob("*.yaml")
+    }
     data = {"dinoswap/py.typed", "dinoswap/data/files/NOTICE", "dinoswap/data/files/photos.parquet"}
     assert package | configs | data <= names
     assert {name.split("/")[0] for name in names} == {"dinoswap", "hydra_plugins", "dinoswap-0.1.0.dist-info"}
@@ -73,3 +75,7 @@ def test_the_installed_command_trains_a_step_anywhere(installed: Path, tmp_path:
     (record,) = tmp_path.glob("results/runs/single/*/seed0/run.json")
     found = json.loads(record.read_text())
     assert (found["status"], found["steps"], found["git"]) == ("completed", 1, None)
+
+
+def test_the_installed_command_knows_the_studies(installed: Path, tmp_path: Path) -> None:
+    assert "6 missing" in run(installed / "dinoswap-ablate", "plan", "smoke", cwd=tmp_path)

@@ -84,7 +84,10 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
 
 
 def study_path(study: str | Path) -> Path:
-    """A path as it is; a name from ablations/ of the working directory, or else of the checkout. Raises ConfigError."""
+    """A path as it is; a name from ablations/ of the working directory, or else of the checkout or wheel.
+
+    Raises ConfigError.
+    """
     path = Path(study)
     folders = [Path("ablations"), config_dir().parent / "ablations"]
     candidates = [path] if path.suffix in (".yaml", ".yml") else [folder / f"{study}.yaml" for folder in folders]
