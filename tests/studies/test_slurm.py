@@ -49,6 +49,7 @@ ARMS = {
     "early": "schedule.base_lr=0.0043",
     "late": "schedule.base_lr=0.0044",
 }
+RUN = [*(line.strip(" -") for line in SETTINGS.splitlines() if line.strip()), ARMS["plain"], "seed=7", "study=fates"]
 NAME = f"fates-{os.getpid()}"
 LAUNCHER = (
     "hydra/launcher=slurm",
@@ -323,6 +324,19 @@ def test_what_was_killed_goes_on_when_asked_to(story: Story, reference: dict[str
     assert_same_result(story.runs["killed"], reference["killed"])
 
 
+def test_a_lost_node(cluster: None, tmp_path: Path, reference: dict[str, Path]) -> None:
+    """SLURM gives the job to the next node, here the same one again; the run goes on from its last checkpoint."""
+    command = Command("train", "--multirun", *RUN, f"results_dir={tmp_path}", *LAUNCHER)
+    folder = folder_of(RUN, tmp_path)
+    reach(folder, 14)
+    node = call("sinfo", "--noheader", "--format=%n", "--partition=debug").strip()
+    for state in ("DOWN", "RESUME"):
+        subprocess.run(["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"], check=True)
+    assert command.wait() == 0, command.output
+    assert_same_result(folder, reference["plain"])
+    assert read_json(folder / "run.json")["restarts"] == 1
+
+
 def test_what_sbatch_refuses_is_one_line(cluster: None, tmp_path: Path) -> None:
     arguments = (study_file(tmp_path), f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.partition=nowhere")
     command = Command("studies.ablate", "run", *arguments)
@@ -334,8 +348,7 @@ def test_what_sbatch_refuses_is_one_line(cluster: None, tmp_path: Path) -> None:
 
 def test_two_tasks(cluster: None, tmp_path: Path) -> None:
     """One run of two ranks: told to stop, both save, the job is queued again and ends as a local run of two ranks."""
-    settings = [line.strip(" -") for line in SETTINGS.split("\n") if line.strip()]
-    run = [*settings, ARMS["plain"], "seed=7", "study=fates", "distributed=fsdp2"]
+    run = [*RUN, "distributed=fsdp2"]
     command = Command(
         "train", "--multirun", *run, f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.tasks_per_node=2"
     )
