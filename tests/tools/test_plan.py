@@ -1,8 +1,8 @@
 """tools/plan.py against published parameter counts and run times, the package's FLOP counter, and measured memory.
 
 The truth for memory is the growth of a process's resident set, its high-water mark over one real step, in a child with
-malloc told to give back what is freed: what a user runs out of, kernels' own buffers included, where a count of tensors
-would share the plan's blind spots.
+malloc told to give back what is freed, kernels' own buffers included, where a count of tensors would share the plan's
+blind spots. Not in it is what stays in the process after the first step on the same shapes.
 """
 
 import json
@@ -78,7 +78,7 @@ def copied(batch):
 
 overrides = sys.argv[1:]
 cfg = compose_config(overrides)
-# Code, thread pools and the kernels that oneDNN generates for each shape come into memory, by a network of one block
+# Code, thread pools and what is kept for each shape of a product come into memory, by a network of one block
 trainer = build_trainer(compose_config([*overrides, "model.depth=1"]))
 mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
 batch = copied(build_pipeline(cfg, trainer.model)(build_source(cfg).train())[0].normalised(mean, std))
