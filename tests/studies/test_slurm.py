@@ -197,7 +197,9 @@ def wait_until_told(process: int) -> None:
 
 
 def set_limit(job: str, minutes: int) -> None:
-    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
+    """As soon as SLURM takes it, which is not while a job that was told is on its way back to the queue."""
+    update = ("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    wait_until(lambda: subprocess.run(update).returncode == 0, f"SLURM does not set a limit for {job}", WAIT)
 
 
 def next_minute(job: str) -> int:
@@ -227,10 +229,10 @@ def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
             wait_until(lambda: not call("squeue", "--noheader", "--partition=high"), "the other job does not end", WAIT)
         tell_early(runs["early"])
     with stopped(late := reach(runs["late"], 14)):
-        job = claimed(runs["late"])
-        set_limit(job, next_minute(job))
         interrupted = first.interrupt()
         status = call(sys.executable, "-m", "dinoswap.studies.ablate", "status", str(study), results)
+        job = claimed(runs["late"])
+        set_limit(job, next_minute(job))
         wait_until_told(late)
         set_limit(job, MINUTES)
     ended = second.wait()
