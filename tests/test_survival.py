@@ -19,7 +19,7 @@ from PIL import Image
 
 from dinoswap import checkpoint, metrics
 from small_models import CENTERING, load_tool
-from train_processes import TrainProcess, folder_of, last_step, lines, session, wait_until
+from train_processes import TrainProcess, folder_of, last_step, lines, session, tensor_files, wait_until
 
 STEPS = 30
 EVERY = 3  # steps between checkpoints
@@ -60,8 +60,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(tmp_path_factory.mktemp("reference"))
 
 
-def last_checkpoint(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in (folder / f"checkpoints/step-{STEPS:08d}").iterdir()}
+def last_checkpoint(folder: Path) -> tuple[bytes, dict[str, tuple[dict[str, Any], bytes]]]:
+    path = folder / f"checkpoints/step-{STEPS:08d}"
+    return (path / "state.json").read_bytes(), tensor_files(path)
 
 
 def record(folder: Path) -> dict[str, Any]:

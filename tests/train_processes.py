@@ -76,15 +76,16 @@ class RankProcesses:
     """One run as several processes, told what torchrun would tell them."""
 
     def __init__(
-        self, overrides: list[str], results: Path, *, world_size: int = 2, kill_at_sync: int | None = None
+        self, overrides: list[str], results: Path, *, world_size: int = 2, kill_at_sync: tuple[int, int] | None = None
     ) -> None:
-        """`kill_at_sync` of the first rank, which writes."""
+        """`kill_at_sync`: a rank and its n, see `TrainProcess`; ranks other than the first sync one file of tensors for
+        each checkpoint."""
         shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.ranks = [
             TrainProcess(
                 overrides,
                 results,
-                kill_at_sync=kill_at_sync if rank == 0 else None,
+                kill_at_sync=dict([kill_at_sync] if kill_at_sync else []).get(rank),
                 rank={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(world_size)
@@ -148,6 +149,17 @@ def wait_until(condition: Callable[[], bool], message: str, seconds: float = 60)
     while not condition():
         assert time.monotonic() < end, message
         time.sleep(0.01)
+
+
+def tensor_files(checkpoint: Path) -> dict[str, tuple[dict[str, Any], bytes]]:
+    """Header and numbers of each file, by name. Not its bytes: safetensors writes metadata in random order."""
+    found = {}
+    for path in checkpoint.glob("*.safetensors"):
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        found[path.name] = json.loads(content[8:end]), content[end:]
+    assert found, f"{checkpoint} has no tensors"
+    return found
 
 
 def last_step(folder: Path) -> int:

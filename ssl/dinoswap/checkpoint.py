@@ -1,13 +1,11 @@
-"""Checkpoints that survive `kill -9`, a full disk and a flipped bit.
+"""Checkpoints that survive `kill -9`, a full disk and a flipped bit, and know nothing of the number of ranks.
 
-`<folder>/step-00000100/` holds `tensors.safetensors`, `state.json` (everything that is not a tensor, and the config)
-and `meta.json` (size and SHA-256 of the other two). The folder is written under a temporary name, every file is
+`<folder>/step-00000100/` holds the tensors in safetensors files, `state.json` (everything that is not a tensor, and the
+config) and `meta.json` (size and SHA-256 of the others). The folder is written under a temporary name, every file is
 fsynced, and only the rename makes it a checkpoint. Reading verifies every byte and never executes code.
 
-A run folder has one writer: whatever temporary folder lies there was left by a process that died. Of several ranks the
-first writes whole tensors, put together one at a time, so that the layout is in no file. torch.distributed.checkpoint
-would write shares in parallel, but its index is a pickle, and its safetensors form (2.14) holds a second copy of a
-rank's share before it writes. Each rank maps the file and takes its share of it.
+Each of several ranks writes its part of the tensors. They are read whole, or in shares for as many ranks as there are
+then. A run folder has one run at a time: whatever temporary folder lies there was left by one that died.
 """
 
 import hashlib
@@ -16,37 +14,31 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from dinoswap.distributed.sharding import whole
+from dinoswap.distributed import RankFailed, gathered, is_main, together
+from dinoswap.distributed.sharding import files_of_rank, read_tensors, whole, write_tensors
 
 FORMAT = 1
-TENSORS, STATE, META = "tensors.safetensors", "state.json", "meta.json"
+STATE, META, TENSORS = "state.json", "meta.json", "*.safetensors"
 TENSOR_KEY = "$tensor"  # {"$tensor": name} stands in state.json where the state holds a tensor
 RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors
 
-Chunks = Iterator[bytes | memoryview]
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _ABSENT = "(absent)"
 _DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
+Entry = dict[str, int | str]
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +48,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`state` is what `save` was given: tensors on the CPU, tuples as lists. `read` says whose memory they are."""
+    """`state` is what `save` was given: tuples as lists, and tensors on the CPU, but for shares."""
 
     path: Path
     step: int
@@ -65,16 +57,16 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int, writes: bool = True
+    folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int, shared: bool = False
 ) -> Path:
     """Write the state after `step` steps, then delete all but the last `keep` checkpoints.
 
-    Tensors of which every rank holds a share are put together one by one, so all ranks call it with the state that they
-    have, and one of them `writes`. What it writes does not depend on the number of ranks or shares.
+    A `shared` checkpoint is that of all ranks: they call it with the same folder, each writes a part of the state, and
+    it counts once all have. Otherwise each process writes a whole one into a folder of its own.
 
-    `state` nests mappings (str keys without '/') and lists of tensors, int, float, str, bool and None. Tensors are
-    copied to the CPU one at a time; those that share storage are written one by one and load as separate tensors.
-    Raises CheckpointError when the file system refuses, TypeError or ValueError for a state that can't be stored.
+    `state` nests mappings (str keys without '/') and lists of tensors, int, float, str, bool and None. Tensors that
+    share storage load as separate ones. Raises CheckpointError, on every rank, when the file system of one refuses,
+    TypeError or ValueError for a state that can't be stored.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least one checkpoint must be kept; set it to 1 or more")
@@ -82,67 +74,62 @@ def save(
     tree = _split(state, "", tensors)
     described = json.dumps({"config": config, "state": tree}).encode()
     target = folder / f"step-{step:08d}"
-    if not writes:
-        for tensor in _ordered(tensors).values():
-            whole(tensor)
-        return target
-    contents = _safetensors(tensors)
-    temporary = folder / f"{target.name}.tmp-{os.getpid()}"
+    temporary = folder / f"{target.name}.tmp-unfinished"
+    first = is_main() or not shared
+    agreed: Callable[[Callable[[], Any]], Any] = together if shared else (lambda work: work())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("step-*.tmp-*"):
-            shutil.rmtree(stale)
-        temporary.mkdir()
-        parts: dict[str, Iterable[bytes | memoryview]] = {TENSORS: contents, STATE: [described]}
-        files = {name: _write(temporary / name, chunks) for name, chunks in parts.items()}
-        _write(temporary / META, [json.dumps({"format": FORMAT, "step": step, "files": files}).encode()])
-        _sync(temporary)
-        if target.exists():  # saved before, or damaged; a crash right here costs this step and no earlier one
-            _discard(target)
-        temporary.rename(target)
-        _sync(folder)
-    except OSError as error:
-        for _ in contents:  # the other ranks go on with their shares
-            pass
-        shutil.rmtree(temporary, ignore_errors=True)
-        needed = len(described) + sum(t.nbytes for t in tensors.values())
+        agreed(lambda: _begin(temporary) if first else None)
+        write_tensors(temporary, tensors if shared else {n: whole(t) for n, t in tensors.items()}, alone=not shared)
+        own = agreed(lambda: {path.name: _entry(path) for path in temporary.glob(files_of_rank(alone=not shared))})
+        files = {name: entry for part in (gathered(own) if shared else [own]) for name, entry in part.items()}
+        agreed(lambda: _finish(temporary, target, step, files, described) if first else None)
+    except (OSError, RankFailed) as error:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        needed = len(described) + sum(tensor.nbytes for tensor in tensors.values())
         raise CheckpointError(_failure(target, needed, error)) from error
-    _retain(folder, step, keep)
+    if first:
+        _retain(folder, step, keep)
     return target
 
 
-def newest(folder: Path, report: Callable[[str], None], *, copy: bool = True) -> Checkpoint | None:
-    """The newest checkpoint of which every byte verifies; `report` gets a sentence for each one passed over. See
-    `read`."""
+def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact checkpoint, whole. See `newest_intact`."""
+    path = newest_intact(folder, report)
+    return None if path is None else read(path, verify=False)
+
+
+def newest_intact(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of which every byte verifies; `report` gets a sentence for each one passed over."""
     for path in reversed(_complete(folder).values()):
         try:
-            return read(path, copy=copy)
+            _described(path, verify=True)
         except CheckpointError as error:
             report(f"{error}; trying the one before")
+        else:
+            return path
     return None
 
 
-def read(path: Path, *, copy: bool = True) -> Checkpoint:
+def read(path: Path, *, like: Mapping[str, Tensor] = MappingProxyType({}), verify: bool = True) -> Checkpoint:
     """Load one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged.
 
-    Without `copy` tensors are maps of the file, which take no memory of this process: for a caller that copies what it
-    keeps. They lie at any alignment, at which kernels may round differently, so nothing is to be computed with them.
+    Where `like` has a sharded tensor under the '/'-joined name, this rank's share is read and nothing else. Without
+    `verify` the files are taken to be what was written: for ranks that read what the first one has verified.
     """
+    step, described = _described(path, verify)
     try:
-        meta = json.loads((path / META).read_bytes())
-        if meta["format"] != FORMAT:
-            raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
-        if path.name != f"step-{meta['step']:08d}":
-            raise ValueError(f"it says that it is step {meta['step']}")
-        for name in (TENSORS, STATE):
-            _verify(path / name, meta["files"][name])
-        described = json.loads((path / STATE).read_bytes())
-        with safe_open(path / TENSORS, framework="pt") as file:
-            tensor = (lambda name: file.get_tensor(name).clone()) if copy else file.get_tensor
-            state = _join(described["state"], tensor)
-        return Checkpoint(path, meta["step"], state, described["config"])
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
+        tensors = read_tensors(path, _names(described["state"]), like)
+        return Checkpoint(path, step, _join(described["state"], tensors), described["config"])
+    except (OSError, ValueError, LookupError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors in nested mappings and lists, by their '/'-joined names."""
+    tensors: dict[str, Tensor] = {}
+    _split(state, "", tensors)
+    return tensors
 
 
 def config_difference(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
@@ -182,55 +169,83 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"state {path}: a checkpoint can't hold a {type(value).__name__}; make it a number, string or list")
 
 
-def _join(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
+def _names(tree: Any) -> list[str]:
+    if isinstance(tree, dict) and TENSOR_KEY in tree:
+        return [tree[TENSOR_KEY]]
+    inside = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return [name for item in inside for name in _names(item)]
+
+
+def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(tree, list):
-        return [_join(item, tensor) for item in tree]
+        return [_join(item, tensors) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if TENSOR_KEY in tree:
-        return tensor(tree[TENSOR_KEY])
-    return {key: _join(item, tensor) for key, item in tree.items()}
+        return tensors[tree[TENSOR_KEY]]
+    return {key: _join(item, tensors) for key, item in tree.items()}
 
 
-def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As they stand in the file: each tensor aligned to its own dtype."""
-    return dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
+def _begin(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for stale in temporary.parent.glob("step-*.tmp-*"):
+        shutil.rmtree(stale)
+    temporary.mkdir()
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> Chunks:
-    """The bytes of a safetensors file: length of the header, JSON header, data. Never two copies of all the data,
-    as the library's own writer makes for tensors on a GPU, and a full disk is an OSError."""
-    header, end = {}, 0
-    for name, tensor in _ordered(tensors).items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for tensor in _ordered(tensors).values():
-        yield whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data
+def _finish(temporary: Path, target: Path, step: int, files: Mapping[str, Entry], described: bytes) -> None:
+    """What the first rank adds to the tensors; then it is a checkpoint."""
+    meta = {"format": FORMAT, "step": step, "files": {**files, STATE: _write(temporary / STATE, described)}}
+    _write(temporary / META, json.dumps(meta).encode())
+    _sync(temporary)
+    if target.exists():  # saved before, or damaged; a crash right here costs this step and no earlier one
+        _discard(target)
+    temporary.rename(target)
+    _sync(target.parent)
 
 
-def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, int | str]:
-    """Write and fsync one file. Returns its size and SHA-256, for `_verify`."""
-    digest = hashlib.sha256()
+def _write(path: Path, content: bytes) -> Entry:
     with path.open("xb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-            digest.update(chunk)
-        size = file.tell()
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return _entry(path)
 
 
-def _verify(path: Path, entry: Mapping[str, int | str]) -> None:
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        raise ValueError(f"{path.name} has {size:,} bytes instead of {entry['bytes']:,}")
+def _entry(path: Path) -> Entry:
+    """Size and SHA-256."""
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-            raise ValueError(f"{path.name} does not match its checksum")
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _described(path: Path, verify: bool) -> tuple[int, dict[str, Any]]:
+    """Step and state.json, after a look at every byte. Raises CheckpointError."""
+    try:
+        meta = json.loads((path / META).read_bytes())
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
+        if path.name != f"step-{meta['step']:08d}":
+            raise ValueError(f"it says that it is step {meta['step']}")
+        if unknown := {file.name for file in path.glob(TENSORS)} - meta["files"].keys():
+            raise ValueError(f"it did not have {', '.join(sorted(unknown))} when it was written")
+        for name, entry in meta["files"].items() if verify else ():
+            _verify(path / name, entry)
+        described: dict[str, Any] = json.loads((path / STATE).read_bytes())
+        return meta["step"], described
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})")
+
+
+def _verify(path: Path, entry: Entry) -> None:
+    size = path.stat().st_size
+    if size != entry["bytes"]:  # said before the long look
+        raise ValueError(f"{path.name} has {size:,} bytes instead of {entry['bytes']:,}")
+    if _entry(path) != entry:
+        raise ValueError(f"{path.name} does not match its checksum")
 
 
 def _discard(path: Path) -> None:
@@ -263,7 +278,7 @@ def _complete(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP_FOLDER.fullmatch(p.name))))
 
 
-def _failure(target: Path, needed: int, error: OSError) -> str:
+def _failure(target: Path, needed: int, error: Exception) -> str:
     disk = next(p for p in target.parents if p.exists())
     last = list(_complete(target.parent).values())[-1:]
     intact = f"{last[0].name} is the last complete checkpoint and is intact" if last else "there is no earlier one"

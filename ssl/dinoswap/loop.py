@@ -16,7 +16,7 @@ from torch import Tensor
 from dinoswap import checkpoint
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.steps import StepDataset, loader
-from dinoswap.distributed import any_rank, is_main, on_main, rank, together, world_size
+from dinoswap.distributed import any_rank, is_main, on_main, rank, world_size
 from dinoswap.evaluation.evaluator import Evaluation, Evaluator
 from dinoswap.journal import Journal
 from dinoswap.metrics import RunRecord, Status
@@ -72,7 +72,7 @@ class Run:
         journal.sync()
         state, keep = self.trainer.state_dict(), self.settings.keep_checkpoints
         step, config = self.steps, self.config
-        together(lambda: checkpoint.save(self.checkpoints, step, state, config=config, keep=keep, writes=is_main()))
+        checkpoint.save(self.checkpoints, step, state, config=config, keep=keep, shared=True)
         self.saved_step, self.saved_at = self.steps, time.monotonic()
         self.write_record()
 
@@ -84,11 +84,10 @@ class Run:
 
     def resume(self) -> int:
         """Load the newest valid checkpoint, if there is one; the number of steps done."""
-        found = checkpoint.newest(self.checkpoints, _log.warning, copy=False) if is_main() else None
-        path = on_main(lambda: found.path if found else None)
+        path = on_main(lambda: checkpoint.newest_intact(self.checkpoints, _log.warning))
         if path is None:
             return 0
-        found = found or checkpoint.read(path, copy=False)
+        found = checkpoint.read(path, like=self.trainer.sharded_like(), verify=False)
         checkpoint.require_same_config(found, self.config)
         self.trainer.load_state_dict(found.state)
         self.steps = self.saved_step = found.step

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.group import local_rank
-from dinoswap.distributed.sharding import cut_like
 from dinoswap.ema import EMA
 from dinoswap.model import SelfDistillation
 from dinoswap.nonfinite import NonFiniteGuard
 from dinoswap.optim.param_groups import Group, apply_schedules, drop_frozen_gradients
-from dinoswap.optim.state import load_optimizer_state, optimizer_state
+from dinoswap.optim.state import MOMENTS, load_optimizer_state, named_parameters, optimizer_state
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import Schedules
 from dinoswap.values import Batch, Hyper
@@ -166,9 +165,18 @@ class Trainer:
             "nonfinite": self.guard.state_dict(),
         }
 
+    def sharded_like(self) -> dict[str, Tensor]:
+        """By the '/'-joined names of `state_dict`: tensors cut as those of the state are, where ranks hold shares."""
+        moments = {
+            f"optimizer/{name}/{moment}": parameter
+            for name, parameter in named_parameters(self.optimizer).items()
+            for moment in MOMENTS
+        }
+        return {**{f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}, **moments}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        own = self.model.state_dict()
-        self.model.load_state_dict({n: cut_like(t, own[n]) if n in own else t for n, t in state["model"].items()})
+        """With shares where `sharded_like` has them."""
+        self.model.load_state_dict(state["model"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(state["scaler"]))

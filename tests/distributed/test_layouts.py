@@ -1,17 +1,22 @@
 """A checkpoint does not know how many ranks wrote it, nor how the model was spread over them."""
 
+import json
 from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dinoswap import checkpoint
-from dinoswap.distributed import all_reduce_mean, is_main
+from dinoswap.distributed import all_reduce_mean
+from dinoswap.distributed.sharding import own_share
 from ranks import on_ranks
-from small_models import small_run
+from small_models import load_tool, small_run
 
 COMMON = ["preset=aligned", "objectives.koleo.gather=true"]
 LAYOUTS = {"one": ("none", 1), "two, copies": ("ddp", 2), "two, shares": ("fsdp2", 2), "four, shares": ("fsdp2", 4)}
@@ -30,9 +35,17 @@ def work(spread: str, source: str | None, folder: Path, rank: int) -> dict[str, 
     if source is None:
         before = train(0, SAVED)
     else:
-        trainer.load_state_dict(checkpoint.read(Path(source) / f"step-{SAVED:08d}").state)
-    checkpoint.save(folder, SAVED, trainer.state_dict(), config={}, keep=1, writes=is_main())
+        path = Path(source) / f"step-{SAVED:08d}"
+        trainer.load_state_dict(checkpoint.read(path, like=trainer.sharded_like()).state)
+    checkpoint.save(folder, SAVED, trainer.state_dict(), config={}, keep=1, shared=True)
     return {"losses": before + train(SAVED, STEPS)}
+
+
+def bytes_held(source: str, rank: int) -> int:
+    """Of the state that is read from `source`, on this rank."""
+    trainer, _ = small_run([*COMMON, "distributed=fsdp2"])
+    state = checkpoint.read(Path(source), like=trainer.sharded_like()).state
+    return sum(own_share(tensor).nbytes for tensor in checkpoint.named_tensors(state).values())
 
 
 def run(layout: str, source: Path | None, folder: Path) -> list[float]:
@@ -44,8 +57,27 @@ def run(layout: str, source: Path | None, folder: Path) -> list[float]:
     return list(on_ranks(job, folder, world_size=ranks, seconds=200)[0]["losses"])
 
 
-def saved(folder: Path) -> bytes:
-    return (folder / f"checkpoints/step-{SAVED:08d}/tensors.safetensors").read_bytes()
+def put_together(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, each from the parts that are in the files of all ranks. No number is in two."""
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for path in (folder / f"checkpoints/step-{SAVED:08d}").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+            for name, place in places.items():
+                parts.setdefault(name, []).append((place["saved_offsets"], file.get_tensor(name)))
+    found = {}
+    for name, placed in parts.items():
+        shape = [max(ends) for ends in zip(*(map(add, start, part.shape) for start, part in placed), strict=True)]
+        found[name] = torch.zeros(shape, dtype=placed[0][1].dtype)
+        assert sum(part.numel() for _, part in placed) == found[name].numel()
+        for start, part in placed:
+            found[name][tuple(slice(at, at + size) for at, size in zip(start, part.shape, strict=True))] = part
+    return found
+
+
+def assert_same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +107,32 @@ def test_a_run_goes_on_in_another_layout(
     last bit in the same one."""
     source, losses = begun[before]
     found = run(after, source / "checkpoints", tmp_path)
-    assert saved(tmp_path) == saved(source)
+    assert_same_tensors(put_together(tmp_path), put_together(source))
     wanted = losses[SAVED:]
     assert found == (wanted if before == after else pytest.approx(wanted, rel=1e-5))
 
 
-def test_it_is_one_file_that_safetensors_reads(begun: dict[str, tuple[Path, list[float]]]) -> None:
-    """With whole tensors, those of one process."""
-    shapes = []
-    for folder, _ in begun.values():
-        tensors = load_file(folder / f"checkpoints/step-{SAVED:08d}/tensors.safetensors")
-        shapes.append({name: tensor.shape for name, tensor in tensors.items()})
-    assert shapes[0] == shapes[1]
+@pytest.mark.parametrize(("layout", "files"), [("one", 1), ("two, shares", 2)])
+def test_it_is_read_whole_whoever_wrote_it(
+    layout: str, files: int, begun: dict[str, tuple[Path, list[float]]], tmp_path: Path
+) -> None:
+    """By one process, and by any program as one file."""
+    folder, _ = begun[layout]
+    path = folder / f"checkpoints/step-{SAVED:08d}"
+    assert len(list(path.glob("*.safetensors"))) == files
+    wanted = put_together(folder)
+    assert_same_tensors(checkpoint.named_tensors(checkpoint.read(path).state), wanted)
+    (folder / "config.yaml").touch()
+    assert load_tool("consolidate").main([str(path), "-o", str(tmp_path / "all.safetensors")]) == 0
+    assert_same_tensors(load_file(tmp_path / "all.safetensors"), wanted)
+
+
+def test_each_rank_writes_and_reads_its_share(begun: dict[str, tuple[Path, list[float]]], tmp_path: Path) -> None:
+    """Of weights and moments alike: about half of the bytes, which nothing else of the state comes near."""
+    folder, _ = begun["two, shares"]
+    path = folder / f"checkpoints/step-{SAVED:08d}"
+    sizes = [file.stat().st_size for file in path.glob("*.safetensors")]
+    assert max(sizes) < 0.6 * sum(sizes)
+    held = on_ranks(partial(bytes_held, str(path)), tmp_path, seconds=200)
+    assert max(held) < 0.6 * sum(held)
+    assert sum(held) == pytest.approx(sum(sizes), rel=0.1)

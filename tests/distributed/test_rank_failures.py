@@ -1,16 +1,20 @@
 """Runs of two ranks that are left alone, killed, stopped and interrupted, by the command that users give."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from dinoswap import metrics
-from train_processes import RankProcesses, free_port, last_step, lines, wait_until
+from dinoswap import checkpoint, metrics
+from ranks import on_ranks
+from train_processes import RankProcesses, free_port, last_step, lines, tensor_files, wait_until
 
 STEPS = 24
 SETTINGS = [
@@ -28,7 +32,7 @@ SPREAD = ["ddp", "fsdp2"]
 TIMEOUT_MINUTES = 0.1
 
 
-def two_ranks(overrides: list[str], results: Path, *, kill_at_sync: int | None = None) -> RankProcesses:
+def two_ranks(overrides: list[str], results: Path, *, kill_at_sync: tuple[int, int] | None = None) -> RankProcesses:
     return RankProcesses([*SETTINGS, *overrides], results, kill_at_sync=kill_at_sync)
 
 
@@ -47,8 +51,9 @@ def undisturbed(spread: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_result(folder: Path, reference: Path) -> None:
     assert metrics.load_record(folder / "run.json")["status"] == "completed"
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {f"step-{STEPS:08d}"}
-    ours, theirs = ((path / f"checkpoints/step-{STEPS:08d}").iterdir() for path in (folder, reference))
-    assert {p.name: p.read_bytes() for p in ours} == {p.name: p.read_bytes() for p in theirs}
+    ours, theirs = (path / f"checkpoints/step-{STEPS:08d}" for path in (folder, reference))
+    assert (ours / "state.json").read_bytes() == (theirs / "state.json").read_bytes()
+    assert tensor_files(ours) == tensor_files(theirs)
     assert lines(folder) == lines(reference)
 
 
@@ -113,12 +118,14 @@ def test_a_signal_to_one_rank_saves_the_same_step_on_all(spread: str, undisturbe
     assert_same_result(again.folder, undisturbed)
 
 
-def test_a_save_that_is_cut_off_leaves_the_one_before(spread: str, undisturbed: Path, tmp_path: Path) -> None:
-    """Killed in its second checkpoint, after the tensors were written or before the rename."""
-    stage = 0 if spread == "distributed=ddp" else 3
-    run = two_ranks([spread], tmp_path, kill_at_sync=5 + stage)
+@pytest.mark.parametrize(("victim", "sync"), [(0, 8), (1, 1)], ids=["before the rename", "share"])
+def test_a_save_that_is_cut_off_leaves_the_one_before(
+    victim: int, sync: int, spread: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """In the second checkpoint the first rank is killed before the rename, or the other one within its share."""
+    run = two_ranks([spread], tmp_path, kill_at_sync=(victim, sync))
     statuses = run.wait()
-    assert statuses == [-signal.SIGKILL, 1], run.output
+    assert (statuses[victim], statuses[1 - victim]) == (-signal.SIGKILL, 1), run.output
     assert (run.folder / "checkpoints/step-00000004").is_dir()
     assert not (run.folder / "checkpoints/step-00000008").exists()
     again = two_ranks([spread], tmp_path)
@@ -132,9 +139,35 @@ def test_an_error_of_one_rank_is_told_by_all(tmp_path: Path) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "checkpoints").write_text("no folder")
     assert run.wait() == [1, 1], run.output
-    assert "could not be written" in run.ranks[0].output.splitlines()[-1]
-    assert "rank 0: CheckpointError" in run.ranks[1].output.splitlines()[-1]
-    assert "rank 0: CheckpointError" in (run.folder / "log.rank1.txt").read_text().splitlines()[-1]
+    last = [rank.output.splitlines()[-1] for rank in run.ranks]
+    assert all("could not be written" in line for line in last)
+    assert "rank 0: FileExistsError" in last[1]
+    assert "rank 0: FileExistsError" in (run.folder / "log.rank1.txt").read_text().splitlines()[-1]
+
+
+def save_on_a_full_disk(folder: Path, rank: int) -> str:
+    """Two checkpoints, the second one when rank 1 has no space left; what it says."""
+    state = {name: torch.full((100,), 1.0) for name in "abcd"}
+    checkpoint.save(folder, 1, state, config={}, keep=2, shared=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(os, "fsync", refuse)
+        with pytest.raises(checkpoint.CheckpointError) as caught:
+            checkpoint.save(folder, 2, state, config={}, keep=2, shared=True)
+    return str(caught.value)
+
+
+def refuse(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_disk_of_one_rank_is_full(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for message in on_ranks(partial(save_on_a_full_disk, folder), tmp_path):
+        assert "step-00000002 could not be written: rank 1: OSError: [Errno 28] No space left on device" in message
+        assert "step-00000001 is the last complete checkpoint and is intact" in message
+    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+    assert checkpoint.newest(folder, pytest.fail) is not None
 
 
 def test_torchrun_starts_a_run_again(undisturbed: Path, spread: str, tmp_path: Path) -> None:

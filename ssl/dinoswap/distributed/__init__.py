@@ -137,10 +137,18 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as raised:
         error = raised
-    said: list[str | None] = [None] * world_size()
-    dist.all_gather_object(said, None if error is None else f"{type(error).__name__}: {error}")
+    said = gathered(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
     if failed := [f"rank {number}: {text}" for number, text in enumerate(said) if text]:
         raise RankFailed("; ".join(failed))
     return cast(T, result)
+
+
+def gathered(value: T) -> list[T]:
+    """Of every rank, on every rank. It travels by pickle, between these processes alone."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
