@@ -16,10 +16,12 @@ import pytest
 
 import benchmark
 import plan
-import plan_step
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.flops import step_flops
+from planning import memory, networks, speed, step
+from planning.hardware import GPUS
+from planning.values import Request
 
 HEADS = [f"heads.{head}.prototypes=64" for head in ("dino_head", "ibot_head")]
 
@@ -39,8 +41,8 @@ HEADS = [f"heads.{head}.prototypes=64" for head in ("dino_head", "ibot_head")]
 )
 def test_backbones_have_the_published_number_of_parameters(size: str, millions: int, parameters: int) -> None:
     overrides = ["recipe=vits16", f"model.size={size}", "model.patch_size=14", "model.registers=0", *HEADS]
-    model = plan_step.meta_model(compose_config([*overrides, "crops.global_size=518", "crops.local_size=98"]))
-    assert plan_step.count(model.student["backbone"]) == parameters
+    model = networks.meta_model(compose_config([*overrides, "crops.global_size=518", "crops.local_size=98"]))
+    assert networks.count(model.student["backbone"]) == parameters
     assert parameters / 1e6 == pytest.approx(millions, rel=0.06)
     assert all(parameter.is_meta for parameter in model.parameters())
 
@@ -125,11 +127,11 @@ def measured_bytes(overrides: list[str]) -> int:
 def test_memory_is_within_a_tenth_of_what_a_step_takes(precision: str, checkpointing: str, size: list[str]) -> None:
     overrides = [*VIT_S, *size, f"trainer.precision={precision}", f"model.activation_checkpointing={checkpointing}"]
     cfg = compose_config(overrides)
-    model = plan_step.meta_model(cfg)
-    batch, hyper = plan_step.meta_batch(cfg, model, slices=1), plan_step.first_hyper(cfg)
-    life = plan.step_life(cfg, model, batch, hyper, checkpointing=checkpointing == "true", gpu=False)
-    request = plan.Request("h100", 1, "none", 1.0, runs=1, price=None)
-    found = sum(plan.memory_parts(cfg, model, batch, life, request).values())
+    model = networks.meta_model(cfg)
+    batch, hyper = networks.meta_batch(cfg, model, slices=1), networks.first_hyper(cfg)
+    life = memory.step_life(cfg, model, batch, hyper, checkpointing=checkpointing == "true", gpu=False)
+    request = Request("h100", 1, "none", 1.0, runs=1, price=None)
+    found = sum(memory.memory_parts(cfg, model, batch, life, request).values())
     assert found == pytest.approx(measured_bytes(overrides), rel=0.1)
 
 
@@ -137,7 +139,7 @@ def test_checkpointing_and_sharding_take_less_memory() -> None:
     base = ["recipe=smoke", "model.depth=8", "model.embed_dim=64", "data.batch_size=64"]
     one = plan.make_plan(base, gpus=8, sharding="ddp")
     many = plan.make_plan(base, gpus=8, sharding="fsdp2")
-    assert one.memory["on"][plan_step.ACTIVATIONS] < one.memory["off"][plan_step.ACTIVATIONS] / 2
+    assert one.memory["on"][step.ACTIVATIONS] < one.memory["off"][step.ACTIVATIONS] / 2
     for part in ("weights", "EMA teacher", "optimiser (AdamW's moments)"):
         assert many.memory["off"][part] == pytest.approx(one.memory["off"][part] / 8, abs=1)
     assert one.memory["off"]["weights"] == 4 * one.parameters["student"]
@@ -149,8 +151,8 @@ def test_a_second_micro_batch_meets_the_gradients_of_the_first() -> None:
     base = ["recipe=smoke", "model.depth=4", "data.batch_size=64"]
     whole, parts = plan.make_plan(base), plan.make_plan([*base, "trainer.accumulate=2"])
     assert parts.images_per_gpu == 32
-    assert parts.memory["off"][plan_step.GRADIENTS] == 4 * parts.parameters["trained"]
-    assert parts.memory["off"][plan_step.ACTIVATIONS] < whole.memory["off"][plan_step.ACTIVATIONS]
+    assert parts.memory["off"][step.GRADIENTS] == 4 * parts.parameters["trained"]
+    assert parts.memory["off"][step.ACTIVATIONS] < whole.memory["off"][step.ACTIVATIONS]
 
 
 def test_the_frozen_teacher_is_counted_with_its_precision() -> None:
@@ -277,12 +279,12 @@ PUBLISHED = [
 def test_published_runs_take_what_is_planned(overrides: list[str], gpu: str, gpus: int, gpu_hours: float) -> None:
     """Within 15 % at the default utilisation of that GPU."""
     cfg = compose_config(overrides)
-    model = plan_step.meta_model(cfg)
-    batch, hyper = plan_step.meta_batch(cfg, model, gpus), plan_step.first_hyper(cfg)
-    request = plan.Request(gpu, gpus, "ddp", plan.GPUS[gpu].utilisation, runs=1, price=None)
-    flops = plan_step.flops(model, batch, hyper, checkpointing=False)
-    seconds = plan.step_seconds(cfg, flops, plan.communicated(cfg, model, {}, request), request, gpus)
-    assert plan.study(cfg, seconds["step"], request)["gpu_hours"] == pytest.approx(gpu_hours, rel=0.15)
+    model = networks.meta_model(cfg)
+    batch, hyper = networks.meta_batch(cfg, model, gpus), networks.first_hyper(cfg)
+    request = Request(gpu, gpus, "ddp", GPUS[gpu].utilisation, runs=1, price=None)
+    flops = step.flops(model, batch, hyper, checkpointing=False)
+    seconds = speed.step_seconds(cfg, flops, speed.communicated(cfg, model, {}, request), request, gpus)
+    assert speed.study(cfg, seconds["step"], request)["gpu_hours"] == pytest.approx(gpu_hours, rel=0.15)
 
 
 # GFLOP counted in a step of dinov3 @ 6876159, and its time as a share of that of legacy @ 67f6a87, the least
@@ -296,9 +298,9 @@ def test_steps_that_were_timed_cost_what_is_planned(
 ) -> None:
     def planned(*overrides: str) -> float:
         cfg = compose_config([*benchmark.SETTINGS[size], *overrides])
-        model = plan_step.meta_model(cfg)
-        batch, hyper = plan_step.meta_batch(cfg, model, 1), plan_step.first_hyper(cfg)
-        return plan_step.flops(model, batch, hyper, checkpointing=False).algorithm / 1e9
+        model = networks.meta_model(cfg)
+        batch, hyper = networks.meta_batch(cfg, model, 1), networks.first_hyper(cfg)
+        return step.flops(model, batch, hyper, checkpointing=False).algorithm / 1e9
 
     assert planned() == pytest.approx(gigaflops, rel=0.005)
     for clustering, (least, most) in (("none", off), ("separate", separate)):

@@ -1,10 +1,9 @@
-"""One training step on paper, for tools/plan.py: its networks, FLOPs and live bytes, from shapes alone.
+"""One training step on paper: its FLOPs and live bytes, from shapes alone.
 
-Networks are built on torch's meta device, so that ViT-g takes no memory. FLOPs are those of the package's own counter
-(dinoswap/flops.py). Memory is that of a forward and a backward pass over fake tensors (torch's FakeTensorMode): every
-operator, autograd and autocast see the shapes and types of the real step and nothing is computed, while each storage is
-noted from its birth to its death. So what autograd saves, its largest temporaries, and when gradients come to life,
-are followed and not modelled.
+FLOPs are those of the package's own counter (dinoswap/flops.py). Memory is that of a forward and a backward pass over
+fake tensors (torch's FakeTensorMode): every operator, autograd and autocast see the shapes and types of the real step
+and nothing is computed, while each storage is noted from its birth to its death. So what autograd saves, its largest
+temporaries, and when gradients come to life, are followed and not modelled.
 
 Fake tensors are on the CPU, whose autocast makes the same copies of weights as CUDA's. A plan for a GPU has torch's
 fused attention, which saves queries, keys, values, output and one number per row.
@@ -14,39 +13,28 @@ workspaces of cuBLAS and the buffers of NCCL).
 
 import contextlib
 import copy
-import math
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinoswap.build import build_model
 from dinoswap.da3.enabled import MaskedImageDistillation, grid_of
-from dinoswap.da3.protocol import TeacherSettings
-from dinoswap.da3.source import locate
 from dinoswap.flops import step_flops
 from dinoswap.model import SelfDistillation
 from dinoswap.nn import attention
-from dinoswap.objectives.base import Objective
-from dinoswap.schedules import ScheduleSettings, build_schedules
-from dinoswap.schema import ConfigError, construct, construct_option
-from dinoswap.settings import loading_settings
 from dinoswap.trainer import AUTOCAST
 from dinoswap.values import Batch, Hyper
-
-Config = Mapping[str, Any]
-META = torch.device("meta")
+from planning.networks import frozen_networks, objectives, units, with_checkpointing
 
 WEIGHT_CASTS = "autocast copies of weights"
 WEIGHT_PRODUCTS = "folded weights"
@@ -57,114 +45,6 @@ TEMPORARIES = "backward temporaries"
 KINDS = (GRADIENTS, WEIGHT_CASTS, WEIGHT_PRODUCTS, LOGITS, ACTIVATIONS, TEMPORARIES)
 """What a storage born in a step is. The recomputed block of activation checkpointing counts as a temporary."""
 STATE = "state"
-
-
-# --- the networks and a batch -----------------------------------------------------------------------------------------
-
-
-class _AnswersEqual(TorchFunctionMode):
-    """torch.equal of two meta tensors is true: a frozen teacher asks whether its pixels are normalised as ours are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.equal and args[0].is_meta:
-            return True
-        return func(*args, **(kwargs or {}))
-
-
-def meta_model(cfg: Config) -> SelfDistillation:
-    """The model of a config without memory for its weights. Raises ConfigError."""
-    cfg = _without_weights(cfg)
-    own_weights = cfg["da3"]["enabled"] and cfg["da3"]["backend"] != "native"
-    if own_weights:  # other packages' networks are not all made for the meta device
-        return build_model(cfg).to(META)
-    with META, _AnswersEqual():
-        return build_model(cfg).to(META)
-
-
-def _without_weights(cfg: Config) -> Config:
-    """A native DA3 teacher by the variant that its file says, so that no weight is read."""
-    section = cfg["da3"]
-    if not (section["enabled"] and section["backend"] == "native" and section["ckpt_path"]):
-        return cfg
-    known = ("backend", "variant", "ckpt_path", "num_heads", "layer", "token_part", "normalise_halves")
-    try:
-        names = locate(TeacherSettings(**{name: section[name] for name in known})).names
-    except ValueError as error:
-        raise ConfigError(f"da3.{error}") from error
-    if not names:
-        raise ConfigError(
-            f"da3.ckpt_path={section['ckpt_path']}: no released variant, so it cannot be planned without its weights; "
-            "set da3.ckpt_path= and the da3.variant that comes nearest"
-        )
-    return {**cfg, "da3": {**section, "ckpt_path": "", "variant": names[0], "num_heads": None}}
-
-
-def with_checkpointing(model: SelfDistillation, enabled: bool) -> SelfDistillation:
-    """The same model with activation checkpointing of its blocks switched."""
-    switched = copy.deepcopy(model)
-    for network in (switched.student, switched.teacher):
-        cast(Any, network["backbone"]).activation_checkpointing = enabled
-    return switched
-
-
-def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
-    """One of the `slices` parts (GPUs times micro-batches) of step 0, normalised, on the meta device. The masks are
-    drawn; masked tokens and crops are the mean over the slices, rounded up."""
-    loading, crops, plan = loading_settings(cfg), cfg["crops"], model.plan
-    images, size = loading.batch_size // slices, crops["global_size"]
-    draw = construct_option(cfg["masking"], "masking").sampler(
-        crop_size=(size, size),
-        patch_size=cfg["model"]["patch_size"],
-        crops=plan.masked_crops,
-        images=loading.batch_size,
-        seed=int(cfg["seed"]),
-    )
-    mask = torch.from_numpy(draw(0))  # [P, images of all slices, N]
-    clean = plan.masked_crops if any(o.needs_clean_crops for o in objectives(model).values()) else 0
-
-    def pixels(number: int, side: int) -> Tensor:
-        return torch.empty(number, images, 3, side, side, device=META)
-
-    return Batch(
-        global_crops=pixels(2, size),
-        local_crops=pixels(crops["local_number"], crops["local_size"] if crops["local_number"] else 0),
-        extra_crops=pixels(plan.extra_crops, size if plan.extra_crops else 0),
-        clean_crops=pixels(clean, size if clean else 0),
-        mask=torch.empty(mask.shape[0], images, mask.shape[2], dtype=torch.bool, device=META),
-        masked_indices=torch.empty(math.ceil(int(mask.sum()) / slices), dtype=torch.int64, device=META),
-        masked_crops=torch.empty(math.ceil(int(mask.any(-1).sum()) / slices), dtype=torch.int64, device=META),
-        indices=torch.empty(images, dtype=torch.int64, device=META),
-    )
-
-
-def first_hyper(cfg: Config) -> Hyper:
-    """What the schedules say at step 0. Raises ConfigError."""
-    settings = construct(ScheduleSettings, cfg["schedule"], "schedule")
-    try:
-        return build_schedules(settings, total=cfg["trainer"]["max_steps"], batch_size=cfg["data"]["batch_size"]).at(0)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def objectives(model: SelfDistillation) -> dict[str, Objective]:
-    return {name: cast(Objective, objective) for name, objective in model.objectives.items()}
-
-
-def frozen_networks(model: SelfDistillation) -> dict[str, nn.Module]:
-    """Teachers that are no copy of the student, by objective."""
-    return {n: o.teacher for n, o in objectives(model).items() if isinstance(o, MaskedImageDistillation)}
-
-
-def count(module: nn.Module, trained_only: bool = False) -> int:
-    """Parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
-
-
-def batch_bytes(batch: Batch) -> int:
-    return sum(t.numel() * t.element_size() for t in batch.tensors().values())
-
-
-# --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,9 +65,6 @@ def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bo
             if isinstance(objective, MaskedImageDistillation):
                 objective.masked_targets(batch, grid_of(model.student, batch.patch_crops))
     return Flops(algorithm, again, int(counter.get_total_flops()))
-
-
-# --- live bytes -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -321,24 +198,6 @@ def _autocast(precision: str) -> contextlib.AbstractContextManager[None]:
 
 def _attention(gpu: bool) -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(attention, "attend", _fused) if gpu else contextlib.nullcontext()
-
-
-def units(model: SelfDistillation) -> dict[str, nn.Module]:
-    """What is gathered at a time where weights are shared: each block, and each network without its blocks."""
-    found: dict[str, nn.Module] = {}
-    for side, networks in (("student", model.student), ("teacher", model.teacher), ("frozen", frozen_networks(model))):
-        for name, network in networks.items():
-            found[f"{side}.{name}"] = network
-            for index, block in enumerate(getattr(network, "blocks", ())):
-                found[f"{side}.{name}.blocks.{index}"] = block
-    return found
-
-
-def unit_sizes(model: SelfDistillation) -> dict[str, int]:
-    """Parameters of each unit."""
-    sizes = {name: count(module) for name, module in units(model).items()}
-    inner = {name: sum(n for other, n in sizes.items() if other.startswith(f"{name}.blocks.")) for name in sizes}
-    return {name: size - inner[name] for name, size in sizes.items()}
 
 
 @contextlib.contextmanager

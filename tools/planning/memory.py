@@ -1,0 +1,71 @@
+"""Bytes on one GPU at the moment of the step when most is live: what a run keeps, and what planning/step.py finds."""
+
+from dataclasses import dataclass
+
+from dinoswap.model import SelfDistillation
+from dinoswap.values import Batch, Hyper
+from planning import networks, step
+from planning.values import Config, Request
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+STATE_BYTES = 4  # weights, gradients, moments and averages are float32 in every precision
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How fsdp2 is set, by default as its group has it."""
+
+    gathered: str = "fp32"
+    reduced: str = "fp32"
+    reshard: bool = True
+
+    @classmethod
+    def of(cls, cfg: Config) -> "Spread":
+        own = cfg.get("distributed") or {}
+        return cls(
+            own.get("param_dtype", "fp32"), own.get("reduce_dtype", "fp32"), own.get("reshard_after_forward", True)
+        )
+
+
+def step_life(
+    cfg: Config, model: SelfDistillation, batch: Batch, hyper: Hyper, *, checkpointing: bool, gpu: bool = True
+) -> step.Life:
+    """With `gpu` False that of training on a CPU, whose attention differs."""
+    return step.live_bytes(
+        networks.with_checkpointing(model, checkpointing),
+        batch,
+        hyper,
+        cfg["trainer"]["precision"],
+        gpu=gpu,
+        accumulate=cfg["trainer"]["accumulate"],
+    )
+
+
+def memory_parts(
+    cfg: Config, model: SelfDistillation, batch: Batch, life: step.Life, request: Request
+) -> dict[str, int]:
+    """Bytes per GPU by part, at the peak."""
+    sharded = request.sharding == "fsdp2" and request.gpus > 1
+    share = 1 / request.gpus if sharded else 1.0
+    shares_frozen = sharded and cfg["da3"].get("use_fsdp", False)
+    trained = networks.count(model.student, trained_only=True)
+    frozen = sum(networks.count(network) for network in networks.frozen_networks(model).values())
+    parts = {
+        "weights": STATE_BYTES * networks.count(model.student) * share,
+        "optimiser (AdamW's moments)": 2 * STATE_BYTES * trained * share,
+        "EMA teacher": STATE_BYTES * networks.count(model.teacher) * share,
+        "frozen teacher": STATE_BYTES * frozen * (share if shares_frozen else 1),
+        "crops of two steps": 2 * cfg["trainer"]["accumulate"] * networks.batch_bytes(batch),
+    }
+    scale = {step.GRADIENTS: share}
+    if request.sharding == "ddp" and request.gpus > 1:
+        parts["gradient buckets"] = STATE_BYTES * trained
+    if sharded:
+        spread = Spread.of(cfg)
+        sizes = {unit: size for unit, size in networks.unit_sizes(model).items() if unit.startswith("student.")}
+        largest, gathered, reduced = max(sizes.values()), BYTES[spread.gathered], BYTES[spread.reduced]
+        parts["gathered units"] = gathered * (2 * largest if spread.reshard else sum(sizes.values()))
+        parts["gradient of one unit"] = (gathered + reduced) * largest
+        if spread.gathered != "fp32":
+            scale[step.WEIGHT_CASTS] = 0.0  # weights arrive in the precision of the products
+    return {name: round(value) for name, value in parts.items() if value} | life.peak(scale)

@@ -1,0 +1,48 @@
+"""What tools/plan.py is asked, looked at before anything is computed."""
+
+from collections.abc import Sequence
+
+from dinoswap.command_line import chosen_options
+from dinoswap.schema import ConfigError, nearest
+from planning.hardware import GPUS
+from planning.values import Request
+
+SHARDINGS = ("none", "ddp", "fsdp2")
+
+
+def checked_request(
+    overrides: Sequence[str],
+    gpu: str,
+    gpus: int,
+    sharding: str | None,
+    utilisation: float | None,
+    runs: int,
+    price: float | None,
+) -> Request:
+    if gpu not in GPUS:
+        raise ConfigError(f"--gpu {gpu}: is not in the table.{nearest(gpu, GPUS)} Use one of {', '.join(GPUS)}")
+    for name, value in (("gpus", gpus), ("runs", runs)):
+        if value < 1:
+            raise ConfigError(f"--{name} {value}: must be at least 1")
+    if utilisation is not None and not 0 < utilisation <= 1:
+        raise ConfigError(
+            f"--utilisation {utilisation}: must lie above 0 and be at most 1; leave it out for "
+            f"{GPUS[gpu].utilisation}, which published runs reached"
+        )
+    if price is not None and not price >= 0:
+        raise ConfigError(f"--price {price}: must be 0 or more, for one GPU hour")
+    spread = chosen_sharding(overrides, gpus, sharding)
+    return Request(gpu, gpus, spread, utilisation or GPUS[gpu].utilisation, runs, price)
+
+
+def chosen_sharding(overrides: Sequence[str], gpus: int, asked: str | None) -> str:
+    """That of --sharding, else the option of the group `distributed`."""
+    if asked is not None and asked not in SHARDINGS:
+        raise ConfigError(f"--sharding {asked}: use one of {', '.join(SHARDINGS)}.{nearest(asked, SHARDINGS)}")
+    chosen = chosen_options(overrides).get("distributed", "none")
+    if asked is not None and chosen not in ("none", asked):
+        raise ConfigError(f"--sharding {asked}: distributed={chosen} says otherwise; leave one of them out")
+    spread = asked or chosen
+    if spread == "none" and gpus > 1:
+        raise ConfigError(f"--gpus {gpus}: one process drives one GPU; add distributed=ddp or distributed=fsdp2")
+    return spread

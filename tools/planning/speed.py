@@ -1,0 +1,88 @@
+"""What GPUs send each other in a step, the seconds that it takes, and what a study costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dinoswap.clustering.patch_prototypes import BANK
+from dinoswap.model import SelfDistillation
+from dinoswap.targets.centering import Centering
+from planning import networks, step
+from planning.hardware import GPUS, NODE
+from planning.memory import BYTES, STATE_BYTES, Spread
+from planning.values import Config, Request
+
+
+def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int], request: Request) -> dict[str, float]:
+    """Bytes that each GPU sends per step. `calls`: forward calls of each unit in one micro-batch, Life.calls."""
+    if request.sharding == "none" or request.gpus == 1:
+        return {}
+    ring, accumulate = (request.gpus - 1) / request.gpus, int(cfg["trainer"]["accumulate"])
+    of_targets = sum(vector_bytes(objective, model) for objective in networks.objectives(model).values())
+    vectors = 2 * ring * accumulate * of_targets
+    if request.sharding == "ddp":
+        trained = networks.count(model.student, trained_only=True)
+        return {"all-reduce of gradients": 2 * ring * STATE_BYTES * trained, "vectors of K": vectors}
+    spread, sizes = Spread.of(cfg), networks.unit_sizes(model)
+
+    def called(side: str) -> float:
+        return ring * accumulate * sum(calls.get(u, 0) * n for u, n in sizes.items() if u.startswith(f"{side}."))
+
+    gathered = BYTES[spread.gathered]
+    sent = {
+        "all-gather forward": gathered * called("student"),
+        "all-gather backward": gathered * called("student") * spread.reshard,
+        "all-gather of the EMA teacher": gathered * called("teacher"),
+        "all-gather of the frozen teacher": gathered * called("frozen") * cfg["da3"].get("use_fsdp", False),
+        "reduce-scatter of gradients": BYTES[spread.reduced] * called("student"),
+        "vectors of K": vectors,
+    }
+    return {name: value for name, value in sent.items() if value}
+
+
+def vector_bytes(objective: Any, model: SelfDistillation) -> int:
+    """Of the vectors of K that the targets of one micro-batch sum over ranks."""
+    targets = getattr(objective, "targets", None)
+    if targets is None:
+        return 0
+    network: Any = model.student[getattr(objective, "head", BANK)]
+    prototypes = network.last_layer.weight_g if hasattr(network, "last_layer") else network.weight
+    sums = 1 if isinstance(targets, Centering) else int(targets.iterations)
+    return STATE_BYTES * len(prototypes) * sums
+
+
+def step_seconds(
+    cfg: Config, flops: step.Flops, communication: Mapping[str, float], request: Request, slices: int
+) -> dict[str, float]:
+    """Of one step: compute, communication, what of it is not hidden, and their sum."""
+    gpu, micro_batches = GPUS[request.gpu], slices // request.gpus
+    peak = {"fp32": gpu.fp32, "bf16": gpu.half, "fp16": gpu.half}
+    own = flops.algorithm + flops.recomputed - flops.frozen
+    work = own / peak[cfg["trainer"]["precision"]] + flops.frozen / peak[cfg["da3"].get("precision", "fp32")]
+    compute = micro_batches * work / request.utilisation
+    bandwidth = gpu.nvlink if request.gpus <= NODE else gpu.network
+    times = {name: sent / bandwidth for name, sent in communication.items()}
+    vectors = times.pop("vectors of K", 0.0)
+    hidden_behind = compute / 2 if request.sharding == "ddp" else compute
+    exposed = max(0.0, sum(times.values()) - hidden_behind) + vectors
+    return {
+        "compute": compute,
+        "communication": sum(times.values()) + vectors,
+        "not hidden": exposed,
+        "step": compute + exposed,
+    }
+
+
+def study(cfg: Config, seconds: float, request: Request) -> dict[str, float | None]:
+    """Of all runs. Hours of one run are on the clock."""
+    steps, images = cfg["trainer"]["max_steps"], cfg["data"]["batch_size"]
+    hours = steps * seconds / 3600
+    gpu_hours = request.runs * request.gpus * hours
+    return {
+        "steps": steps,
+        "images": float(steps * images * request.runs),
+        "images_per_second": images / seconds,
+        "images_per_second_and_gpu": images / seconds / request.gpus,
+        "hours_per_run": hours,
+        "gpu_hours": gpu_hours,
+        "cost": None if request.price is None else gpu_hours * request.price,
+    }
