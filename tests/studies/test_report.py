@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,18 @@ def test_the_same_runs_give_the_same_files(arms: tuple[Study, Path, Path], tmp_p
     files = [path.relative_to(again) for path in again.rglob("*.*")]
     assert len(files) == 16
     assert all((again / file).read_bytes() == (html.parent / file).read_bytes() for file in files)
+
+
+def test_figures_of_an_earlier_report_go_and_others_stay(arms: tuple[Study, Path, Path], tmp_path: Path) -> None:
+    study, root, _ = arms
+    figures = write_report(study, root, tmp_path).parent / "figures"
+    before = {path.stem for path in figures.iterdir()}
+    (figures / "mine.png").touch()
+    fewer = replace(study, metrics=study.metrics[:1])
+    report = write_report(fewer, root, tmp_path).with_name("report.md").read_text()
+    left = {path.stem for path in figures.iterdir()}
+    assert left == {"mine", *re.findall(r"\(figures/(.*?)\.png\)", report)}
+    assert left - {"mine"} < before
 
 
 def test_a_factorial_has_main_effects_interactions_and_an_attribution(tmp_path: Path) -> None:

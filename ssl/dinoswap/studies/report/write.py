@@ -4,6 +4,7 @@ report.html holds everything: no other file and no network is needed. Beside it 
 tables.tex, the figures as SVG, and report.json with every number.
 """
 
+import re
 from pathlib import Path
 
 import jinja2
@@ -22,10 +23,11 @@ FIGURES = "figures"
 
 def write_report(study: Study, root: Path, out: Path) -> Path:
     """Of the runs below `root`, results/runs/<study>, into the folder `out`; the path of report.html. ConfigError for a
-    study whose cells do not compose."""
+    study whose cells do not compose. Figures of an earlier report in `out` that this one does not have are deleted."""
     analysis = analyse(study, root)
     page = make_page(analysis)
     (out / FIGURES).mkdir(parents=True, exist_ok=True)
+    stale = _figures(out / "report.md") - {plot.name for plot in page.plots}
     for plot in page.plots:
         write_atomically(out / FIGURES / f"{plot.name}.png", plot.png)
         write_atomically(out / FIGURES / f"{plot.name}.svg", plot.svg)
@@ -33,7 +35,15 @@ def write_report(study: Study, root: Path, out: Path) -> Path:
     write_atomically(out / "report.md", as_markdown(page))
     write_atomically(out / "tables.tex", as_latex(analysis))
     write_atomically(out / "report.html", as_html(page))
+    for name in stale:
+        for suffix in ("png", "svg"):
+            (out / FIGURES / f"{name}.{suffix}").unlink(missing_ok=True)
     return out / "report.html"
+
+
+def _figures(report: Path) -> set[str]:
+    """Those that a report.md shows: in the folder there may be others, of somebody else."""
+    return set(re.findall(rf"\]\({FIGURES}/([\w-]+)\.png\)", report.read_text())) if report.exists() else set()
 
 
 def as_html(page: Page) -> str:
