@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   dinoswap-tune tune_da3 da3.ckpt_path=DA3-SMALL/model.safetensors
   dinoswap-tune tune_lr workers=4 hydra.launcher.gpus=[0,1,2,3]
   dinoswap-tune tune_lr workers=16 hydra/launcher=slurm hydra.launcher.partition=gpu
-  dinoswap-tune tune_lr --storage postgresql://user@host/optuna    # for hundreds of workers
+  dinoswap-tune tune_lr --storage postgresql+psycopg://user@host/optuna    # hundreds of workers
   dinoswap-tune tune_lr trials=80                                  # a total: goes on to 80
 
 The same command goes on with a search. Its runs are in results/runs/STUDY, and in tune/ there report.md,

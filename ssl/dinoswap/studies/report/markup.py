@@ -16,6 +16,9 @@ LATEX = {
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
     "\n": " ",
 }
+LATEX_PACKAGES = ("array", "booktabs", "graphicx")
+LATEX_LINE = 40
+"""Characters; about 6 cm."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ def latex_text(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Needs \\usepackage{booktabs}."""
+    """Needs the packages in LATEX_PACKAGES. Long texts are broken into lines; a table that is still wider than the text
+    is made smaller."""
 
     def line(entries: Iterable[str]) -> str:
         return f"{' & '.join(map(latex_text, entries))} \\\\"
 
-    form = "".join("l" if column in table.words else "r" for column in table.columns)
+    form = "".join(_alignment(table, number) for number in range(len(table.columns)))
     label = re.sub(r"\W+", "-", table.name)
     return "\n".join(
         [
@@ -61,14 +65,22 @@ def latex(table: Table) -> str:
             r"\centering",
             f"\\caption{{{latex_text(table.caption)}.}}",
             f"\\label{{tab:{label}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             f"\\begin{{tabular}}{{{form}}}",
             r"\toprule",
             line(table.columns),
             r"\midrule",
             *map(line, table.rows),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]
     )
+
+
+def _alignment(table: Table, column: int) -> str:
+    if table.columns[column] not in table.words:
+        return "r"
+    longest = max((len(row[column]) for row in table.rows), default=0)
+    return "l" if longest <= LATEX_LINE else r">{\raggedright\arraybackslash}p{6cm}"

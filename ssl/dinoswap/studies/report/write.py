@@ -13,7 +13,7 @@ from dinoswap.files import write_atomically
 from dinoswap.studies.report import tables
 from dinoswap.studies.report.analysis import Analysis, analyse
 from dinoswap.studies.report.definitions import DEFINITIONS
-from dinoswap.studies.report.markup import latex, markdown, markdown_text
+from dinoswap.studies.report.markup import LATEX_PACKAGES, latex, markdown, markdown_text
 from dinoswap.studies.report.numbers import as_json
 from dinoswap.studies.report.page import Page, Section, make_page
 from dinoswap.studies.study import Study
@@ -81,4 +81,4 @@ def as_latex(analysis: Analysis) -> str:
         chosen.append(tables.effects(result, analysis.reference))
         chosen += [tables.interactions(result)] if result.interactions else []
         chosen += [tables.attribution(result)] if result.attribution else []
-    return "% \\usepackage{booktabs}\n\n" + "\n".join(map(latex, chosen))
+    return f"% \\usepackage{{{','.join(LATEX_PACKAGES)}}}\n\n" + "\n".join(map(latex, chosen))

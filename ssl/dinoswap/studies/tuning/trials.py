@@ -77,7 +77,12 @@ def data_base(url: str) -> BaseStorage:
 
     try:
         return optuna.storages.RDBStorage(url)
-    except (ImportError, SQLAlchemyError) as error:
+    except ImportError as error:
+        raise ConfigError(
+            f"--storage: {url.partition(':')[0]} has no driver here ({error.__cause__ or error}); for PostgreSQL "
+            "pip install 'dinoswap[postgresql]' and begin the URL with postgresql+psycopg://"
+        ) from error
+    except SQLAlchemyError as error:
         raise ConfigError(f"--storage: {str(error).partition(chr(10))[0]}") from error
 
 
