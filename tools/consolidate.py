@@ -24,15 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", required=True)
     arguments = parser.parse_args(argv)
     try:
-        subject = Subject.find(arguments.run)
-        if subject.trained is None:
-            raise ConfigError(f"{arguments.run}: is a file; give a run folder or a checkpoint in one")
-        tensors = named_tensors(subject.trained.state)
+        found = Subject.find(arguments.run).checkpoint
+        tensors = named_tensors(found.state)
         write_atomically(arguments.out, save(tensors))
     except (ConfigError, CheckpointError, OSError) as error:
         print(f"consolidate: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    print(f"{arguments.out}: {len(tensors)} tensors after {subject.trained.step} steps")
+    print(f"{arguments.out}: {len(tensors)} tensors after {found.step} steps")
     return 0
 
 

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 
@@ -37,14 +36,9 @@ def forward(source: Path) -> tuple[bytes, Iterable[str]]:
 
 def reverse(source: Path) -> tuple[bytes, Iterable[str]]:
     """The same for a file of ours, a run folder, or a checkpoint in one."""
-    state = read_weights(source) if source.is_file() else run_weights(source)
+    state = read_weights(source) if source.is_file() else Subject.find(source).checkpoint.state["model"]
     networks = {name: value for name, value in state.items() if name.startswith(tuple(f"{n}." for n in NETWORKS))}
     return torch_bytes(to_legacy(networks)), state.keys() - networks.keys()
-
-
-def run_weights(folder: Path) -> dict[str, Any]:
-    trained = Subject.find(folder).trained
-    return trained.state["model"] if trained else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

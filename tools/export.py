@@ -43,11 +43,9 @@ FORMATS: dict[str, tuple[str, Callable[[dict[str, Tensor]], bytes]]] = {
 
 
 def teacher_backbone(subject: Subject) -> VisionTransformer:
-    if subject.trained is None:
-        raise ConfigError(f"{subject.path}: is a file; give a run folder or a checkpoint in one")
+    weights = subject.checkpoint.state["model"]
     check(subject.config)
     backbone = initial_backbone(subject.config)
-    weights = subject.trained.state["model"]
     backbone.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})
     return backbone
 

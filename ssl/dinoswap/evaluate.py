@@ -65,6 +65,13 @@ class Subject:
         config = plain(DictConfig(OmegaConf.load(run / "config.yaml")))
         return cls(path, config, run, newest(run) if path == run else checkpoint.read(path))
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Raises ConfigError for a weight file."""
+        if self.trained is None:
+            raise ConfigError(f"{self.path}: is a file; give a run folder or a checkpoint in one")
+        return self.trained
+
     def folder(self, data: str, network: str) -> Path:
         """Where an evaluation goes: of its own for each data set, named checkpoint and network."""
         if self.run is None:
