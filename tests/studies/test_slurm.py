@@ -276,6 +276,20 @@ def assert_same_result(folder: Path, reference: Path) -> None:
     assert lines(folder) == lines(reference)
 
 
+def slurm_restarts(folder: Path) -> int:
+    restarts = re.search(r"Restarts=(\d+)", call("scontrol", "show", "job", claimed(folder)))
+    assert restarts is not None
+    return int(restarts[1])
+
+
+def assert_restarts_counted(folder: Path) -> None:
+    """At least one, and none that SLURM does not know of. SLURM may know of more: a start that never came to training,
+    or one for reasons of its own."""
+    counted, known = read_json(folder / "run.json")["restarts"], slurm_restarts(folder)
+    history = [line for line in (CONF.parent / "slurmctld.log").read_text().splitlines() if f"JobId={claimed(folder)}" in line]
+    assert 1 <= counted <= known, "\n".join(history)
+
+
 def test_two_drivers_submit_once_and_both_wait(story: Story) -> None:
     submitted = [driver.output.count("is SLURM job") for driver in (story.first, story.second)]
     assert sorted(submitted) == [0, len(ARMS)]
@@ -304,12 +318,11 @@ def test_all_are_accounted_for(story: Story) -> None:
 @pytest.mark.parametrize("arm", ["preempted", "early", "late"])
 def test_who_is_told_saves_and_is_queued_again(arm: str, story: Story) -> None:
     """Also before there is anything to be saved."""
-    if arm != "early":
+    if arm == "early":
+        assert slurm_restarts(story.runs[arm]) >= 1
+    else:
         assert "SIGUSR2: saved after step" in (story.runs[arm] / "log.txt").read_text()
-        assert read_json(story.runs[arm] / "run.json")["restarts"] >= 1
-    restarts = re.search(r"Restarts=(\d+)", call("scontrol", "show", "job", claimed(story.runs[arm])))
-    assert restarts is not None
-    assert int(restarts[1]) >= 1
+        assert_restarts_counted(story.runs[arm])
 
 
 @pytest.mark.parametrize("arm", ["plain", "preempted", "early", "late"])
@@ -336,7 +349,7 @@ def test_a_lost_node(cluster: None, tmp_path: Path, reference: dict[str, Path]) 
         subprocess.run(["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"], check=True)
     assert command.wait() == 0, command.output
     assert_same_result(folder, reference["plain"])
-    assert read_json(folder / "run.json")["restarts"] == 1
+    assert_restarts_counted(folder)
 
 
 def test_what_sbatch_refuses_is_one_line(cluster: None, tmp_path: Path) -> None:
@@ -362,5 +375,5 @@ def test_two_tasks(cluster: None, tmp_path: Path) -> None:
     local = (*torchrun, "-m", "dinoswap.train", *run, f"results_dir={tmp_path / 'local'}")
     subprocess.run(local, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=WAIT)
     assert_same_result(folder, folder_of(run, tmp_path / "local"))
-    record = json.loads((folder / "run.json").read_text())
-    assert (record["restarts"], record["hardware"]["ranks"]) == (1, 2)
+    assert_restarts_counted(folder)
+    assert read_json(folder / "run.json")["hardware"]["ranks"] == 2
