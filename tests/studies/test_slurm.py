@@ -286,8 +286,8 @@ def assert_restarts_counted(folder: Path) -> None:
     """At least one, and none that SLURM does not know of. SLURM may know of more: a start that never came to training,
     or one for reasons of its own."""
     counted, known = read_json(folder / "run.json")["restarts"], slurm_restarts(folder)
-    history = [line for line in (CONF.parent / "slurmctld.log").read_text().splitlines() if f"JobId={claimed(folder)}" in line]
-    assert 1 <= counted <= known, "\n".join(history)
+    said = (CONF.parent / "slurmctld.log").read_text().splitlines()
+    assert 1 <= counted <= known, "\n".join(line for line in said if f"JobId={claimed(folder)}" in line)
 
 
 def test_two_drivers_submit_once_and_both_wait(story: Story) -> None:
