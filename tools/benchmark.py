@@ -179,14 +179,20 @@ def peak_memory(device: torch.device) -> int:
 
 Cells = list[list[str]]
 """A table: its header and its rows."""
+DESCRIBED = ["setting", "precision", "compile"]
+
+
+def described(row: dict[str, Any]) -> list[str]:
+    """What each of its rows begins with, under `DESCRIBED`."""
+    return [row["setting"], row["precision"], "yes" if "trainer.compile=true" in row["overrides"] else "no"]
 
 
 def step_cells(rows: list[dict[str, Any]]) -> Cells:
-    header = ["setting", "precision", "compile", "s / step", "images / s", "GFLOP", "peak GFLOP/s"]
+    header = [*DESCRIBED, "s / step", "images / s", "GFLOP", "peak GFLOP/s"]
     header += ["share of peak (range)", "memory MiB", "data ms / image"]
     return [header] + [
         [
-            row["setting"], row["precision"], "yes" if "trainer.compile=true" in row["overrides"] else "no",
+            *described(row),
             f"{row['seconds_per_step']:.3f}", f"{row['images_per_second']:.2f}",
             f"{row['flops_per_step'] / 1e9:.1f}", f"{row['matmul_peak_flops'] / 1e9:.0f}",
             "{:.1%} ({:.0%}-{:.0%})".format(row["share_of_peak"], *row["share_of_peak_range"]),
@@ -198,10 +204,10 @@ def step_cells(rows: list[dict[str, Any]]) -> Cells:
 
 def phase_cells(rows: list[dict[str, Any]]) -> Cells:
     names = list(dict.fromkeys(name for row in rows for name in row["phases_seconds"]))
-    cells = [["ms / step", "precision", *names]]
+    cells = [[*DESCRIBED, *(f"{name}, ms" for name in names)]]
     for row in rows:
         times = [f"{row['phases_seconds'].get(name, 0) * 1e3:.0f}" for name in names]
-        cells.append([row["setting"], row["precision"], *times])
+        cells.append([*described(row), *times])
     return cells
 
 
@@ -216,8 +222,8 @@ def markdown(tables: list[Cells], machine: dict[str, Any]) -> str:
     parts = [
         "# Speed of a training step\n",
         f"`python tools/benchmark.py {' '.join(sys.argv[1:])}` on {machine['cpu']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}. FLOPs are those of the published algorithm, the peak is that of a 2048^3 matrix\n"
-        "product measured before each step; the share of peak is the median over steps.",
+        f"torch {machine['torch']}.\nFLOPs are those of the published algorithm, the peak is that of a 2048^3 matrix "
+        "product measured before each\nstep; the share of peak is the median over steps.",
     ]
     parts += [f"\n{markdown_table(cells)}" for cells in tables]
     return "\n".join(parts) + "\n"
