@@ -243,6 +243,18 @@ def test_a_folder_that_cannot_be_written_to_is_not_cached(root: Path, monkeypatc
     assert sorted(path.name for path in root.iterdir()) == ["mine", "single"]
 
 
+def test_columns_go_with_the_last_run_that_had_them(root: Path) -> None:
+    """Not those that a run has without a value, as eval/rankme."""
+    assert "choice.reduction@objectives.ibot.reduction" in load_runs(root)
+    write_record(root / "mine" / "b" / "seed0", record(run_id="b"), LONG_AGO + 1)
+    shutil.rmtree(root / "mine" / "a" / "seed1")  # which alone has eval/linear_top1
+    for _ in range(2):  # the second time with the cache that the first one wrote
+        frame = load_runs(root)
+        assert [name for name in frame if name.startswith("choice.")] == ["choice.masking", "choice.preset"]
+        assert [name for name in frame if name.startswith("metric.")] == ["metric.eval/knn_top1", "metric.eval/rankme"]
+        pd.testing.assert_frame_equal(frame, load_runs(root, cache=False))
+
+
 def test_two_writers_of_one_cache(root: Path) -> None:
     """Threads that load over and over while a run goes on; whatever they leave behind is not wrong."""
     failed: list[BaseException] = []

@@ -37,7 +37,7 @@ from dinoswap.files import write_atomically
 from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find, read_points
 
 CACHE = ".runs.parquet"
-FORMAT_KEY, FORMAT = b"dinoswap.runs", b"1"
+FORMAT_KEY, FORMAT = b"dinoswap.runs", b"2"
 """Of the cached rows: counts up when they change."""
 SETTLED_NS = 2 * 10**9
 """A run.json that is younger when it is looked at is not cached: some file systems count time in steps of two seconds,
@@ -46,6 +46,9 @@ and another version may get the same time."""
 FIRST = ["run_id", "study", "seed", "status"]
 LAST = ["steps", "restarts", "started", "ended", "error", "commit", "dirty", "hardware", "overrides", "path"]
 STAMP = ["mtime_ns", "size"]
+BLANK = "blank"
+"""Of a cached row, the columns that it has without a value, a line each: in a frame they look like those it lacks."""
+BY_NAME = ("choice.", "config.", "metric.", "cost.")
 NUMBERS = ("config.", "metric.", "cost.", "images_per_second")
 TYPES = {
     "seed": "int64",
@@ -91,8 +94,10 @@ def read_runs(root: str | Path, cache: bool = True) -> Loaded:
     for path in sorted(left):
         row = reader.read(root / path)
         if row is not None:
-            rows.append(row | {"path": path} | dict(zip(STAMP, found[path], strict=True)))
+            blank = "\n".join(name for name, value in row.items() if pd.isna(value))
+            rows.append(row | {"path": path, BLANK: blank} | dict(zip(STAMP, found[path], strict=True)))
     frame = pd.concat([part for part in (known, _frame(rows)) if len(part)] or [known], ignore_index=True)
+    frame = frame.drop(columns=_of_no_row(frame))
     if cache and (cached is None or left or len(known) < len(cached)):
         partly = [str(each.path.parent.relative_to(root)) for each in reader.passed_over]
         settled = frame["mtime_ns"] < now - SETTLED_NS
@@ -133,9 +138,15 @@ def read_curves(runs: pd.DataFrame, names: Collection[str] | None = None) -> Loa
 def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as they are cached: every column has its type, whatever the rows lack."""
     frame = pd.DataFrame(list(rows))
-    columns = dict.fromkeys([*FIRST, *frame.columns, "images_per_second", *LAST, *STAMP])
+    columns = dict.fromkeys([*FIRST, *frame.columns, "images_per_second", *LAST, *STAMP, BLANK])
     types = {column: "float64" if column.startswith(NUMBERS) else "string" for column in columns}
     return frame.reindex(columns=list(columns)).astype(types | TYPES)
+
+
+def _of_no_row(frame: pd.DataFrame) -> list[str]:
+    """Columns of runs that were read before and have changed or gone since."""
+    blank = {name for names in frame[BLANK] for name in names.split("\n")}
+    return [name for name in frame if name.startswith(BY_NAME) and name not in blank and frame[name].isna().all()]
 
 
 def _presented(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
