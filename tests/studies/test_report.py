@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from dinoswap.studies.report.collect import diagnose
 from dinoswap.studies.report.markup import Table, latex_text, markdown, markdown_text
 from dinoswap.studies.report.words import interval
 from dinoswap.studies.statistics import Decision, Estimate, attribute, factorial, family, paired_effect
-from dinoswap.studies.study import Study
+from dinoswap.studies.study import Study, read_study
 
 ARMS = """# Which of these learns best?
 base: [preset=official, recipe=smoke]
@@ -250,6 +251,18 @@ def test_one_seed_and_what_was_not_asked_for(tmp_path: Path) -> None:
     for text in ("There is one seed", "changes that are in no commit", "Not used: 9 runs", "ffffffffff + changes"):
         assert text in page.text, text
     assert "git checkout" not in page.text
+
+
+def test_the_command_that_it_gives_asks_for_the_same_study(tmp_path: Path) -> None:
+    asked = [
+        *("schedule.base_lr=0.002", "seeds=[4, 2]", "metrics={eval/rankme: 0.5}", "schedule.base_lr=0.003"),
+        "exclude=[{masking: bernoulli, layer_decay: uniform}]",
+    ]
+    study = read_study(write_study(tmp_path, CROSSED).path, asked)
+    html = write_report(study, tmp_path / "runs", tmp_path / "out")
+    given = re.search(r"^dinoswap-ablate report study (.*)$", html.with_name("report.md").read_text(), re.MULTILINE)
+    assert given is not None
+    assert read_study(study.path, shlex.split(given[1])) == study
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """What every study file holds. `base` has the config keys of the command line in it."""
+    """What every study file holds. `base` has the config keys of `command_line` in it."""
 
     name: str
     path: Path
     question: str
+    command_line: list[str]
     base: list[str]
     seeds: list[int]
     budget: Budget | None
@@ -76,6 +77,7 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
             name=path.stem,
             path=path,
             question=_question(path),
+            command_line=combined(overrides),
             base=combined(as_overrides(content["base"], "base"), as_overrides(of_config(overrides), "command line")),
             seeds=_seeds(content["seeds"]),
             budget=None if budget is None else construct(Budget, budget, "budget"),

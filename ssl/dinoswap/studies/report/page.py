@@ -5,13 +5,11 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dinoswap.schema import ConfigError
 from dinoswap.studies.report import curves, figures, tables
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import counted, listed
-from dinoswap.studies.study import read_study
 
 
 @dataclass(frozen=True)
@@ -177,21 +175,9 @@ def _commands(analysis: Analysis) -> str:
     study = analysis.study
     commits = {run.commit for run in analysis.collected.runs if run.commit}
     name = study.name if study.path.parent.name == "ablations" else str(study.path)
-    asked = shlex.join([name, *_overrides(analysis)])
+    asked = shlex.join([name, *study.command_line])
     checkout = [f"git checkout {commit}" for commit in commits if len(commits) == 1 and "+" not in commit]
     return "\n".join([*checkout, f"dinoswap-ablate run {asked}", f"dinoswap-ablate report {asked}"])
-
-
-def _overrides(analysis: Analysis) -> list[str]:
-    """What the command line added to the file, or nothing where that is gone."""
-    study = analysis.study
-    try:
-        written = read_study(study.path)
-    except ConfigError:
-        return []
-    added = [line for line in study.base if line not in written.base]
-    replaced = [key for key in ("seeds", "design") if getattr(study, key) != getattr(written, key)]
-    return [*added, *(f"{key}={getattr(study, key)}" for key in replaced)]
 
 
 # --- what to beware of ------------------------------------------------------------------------------------------------
