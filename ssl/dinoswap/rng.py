@@ -6,9 +6,12 @@ change the data, and two arms of an ablation that share a seed share every draw 
 
 import hashlib
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # imported where it is used: most draws are NumPy's, and torch takes seconds to import
+    import torch
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
@@ -25,11 +28,15 @@ def python_generator(seed: int, purpose: str, *counters: int) -> random.Random:
     return random.Random(derive(seed, purpose, *counters))
 
 
-def torch_generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+def torch_generator(seed: int, purpose: str, *counters: int) -> "torch.Generator":
     """A CPU generator. `manual_seed` takes 64 bits, so the key is used whole."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, purpose, *counters))
 
 
 def seed_torch(seed: int, purpose: str, *counters: int) -> None:
     """Key torch's default generators (all devices), for modules that draw from them, as dropout does."""
+    import torch
+
     torch.manual_seed(derive(seed, purpose, *counters))

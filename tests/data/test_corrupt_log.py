@@ -2,7 +2,7 @@ import pytest
 from data_fakes import FakeImages
 
 from dinoswap import distributed
-from dinoswap.data import CorruptLog, TooManyCorrupt
+from dinoswap.data.corrupt import CorruptLog, TooManyCorrupt
 
 
 def test_lists_each_image_once_in_the_order_found(tmp_path):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from data_fakes import encoded, picture
 
-from dinoswap.data import CorruptImage
 from dinoswap.data.image_folder import ImageFolderData
+from dinoswap.data.images import CorruptImage
 
 
 def write(root, files):

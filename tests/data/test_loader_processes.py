@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from data_fakes import FakeImages, FakeMasks, augmentation
 
-from dinoswap.data import Order, StepDataset, loader
+from dinoswap.data.order import Order
+from dinoswap.data.steps import StepDataset, loader
 
 
 def steps(images: FakeImages) -> StepDataset:

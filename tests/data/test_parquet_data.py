@@ -6,8 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_fakes import FakeMasks, augmentation, encoded, picture
 
-from dinoswap.data import CorruptImage, Order, StepDataset, loader
+from dinoswap.data.images import CorruptImage
+from dinoswap.data.order import Order
 from dinoswap.data.parquet import ParquetData
+from dinoswap.data.steps import StepDataset, loader
 
 
 def write(path, rows, labels=None, *, image="image", label="label", struct=True, features=None, group=4):

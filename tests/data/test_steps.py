@@ -3,7 +3,9 @@ import pytest
 import torch
 from data_fakes import FakeImages, FakeMasks, augmentation, picture
 
-from dinoswap.data import Order, StepDataset, TooManyCorrupt, loader
+from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.data.order import Order
+from dinoswap.data.steps import StepDataset, loader
 from dinoswap.rng import derive, numpy_generator
 from dinoswap.values import Batch, masked_positions
 

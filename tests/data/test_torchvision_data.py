@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from dinoswap.data import CorruptImage
+from dinoswap.data.images import CorruptImage
 from dinoswap.data.torchvision import TorchvisionData
 
 

@@ -8,8 +8,9 @@ import pytest
 import webdataset
 from data_fakes import encoded, picture
 
-from dinoswap.data import CorruptImage, Order
 from dinoswap.data import tar_index as tar_index_module
+from dinoswap.data.images import CorruptImage
+from dinoswap.data.order import Order
 from dinoswap.data.tar_index import tar_index
 from dinoswap.data.webdataset import WebDatasetData
 

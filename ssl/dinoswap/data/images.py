@@ -10,6 +10,7 @@ Whatever else there is (float pixels, a truncated file, more pixels than PIL's d
 `CorruptImage` with its reason: nothing is guessed and nothing is half decoded.
 """
 
+import hashlib
 import io
 import struct
 import zlib
@@ -61,6 +62,14 @@ class Images(Protocol):
     def label(self, row: int) -> int | None:
         return None if self.labels is None else int(self.labels[row])
 
+    def fingerprint(self) -> str:
+        """A digest, in hexadecimal, of what these images are and not of where they lie: a moved copy has the same one,
+        other images have another one. Without decoding any."""
+        digest = hashlib.sha256(f"{len(self)}\n".encode())
+        for row in range(len(self)):
+            digest.update(f"{self.name(row)} {self.label(row)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
 
 class ImageSource(ABC):
     """A data option: where its training and its test images are."""
@@ -72,6 +81,12 @@ class ImageSource(ABC):
     @abstractmethod
     def test(self) -> Images | None:
         """Labelled images apart from the training images, or None."""
+
+    def fingerprint(self) -> str:
+        """A digest, in hexadecimal, of the images of both parts: see `Images.fingerprint`."""
+        test = self.test()
+        parts = [self.train().fingerprint(), "" if test is None else test.fingerprint()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @overload
     def split(self, part: Literal["train"]) -> Images: ...
