@@ -32,9 +32,10 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
-from dinoswap.provenance import cpu_model
+from dinoswap.precision import EMULATED, slowdown
+from dinoswap.provenance import in_words, measured_on
 from dinoswap.settings import check
-from dinoswap.trainer import Trainer
+from dinoswap.trainer import AUTOCAST, Trainer, resolve_device
 from dinoswap.values import Batch
 
 COMMON = ["model.registers=4", "model.layerscale=0.1", "model.drop_path=0", "trainer.max_steps=1000"]
@@ -127,7 +128,7 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     images = batches[0].images
     flops = statistics.mean(step_flops(trainer.model, batch, trainer.schedules.at(0)) for batch in batches)
     precision = cfg["trainer"]["precision"]
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    dtype = AUTOCAST.get(precision, torch.float32)
     for step in range(2):
         trainer.step(step, [on_device[step % BATCHES]])
     peaks, times = [], []
@@ -169,6 +170,12 @@ def timed_step(trainer: Trainer, step: int, batch: Batch) -> float:
     trainer.step(step, [batch])
     synchronise(trainer.device)
     return time.perf_counter() - began
+
+
+def native_precisions() -> list[str]:
+    """fp32, and bf16 unless this device emulates it, which would take hours."""
+    emulated = slowdown(torch.bfloat16, resolve_device("auto")) >= EMULATED
+    return ["fp32"] if emulated else ["fp32", "bf16"]
 
 
 def peak_memory(device: torch.device) -> int:
@@ -221,9 +228,9 @@ def rich_table(cells: Cells) -> Table:
 def markdown(tables: list[Cells], machine: dict[str, Any]) -> str:
     parts = [
         "# Speed of a training step\n",
-        f"`python tools/benchmark.py {' '.join(sys.argv[1:])}` on {machine['cpu']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}.\nFLOPs are those of the published algorithm, the peak is that of a 2048^3 matrix "
-        "product measured before each\nstep; the share of peak is the median over steps.",
+        f"`python tools/benchmark.py {' '.join(sys.argv[1:])}` on {in_words(machine)}.\n"
+        "FLOPs are those of the published algorithm, the peak is that of a 2048^3 matrix product measured before each\n"
+        "step; the share of peak is the median over steps.",
     ]
     parts += [f"\n{markdown_table(cells)}" for cells in tables]
     return "\n".join(parts) + "\n"
@@ -237,7 +244,12 @@ def markdown_table(cells: Cells) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", nargs="*", help=f"{', '.join(SETTINGS)}, or NAME override ...")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["fp32", *AUTOCAST],
+        help="default: fp32, and bf16 where the device has instructions for it",
+    )
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each row")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--compile", action="store_true", help="each row with torch.compile of the blocks as well")
@@ -249,7 +261,7 @@ def main() -> int:
     names = [word for word in arguments.setting if "=" not in word] or ([] if own else ["vits16", "width192"])
     rows = []
     for name in names or ["custom"]:
-        for precision in arguments.precision:
+        for precision in arguments.precision or native_precisions():
             for compiled in (["trainer.compile=true"], []) if arguments.compile else ([],):
                 overrides = [*SETTINGS.get(name, []), *own, *compiled, f"trainer.precision={precision}"]
                 rows.append({"setting": name, "overrides": overrides, **alone(overrides, arguments.steps)})
@@ -258,7 +270,7 @@ def main() -> int:
     tables = [step_cells(rows), phase_cells(rows)]
     console.print(*(rich_table(cells) for cells in tables))
     if arguments.output:
-        machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = measured_on()
         arguments.output.mkdir(parents=True, exist_ok=True)
         report = json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n"
         write_atomically(arguments.output / "benchmark.json", report)

@@ -28,7 +28,7 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
-from dinoswap.provenance import cpu_model
+from dinoswap.provenance import in_words, measured_on
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from renew_golden import arms
@@ -112,15 +112,10 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         lines.append(f"\n100 % are {base['images_per_second']:.0f} images / s.")
     head = [
         "# What each switch costs\n",
-        f"Made by `python tools/benchmark_axes.py {' '.join(sys.argv[1:])}` on {machine['cpu']}, "
-        f"{machine['threads']} threads, torch {machine['torch']}.",
+        f"Made by `python tools/benchmark_axes.py {' '.join(sys.argv[1:])}` on {in_words(machine)}.",
         "Percentages are of the preset in the first row; the rate is a median over turns of one step each.",
     ]
     return "\n".join(head + lines) + "\n"
-
-
-def machine() -> dict[str, Any]:
-    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
@@ -129,8 +124,8 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = json.loads(path.read_text())
-    if found["machine"] != machine():
-        sys.exit(f"{path} was measured on {found['machine']}, this is {machine()}: give another folder")
+    if found["machine"] != measured_on():
+        sys.exit(f"{path} was measured on {found['machine']}, this is {measured_on()}: give another folder")
     rows: list[dict[str, Any]] = found["rows"]
     return rows
 
@@ -139,9 +134,9 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """After each row, so that an interrupted table holds what was measured."""
     rows = sorted(rows, key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": sys.argv[1:], "machine": machine(), "rows": rows}, indent=2)
+    text = json.dumps({"command": sys.argv[1:], "machine": measured_on(), "rows": rows}, indent=2)
     write_atomically(folder / "cost.json", text + "\n")
-    write_atomically(folder / "cost.md", markdown(rows, machine()))
+    write_atomically(folder / "cost.md", markdown(rows, measured_on()))
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ from dinoswap.files import write_atomically
 from dinoswap.nn.projection_head import Prototypes
 from dinoswap.objectives.base import Context
 from dinoswap.objectives.ibot import IBOT
-from dinoswap.provenance import cpu_model
+from dinoswap.provenance import in_words, measured_on
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.values import Batch, Features, masked_positions
 
@@ -185,11 +185,10 @@ def main() -> int:
     table = cells(rows, matrix)
     Console(width=None if sys.stdout.isatty() else 160).print(rich_table(table))
     if given.output:
-        machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = measured_on()
         words = (
             f"# Memory and time of the losses at K = {given.prototypes}\n\n"
-            f"`python tools/benchmark_prototypes.py {' '.join(sys.argv[1:])}` on {machine['cpu']}, "
-            f"{machine['threads']} threads, torch {machine['torch']}.\n"
+            f"`python tools/benchmark_prototypes.py {' '.join(sys.argv[1:])}` on {in_words(machine)}.\n"
             f"Last layers, Sinkhorn-Knopp, cross-entropy and backward of {given.rows} masked tokens; a float32 "
             f"[M, K] is {matrix / 2**20:.0f} MiB.\n`official` is the form of facebookresearch/dinov2 @ b8931f7.\n\n"
         )

@@ -26,7 +26,7 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.da3.enabled import MaskedImageDistillation, grid_of
 from dinoswap.files import write_atomically
-from dinoswap.provenance import cpu_model
+from dinoswap.provenance import in_words, measured_on
 from dinoswap.settings import check
 from dinoswap.values import Batch
 
@@ -105,11 +105,11 @@ def main() -> int:
     table = cells(rows)
     Console(width=None if sys.stdout.isatty() else 160).print(rich_table(table))
     if arguments.output:
-        machine = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = measured_on()
         command = f"`python tools/benchmark_teacher.py {' '.join(sys.argv[1:])}`"
         words = (
-            f"# The frozen teacher's share of a training step\n\n{command} on {machine['cpu']}, {machine['threads']} "
-            f"threads, torch {machine['torch']}.\nThe student is ViT-S/16 (2 x 224 + 8 x 96, batch 4, bf16), the "
+            f"# The frozen teacher's share of a training step\n\n{command} on {in_words(machine)}.\n"
+            "The student is ViT-S/16 (2 x 224 + 8 x 96, batch 4, bf16), the "
             "teacher runs in float32 on 196 x 196 pixels.\nOnly crops with a masked token are sent to it.\n\n"
         )
         arguments.output.mkdir(parents=True, exist_ok=True)

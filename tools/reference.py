@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from dinoswap.files import write_atomically
 from dinoswap.metrics import load_record, read
+from dinoswap.provenance import in_words
 
 ROWS = {
     "trained": "eval",
@@ -83,7 +84,7 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         "",
         f"- command: `dinoswap-train {command(first['overrides'])} seed=...`",
         f"- run id {first['run_id']}, commit {(first['git'] or {}).get('sha', 'unknown')[:10]}",
-        f"- {first['hardware']['cpu']}, {first['hardware']['threads']} threads; torch {first['versions']['torch']}; "
+        f"- {in_words({**first['hardware'], 'torch': first['versions']['torch']})}; "
         f"{statistics.mean(r['throughput']['images_per_second'] for r in runs):.0f} images/s"
         + (f"; {statistics.mean(minutes):.1f} minutes of training a run" if all(minutes) else ""),
         f"- made by `python tools/reference.py {shlex.join(sys.argv[1:])}`",

@@ -23,6 +23,7 @@ from dinoswap.metrics import RunRecord, Status
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nonfinite import KEPT_REPLAYS
 from dinoswap.objectives.base import Objective
+from dinoswap.precision import emulation_notice
 from dinoswap.preemption import Preemption
 from dinoswap.progress import Display
 from dinoswap.trainer import Trainer, TrainerSettings
@@ -168,8 +169,10 @@ class Run:
         raise Preempted(reason)
 
     def _introduce(self) -> None:
-        """What objectives have to say before the first step, in the log."""
+        """What there is to say before the first step, by the device and by the objectives, in the log."""
         objectives = self.trainer.model.objectives
+        if emulated := emulation_notice("trainer.precision", self.trainer.dtype, self.trainer.device):
+            _log.warning(emulated)
         for name, objective in objectives.items():
             for sentence in cast(Objective, objective).notices():
                 _log.warning("%s: %s", name, sentence)

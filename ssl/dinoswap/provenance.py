@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores that this process may use, threads of torch, memory in bytes, names of the GPUs it sees, and how
-    many such processes there are."""
+    """CPU model and instruction set, cores that this process may use, threads of torch, memory in bytes, names of the
+    GPUs it sees, and how many such processes there are."""
     import torch
 
     from dinoswap.distributed import world_size
@@ -82,12 +83,41 @@ def hardware() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
+        "instruction_set": instruction_set(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "ranks": world_size(),
     }
+
+
+def measured_on() -> dict[str, Any]:
+    """What a time depends on, for a table of times: CPU, instruction set, threads, torch."""
+    import torch
+
+    return {
+        "cpu": cpu_model(),
+        "instruction_set": instruction_set(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def in_words(measured: Mapping[str, Any]) -> str:
+    """What `measured_on` found, for the line above a table."""
+    instructions = measured.get("instruction_set", "instruction set not noted")
+    return f"{measured['cpu']} ({instructions}), {measured['threads']} threads, torch {measured['torch']}"
+
+
+def instruction_set() -> str:
+    """The widest vector instructions that torch's kernels use on this CPU, and whether there are any for bf16: `AVX512,
+    bf16` or `AVX2, no bf16`. ONEDNN_MAX_CPU_ISA, which makes a CPU look older to the matrix products, is told too."""
+    import torch
+
+    bf16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{torch.backends.cpu.get_cpu_capability()}, {bf16}" + (f", limited to {limit}" if limit else "")
 
 
 def _git(folder: Path, *arguments: str) -> str:

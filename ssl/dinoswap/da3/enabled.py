@@ -26,6 +26,7 @@ from dinoswap.distributed import all_reduce_mean, all_reduce_sum, rows_per_rank
 from dinoswap.distributed.sharding import norms
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
+from dinoswap.precision import emulation_notice
 from dinoswap.values import Batch
 
 PROJECTOR = "da3_projector"
@@ -121,7 +122,9 @@ class MaskedImageDistillation(Objective):
         return {"teacher": self.teacher.network.identity}
 
     def notices(self) -> Sequence[str]:
-        return [self.teacher.network.notice]
+        device = next(self.teacher.parameters()).device
+        emulated = emulation_notice("da3.precision", torch.bfloat16 if self.teacher.bf16 else None, device)
+        return [self.teacher.network.notice, *([emulated] if emulated else [])]
 
     def weight(self, term: str) -> float | None:
         return self.loss_weight if term == "cosine" else None
