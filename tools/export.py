@@ -3,7 +3,8 @@
     python tools/export.py results/runs/single/1a2b3c4d5e/seed0 --format safetensors
 
 `safetensors` and `torch` (a .pth of tensors alone) hold the same flat state dict, which dinov2's own models, this
-package's VisionTransformer and dinoswap-eval load.
+package's VisionTransformer and dinoswap-eval load. The metadata of a safetensors file says what tensors cannot: the
+number of heads and how positions are resampled, so that dinoswap-eval judges the very network of the run.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from dinoswap.checkpoint import CheckpointError
 from dinoswap.evaluate import Subject
 from dinoswap.files import write_atomically
 from dinoswap.nn.block import Block
-from dinoswap.nn.official_weights import export_official
+from dinoswap.nn.official_weights import architecture_metadata, export_official
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.schema import ConfigError
 from dinoswap.settings import check
@@ -36,9 +37,9 @@ def torch_bytes(weights: dict[str, Tensor]) -> bytes:
     return buffer.getvalue()
 
 
-FORMATS: dict[str, tuple[str, Callable[[dict[str, Tensor]], bytes]]] = {
+FORMATS: dict[str, tuple[str, Callable[[dict[str, Tensor], dict[str, str]], bytes]]] = {
     "safetensors": (".safetensors", save),
-    "torch": (".pth", torch_bytes),
+    "torch": (".pth", lambda weights, metadata: torch_bytes(weights)),
 }
 
 
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject = Subject.find(arguments.run)
         backbone = teacher_backbone(subject)
         out = arguments.out or (subject.run or Path()) / f"backbone{suffix}"
-        write_atomically(out, encode(export_official(backbone, arguments.block_chunks)))
+        weights = export_official(backbone, arguments.block_chunks)
+        write_atomically(out, encode(weights, architecture_metadata(backbone)))
     except (ConfigError, CheckpointError, ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

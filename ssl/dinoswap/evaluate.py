@@ -26,7 +26,7 @@ from dinoswap.configuration import config_dir, plain
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
 from dinoswap.files import write_atomically
 from dinoswap.metrics import RunRecord
-from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
+from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.rng import seed_torch
 from dinoswap.schema import ConfigError, construct
@@ -144,11 +144,12 @@ def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
 
 
 def judge_weights(config: Config, path: Path, heads: int | None) -> Evaluation:
-    """A bare backbone of the architecture that its weights imply; `heads` None: 64 channels each, as published."""
+    """A bare backbone of the architecture that its weights imply. What they cannot say is in the file's metadata, or
+    `heads`; else it is as in the published models, and told."""
     state = load_official(path)
-    architecture = infer_architecture(state, heads)
-    if architecture["registers"]:  # as the published models with registers were trained
-        architecture |= {"interpolate_offset": 0.0, "interpolate_antialias": True}
+    architecture, guessed = architecture_of_file(path, state, heads)
+    if guessed:
+        print(f"{path} does not say, so as in published models: {', '.join(guessed)} (--heads N)", file=sys.stderr)
     patch = architecture["patch_size"]
     size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
     config = {**config, "crops": {"global_size": size, "local_size": size}, "model": {"patch_size": patch}}

@@ -1,5 +1,6 @@
 """Official weight files: every layout loads, exports come back, what does not fit is named."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from vit_fixture import VIT, error, official
 
-from dinoswap.nn.official_weights import export_official, infer_architecture, load_into, load_official
+from dinoswap.nn.official_weights import (
+    architecture_metadata,
+    architecture_of_file,
+    export_official,
+    infer_architecture,
+    load_into,
+    load_official,
+)
 from dinoswap.nn.vit import VisionTransformer
 
 FLAT = {key.removeprefix("sd/"): VIT[key] for key in VIT.keys("sd/")}
+HEADS = 3
 # Blocks 0, 1, 2 of a model built with block_chunks=3: chunk i begins with i placeholders, so block i is blocks.i.i.
 CHUNKED = {re.sub(r"^blocks\.(\d)", r"blocks.\1.\1", key): value for key, value in FLAT.items()}
 
@@ -164,3 +173,60 @@ def test_what_cannot_be_inferred_is_asked_for() -> None:
         infer_architecture({key: value for key, value in FLAT.items() if key != "pos_embed"})
     with pytest.raises(ValueError, match="block_chunks=2: must divide the depth of 3"):
         export_official(official(), block_chunks=2)
+
+
+def dino_v1(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same network without what DINO v1 does not have."""
+    return {key: value for key, value in state.items() if key != "mask_token" and ".ls" not in key}
+
+
+def test_a_file_of_dino_v1_loads_without_mask_token_and_layer_scale(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    inside = {"teacher": prefixed("backbone.", dino_v1(FLAT)), "args": argparse.Namespace(arch="vit_small"), "epoch": 3}
+    torch.save(inside, path)
+    state = load_official(path)
+    backbone = VisionTransformer(**infer_architecture(state, HEADS)).eval()
+    load_into(backbone, state)
+    reference = VisionTransformer(**infer_architecture(FLAT, HEADS)).eval()
+    load_into(reference, FLAT | {key: torch.ones_like(value) for key, value in FLAT.items() if ".ls" in key})
+    images = VIT["in/x32"]
+    with torch.no_grad():
+        assert torch.equal(backbone(images).patch, reference(images).patch)
+
+
+def test_timm_names_and_its_class_token_without_a_position(tmp_path: Path) -> None:
+    """timm adds the table to the patches alone: what it calls cls_token already holds the position."""
+    dim, registers = FLAT["cls_token"].shape[-1], torch.randn(1, 2, FLAT["cls_token"].shape[-1])
+    renamed = {key: value for key, value in FLAT.items() if key not in ("mask_token", "register_tokens")}
+    timm = renamed | {
+        "reg_token": registers,
+        "cls_token": FLAT["cls_token"] + FLAT["pos_embed"][:, :1],
+        "pos_embed": FLAT["pos_embed"][:, 1:],
+    }
+    torch.save(timm, tmp_path / "timm.pth")
+    state = load_official(tmp_path / "timm.pth")
+    assert torch.equal(state["pos_embed"][:, :1], torch.zeros(1, 1, dim))
+    ours, theirs = (
+        VisionTransformer(**infer_architecture(weights, HEADS)).eval()
+        for weights in (state, FLAT | {"register_tokens": registers})
+    )
+    load_into(ours, state)
+    load_into(theirs, FLAT | {"register_tokens": registers})
+    with torch.no_grad():
+        torch.testing.assert_close(ours(VIT["in/x32"]).patch, theirs(VIT["in/x32"]).patch)
+
+
+def test_what_tensors_do_not_say_is_in_the_metadata_of_an_export(tmp_path: Path) -> None:
+    path = tmp_path / "export.safetensors"
+    backbone = VisionTransformer(32, 8, 64, 1, num_heads=4, registers=2, interpolate_offset=0.1)
+    save_file(export_official(backbone), path, architecture_metadata(backbone))
+    architecture, guessed = architecture_of_file(path, load_official(path))
+    assert not guessed
+    assert (architecture["num_heads"], architecture["interpolate_offset"]) == (4, 0.1)
+    assert architecture["interpolate_antialias"] is False
+    assert architecture_of_file(path, load_official(path), num_heads=2)[0]["num_heads"] == 2
+
+    save_file(export_official(backbone), path)
+    architecture, guessed = architecture_of_file(path, load_official(path))
+    assert (architecture["num_heads"], architecture["interpolate_offset"]) == (1, 0.0)
+    assert guessed == ["num_heads 1", "interpolate_offset 0.0", "interpolate_antialias True"]

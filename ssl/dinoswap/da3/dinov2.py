@@ -13,7 +13,7 @@ from torch import Tensor
 from dinoswap.da3.protocol import Teacher, TeacherSettings
 from dinoswap.da3.weights import sha256, weight_file
 from dinoswap.nn.block import Block
-from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
+from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
 from dinoswap.nn.sizes import SIZES
 from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.rng import seed_torch
@@ -62,9 +62,7 @@ def _check(settings: TeacherSettings) -> None:
 
 def _load(path: Path, num_heads: int | None) -> VisionTransformer:
     state = load_official(path)
-    architecture = infer_architecture(state, num_heads)
-    if architecture["registers"]:  # as the published models with registers were trained
-        architecture |= {"interpolate_offset": 0.0, "interpolate_antialias": True}
+    architecture, _ = architecture_of_file(path, state, num_heads)
     backbone = VisionTransformer(**architecture)
     load_into(backbone, state)
     return backbone

@@ -1,23 +1,30 @@
-"""Official DINOv2 weight files, in and out.
+"""Weight files of backbones, in and out: those of DINOv2, DINO v1, timm's DINOv2, and our own exports.
 
 A file holds a flat state dict with the names of `vit`. Models built with block_chunks name their blocks
 blocks.<chunk>.<i> instead of blocks.<i>; training checkpoints nest the dict under "teacher" or "model" and put
-"backbone." before each name.
-Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py).
+"backbone." before each name. DINO v1 has neither a mask token nor LayerScale. timm calls registers reg_token, gives the
+class token no position where there are registers, and packs SwiGLU into mlp.fc1 and mlp.fc2.
+Tensors do not say how many heads read them, nor how the position table is resampled: our exports say it in the metadata
+of the safetensors file (`architecture_metadata`).
+Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py), facebookresearch/dino @
+7c446df (vision_transformer.py), and the names of timm 1.0.
 """
 
+import argparse
+import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dinoswap.nn.block import Block
 from dinoswap.nn.patch_embed import resample_positions
 from dinoswap.nn.vit import VisionTransformer
 
@@ -26,10 +33,12 @@ HEAD_DIM = 64
 
 NESTS = ("teacher", "model", "state_dict")
 PREFIXES = ("teacher.backbone.", "backbone.", "")
+UNSAID = ("num_heads", "interpolate_offset", "interpolate_antialias")
+"""Arguments of VisionTransformer that decide what it computes and leave no trace in its tensors."""
 
 
 def load_official(path: str | Path) -> dict[str, Tensor]:
-    """The backbone's state dict from a .pth or .safetensors file, blocks named blocks.<i>.
+    """The backbone's state dict from a .pth or .safetensors file, named and complete as that of `vit`.
 
     Raises ValueError for a file that holds anything but tensors in such a layout.
     """
@@ -44,7 +53,45 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
     if prefix is None:
         raise ValueError(f"{path}: no cls_token among its keys ({some(state)}); give the weights of a DINOv2 backbone")
     backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in backbone.items()}
+    plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in backbone.items()}
+    state = _renamed(plain)
+    state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))  # which no unmasked image meets
+    return state
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the official names, and a position of 0 for a class token that has none, in the place of timm's."""
+    registers = state.pop("reg_token", None)
+    if registers is not None:
+        state["register_tokens"] = registers
+        if "pos_embed" in state and math.isqrt(positions := state["pos_embed"].shape[1]) ** 2 == positions:
+            state["pos_embed"] = torch.cat([torch.zeros_like(state["cls_token"]), state["pos_embed"]], dim=1)
+    first, second = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
+    if first is None or second is None or len(first) != 2 * second.shape[1]:
+        return state
+    packed = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}
+    return {re.sub(r"mlp\.fc[12]\.", lambda found: packed[found[0]], key): value for key, value in state.items()}
+
+
+def architecture_metadata(backbone: VisionTransformer) -> dict[str, str]:
+    """The metadata of an exported safetensors file: the arguments in `UNSAID` as JSON, and that its tensors are
+    torch's."""
+    heads = cast(Block, backbone.blocks[0]).attn.num_heads
+    said = (heads, backbone.interpolate_offset, backbone.interpolate_antialias)
+    return {"format": "pt", **{name: json.dumps(value) for name, value in zip(UNSAID, said, strict=True)}}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `architecture_metadata` wrote into a safetensors file; nothing of another one. Raises ValueError where it
+    cannot be read."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+        return {name: json.loads(said[name]) for name in UNSAID if name in said}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: its metadata cannot be read ({error}); export it again") from error
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -52,7 +99,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that training checkpoints keep
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, SafetensorError, EOFError, KeyError, RuntimeError) as error:  # whatever a non-weight is
         raise ValueError(
             f"{path}: not a whole file of tensors alone ({type(error).__name__}); save its state dict again"
@@ -90,6 +138,20 @@ def infer_architecture(
         "layerscale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
     }
+
+
+def architecture_of_file(
+    path: Path, state: Mapping[str, Tensor], num_heads: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Arguments of VisionTransformer for the weights `state` that `load_official` read from `path`, and those of
+    `UNSAID` that neither `num_heads` nor the file's metadata gives, which are as in the published models: 64 channels a
+    head, and positions resampled in one way with registers and in another without."""
+    said = read_metadata(path) | ({} if num_heads is None else {"num_heads": num_heads})
+    inferred = infer_architecture(state, said.get("num_heads"))
+    with_registers = bool(inferred["registers"])
+    published = {"interpolate_offset": 0.0 if with_registers else 0.1, "interpolate_antialias": with_registers}
+    architecture = inferred | published | said
+    return architecture, [f"{name} {architecture[name]}" for name in UNSAID if name not in said]
 
 
 def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample: bool = False) -> None:
