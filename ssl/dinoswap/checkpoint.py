@@ -4,15 +4,16 @@
 config) and `meta.json` (size and SHA-256 of the others). The folder is written under a temporary name, every file is
 fsynced, and only the rename makes it a checkpoint. Reading verifies every byte and never executes code.
 
+What cannot be read is not deleted. Reading goes back to the checkpoint before a damaged one, but not past one that the
+disk does not hand over or that another version wrote, and "there is none" is never said where there are some.
+
 Each of several ranks writes its part of the tensors. They are read whole, or in shares for as many ranks as there are
 then. A run folder has one run at a time: whatever temporary folder lies there was left by one that died.
 """
 
 import hashlib
 import json
-import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,26 +25,35 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dinoswap.checkpoint_folder import (
+    FORMAT,
+    META,
+    UNFINISHED,
+    CheckpointError,
+    Damaged,
+    begin,
+    listed,
+    meta_of,
+    place,
+    retain,
+    set_aside_later,
+    unreadable,
+)
 from dinoswap.distributed import RankFailed, gathered, is_main, together
 from dinoswap.distributed.sharding import files_of_rank, read_tensors, whole, write_tensors
 
-FORMAT = 1
-STATE, META, TENSORS = "state.json", "meta.json", "*.safetensors"
+__all__ = ["Checkpoint", "CheckpointError", "newest", "newest_intact", "read", "save", "set_aside_later"]
+
+STATE, TENSORS = "state.json", "*.safetensors"
 TENSOR_KEY = "$tensor"  # {"$tensor": name} stands in state.json where the state holds a tensor
 RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors
 
-_STEP_FOLDER = re.compile(r"step-(\d+)")
 _ABSENT = "(absent)"
 _DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 Entry = dict[str, int | str]
-_log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or the one asked for is damaged."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,11 @@ def save(
     tree = _split(state, "", tensors)
     described = json.dumps({"config": config, "state": tree}).encode()
     target = folder / f"step-{step:08d}"
-    temporary = folder / f"{target.name}.tmp-unfinished"
+    temporary = folder / f"{target.name}{UNFINISHED}"
     first = is_main() or not shared
     agreed: Callable[[Callable[[], Any]], Any] = together if shared else (lambda work: work())
     try:
-        agreed(lambda: _begin(temporary) if first else None)
+        agreed(lambda: begin(temporary) if first else None)
         write_tensors(temporary, tensors if shared else {n: whole(t) for n, t in tensors.items()}, alone=not shared)
         own = agreed(lambda: {path.name: _entry(path) for path in temporary.glob(files_of_rank(alone=not shared))})
         files = {name: entry for part in (gathered(own) if shared else [own]) for name, entry in part.items()}
@@ -89,7 +99,7 @@ def save(
         needed = len(described) + sum(tensor.nbytes for tensor in tensors.values())
         raise CheckpointError(_failure(target, needed, error)) from error
     if first:
-        _retain(folder, step, keep)
+        retain(folder, step, keep)
     return target
 
 
@@ -100,14 +110,27 @@ def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
 
 
 def newest_intact(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of which every byte verifies; `report` gets a sentence for each one passed over."""
-    for path in reversed(_complete(folder).values()):
+    """The newest checkpoint of which every byte verifies, None where there is none at all; `report` gets a sentence for
+    each damaged one that was passed over.
+
+    Raises CheckpointError, with each and its reason, where all are damaged: whoever starts over has to say so. And for
+    the first that the disk does not hand over, or that another version wrote: it is no reason to go further back.
+    """
+    damaged = []
+    for path in reversed(listed(folder).values()):
         try:
             _described(path, verify=True)
-        except CheckpointError as error:
-            report(f"{error}; trying the one before")
+        except Damaged as error:
+            damaged.append(str(error))
         else:
+            for reason in damaged:
+                report(f"{reason}; going on from {path.name}")
             return path
+    if damaged:
+        raise CheckpointError(
+            f"{'; '.join(damaged)}. There is no other checkpoint, and nothing was deleted: restore one of them, or "
+            f"move {folder} away to begin at step 0"
+        )
     return None
 
 
@@ -122,7 +145,7 @@ def read(path: Path, *, like: Mapping[str, Tensor] = MappingProxyType({}), verif
         tensors = read_tensors(path, _names(described["state"]), like)
         return Checkpoint(path, step, _join(described["state"], tensors), described["config"])
     except (OSError, ValueError, LookupError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -186,22 +209,11 @@ def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: _join(item, tensors) for key, item in tree.items()}
 
 
-def _begin(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for stale in temporary.parent.glob("step-*.tmp-*"):
-        shutil.rmtree(stale)
-    temporary.mkdir()
-
-
 def _finish(temporary: Path, target: Path, step: int, files: Mapping[str, Entry], described: bytes) -> None:
     """What the first rank adds to the tensors; then it is a checkpoint."""
     meta = {"format": FORMAT, "step": step, "files": {**files, STATE: _write(temporary / STATE, described)}}
     _write(temporary / META, json.dumps(meta).encode())
-    _sync(temporary)
-    if target.exists():  # saved before, or damaged; a crash right here costs this step and no earlier one
-        _discard(target)
-    temporary.rename(target)
-    _sync(target.parent)
+    place(temporary, target)
 
 
 def _write(path: Path, content: bytes) -> Entry:
@@ -220,24 +232,16 @@ def _entry(path: Path) -> Entry:
 
 def _described(path: Path, verify: bool) -> tuple[int, dict[str, Any]]:
     """Step and state.json, after a look at every byte. Raises CheckpointError."""
+    meta = meta_of(path)
     try:
-        meta = json.loads((path / META).read_bytes())
-        if meta["format"] != FORMAT:
-            raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
-        if path.name != f"step-{meta['step']:08d}":
-            raise ValueError(f"it says that it is step {meta['step']}")
         if unknown := {file.name for file in path.glob(TENSORS)} - meta["files"].keys():
             raise ValueError(f"it did not have {', '.join(sorted(unknown))} when it was written")
         for name, entry in meta["files"].items() if verify else ():
             _verify(path / name, entry)
         described: dict[str, Any] = json.loads((path / STATE).read_bytes())
         return meta["step"], described
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable(path, error) from error
 
 
 def _verify(path: Path, entry: Entry) -> None:
@@ -248,43 +252,15 @@ def _verify(path: Path, entry: Entry) -> None:
         raise ValueError(f"{path.name} does not match its checksum")
 
 
-def _discard(path: Path) -> None:
-    """Renamed first: killed halfway, it must not leave what looks like a damaged checkpoint."""
-    shutil.rmtree(path.rename(path.with_name(f"{path.name}.tmp-discarded")))
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in `folder` durable, not only the contents of its files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _retain(folder: Path, step: int, keep: int) -> None:
-    """Later steps than the one just written are damaged (`newest` passed them over) or another run's: they go too."""
-    steps = _complete(folder)
-    kept = [s for s in steps if s <= step][-keep:]
-    for path in [steps[s] for s in steps if s not in kept]:
-        try:
-            _discard(path)
-        except OSError as error:
-            _log.warning("could not delete the old checkpoint %s: %s", path, error)
-
-
-def _complete(folder: Path) -> dict[int, Path]:
-    """Checkpoint folders by step, oldest first."""
-    return dict(sorted((int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP_FOLDER.fullmatch(p.name))))
-
-
 def _failure(target: Path, needed: int, error: Exception) -> str:
-    disk = next(p for p in target.parents if p.exists())
-    last = list(_complete(target.parent).values())[-1:]
+    try:
+        last = list(listed(target.parent).values())[-1:]
+        free = f", {shutil.disk_usage(next(p for p in target.parents if p.exists())).free:,} free"
+    except (OSError, CheckpointError):  # the disk answers no question either
+        last, free = [], ""
     intact = f"{last[0].name} is the last complete checkpoint and is intact" if last else "there is no earlier one"
     return (
-        f"checkpoint {target} could not be written: {error} "
-        f"({needed:,} bytes needed, {shutil.disk_usage(disk).free:,} free); {intact}. "
+        f"checkpoint {target} could not be written: {error} ({needed:,} bytes needed{free}); {intact}. "
         "Make room or restore access, then give the same command again."
     )
 

@@ -84,12 +84,16 @@ class Run:
         return checkpoint.save(folder, step + 1, state, config=self.config, keep=KEPT_REPLAYS)
 
     def resume(self) -> int:
-        """Load the newest valid checkpoint, if there is one; the number of steps done."""
+        """Load the newest intact checkpoint, if there is one; the number of steps done. Raises CheckpointError where
+        there are some and none can be read."""
         path = on_main(lambda: checkpoint.newest_intact(self.checkpoints, _log.warning))
         if path is None:
+            if self.record.steps:
+                _log.warning("none of the %d steps done before was saved: beginning at step 0", self.record.steps)
             return 0
         found = checkpoint.read(path, like=self.trainer.sharded_like(), verify=False)
         checkpoint.require_same_config(found, self.config)
+        on_main(lambda: checkpoint.set_aside_later(self.checkpoints, found.step))
         self.trainer.load_state_dict(found.state)
         self.steps = self.saved_step = found.step
         _log.info("resumed after step %d from %s", found.step, found.path)

@@ -1,0 +1,152 @@
+"""The folder in which a run's checkpoints lie: which there are, and which of them may be deleted.
+
+Weeks of computing lie here, and people link, copy and move what is theirs. So nothing is deleted but real folders whose
+`meta.json` this version reads and which says what their name says; whatever else stands where a checkpoint has to go is
+renamed, and all the rest is left alone.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+META = "meta.json"
+
+_STEP_FOLDER = re.compile(r"step-(\d+)")
+UNFINISHED, _DISCARDED, _ASIDE = ".tmp-unfinished", ".tmp-discarded", ".damaged"
+_LEFT_BEHIND = re.compile(rf"step-\d+({re.escape(UNFINISHED)}|{re.escape(_DISCARDED)})")
+_DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""OSErrors that tell of a file that is not there. The others tell of a disk that does not hand it over."""
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or the one asked for could not be read."""
+
+
+class Damaged(CheckpointError):
+    """What lies there is not what was written. It will never be readable again, so one before it may be used."""
+
+
+def listed(folder: Path) -> dict[int, Path]:
+    """Whatever is named as a checkpoint, by step, oldest first. Raises CheckpointError where that cannot be known."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError as error:
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link to {folder.readlink()}, which is not there") from error
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"the checkpoints in {folder} cannot be listed: {error.strerror or error}") from error
+    return dict(sorted((int(match[1]), folder / name) for name in names if (match := _STEP_FOLDER.fullmatch(name))))
+
+
+def meta_of(path: Path) -> dict[str, Any]:
+    """The checkpoint's meta.json: `format`, `step`, `files`. Raises CheckpointError."""
+    try:
+        meta: dict[str, Any] = json.loads((path / META).read_bytes())
+        if meta["format"] != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {path} has format {meta['format']!r} and this version reads {FORMAT}. Continue with the "
+                f"version that wrote it, or move it out of {path.parent} to go on from the one before"
+            )
+        if path.name != f"step-{meta['step']:08d}":
+            raise ValueError(f"it says that it is step {meta['step']}")
+        return meta
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Damaged, or a CheckpointError where the disk may hand the checkpoint over another time."""
+    reason = f"{type(error).__name__}: {error}"
+    unmounted = isinstance(error, FileNotFoundError) and path.is_symlink() and not path.exists()
+    if unmounted or (isinstance(error, OSError) and not isinstance(error, _DAMAGE)):
+        return CheckpointError(
+            f"checkpoint {path} cannot be read ({reason}). Restore access and give the same command again, or move it "
+            f"out of {path.parent} to go on from the one before"
+        )
+    return Damaged(f"checkpoint {path} is damaged ({reason})")
+
+
+def begin(temporary: Path) -> None:
+    """Make the temporary folder; those of processes that died are deleted."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for stale in [path for path in temporary.parent.iterdir() if _LEFT_BEHIND.fullmatch(path.name)]:
+        if _is_folder(stale):
+            shutil.rmtree(stale, onerror=lambda _, path, info: _log.warning("%s is not deleted: %s", path, info[1]))
+    if os.path.lexists(temporary):
+        set_aside(temporary)
+    temporary.mkdir()
+
+
+def place(temporary: Path, target: Path) -> None:
+    """The rename that makes a checkpoint of it. Killed within it, a step that was saved before is saved again."""
+    sync(temporary)
+    if _is_ours(target):
+        _discard(target)
+    elif os.path.lexists(target):
+        _log.warning("%s is no checkpoint of this run; it is kept as %s", target, set_aside(target).name)
+    temporary.rename(target)
+    sync(target.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what stands in the way, or is damaged; its new path."""
+    aside = path.with_name(f"{path.name}{_ASIDE}")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}{_ASIDE}-{number}")
+    return path.rename(aside)
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Those of later steps than the one that the run goes on from, all of them damaged: their names will be needed."""
+    for path in [path for later, path in listed(folder).items() if later > step]:
+        try:
+            _log.warning("%s is kept as %s", path, set_aside(path).name)
+        except OSError as error:
+            _log.warning("%s could not be set aside: %s", path, error)
+
+
+def retain(folder: Path, step: int, keep: int) -> None:
+    """Delete the checkpoints of this run but for the last `keep` up to `step`. A failure is logged: the one that has
+    just been written counts for more."""
+    try:
+        ours = [path for number, path in listed(folder).items() if number <= step and _is_ours(path)]
+        for path in ours[:-keep]:
+            _discard(path)
+    except (OSError, CheckpointError) as error:
+        _log.warning("could not delete old checkpoints in %s: %s", folder, error)
+
+
+def sync(folder: Path) -> None:
+    """Make the names in `folder` durable, not only the contents of its files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_ours(path: Path) -> bool:
+    """A checkpoint, and in this very place: where a link leads to is somebody's own business."""
+    try:
+        return _is_folder(path) and bool(meta_of(path))
+    except CheckpointError:
+        return False
+
+
+def _discard(path: Path) -> None:
+    """Renamed first: killed halfway, it must not leave what looks like a damaged checkpoint."""
+    shutil.rmtree(path.rename(path.with_name(f"{path.name}{_DISCARDED}")))
