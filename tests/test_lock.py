@@ -1,5 +1,7 @@
 """The lock of a run folder: one holder, whatever happens to it."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dinoswap.lock import Held, exclusive, holder
+from dinoswap.lock import Held, exclusive, holder, require_sole_writer
 
 _fork = multiprocessing.get_context("fork")
 
@@ -115,3 +117,60 @@ def test_asking_does_not_get_in_the_way(tmp_path: Path) -> None:
     finally:
         done.set()
         thread.join()
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.EINVAL, errno.EPERM], ids=errno.errorcode.get)
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As file systems without locks answer, each in its own way."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_without_locks_the_last_to_come_is_the_writer(
+    no_locks: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with exclusive(tmp_path):
+        assert "nothing keeps a second process from writing" in caplog.text
+        assert holder(tmp_path) is None
+        require_sole_writer(tmp_path)
+        second = started(hold, tmp_path)
+        wait_for(tmp_path / "held")
+        with pytest.raises(Held, match=f"{tmp_path} has been taken over by process {second.pid} on "):
+            require_sole_writer(tmp_path)
+    assert f"process {second.pid} on" in (tmp_path / ".lock").read_text()  # whose it is is not ours to delete
+    second.kill()
+    second.join()
+    with exclusive(tmp_path):
+        require_sole_writer(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_with_locks_their_text_decides_nothing(tmp_path: Path) -> None:
+    with exclusive(tmp_path):
+        (tmp_path / ".lock").write_text("process 1 on another host")
+        require_sole_writer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to itself", "bytes", "file in the folder's place"])
+def test_whatever_bears_the_name_nobody_holds_it(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": lambda: path.mkdir(),
+        "link to itself": lambda: path.symlink_to(path),
+        "bytes": lambda: path.write_bytes(b"\xff\xfe"),
+        "file in the folder's place": lambda: path.touch(),
+    }[kind]()
+    assert holder(path if kind.startswith("file") else tmp_path) is None
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/.lock'"), exclusive(tmp_path):
+        pytest.fail("it was not written")

@@ -1,5 +1,6 @@
 """Writing files that are whole or not there at all."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # it must not hide the reason
+            temporary.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None  # of an open file the system says no name
         raise

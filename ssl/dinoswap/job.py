@@ -18,6 +18,7 @@ from dinoswap.checkpoint import CheckpointError
 from dinoswap.command_line import EXIT_USAGE
 from dinoswap.configuration import config_dir, plain, run_id
 from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.data.workers import DataWorkerError
 from dinoswap.distributed import RankFailed, is_main, on_main, together
 from dinoswap.distributed.group import explained, one_line, process_group
 from dinoswap.evaluation.evaluator import Evaluation
@@ -34,8 +35,8 @@ from dinoswap.schema import ConfigError
 
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
 EXPECTED = (
-    *(KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, CheckpointError, RankFailed),
-    *(OSError, ValueError),
+    *(KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, DataWorkerError, CheckpointError),
+    *(RankFailed, OSError, ValueError),
 )
 EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_PREEMPTED)}
 
@@ -95,7 +96,7 @@ def finish(built: Run) -> Evaluation:
         if "flops_per_image" not in built.record.cost:
             built.record.cost["flops_per_image"] = flops_per_image(built)
         return built.train()
-    except (Preempted, KeyboardInterrupt) as error:
+    except (Preempted, KeyboardInterrupt, Held) as error:  # Held: the folder and its record are somebody else's now
         if isinstance(error, KeyboardInterrupt) and built.record.status == "running":
             end(built, "preempted", "interrupted before the state could be saved")
         raise

@@ -70,11 +70,16 @@ class Journal:
         if not is_main():
             return
         rows = read(self.metrics.path)
-        terms = [name for name in rows[-2] if self._is_term(name)]
+        terms = list(dict.fromkeys(name for row in rows for name in row if self._is_term(name)))
         split = {tuple(name.split("/")): value for name, value in found.metrics.items()}
         baselines = {name[1]: value for name, value in split.items() if (name[0], name[-1]) == ("baseline", "knn_top1")}
         found.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
         found.save_pictures(self.folder / "pictures")
+
+    @property
+    def lines(self) -> int:
+        """Of metrics.jsonl, up to now. On other than the main process it means nothing."""
+        return self.metrics.lines
 
     def sync(self) -> None:
         """Wait until the disk has what metrics.jsonl holds."""

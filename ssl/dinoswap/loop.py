@@ -16,10 +16,12 @@ from torch import Tensor
 from dinoswap import checkpoint
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.steps import StepDataset, loader
+from dinoswap.data.workers import require_shared_memory
 from dinoswap.distributed import any_rank, is_main, on_main, rank, world_size
 from dinoswap.evaluation.evaluator import Evaluation, Evaluator
 from dinoswap.journal import Journal
-from dinoswap.metrics import RunRecord, Status
+from dinoswap.lock import require_sole_writer
+from dinoswap.metrics import RunRecord, Status, lines_up_to
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nonfinite import KEPT_REPLAYS
 from dinoswap.objectives.base import Objective
@@ -28,6 +30,9 @@ from dinoswap.preemption import Preemption
 from dinoswap.progress import Display
 from dinoswap.trainer import Trainer, TrainerSettings
 from dinoswap.values import Batch
+
+LOGGED = "lines_of_metrics"
+"""In a checkpoint's state: how many lines metrics.jsonl had."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +74,10 @@ class Run:
         """Checkpoint after the steps done so far, once."""
         if self.steps == self.saved_step:
             return
+        on_main(lambda: require_sole_writer(self.folder))
         self.trainer.guard.resolve()
         journal.sync()
-        state, keep = self.trainer.state_dict(), self.settings.keep_checkpoints
+        state, keep = {**self.trainer.state_dict(), LOGGED: journal.lines}, self.settings.keep_checkpoints
         step, config = self.steps, self.config
         checkpoint.save(self.checkpoints, step, state, config=config, keep=keep, shared=True)
         self.saved_step, self.saved_at = self.steps, time.monotonic()
@@ -94,10 +100,21 @@ class Run:
         found = checkpoint.read(path, like=self.trainer.sharded_like(), verify=False)
         checkpoint.require_same_config(found, self.config)
         on_main(lambda: checkpoint.set_aside_later(self.checkpoints, found.step))
+        on_main(lambda: self._note_lost_lines(found))
         self.trainer.load_state_dict(found.state)
         self.steps = self.saved_step = found.step
         _log.info("resumed after step %d from %s", found.step, found.path)
         return found.step
+
+    def _note_lost_lines(self, found: checkpoint.Checkpoint) -> None:
+        """The weights are what they were, so the run can go on; that its curves have a gap is said, here and wherever
+        the run is read."""
+        path, logged = self.folder / "metrics.jsonl", found.state.get(LOGGED, 0)
+        there = lines_up_to(path, found.step)
+        if there < logged:
+            note = f"{path.name} had {there} of the {logged} lines logged up to step {found.step} when the run resumed"
+            self.record.notes.append(f"{note}: its curves have a gap")
+            _log.warning("%s: %s", self.folder, self.record.notes[-1])
 
     def write_record(self, status: Status = "running", error: str | None = None) -> None:
         """run.json with its counters brought up to date. Hours are those of every process that worked on the run."""
@@ -141,6 +158,8 @@ class Run:
         mean, std = self.evaluator.mean, self.evaluator.std
         if start == stop:
             return
+        if self.workers:
+            require_shared_memory(self._probe, self.workers)
         batches = iter(loader(self.dataset, start, stop, self.workers, device.type == "cuda"))
         for step in range(start, stop):
             began = time.perf_counter()

@@ -30,13 +30,17 @@ class MetricsLog:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", buffering=1)  # each line reaches the system at once, and survives kill -9
+        self.lines = 0
+        """Those that the file should have: written or found, since `truncate_from`."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.lines += 1
         self._file.write(json.dumps(_finite({"step": step, **values}), allow_nan=False) + "\n")
 
     def truncate_from(self, step: int) -> None:
         """Drop the lines of `step` and later, and a last line that was cut off: a run resumes by logging `step`."""
         lines = [json.dumps(line) + "\n" for line in read(self.path) if line["step"] < step]
+        self.lines = len(lines)
         self._file.close()
         write_atomically(self.path, "".join(lines))
         self._file = self.path.open("a", buffering=1)
@@ -52,12 +56,20 @@ class MetricsLog:
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last one that was cut off. Raises ValueError for any other bad line."""
     lines = []
-    for number, text in enumerate(path.read_text().split("\n")[:-1], start=1):
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); delete this line") from error
+            line = json.loads(text)
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                raise ValueError("no object with a step")
+            lines.append(line)
+        except (ValueError, RecursionError) as error:  # of JSON, and of UTF-8
+            raise ValueError(f"{path}, line {number}: not a line of metrics ({error}); delete this line") from error
     return lines
+
+
+def lines_up_to(path: Path, step: int) -> int:
+    """How many lines a metrics.jsonl has of `step` and earlier ones; 0 where there is no such file."""
+    return sum(line["step"] <= step for line in read(path)) if path.exists() else 0
 
 
 def _now() -> str:
@@ -86,6 +98,8 @@ class RunRecord:
     throughput: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the run has to know: where its files are not what they should be."""
 
     @classmethod
     def start(
@@ -96,8 +110,8 @@ class RunRecord:
         if path.exists():
             before = load_record(path)
             record.restarts = before["restarts"] + 1
-            for name in ("started", "steps", "throughput", "cost", "metrics"):
-                setattr(record, name, before[name])
+            for name in ("started", "steps", "throughput", "cost", "metrics", "notes"):
+                setattr(record, name, before.get(name, getattr(record, name)))
         record.write()
         return record
 

@@ -1,18 +1,27 @@
 """Worker processes and signals. Every case runs in a process of its own: a dying worker signals its parent."""
 
+import ctypes
+import errno
 import multiprocessing
 import os
+import resource
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data_fakes import FakeImages, FakeMasks, augmentation
 
+from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset, loader
+from dinoswap.data.workers import DataWorkerError, require_shared_memory
+from dinoswap.values import Views
 
 
 def steps(images: FakeImages) -> StepDataset:
@@ -29,22 +38,94 @@ def in_child(scenario: Callable[..., None], *arguments: object) -> int | None:
     return child.exitcode
 
 
-class DeadlyImages(FakeImages):
-    """Kills the process that loads row 3."""
+class FatalImages(FakeImages):
+    """Something happens to the process that loads row 3."""
+
+    def __init__(self, length: int, happens: Callable[[], None]) -> None:
+        super().__init__(length)
+        self.happens = happens
 
     def load(self, row: int) -> np.ndarray:
         if row == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.happens()
         return super().load(row)
 
 
-def worker_dies() -> None:
-    with pytest.raises(RuntimeError, match="worker"):
-        list(loader(steps(DeadlyImages(50)), 0, 20, 1, False))
+def raises(error: Exception) -> Callable[[], None]:
+    def happens() -> None:
+        raise error
+
+    return happens
 
 
-def test_a_worker_that_dies_is_an_error():
-    assert in_child(worker_dies) == 0
+def killed_by(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+SHM = "/dev/shm is too small: set data.workers=0 .*--shm-size"
+FATES = {
+    "killed": (killed_by(signal.SIGKILL), DataWorkerError, r"data.workers=1: .*SIGKILL; out of memory\? Lower data"),
+    "bus error": (killed_by(signal.SIGBUS), DataWorkerError, f"data.workers=1: .*SIGBUS; {SHM}"),
+    "a bug": (
+        raises(KeyError("x")),
+        DataWorkerError,
+        r"KeyError: 'x' \(test_loader_proc.*py:\d+\); data.workers=0",
+    ),
+    "open files": (raises(OSError(errno.EMFILE, "Too many open files")), DataWorkerError, "data.workers=0.*ulimit -n"),
+    "its own": (raises(OSError(errno.ESTALE, "Stale file handle", "a.png")), OSError, r"^\[Errno 116\] Stale.*a.png'$"),
+    "many corrupt": (raises(TooManyCorrupt("several\nlines")), TooManyCorrupt, "^several\nlines$"),
+}
+
+
+def meets(fate: str) -> None:
+    happens, kind, words = FATES[fate]
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(kind, match=words) as caught:
+        for _ in loader(steps(FatalImages(50, happens)), 0, 20, 1, False):
+            assert signal.getsignal(signal.SIGCHLD) == before  # else a death would be told in the middle of a step
+    assert kind is TooManyCorrupt or "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_what_happens_to_a_worker_is_told_in_a_line(fate: str) -> None:
+    assert in_child(meets, fate) == 0
+
+
+def large(image: np.ndarray, rng: np.random.Generator) -> Views:
+    """A crop of 270,000 bytes."""
+    views = augmentation(image, rng)
+    return replace(views, global_crops=[torch.zeros(3, 300, 300, dtype=torch.uint8)])
+
+
+def does_not_fit() -> None:
+    assert ctypes.CDLL(None).unshare(0x00020000) == 0  # CLONE_NEWNS: what is mounted here is so for this process alone
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "/dev/shm"], check=True)
+    dataset = replace(steps(FakeImages(50)), augmentation=large)
+    with pytest.raises(DataWorkerError, match=f"data.workers=2: 5 batches of 2.2 MB .* 0.3 MB are free; {SHM}"):
+        require_shared_memory(dataset[0], 2)
+    require_shared_memory(dataset[0], 0)
+    with pytest.raises(DataWorkerError, match=f"data.workers=2: .*shared memory.*; {SHM}"):
+        list(loader(dataset, 0, 20, 2, False))
+
+
+def test_shared_memory_that_is_too_small():
+    """Said before the first step; and where something else fills it later, the item that was lost is not waited for."""
+    if os.geteuid() != 0:
+        (pytest.fail if "CI" in os.environ else pytest.skip)("mounting a small file system needs root")
+    assert in_child(does_not_fit) == 0
+
+
+def few_files() -> None:
+    batches = loader(steps(FakeImages(50)), 0, 20, 2, False)
+    held = [next(batches)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+    with pytest.raises(DataWorkerError, match=r"data.workers=2: .*; set data.workers=0, or raise the limit"):
+        held += batches
+
+
+def test_too_few_open_files():
+    assert in_child(few_files) == 0
 
 
 def signals_reach_every_process() -> None:
@@ -52,7 +133,7 @@ def signals_reach_every_process() -> None:
     next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         for worker in workers:
             # Sent by another process than the parent, whose own SIGTERM must end its workers.
             assert in_child(os.kill, worker.pid, number) == 0

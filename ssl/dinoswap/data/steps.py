@@ -1,4 +1,4 @@
-"""The batch of a micro-step as a function of its number: what the DataLoader's workers run.
+"""The batch of a micro-step as a function of its number: what the data workers run.
 
 Step s takes positions s * batch_size .. (s + 1) * batch_size - 1 of the endless sample sequence (order.py), cut
 into accumulate * world_size consecutive slices; micro-step m of rank r takes slice m * world_size + r. Crops are
@@ -6,23 +6,19 @@ drawn from a generator keyed by the position and masks are drawn for the whole s
 neither workers nor ranks nor accumulation change what is trained on, and resuming at a step needs its number only.
 """
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.images import CorruptImage, Images, Pixels
 from dinoswap.data.order import Order
+from dinoswap.data.workers import prepared
 from dinoswap.rng import derive, numpy_generator
 from dinoswap.values import Batch, Views, masked_positions
 
@@ -111,40 +107,12 @@ def _stack(crops: Sequence[Sequence[Tensor]]) -> Tensor:
 def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
     """Batches of steps start .. stop - 1 in order, `dataset.accumulate` of them per step.
 
-    Raises what a worker raises, and RuntimeError when a worker dies.
+    Raises what `dataset` raises, and DataWorkerError where `workers` is more than 0 and something happens to one.
     """
-    batches: DataLoader[Batch] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start * dataset.accumulate, stop * dataset.accumulate),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        # Forked workers share the images that are held in memory.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        generator=torch.Generator(),  # its base seed must not be drawn from the training process's generator
-    )
-    try:
-        yield from batches
-    except (EOFError, ConnectionError) as error:  # while a tensor was being handed over
-        raise RuntimeError("a data worker died; out of memory? Lower data.workers or data.batch_size") from error
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    # Terminals and schedulers signal every process of a job, but only the training process knows how to stop, and
-    # it needs its workers until it has saved. A SIGTERM that it sends itself must end them: on exit it sends one
-    # and waits for them.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_when_terminated_by_parent, daemon=True).start()
-
-
-def _exit_when_terminated_by_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    micro_steps = range(start * dataset.accumulate, stop * dataset.accumulate)
+    if workers:
+        yield from prepared(dataset, micro_steps, workers, pin_memory)
+        return
+    for micro_step in micro_steps:
+        batch = dataset[micro_step]
+        yield batch.pin_memory() if pin_memory else batch

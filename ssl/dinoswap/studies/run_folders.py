@@ -68,13 +68,16 @@ class RunReader:
     def read(self, folder: Path) -> dict[str, Any] | None:
         """None where the record cannot be read; without `config.` where the config cannot."""
         try:
-            row = fields_of(read_record(folder / "run.json"))
+            record = read_record(folder / "run.json")
+            row = fields_of(record)
         except OSError as error:
             self.passed_over.append(PassedOver(folder, error.strerror or str(error)))
             return None
         except (ValueError, OverflowError) as error:  # json's errors and those of the encoding are ValueErrors
             self.passed_over.append(PassedOver(folder, f"run.json: {error}"))
             return None
+        for note in notes if isinstance(notes := record.get("notes"), list) else []:
+            self.passed_over.append(PassedOver(folder / "metrics.jsonl", str(note)))
         return row | self._numbers(folder / "config.yaml")
 
     def _numbers(self, path: Path) -> dict[str, float]:
