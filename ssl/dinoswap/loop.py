@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -147,8 +147,7 @@ class Run:
                 logs = self.trainer.step(step, batches)
                 self.steps = step + 1
                 self.display.update(self.steps, waited)
-                self._after_step(journal, logs)
-                self._stop_if_asked(preemption, journal)
+                self._after_step(journal, logs, preemption)
             self.save(journal)
             return self._finish(journal)
 
@@ -169,21 +168,28 @@ class Run:
                 self.corrupt.add(batch.corrupt)
             yield step, [batch.to(device).normalised(mean, std) for batch in loaded], waited
 
-    def _after_step(self, journal: Journal, logs: Mapping[str, Tensor]) -> None:
-        """The logs, an evaluation and a checkpoint, each where it is due."""
+    def _after_step(self, journal: Journal, logs: Mapping[str, Tensor], preemption: Preemption) -> None:
+        """The logs, an evaluation and a checkpoint, each where it is due; the end, where a signal asked for it.
+
+        Steps are the same on all ranks. A signal to any of them is one to all, and of their clocks only the first
+        rank's counts, so that all save the same step.
+        """
         settings, step = self.settings, self.steps
         if is_due(settings.log_every, step) or step in (1, settings.max_steps):
             journal.log(step, logs, self.trainer.schedules.at(step - 1))
         if is_due(settings.eval_every, step) and step < settings.max_steps:
             self._evaluate(journal)
-        minutes = (time.monotonic() - self.saved_at) / 60
-        if is_due(settings.checkpoint_every, step) or 0 < settings.checkpoint_minutes <= minutes:
+        stop, by_clock = any_rank(preemption.requested is not None, is_main() and self._is_due_by_clock())
+        if is_due(settings.checkpoint_every, step) or by_clock:
             self.save(journal)
+        if stop and step < settings.max_steps:
+            self._stop(preemption, journal)
 
-    def _stop_if_asked(self, preemption: Preemption, journal: Journal) -> None:
-        """Every rank saves the same step, whichever of them got the signal."""
-        if self.steps == self.settings.max_steps or not any_rank(preemption.requested is not None):
-            return
+    def _is_due_by_clock(self) -> bool:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return 0 < self.settings.checkpoint_minutes <= minutes
+
+    def _stop(self, preemption: Preemption, journal: Journal) -> NoReturn:
         self.save(journal)
         reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"
         self.write_record("preempted", reason)

@@ -99,10 +99,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every rank when it is true on one: decisions that all ranks must take together. Between the hosts: no
-    device is waited for."""
-    return flag if world_size() == 1 else bool(all_reduce_max(torch.tensor(float(flag))).item())
+def any_rank(*wishes: bool) -> list[bool]:
+    """Each of `wishes` true on every rank when it is true on one: decisions that all ranks must take together, in one
+    small reduction for all of them. Between the hosts: no device is waited for."""
+    if world_size() == 1:
+        return list(wishes)
+    return [bool(wished) for wished in all_reduce_max(torch.tensor(wishes, dtype=torch.uint8)).tolist()]
 
 
 def barrier() -> None:
