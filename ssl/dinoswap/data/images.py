@@ -15,6 +15,7 @@ import io
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol, overload
@@ -73,6 +74,9 @@ class Images(Protocol):
 
 class ImageSource(ABC):
     """A data option: where its training and its test images are."""
+
+    ignored: Counter[str]  # what was left out -> how many, e.g. ".heic" or "hidden file"
+    remarks: list[str]  # sentences that a run logs as warnings when it starts
 
     @abstractmethod
     def train(self) -> Images:
