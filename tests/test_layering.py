@@ -48,6 +48,7 @@ GIVEN = {
     "targets": {"prototypes"},
     "clustering": {"targets", "reduction"},
     "da3": {"reduction", "mean", "std"},
+    "data": {"decoding"},
 }  # fmt: skip
 
 

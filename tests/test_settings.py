@@ -91,6 +91,8 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("data.batch_size=0", "must be at least 1"),
         ("data.workers=-1", "must be 0"),
         ("data.max_corrupt_fraction=2.0", "must lie between 0 and 1"),
+        ("data.max_pixels=0", "must be at least 1"),
+        ("data.range_16bit=[9,3]", "the first value is shown black"),
         ("data.tile=x", "must be a whole number"),
         ("da3.enabled=true", "choose the option, da3=enabled"),
         ("da3.enabled=3", "must be true or false"),

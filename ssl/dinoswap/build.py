@@ -175,9 +175,11 @@ def compile_blocks(model: SelfDistillation) -> None:
 
 
 def build_source(cfg: Config) -> ImageSource:
-    """Where the images are: the option of the `data` group."""
+    """Where the images are: the option of the `data` group. One that decodes images is told how."""
     section = {k: v for k, v in cfg["data"].items() if k not in LOADING}
-    return cast(ImageSource, construct_option(section, "data"))
+    decodes = "decoding" in inspect.signature(option_class(section, "data")).parameters
+    given = {"decoding": loading_settings(cfg).decoding} if decodes else {}
+    return cast(ImageSource, construct_option(section, "data", **given))
 
 
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+from dinoswap.data.decoding import DEFAULT, Decoding
 from dinoswap.distributed import Parallel, world_size
 from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
@@ -105,10 +106,17 @@ class LoadingSettings:
     batch_size: int
     workers: int = 2
     max_corrupt_fraction: float = 0.01
+    max_pixels: int = DEFAULT.max_pixels
+    range_16bit: tuple[int, int] = DEFAULT.range_16bit
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.max_pixels, self.range_16bit)
+
     def __post_init__(self) -> None:
+        _ = self.decoding  # refuses what it cannot use
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
         if self.workers < 0:

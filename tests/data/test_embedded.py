@@ -1,9 +1,11 @@
+import hashlib
 from importlib.resources import files
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dinoswap.data import embedded
 from dinoswap.data.embedded import EmbeddedData, TileImages
 from dinoswap.data.parquet import ParquetData
 
@@ -76,3 +78,11 @@ def test_tiles_by_hand():
 def test_refusals(arguments, key):
     with pytest.raises(ValueError, match=key):
         EmbeddedData(**arguments)
+
+
+def test_the_fingerprint_is_that_of_the_shipped_file(source, monkeypatch, tmp_path):
+    assert source.fingerprint() == EmbeddedData(tile=16, stride=32).fingerprint()
+    other = tmp_path / "photos.parquet"
+    other.write_bytes(embedded._photos().read_bytes() + b"x")
+    monkeypatch.setattr(embedded, "_photos", lambda: other)
+    assert source.fingerprint() == hashlib.sha256(other.read_bytes()).hexdigest()

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from data_fakes import encoded, picture
 
+from dinoswap.data import image_folder
+from dinoswap.data.decoding import CorruptImage, Decoding
 from dinoswap.data.image_folder import ImageFolderData
-from dinoswap.data.images import CorruptImage
 
 
 def write(root, files):
@@ -73,6 +74,43 @@ def test_one_image_and_broken_files(tmp_path):
     (tmp_path / "1.png").unlink()
     with pytest.raises(CorruptImage, match=r"1.png: No such file"):
         images.load(0)
+
+
+def test_a_fingerprint_is_of_the_images_and_not_of_their_place(tmp_path):
+    files = {f"{name}/{number}.png": number for name in "ab" for number in range(3)}
+    here, there = (ImageFolderData(write(tmp_path / name, files)) for name in ("here", "far/there"))
+    assert here.fingerprint() == there.fingerprint() == here.fingerprint()
+    (tmp_path / "far/there/b/1.png").write_bytes(encoded(picture(7)))
+    assert ImageFolderData(str(tmp_path / "far/there")).fingerprint() != here.fingerprint()  # another picture
+    write(tmp_path / "far/there", {"b/1.png": 1})
+    (tmp_path / "far/there/b/1.png").rename(tmp_path / "far/there/a/1b.png")
+    assert ImageFolderData(str(tmp_path / "far/there")).fingerprint() != here.fingerprint()  # another class
+    write(tmp_path / "here", {"b/3.png": 3})
+    assert ImageFolderData(str(tmp_path / "here")).fingerprint() != here.fingerprint()  # one more
+
+
+def test_a_fingerprint_reads_so_many_images_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "SAMPLE", 4)
+    source = ImageFolderData(write(tmp_path, {f"{number:02}.png": number for number in range(20)}))
+    before = source.fingerprint()
+    read = []
+    monkeypatch.setattr(type(source.train()), "encoded", lambda self, row: read.append(row) or b"")
+    source.fingerprint()
+    assert len(set(read)) == len(read) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(image_folder, "SAMPLE", 4)
+    (tmp_path / f"{read[0]:02}.png").unlink()
+    assert source.fingerprint() != before  # a file that has gone since is another set
+
+
+def test_keys_that_decide_what_is_decoded(tmp_path):
+    levels = np.full((3, 3), 4095, dtype=np.uint16)
+    (tmp_path / "scan.png").write_bytes(encoded(levels))
+    assert ImageFolderData(str(tmp_path)).train().load(0).max() == 16
+    window = Decoding(range_16bit=(0, 4095), max_pixels=9)
+    assert ImageFolderData(str(tmp_path), decoding=window).train().load(0).min() == 255
+    with pytest.raises(CorruptImage, match=r"scan.png: .*9 pixels.* data\.max_pixels"):
+        ImageFolderData(str(tmp_path), decoding=Decoding(max_pixels=8)).train().load(0)
 
 
 def test_refusals(tmp_path):

@@ -7,8 +7,10 @@ noise. The right-hand part of each photograph is kept for testing, so that no pi
 data/files/NOTICE.
 """
 
+import hashlib
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,7 +36,7 @@ class EmbeddedData(ImageSource):
             raise ValueError(f"data.test_fraction={test_fraction}: a share of each photograph, between 0 and 1")
         if not min_contrast > 0:
             raise ValueError(f"data.min_contrast={min_contrast}: must be above 0: a flat tile shows no texture")
-        with as_file(files("dinoswap.data") / "files" / "photos.parquet") as path:
+        with as_file(_photos()) as path:
             images = ParquetData(str(path)).train()
         photos = [_gray(images.load(row)) for row in range(len(images))]
         borders = [int(photo.shape[1] * (1 - test_fraction)) for photo in photos]
@@ -48,6 +50,10 @@ class EmbeddedData(ImageSource):
             )
         self._train = TileImages(left, images.classes or (), tile, stride, min_contrast)
         self._test = TileImages(right, images.classes or (), tile, stride, min_contrast)
+
+    def fingerprint(self) -> str:
+        """Of the shipped file: how tiles are cut from it is said by the configuration."""
+        return hashlib.sha256(_photos().read_bytes()).hexdigest()
 
     def train(self) -> Images:
         return self._train
@@ -83,6 +89,10 @@ class TileImages(Images):
 
     def name(self, row: int) -> str:
         return self.places[row]
+
+
+def _photos() -> Traversable:
+    return files("dinoswap.data") / "files" / "photos.parquet"
 
 
 def _gray(photo: Pixels) -> NDArray[np.uint8]:

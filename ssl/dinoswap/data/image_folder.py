@@ -7,22 +7,28 @@
 A part has labels when all its images lie in sub-folders of it: the first folder names the class.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, decode
 from dinoswap.data.filesystem import PARTS
-from dinoswap.data.images import CorruptImage, Images, ImageSource, Pixels, decode, first_labelled, numbered
+from dinoswap.data.images import Images, ImageSource, first_labelled, numbered
+from dinoswap.rng import numpy_generator
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+SAMPLE = 256
 
 
 class ImageFolderData(ImageSource):
     """The image files below `path`. Raises ValueError for a folder without any, or without a training part."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, decoding: Decoding = DEFAULT) -> None:
+        self.decoding = decoding
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise ValueError(f"data.path={path}: no such folder; give one that holds train/<class>/ or images")
@@ -40,7 +46,7 @@ class ImageFolderData(ImageSource):
         files = list_images(root)
         if not files:
             raise ValueError(f"data.path={self.path}: no images below {root}; looked for {' '.join(EXTENSIONS)}")
-        return FolderImages(root, files, classes)
+        return FolderImages(root, files, classes, self.decoding)
 
 
 def _find_parts(path: Path) -> dict[str, Path]:
@@ -72,8 +78,10 @@ def list_images(root: Path) -> list[str]:
 class FolderImages(Images):
     """`files` relative to `root`. `classes`: names by label; None: the sorted first folders of the files."""
 
-    def __init__(self, root: Path, files: Sequence[str], classes: Sequence[str] | None) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, files: Sequence[str], classes: Sequence[str] | None, decoding: Decoding = DEFAULT
+    ) -> None:
+        self.root, self.decoding = root, decoding
         self.files = np.array([os.fsencode(file) for file in files])  # an array: forked workers share its pages
         self.blocks = [len(files)]
         self.labels, self.classes = None, None
@@ -85,14 +93,29 @@ class FolderImages(Images):
         return len(self.files)
 
     def load(self, row: int) -> Pixels:
+        return decode(self.encoded(row), self.name(row), self.decoding)
+
+    def encoded(self, row: int) -> bytes:
         try:
-            data = self._path(row).read_bytes()
+            return self._path(row).read_bytes()
         except (FileNotFoundError, PermissionError) as error:
             raise CorruptImage(self.name(row), str(error.strerror)) from error
-        return decode(data, self.name(row))
 
     def name(self, row: int) -> str:
         return str(self._path(row))
+
+    def fingerprint(self) -> str:
+        """Of names relative to the folder, labels, and the bytes of `SAMPLE` images at most, always the same ones."""
+        digest = hashlib.sha256(f"{len(self)}\n".encode())
+        for row, file in enumerate(self.files):
+            digest.update(file + f" {self.label(row)}\n".encode())
+        drawn = numpy_generator(0, "data/fingerprint", len(self)).permutation(len(self))[:SAMPLE]
+        for row in sorted(drawn.tolist()):
+            try:
+                digest.update(hashlib.sha256(self.encoded(row)).digest())
+            except CorruptImage as error:
+                digest.update(error.reason.encode())
+        return digest.hexdigest()
 
     def _path(self, row: int) -> Path:
         return self.root / os.fsdecode(self.files[row])

@@ -1,43 +1,31 @@
-"""What every data source offers, and the one place where encoded images become pixels.
-
-All pixels are uint8 [H, W, 3] RGB. Decoding rules, in this order:
-  * EXIF orientation is applied;
-  * 16-bit gray is divided by 257 and rounded, so that 0..65535 covers 0..255 (PIL alone would clip at 255);
-  * transparency is composited on white (dropping it would show the colours hidden under it);
-  * palette, bilevel, gray, CMYK, YCbCr: PIL's conversion to RGB;
-  * of an animation, the first frame.
-Whatever else there is (float pixels, a truncated file, more pixels than PIL's decompression-bomb limit) is a
-`CorruptImage` with its reason: nothing is guessed and nothing is half decoded.
-"""
+"""What every data source offers: images by row, their labels, and what a source says of itself."""
 
 import hashlib
-import io
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
+from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, corrupt_if_undecodable, decode, to_rgb
+
+__all__ = [
+    "CorruptImage",
+    "Decoding",
+    "ImageSource",
+    "Images",
+    "Labels",
+    "Pixels",
+    "corrupt_if_undecodable",
+    "decode",
+    "first_labelled",
+    "numbered",
+    "to_rgb",
+]
+
 Labels = NDArray[np.int64]
-
-
-class CorruptImage(Exception):
-    """An image that cannot be decoded: `name` says which, `reason` why."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 class Images(Protocol):
@@ -117,61 +105,3 @@ def numbered(names: Sequence[str], classes: Sequence[str] | None, where: str) ->
         raise ValueError(f"{where}: classes {unknown[:5]} do not occur in the training part: remove or rename them")
     numbers = {name: number for number, name in enumerate(classes)}
     return np.array([numbers[name] for name in names], dtype=np.int64), classes
-
-
-# PIL's plug-ins let their parsers' errors through; MemoryError and I/O errors of the disk are not among them,
-# since `decode` is given bytes.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-@contextmanager
-def corrupt_if_undecodable(name: str) -> Iterator[None]:
-    """Turns what a decoder raises into CorruptImage(name, reason)."""
-    try:
-        yield
-    except UnidentifiedImageError as error:  # its message holds a memory address
-        raise CorruptImage(name, "not an image in a format that PIL knows") from error
-    except _DECODER_ERRORS as error:
-        raise CorruptImage(name, f"{type(error).__name__}: {error}") from error
-
-
-def decode(data: bytes | memoryview, name: str) -> Pixels:
-    """An encoded image as uint8 [H, W, 3]. Raises CorruptImage."""
-    if not len(data):
-        raise CorruptImage(name, "no bytes")
-    with corrupt_if_undecodable(name), Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Pixels:
-    """A PIL image of any mode as uint8 [H, W, 3]. Raises ValueError for modes without a defined range."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        return _from_16_bit(np.asarray(image))
-    if image.mode == "F":
-        raise ValueError("float pixels have no defined range: store 8 or 16 bit")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
-
-
-def _from_16_bit(gray: NDArray[np.integer]) -> Pixels:
-    """Integers [H, W] in 0..65535 to uint8 [H, W, 3]."""
-    low, high = int(gray.min()), int(gray.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"integer pixels in {low}..{high}: only 0..65535 is defined")
-    levels = ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(levels[:, :, None], 3, axis=2)  # [H, W] -> [H, W, 3]
