@@ -107,7 +107,9 @@ def test_a_window_defines_other_integers_too():
     assert decode(encoded(scan, "TIFF"), "x", Decoding(range_16bit=(-1024, 3000)))[0, :, 0].tolist() == expected
 
 
-@pytest.mark.parametrize(("values", "message"), [({"max_pixels": 0}, "max_pixels=0"), ({"range_16bit": (7, 7)}, "7, 7")])
+@pytest.mark.parametrize(
+    ("values", "message"), [({"max_pixels": 0}, "max_pixels=0"), ({"range_16bit": (7, 7)}, "7, 7")]
+)
 def test_refused_settings(values, message):
     with pytest.raises(ValueError, match=message):
         Decoding(**values)
