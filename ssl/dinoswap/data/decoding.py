@@ -68,6 +68,11 @@ class Decoding:
                 f"range_16bit=[{low}, {high}]: the first value is shown black, the second, larger one white"
             )
 
+    @property
+    def most_bytes(self) -> int:
+        """Of an encoded image: 16 for each pixel, more than any format needs, and some for what is not pixels."""
+        return 16 * self.max_pixels + 2**24
+
 
 DEFAULT = Decoding()
 

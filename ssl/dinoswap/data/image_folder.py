@@ -1,93 +1,142 @@
-"""Image files in folders, found by walking the tree in sorted order.
+"""Image files below a folder or in a zip file; which part and class each belongs to, its folders or a CSV file say.
 
-    path/train/<class>/**, path/{test,val}/<class>/**     training and test part
-    path/<class>/**                                       training part only
-    path/*                                                unlabelled
-
-A part has labels when all its images lie in sub-folders of it: the first folder names the class.
+See file_tree.py for what is found, parts.py for what folders mean, label_file.py for `labels`.
 """
 
 import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, decode
-from dinoswap.data.filesystem import PARTS
+from dinoswap.data.file_tree import FolderFiles, list_images
 from dinoswap.data.images import Images, ImageSource, first_labelled, numbered
+from dinoswap.data.label_file import read_labels
+from dinoswap.data.parts import Part, arrange, folder_of
+from dinoswap.data.zip_file import ZipFiles
 from dinoswap.rng import numpy_generator
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+__all__ = ["FolderImages", "ImageFolderData", "list_images"]
 
 SAMPLE = 256
+"""Images whose bytes are a part of a folder's fingerprint, at most."""
+_OF_OTHERS = re.compile(
+    "(binary|instance|semantic|panoptic|segmentation)?"
+    "(masks?|annotations?|labels?|seg(mentation)?s?(class|object)?|gt|groundtruth)"
+)
+"""Folders with pictures that say something of others: COCO's masks, VOC's SegmentationClass, MVTec's ground_truth."""
+
+
+class Files(Protocol):
+    """Where image files are."""
+
+    root: Path
+    files: list[str]  # relative to root, in a lasting order
+    ignored: Counter[str]
+
+    def name(self, file: str) -> str: ...
+
+    def size(self, file: str) -> int: ...
+
+    def checksum(self, file: str) -> bytes | None: ...
+
+    def read(self, file: str, decoding: Decoding) -> bytes: ...
 
 
 class ImageFolderData(ImageSource):
-    """The image files below `path`. Raises ValueError for a folder without any, or without a training part."""
+    """The image files below the folder, or in the zip file, `path`. `labels`: a CSV file of paths below it and labels,
+    in place of folders of classes. Raises ValueError for a place without images, or without a training part."""
 
-    def __init__(self, path: str, decoding: Decoding = DEFAULT) -> None:
-        self.decoding = decoding
-        self.path = Path(path).expanduser()
-        if not self.path.is_dir():
-            raise ValueError(f"data.path={path}: no such folder; give one that holds train/<class>/ or images")
-        self.parts = _find_parts(self.path)
-        self._train = self._open(self.parts.get("train", self.path), None)
+    def __init__(self, path: str, labels: str | None = None, decoding: Decoding = DEFAULT) -> None:
+        self.path, self.decoding = Path(path).expanduser(), decoding
+        files = self._find()
+        self.ignored, self.remarks = files.ignored, []
+        self.label_file = None if labels is None else Path(labels).expanduser()
+        self._labels = None if self.label_file is None else read_labels(self.label_file, files.files)
+        self.parts = self._arrange(files)
+        self._opened = {"train": self._open(files, "train", None)}
+        for part in ("test", "validation"):
+            if part in self.parts:
+                self._opened[part] = self._open(files, part, self._opened["train"].classes)
 
-    def train(self) -> Images:
-        return self._train
+    def train(self) -> "FolderImages":
+        return self._opened["train"]
 
     def test(self) -> Images | None:
-        present = [self.parts[part] for part in ("test", "validation") if part in self.parts]
-        return first_labelled(self._open(root, self._train.classes) for root in present)
+        return first_labelled(self._opened[part] for part in ("test", "validation") if part in self._opened)
 
-    def _open(self, root: Path, classes: Sequence[str] | None) -> "FolderImages":
-        files = list_images(root)
-        if not files:
-            raise ValueError(f"data.path={self.path}: no images below {root}; looked for {' '.join(EXTENSIONS)}")
-        return FolderImages(root, files, classes, self.decoding)
+    def _find(self) -> Files:
+        if not self.path.exists():
+            raise ValueError(f"data.path={self.path}: no such folder; give one that holds train/<class>/ or images")
+        try:
+            found: Files = FolderFiles(self.path) if self.path.is_dir() else ZipFiles(self.path)
+        except ValueError as error:
+            raise ValueError(f"data.path={self.path}: {error}") from error
+        if not found.files:
+            counted = ", ".join(f"{count} {kind}" for kind, count in found.ignored.most_common(5)) or "nothing"
+            raise ValueError(f"data.path={self.path}: no images of a format that PIL decodes; found {counted}")
+        return found
+
+    def _arrange(self, files: Files) -> dict[str, Part]:
+        try:
+            parts, left_out = arrange(files.files)
+        except ValueError as error:
+            raise ValueError(f"data.path={self.path}: {error}") from error
+        if left_out:
+            self.ignored["image in no part"] += len(left_out)
+            self.remarks.append(
+                f"{len(left_out)} images, e.g. {left_out[0]}, lie in no part, beside {' and '.join(sorted(parts))}: "
+                "they are not used"
+            )
+        aside = Counter(name for file in parts["train"].files for name in _pictures_of_others(file))
+        for name, count in aside.items():
+            self.remarks.append(
+                f"{count} of {len(parts['train'].files)} images lie in folders called {name} and are trained on: where "
+                "they are masks or annotations of the others, move them elsewhere or give the folder of the images"
+            )
+        return parts
+
+    def _open(self, files: Files, part: str, classes: Sequence[str] | None) -> "FolderImages":
+        found = self.parts[part]
+        names = found.classes if self._labels is None else [self._labels.get(file) for file in found.files]
+        without = [file for file, name in zip(found.files, names, strict=True) if name is None]
+        if without and (part != "train" or len(without) < len(names) or self._labels):
+            reason = "lie in no class folder" if self._labels is None else f"have none in {self.label_file}"
+            self.remarks.append(
+                f"labels of the {part} part are not used: {len(without)} of its {len(names)} images {reason}, "
+                f"e.g. {without[0]}"
+            )
+        return FolderImages(files, found.files, names, classes, self.decoding)
 
 
-def _find_parts(path: Path) -> dict[str, Path]:
-    """The folders of the parts; none when the images themselves, or folders of classes, are at `path`."""
-    folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-    parts = {PARTS[f.name.lower()]: f for f in folders if f.name.lower() in PARTS}
-    if parts and "train" not in parts:
-        raise ValueError(f"data.path={path}: holds {sorted(f.name for f in parts.values())} but no folder train")
-    if len(parts) == 1 and len(folders) > 1:  # "train" may also be a class of vehicles
-        others = [f.name for f in folders if f not in parts.values()]
-        raise ValueError(
-            f"data.path={path}: holds {parts['train'].name} beside {others[:5]}: is it the training part or a class? "
-            f"Give data.path={parts['train']}, add a folder test, or rename the class"
-        )
-    return parts
-
-
-def list_images(root: Path) -> list[str]:
-    """Paths of the image files below `root`, relative to it, sorted folder by folder; hidden files are left out."""
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
-        below = "" if Path(folder) == root else os.path.relpath(folder, root) + os.sep
-        found += [below + name for name in images]
-    return found
+def _pictures_of_others(file: str) -> set[str]:
+    names = folder_of(file).split("/")
+    return {name for name in names if _OF_OTHERS.fullmatch("".join(re.findall("[a-z]", name.lower())))}
 
 
 class FolderImages(Images):
-    """`files` relative to `root`. `classes`: names by label; None: the sorted first folders of the files."""
+    """`files` of `store`, with the class that is known of each. `classes`: names by label; None: those that occur."""
 
     def __init__(
-        self, root: Path, files: Sequence[str], classes: Sequence[str] | None, decoding: Decoding = DEFAULT
+        self,
+        store: Files,
+        files: Sequence[str],
+        names: Sequence[str | None],
+        classes: Sequence[str] | None = None,
+        decoding: Decoding = DEFAULT,
     ) -> None:
-        self.root, self.decoding = root, decoding
+        self.store, self.decoding = store, decoding
         self.files = np.array([os.fsencode(file) for file in files])  # an array: forked workers share its pages
         self.blocks = [len(files)]
         self.labels, self.classes = None, None
-        if all(os.sep in file for file in files):
-            folders = [file.split(os.sep, 1)[0] for file in files]
-            self.labels, self.classes = numbered(folders, classes, str(root))
+        known = [name for name in names if name is not None]
+        if len(known) == len(names):
+            self.labels, self.classes = numbered(known, classes or _sorted(known), str(store.root))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,26 +145,39 @@ class FolderImages(Images):
         return decode(self.encoded(row), self.name(row), self.decoding)
 
     def encoded(self, row: int) -> bytes:
-        try:
-            return self._path(row).read_bytes()
-        except (FileNotFoundError, PermissionError) as error:
-            raise CorruptImage(self.name(row), str(error.strerror)) from error
+        return self.store.read(self._file(row), self.decoding)
+
+    def size(self, row: int) -> int:
+        return self.store.size(self._file(row))
 
     def name(self, row: int) -> str:
-        return str(self._path(row))
+        return self.store.name(self._file(row))
 
     def fingerprint(self) -> str:
-        """Of names relative to the folder, labels, and the bytes of `SAMPLE` images at most, always the same ones."""
+        """Of names relative to the folder, labels, and content: checksums where they are known, else the bytes of
+        `SAMPLE` images at most, always the same ones."""
         digest = hashlib.sha256(f"{len(self)}\n".encode())
         for row, file in enumerate(self.files):
-            digest.update(file + f" {self.label(row)}\n".encode())
+            checksum = self.store.checksum(self._file(row)) or b""
+            digest.update(b"%b %d %b\n" % (file, -1 if self.labels is None else self.labels[row], checksum))
+        digest.update(repr(self.classes and list(self.classes)).encode(errors="surrogateescape"))
         drawn = numpy_generator(0, "data/fingerprint", len(self)).permutation(len(self))[:SAMPLE]
         for row in sorted(drawn.tolist()):
-            try:
-                digest.update(hashlib.sha256(self.encoded(row)).digest())
-            except CorruptImage as error:
-                digest.update(error.reason.encode())
+            if self.store.checksum(self._file(row)) is None:
+                digest.update(self._digest(row))
         return digest.hexdigest()
 
-    def _path(self, row: int) -> Path:
-        return self.root / os.fsdecode(self.files[row])
+    def _digest(self, row: int) -> bytes:
+        try:
+            return hashlib.sha256(self.encoded(row)).digest()
+        except CorruptImage as error:
+            return error.reason.encode()
+
+    def _file(self, row: int) -> str:
+        return os.fsdecode(self.files[row])
+
+
+def _sorted(names: Sequence[str]) -> Sequence[str]:
+    """The classes in the order of their labels: numbers by their value."""
+    distinct = set(names)
+    return sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct)

@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Literal, Protocol, overload
 
 import numpy as np
@@ -63,8 +64,15 @@ class Images(Protocol):
 class ImageSource(ABC):
     """A data option: where its training and its test images are."""
 
-    ignored: Counter[str]  # what was left out -> how many, e.g. ".heic" or "hidden file"
-    remarks: list[str]  # sentences that a run logs as warnings when it starts
+    @cached_property
+    def ignored(self) -> Counter[str]:
+        """What was left out -> how many, e.g. ".heic" or "hidden file"."""
+        return Counter()
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """Sentences that a run logs as warnings when it starts."""
+        return []
 
     @abstractmethod
     def train(self) -> Images:
