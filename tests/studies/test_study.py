@@ -1,14 +1,18 @@
 """Study files: what they say is what is read, and every mistake is named with its key, its value and the remedy."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dinoswap.configuration import config_dir
 from dinoswap.schema import ConfigError, nearest
 from dinoswap.settings import OBJECTIVE_METRICS
+from dinoswap.studies.overrides import OF_A_JOB, combined
 from dinoswap.studies.study import MEASURED, Metric, Study, read_study
-from dinoswap.studies.study_file import REPLACEABLE, Budget, combined, read_file
+from dinoswap.studies.study_file import REPLACEABLE, Budget, read_file
 
 GOOD = """\
 # Which masking learns best,
@@ -140,6 +144,78 @@ def test_a_mistake_is_named(tmp_path: Path, written: str, instead: str, message:
         read(tmp_path, GOOD.replace(written, instead, 1))
     assert message in str(refused.value)
     assert str(refused.value).startswith(f"{tmp_path / 'mine.yaml'}: ")
+
+
+WRITES = "hydra.callbacks.x={_target_: pathlib.Path.write_text, _args_: [{_target_: pathlib.Path, _args_: [%s]}, hi]}"
+OTHER_CODE = [
+    *(prefix + WRITES for prefix in ("", "+", "++", "~")),
+    "~hydra.callbacks",
+    "hydra.job.env_set.LD_PRELOAD=/tmp/x.so",
+    "+hydra.job.env_set={LD_PRELOAD: /tmp/x.so}",
+    "hydra.searchpath=['file:///tmp']",
+    "hydra/job_logging=default",
+    "+hydra/callbacks=log_job_return",
+    "hydra={callbacks: {}}",
+    "+masking@hydra.callbacks.x=block",
+    "hydra.run.dir=/tmp",
+    "hydra.sweep.subdir=x",
+    "hydra.launcher={_target_: os.system}",
+    "hydra.launcher._target_=os.system",
+    "hydra.launcher.setup=['rm -r /']",
+    "hydra.launcher.additional_parameters.output=/tmp/x",
+    "hydra.launcher.submitit_folder=/tmp",
+    "hydra/launcher=../../tmp/mine",
+    "hydra/launcher@x=local",
+    "~hydra/launcher",
+    "--config-dir=/tmp",
+    "hydra.launcher.comment='x\nrm -r /'",
+]
+"""Of Hydra's keys, those that call functions, set variables, read configs from elsewhere, or write there."""
+
+
+@pytest.mark.parametrize("line", OTHER_CODE, ids=range(len(OTHER_CODE)))
+def test_a_study_file_runs_no_other_code(tmp_path: Path, line: str) -> None:
+    """Wherever it has overrides. The message has the line, and what to do."""
+    for text in (
+        GOOD.replace("base: [", f"base: [{json.dumps(line)}, "),
+        GOOD.replace("two: []", f"two: {json.dumps(line)}"),
+        GOOD.replace("trainer.accumulate: [1, 2, 4]", f"{json.dumps(line.partition('=')[0])}: [1, 2]"),
+    ):
+        assert text != GOOD
+        with pytest.raises(ConfigError) as refused:
+            read(tmp_path, text)
+        message = str(refused.value)
+        assert line.partition("=")[0] in message
+        assert re.search("on the command line|cannot be varied|is no override", message)
+        assert "\n" not in message
+
+
+def test_a_line_break_in_a_value_is_refused(tmp_path: Path) -> None:
+    """sbatch is given values in lines of a shell script: what comes after a line break would be run."""
+    for line in ("results_dir='x\nls'", "data.path='\\x1b[2J'"):
+        with pytest.raises(ConfigError, match="is no override"):
+            read(tmp_path, GOOD.replace("base: [", f'base: ["{line}", '.replace("\n", "\\n")))
+
+
+def test_a_study_file_says_how_its_runs_are_launched(tmp_path: Path) -> None:
+    """Which is no part of the runs; the command line has the last word."""
+    lines = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
+    study = read(tmp_path, GOOD.replace("base: [", f"base: [{', '.join(lines)}, "), "hydra.launcher.timeout_min=9")
+    assert study.launcher == [*lines[:2], "hydra.launcher.timeout_min=9"]
+    assert study.base == ["preset=legacy", "recipe=smoke"]
+    with pytest.raises(ConfigError, match=r"factors.head.two: hydra.launcher.nodes=2 cannot be varied; say how runs"):
+        read(tmp_path, GOOD.replace("two: []", "two: hydra.launcher.nodes=2"))
+    with pytest.raises(ConfigError, match="Did you mean 'partition'"):
+        read(tmp_path, GOOD.replace("base: [", "base: [hydra.launcher.partitoin=gpu, "))
+
+
+def test_every_key_of_a_launcher_is_for_a_study_file_or_is_not() -> None:
+    """A new key of a launcher is looked at: what runs code or names a place stays with the command line."""
+    folder = config_dir() / "hydra" / "launcher"
+    known = {key for path in folder.glob("*.yaml") for key in yaml.safe_load(path.read_text())}
+    own = {"_target_", "setup", "additional_parameters", "submitit_folder", "name", "stderr_to_stdout", "check_code"}
+    assert known == {*OF_A_JOB, *own}
+    assert not own & set(OF_A_JOB)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,9 @@ def test_the_studies_of_the_repository_are_sound(study: str, tmp_path: Path) -> 
         ("choices: [block, bernoulli]", "choices: [[0.1], 2]", "choices=[0.1]: must be one value; write a list as tex"),
         ("choices: [block, bernoulli]", "low: 1", "space.masking.low=1.0: is for numbers; type: categorical has choi"),
         ("  masking:", "  seed:", "space.seed: is not searched over; list the seeds under `seeds`"),
+        ("  masking:", "  hydra.callbacks.x:", "space.hydra.callbacks.x: hydra.callbacks.x=null cannot be varied"),
+        ("  masking:", "  +masking@hydra.job:", "space.+masking@hydra.job: +masking@hydra.job=null cannot be varied"),
+        ("base: [", "base: [hydra.job.env_set.A=1, ", "base: hydra.job.env_set.A=1 is not for a study file"),
         ("  masking:", "  data.workers:", "space.data.workers: does not change what a run learns"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from dinoswap.command_line import EXIT_USAGE
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find, read_json
+from dinoswap.studies.overrides import combined, of_hydra
 from dinoswap.studies.status import rows, show, summary
 from dinoswap.studies.study import Study, read_study
 
@@ -57,10 +58,6 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def of_hydra(override: str) -> bool:
-    return override.lstrip("+~").startswith(("hydra/", "hydra."))
-
-
 def asked(arguments: argparse.Namespace, *, check: bool = False) -> tuple[Study, Design, list[Entry]]:
     """The study, its cells, its runs. With `check` the trainer has accepted them, and torch is imported."""
     study = read_study(arguments.study, [line for line in arguments.overrides if not of_hydra(line)])
@@ -84,13 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Whatever the launcher, the run folders say how it ended."""
     from dinoswap.studies.launch import launch
 
-    _, _, wanted = asked(arguments, check=True)
+    study, _, wanted = asked(arguments, check=True)
     states = [at.state for at in find([entry.folder for entry in wanted])]
     chosen = (*OURS, *UNDER_WAY, *arguments.rerun)  # who waits in a cluster's queue is waited for
     starting = [entry for entry, state in zip(wanted, states, strict=True) if state in chosen]
     print(summary(states), flush=True)
     if starting:
-        launch(starting, [line for line in arguments.overrides if of_hydra(line)])
+        launch(starting, combined(study.launcher, filter(of_hydra, arguments.overrides)))
     return conclude(wanted)
 
 

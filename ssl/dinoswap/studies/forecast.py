@@ -20,10 +20,10 @@ import numpy as np
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design
 from dinoswap.studies.ledger import Entry, Found, read_json
+from dinoswap.studies.overrides import combined
 from dinoswap.studies.statistics import detectable_difference, detectable_effects
 from dinoswap.studies.status import tail
 from dinoswap.studies.study import COSTS, Metric, Study
-from dinoswap.studies.study_file import combined
 
 PROBE_STEPS = 10
 PROBE_SECONDS = 300

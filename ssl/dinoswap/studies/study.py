@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinoswap.schema import ConfigError, construct, nearest, require_section
-from dinoswap.studies.study_file import StudyFile, as_overrides, combined, key_of, of_config, read_file, told_of
+from dinoswap.studies.overrides import as_overrides, combined, key_of
+from dinoswap.studies.study_file import StudyFile, of_config, read_file, told_of
 
 Kind = Literal["one_at_a_time", "leave_one_out", "factorial", "fractional", "explicit"]
 Factors = dict[str, dict[str, list[str]]]
@@ -148,7 +149,7 @@ def _factors(section: Any) -> Factors:
 def _levels(factor: str, section: Any) -> dict[str, list[str]]:
     key = f"factors.{factor}"
     if isinstance(section, list):
-        levels = {_text(value): [f"{factor}={_text(value)}"] for value in section}
+        levels = {_text(value): as_overrides([f"{factor}={_text(value)}"], key) for value in section}
     elif isinstance(section, Mapping):
         for name in section:
             if isinstance(name, bool):

@@ -1,7 +1,7 @@
 """What all files of ablations/ share: the question, the overrides of every run, seeds, budget.
 
     # Which masking learns best?             the question: the comment that opens the file, up to a bare `#`
-    base: [preset=official, recipe=demo]     overrides of every run
+    base: [preset=official, recipe=demo]     overrides of every run; of Hydra's keys only those of the launcher
     seeds: 5                                 a count, or a list
     budget: {hours: 2}                       core- or GPU-hours of all runs, or {steps: 40000}; may be left out
 
@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dinoswap.configuration import config_dir
 from dinoswap.schema import ConfigError, construct, nearest
+from dinoswap.studies.overrides import as_overrides, combined, key_of, of_hydra
 
 COMMON = ("base", "seeds", "budget")
 REPLACEABLE = (
@@ -30,7 +31,6 @@ REPLACEABLE = (
     *("objective", "direction", "trials", "workers", "pruner"),
 )
 """Keys of a file that the command line may replace. None of them is a key of the config."""
-NOT_VARIED = {"seed": "list the seeds under `seeds`", "study": "a study is called after its file"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,15 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """What every study file holds. `base` has the config keys of `command_line` in it."""
+    """What every study file holds. `base` has the config keys of `command_line` in it, and `launcher` what both say of
+    hydra.launcher."""
 
     name: str
     path: Path
     question: str
     command_line: list[str]
     base: list[str]
+    launcher: list[str]
     seeds: list[int]
     budget: Budget | None
 
@@ -73,12 +75,15 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
             if content.get(key) is None:
                 raise ConfigError(f"{key}: has to be given; see the other studies in ablations/")
         budget = content.get("budget")
+        base = as_overrides(content["base"], "base", launcher=True)
+        base = combined(base, as_overrides(of_config(overrides), "command line", launcher=True))
         common = StudyFile(
             name=path.stem,
             path=path,
             question=_question(path),
             command_line=combined(overrides),
-            base=combined(as_overrides(content["base"], "base"), as_overrides(of_config(overrides), "command line")),
+            base=[line for line in base if not of_hydra(line)],
+            launcher=[line for line in base if of_hydra(line)],
             seeds=_seeds(content["seeds"]),
             budget=None if budget is None else construct(Budget, budget, "budget"),
         )
@@ -113,33 +118,6 @@ def told_of(path: Path) -> Iterator[None]:
 def of_config(overrides: Iterable[str]) -> list[str]:
     """Those that are for the runs, not for the study file."""
     return [line for line in overrides if key_of(line) not in REPLACEABLE]
-
-
-def key_of(override: str) -> str:
-    """masking=block -> masking, ~objectives.koleo -> objectives.koleo"""
-    return override.lstrip("+~").partition("=")[0]
-
-
-def combined(*parts: Iterable[str]) -> list[str]:
-    """The overrides of all parts; of one key the last."""
-    lines: dict[str, str] = {}
-    for line in (line for part in parts for line in part):
-        lines.pop(key_of(line), None)
-        lines[key_of(line)] = line
-    return list(lines.values())
-
-
-def as_overrides(value: Any, key: str) -> list[str]:
-    """A list of overrides, one, or none. Whether their keys exist is found when they are composed."""
-    lines = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(lines, list):
-        raise ConfigError(f"{key}={value}: must be a list of overrides, as in [preset=official, recipe=demo]")
-    for line in lines:
-        if not isinstance(line, str) or not re.match(r"~|[^\s=]+=", line):
-            raise ConfigError(f"{key}: {line} is no override; write <key>=<value>, without spaces around the '='")
-        if key_of(line) in NOT_VARIED:
-            raise ConfigError(f"{key}: {line} cannot be set here; {NOT_VARIED[key_of(line)]}")
-    return lines
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dinoswap.command_line import EXIT_USAGE
 from dinoswap.schema import ConfigError
+from dinoswap.studies.overrides import combined, of_hydra
 
 if TYPE_CHECKING:
     import optuna
@@ -52,8 +53,8 @@ def tune(arguments: argparse.Namespace) -> int:
     """The exit status. Raises ConfigError."""
     from dinoswap.studies.tuning.definition import read_tuning
 
-    hydra_overrides = [line for line in arguments.overrides if line.startswith("hydra")]
-    tuning = read_tuning(arguments.study, [line for line in arguments.overrides if line not in hydra_overrides])
+    tuning = read_tuning(arguments.study, [line for line in arguments.overrides if not of_hydra(line)])
+    hydra_overrides = combined(tuning.launcher, filter(of_hydra, arguments.overrides))
     try:
         from dinoswap.studies.tuning import crew, report, trials
     except ModuleNotFoundError as error:

@@ -28,8 +28,9 @@ from typing import Any, Literal, cast
 from dinoswap.command_line import check_overrides, compose_config
 from dinoswap.configuration import identity, is_volatile, run_folder
 from dinoswap.schema import ConfigError, construct, nearest, require_section
+from dinoswap.studies.overrides import NOT_VARIED, as_overrides, combined, key_of
 from dinoswap.studies.study import COSTS, MEASURED
-from dinoswap.studies.study_file import NOT_VARIED, StudyFile, combined, key_of, read_file, told_of
+from dinoswap.studies.study_file import StudyFile, read_file, told_of
 from dinoswap.studies.tuning.space import Parameter, Scalar, as_text
 
 Direction = Literal["maximize", "minimize"]
@@ -154,6 +155,7 @@ def _parameters(space: Any) -> dict[str, Parameter]:
     for key in space:
         if key in NOT_VARIED:
             raise ConfigError(f"space.{key}: is not searched over; {NOT_VARIED[key]}")
+        as_overrides([f"{key}=null"], f"space.{key}")
         if is_volatile(key):
             raise ConfigError(f"space.{key}: does not change what a run learns, so there is nothing to find; remove it")
     return {str(key): construct(Parameter, section, f"space.{key}") for key, section in space.items()}

@@ -1,0 +1,81 @@
+"""Lines of the form key=value: which of them a study file may hold, what they set, and how a value is written in one.
+
+A study file says what is run, and is passed on from one person to another. Hydra itself is configured by overrides too,
+and there can be told to call any function (hydra.callbacks), to set variables such as LD_PRELOAD (hydra.job.env_set) or
+to read configs from elsewhere (hydra.searchpath). So of its keys a file holds the launcher and what a job asks for;
+everything else is for the command line, where it is its user's own.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dinoswap.schema import ConfigError, nearest
+
+NOT_VARIED = {"seed": "list the seeds under `seeds`", "study": "a study is called after its file"}
+OF_A_JOB = (
+    *("processes", "threads", "gpus"),
+    *("partition", "account", "qos", "timeout_min", "cpus_per_task", "gpus_per_node", "gpus_per_task", "cpus_per_gpu"),
+    *("gres", "mem_gb", "mem_per_cpu", "mem_per_gpu", "constraint", "exclude", "nodes", "tasks_per_node", "comment"),
+    *("signal_delay_s", "max_num_timeout", "array_parallelism", "poll_seconds"),
+)
+"""Keys of hydra.launcher that a study file may set. The others name code (_target_, setup) or where files go."""
+
+_LINE = re.compile(r"(?:\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*=?)[^\x00-\x1f\x7f]*", re.ASCII)
+"""No line break or other control character: sbatch is given values in a script, where the next line would be run."""
+
+
+# --- what a line sets -------------------------------------------------------------------------------------------------
+
+
+def key_of(override: str) -> str:
+    """masking=block -> masking, ~objectives.koleo -> objectives.koleo"""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def combined(*parts: Iterable[str]) -> list[str]:
+    """The overrides of all parts; of one key the last."""
+    lines: dict[str, str] = {}
+    for line in (line for part in parts for line in part):
+        lines.pop(key_of(line), None)
+        lines[key_of(line)] = line
+    return list(lines.values())
+
+
+def of_hydra(override: str) -> bool:
+    """Whether it configures Hydra: its launcher, sweeper, callbacks, or a group that is put among these."""
+    return any(part.startswith("hydra") for part in re.split("[@:]", key_of(override).strip()))
+
+
+# --- what a file may hold ---------------------------------------------------------------------------------------------
+
+
+def as_overrides(value: Any, key: str, *, launcher: bool = False) -> list[str]:
+    """A list of overrides, one, or none; with `launcher` also of how runs are launched. ConfigError, which names the
+    line, for what is none or may not stand here. Whether their keys exist is found when they are composed."""
+    lines = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(lines, list):
+        raise ConfigError(f"{key}={value}: must be a list of overrides, as in [preset=official, recipe=demo]")
+    for line in lines:
+        if not isinstance(line, str) or not _LINE.fullmatch(line):
+            shown = " ".join(str(line).split())
+            raise ConfigError(f"{key}: {shown} is no override; write <key>=<value>, without spaces around the '='")
+        if key_of(line) in NOT_VARIED:
+            raise ConfigError(f"{key}: {line} cannot be set here; {NOT_VARIED[key_of(line)]}")
+        if of_hydra(line):
+            _check_of_hydra(line, key, launcher)
+    return lines
+
+
+def _check_of_hydra(line: str, key: str, launcher: bool) -> None:
+    name, _, value = line.lstrip("+").partition("=")
+    if not launcher:
+        raise ConfigError(f"{key}: {line} cannot be varied; say how runs are launched in base, or on the command line")
+    own = name.removeprefix("hydra.launcher.")
+    if re.fullmatch(r"hydra/launcher=[\w-]+", f"{name}={value}") or (own != name and own in OF_A_JOB):
+        return
+    raise ConfigError(
+        f"{key}: {line} is not for a study file, where it could run other code or write elsewhere."
+        f"{nearest(own, OF_A_JOB)} A file may choose hydra/launcher, and set what a job asks for, as "
+        "hydra.launcher.partition; if you mean this, give it on the command line"
+    )
