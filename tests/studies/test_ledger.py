@@ -1,5 +1,6 @@
 """What a study consists of, and where its runs stand, against folders, locks and a squeue that the test makes."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,6 +14,8 @@ import pytest
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import run_folder, run_id
 from dinoswap.lock import exclusive
+from dinoswap.schema import construct
+from dinoswap.settings import RunSettings
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import Entry, claim, claimed, entries, find, queued_jobs, read_json
 from dinoswap.studies.study import read_study
@@ -71,6 +74,20 @@ def test_every_cell_with_every_seed_under_the_name_that_its_command_gives(tmp_pa
         assert entry.run_id == run_id(config)
         assert entry.config == config
         assert entry.folder.parts[2] == "mine"
+
+
+@pytest.mark.parametrize("name", ["20240501", "2024_05_01", "null", "1e5", "true", "étude", "a.b"])
+def test_a_study_may_be_called_what_yaml_reads_as_something_else(name: str, tmp_path: Path) -> None:
+    """Its runs take its name as text, and are where it looks for them."""
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(STUDY)
+    study = read_study(path)
+    first = entries(study, make_design(study, check=False).cells)[0]
+    config = compose_config(first.overrides)
+    settings = {field.name: config[field.name] for field in dataclasses.fields(RunSettings)}
+    assert construct(RunSettings, settings, "").study == name
+    assert first.folder == Path("out/runs") / run_folder(config)
+    assert first.folder.parts[2] == name
 
 
 def test_a_changed_base_is_other_runs_and_where_they_lie_is_not(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 from dinoswap.configuration import config_dir
 from dinoswap.schema import ConfigError, nearest
 from dinoswap.settings import OBJECTIVE_METRICS
-from dinoswap.studies.overrides import OF_A_JOB, combined
+from dinoswap.studies.overrides import OF_A_JOB
 from dinoswap.studies.study import MEASURED, Metric, Study, read_study
 from dinoswap.studies.study_file import REPLACEABLE, Budget, read_file
 
@@ -80,10 +80,6 @@ def test_the_command_line_adds_config_keys_and_replaces_keys_of_the_file(tmp_pat
     assert study.base == ["recipe=smoke", "trainer.max_steps=3", "preset=official"]
     levels = study.reference | {"head": "one"}
     assert study.overrides(levels)[3:] == ["masking=bernoulli", "trainer.accumulate=1", *study.factors["head"]["one"]]
-
-
-def test_of_two_overrides_of_a_key_the_last_stays() -> None:
-    assert combined(["a=1", "+b=2", "c=3"], ["~b"], ["a=4"]) == ["c=3", "~b", "a=4"]
 
 
 def test_no_key_of_a_study_file_is_a_key_of_the_config() -> None:

@@ -19,12 +19,13 @@ from dinoswap.configuration import config_dir
 from dinoswap.provenance import SUBMITTED_CODE, code_version
 from dinoswap.schema import ConfigError
 from dinoswap.studies.ledger import read_json
+from dinoswap.studies.overrides import as_text
 from dinoswap.studies.study_file import REPLACEABLE
 from dinoswap.studies.tune import Teller, main
 from dinoswap.studies.tuning import crew, trials
 from dinoswap.studies.tuning.crew import share
 from dinoswap.studies.tuning.definition import PRUNERS, read_tuning
-from dinoswap.studies.tuning.space import Parameter, as_text
+from dinoswap.studies.tuning.space import Parameter
 from dinoswap.studies.tuning.trials import distribution, open_study, storage
 from dinoswap.studies.tuning.worker import Worker
 from train_processes import TrainProcess, last_step

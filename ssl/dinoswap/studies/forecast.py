@@ -20,7 +20,7 @@ import numpy as np
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design
 from dinoswap.studies.ledger import Entry, Found, read_json
-from dinoswap.studies.overrides import combined
+from dinoswap.studies.overrides import combined, quoted
 from dinoswap.studies.statistics import detectable_difference, detectable_effects
 from dinoswap.studies.status import tail
 from dinoswap.studies.study import COSTS, Metric, Study
@@ -76,7 +76,7 @@ def mean(found: Sequence[Cost], source: str) -> Cost | None:
 def probe(entry: Entry) -> Cost:
     """Train some steps, timed without those that warm up; evaluations are not in it. Raises ConfigError."""
     with tempfile.TemporaryDirectory() as results:
-        lines = combined(entry.overrides, PROBED, [f"results_dir={results}"])
+        lines = combined(entry.overrides, PROBED, [f"results_dir={quoted(results)}"])
         command = [sys.executable, "-m", "dinoswap.train", *lines]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dinoswap.configuration import VERSION_BASE, config_dir
 from dinoswap.schema import ConfigError
 from dinoswap.studies.ledger import BUSY, Entry, Found, find
+from dinoswap.studies.overrides import quoted
 
 _log = logging.getLogger(__name__)
 
@@ -96,12 +97,6 @@ def train(cfg: DictConfig) -> float | None:
     from dinoswap.job import run_job
 
     return run_job(cfg)
-
-
-def quoted(value: str | Path) -> str:
-    """As a value in an override."""
-    escaped = str(value).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def launch(entries: Sequence[Entry], hydra_overrides: Sequence[str] = ()) -> None:

@@ -19,6 +19,7 @@ from dinoswap.configuration import run_folder
 from dinoswap.files import write_atomically
 from dinoswap.lock import holder
 from dinoswap.studies.design import Cell
+from dinoswap.studies.overrides import as_text
 from dinoswap.studies.study import Study
 
 State = Literal["missing", "queued", "running", "completed", "preempted", "failed", "diverged", "killed"]
@@ -69,7 +70,7 @@ def entries(study: Study, cells: Iterable[Cell]) -> list[Entry]:
     found = []
     for cell in cells:
         for seed in study.seeds:
-            own = [f"study={study.name}", f"seed={seed}"]
+            own = [f"study={as_text(study.name)}", f"seed={seed}"]
             config = {**cell.config, "study": study.name, "seed": seed}
             folder = Path(config["results_dir"]) / "runs" / run_folder(config)
             overrides = [*cell.overrides, *own]

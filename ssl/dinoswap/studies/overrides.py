@@ -8,9 +8,14 @@ everything else is for the command line, where it is its user's own.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from dinoswap.schema import ConfigError, nearest
+
+Scalar = str | int | float | bool | None
 
 NOT_VARIED = {"seed": "list the seeds under `seeds`", "study": "a study is called after its file"}
 OF_A_JOB = (
@@ -21,6 +26,8 @@ OF_A_JOB = (
 )
 """Keys of hydra.launcher that a study file may set. The others name code (_target_, setup) or where files go."""
 
+WORDS = {True: "true", False: "false", None: "null"}
+_NAME = re.compile(r"[A-Za-z_/][\w/.-]*", re.ASCII)
 _LINE = re.compile(r"(?:\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*=?)[^\x00-\x1f\x7f]*", re.ASCII)
 """No line break or other control character: sbatch is given values in a script, where the next line would be run."""
 
@@ -45,6 +52,24 @@ def combined(*parts: Iterable[str]) -> list[str]:
 def of_hydra(override: str) -> bool:
     """Whether it configures Hydra: its launcher, sweeper, callbacks, or a group that is put among these."""
     return any(part.startswith("hydra") for part in re.split("[@:]", key_of(override).strip()))
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def quoted(value: str | Path) -> str:
+    """Text as a value of an override: it is read again as this text, whatever it looks like (1e5, null, a=b, ${x})."""
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # OmegaConf's escape, before an interpolation
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
+def as_text(value: Scalar) -> str:
+    """A scalar of YAML as a value of an override that is read as the same. Text that begins with a bracket is a list or
+    a section, and an interpolation stays one; what looks like another type, or like syntax, is quoted."""
+    if not isinstance(value, str):
+        return WORDS[value] if value is None or isinstance(value, bool) else str(value)
+    is_name = _NAME.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf")
+    return value if is_name or value.startswith(("[", "{")) or "${" in value else quoted(value)
 
 
 # --- what a file may hold ---------------------------------------------------------------------------------------------

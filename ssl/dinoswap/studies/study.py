@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinoswap.schema import ConfigError, construct, nearest, require_section
-from dinoswap.studies.overrides import as_overrides, combined, key_of
+from dinoswap.studies.overrides import as_overrides, as_text, combined, key_of
 from dinoswap.studies.study_file import StudyFile, of_config, read_file, told_of
 
 Kind = Literal["one_at_a_time", "leave_one_out", "factorial", "fractional", "explicit"]
@@ -34,7 +34,6 @@ Levels = dict[str, str]
 """Factor -> its level in one cell."""
 
 ONLY_OF = {"runs": "fractional", "generators": "fractional", "interactions": "fractional", "cells": "explicit"}
-WORDS = {True: "true", False: "false", None: "null"}
 
 ACCURACIES = [f"{kind}_{top}" for kind in ("knn", "knn_patch", "linear", "linear_patch") for top in ("top1", "top5")]
 MEASURED = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature_std", "mean_cosine")]
@@ -149,7 +148,7 @@ def _factors(section: Any) -> Factors:
 def _levels(factor: str, section: Any) -> dict[str, list[str]]:
     key = f"factors.{factor}"
     if isinstance(section, list):
-        levels = {_text(value): as_overrides([f"{factor}={_text(value)}"], key) for value in section}
+        levels = {_text(value): as_overrides([f"{factor}={as_text(value)}"], key) for value in section}
     elif isinstance(section, Mapping):
         for name in section:
             if isinstance(name, bool):
@@ -168,8 +167,8 @@ def _keys_of(levels: Mapping[str, list[str]]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A YAML scalar as it is written in an override."""
-    return WORDS[value] if value is None or isinstance(value, bool) else str(value)
+    """What a level is called: its YAML scalar, as it is written there."""
+    return value if isinstance(value, str) else as_text(value)
 
 
 def _check_unvaried(overrides: Sequence[str], factors: Factors) -> None:

@@ -108,7 +108,7 @@ class LocalLauncher(Launcher):
             )
 
     def _command(self, job: "Job") -> list[str]:
-        from dinoswap.studies.launch import quoted
+        from dinoswap.studies.overrides import quoted
 
         hydra = self.config.hydra
         added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]

@@ -28,10 +28,10 @@ from typing import Any, Literal, cast
 from dinoswap.command_line import check_overrides, compose_config
 from dinoswap.configuration import identity, is_volatile, run_folder
 from dinoswap.schema import ConfigError, construct, nearest, require_section
-from dinoswap.studies.overrides import NOT_VARIED, as_overrides, combined, key_of
+from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
 from dinoswap.studies.study import COSTS, MEASURED
 from dinoswap.studies.study_file import StudyFile, read_file, told_of
-from dinoswap.studies.tuning.space import Parameter, Scalar, as_text
+from dinoswap.studies.tuning.space import Parameter
 
 Direction = Literal["maximize", "minimize"]
 
@@ -79,7 +79,7 @@ class Tuning(StudyFile):
     def overrides(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> list[str]:
         """The command line of the run with these values, and of the base without any."""
         given = [f"{key}={as_text(value)}" for key, value in (values or {}).items()]
-        return combined([f"study={self.name}"], self.base, given, [] if seed is None else [f"seed={seed}"])
+        return combined([f"study={as_text(self.name)}"], self.base, given, [] if seed is None else [f"seed={seed}"])
 
     def config(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> dict[str, Any]:
         """What this command line resolves to. Raises ConfigError."""

@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from dinoswap.configuration import flatten
 from dinoswap.files import write_atomically
 from dinoswap.studies.ledger import Found, find
+from dinoswap.studies.overrides import Scalar, as_text
 from dinoswap.studies.statistics import family, paired_effect
 from dinoswap.studies.tuning.definition import Tuning
-from dinoswap.studies.tuning.space import Scalar, as_text
 from dinoswap.studies.tuning.training import measured
 from dinoswap.studies.tuning.trials import current, error_of, winners
 from dinoswap.studies.tuning.worker import BASE, arms
@@ -75,7 +75,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def shown(value: Scalar) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else as_text(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else as_text(value)
 
 
 def losses(trials: Iterable[FrozenTrial]) -> list[str]:

@@ -1,10 +1,9 @@
-"""What a search draws from: the parameters of `space`, and how their values are written on the command line."""
+"""What a search draws from: the parameters of `space`."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-Scalar = str | int | float | bool | None
+from dinoswap.studies.overrides import Scalar, as_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,3 @@ class Parameter:
         if self.choices is not None:
             return list(self.choices)
         return [int(cast(float, self.low)) if self.type == "int" else self.low]
-
-
-def as_text(value: Scalar) -> str:
-    """As on the command line. Text stands as it is: it may be an option's name, or a list."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -21,8 +21,8 @@ from typing import Any, Literal, cast
 
 from dinoswap.lock import exclusive, holder
 from dinoswap.studies.ledger import read_json
+from dinoswap.studies.overrides import Scalar
 from dinoswap.studies.tuning.definition import Tuning
-from dinoswap.studies.tuning.space import Scalar
 
 Status = Literal["completed", "diverged", "failed", "preempted", "killed"]
 

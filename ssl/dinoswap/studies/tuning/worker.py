@@ -22,9 +22,9 @@ from optuna.trial import TrialState
 from dinoswap.lock import exclusive, holder
 from dinoswap.preemption import Preemption
 from dinoswap.schema import ConfigError
+from dinoswap.studies.overrides import Scalar
 from dinoswap.studies.submit import listen
 from dinoswap.studies.tuning.definition import Tuning
-from dinoswap.studies.tuning.space import Scalar
 from dinoswap.studies.tuning.training import Outcome, Training
 from dinoswap.studies.tuning.trials import RETRIES, give_back, next_trial, open_study, winners, worker_folder
 
