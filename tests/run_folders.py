@@ -6,7 +6,8 @@ from omegaconf import OmegaConf
 
 from dinoswap import checkpoint
 from dinoswap.build import build_trainer
-from dinoswap.configuration import identity, plain
+from dinoswap.configuration import plain
+from dinoswap.identity import identity
 from dinoswap.trainer import Trainer
 from small_models import composed, small_batch
 

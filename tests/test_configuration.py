@@ -1,7 +1,7 @@
 """configs/ as a whole: every key is read, later choices win, run names, golden dumps of the presets."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dinoswap.command_line import compose_config
-from dinoswap.configuration import config_dir, flatten, identity, run_folder, run_id
+from dinoswap.configuration import config_dir, flatten
 from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
@@ -115,69 +115,6 @@ def test_the_command_line_beats_the_flip_and_the_flip_beats_the_preset(
     overrides: list[str], min_aspect: float, two_options: str
 ) -> None:
     assert compose_config([two_options, *overrides])["masking"]["min_aspect"] == min_aspect
-
-
-# --- names of runs ----------------------------------------------------------------------------------------------------
-
-
-def changed(key: str, value: Any, config: Mapping[str, Any] = SMOKE) -> dict[str, Any]:
-    head, _, rest = key.partition(".")
-    return {**config, head: changed(rest, value, config[head]) if rest else value}
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("seed", 7),
-        ("study", "lr"),
-        ("results_dir", "/elsewhere"),
-        ("objective_metric", "eval/rankme"),
-        ("data.workers", 3),
-        ("trainer.device", "cuda"),
-        ("trainer.log_every", 5),
-        ("trainer.checkpoint_every", 7),
-        ("trainer.tensorboard", False),
-        ("optimizer.clip_grad", 3),  # 3 or 3.0
-        ("crops.global_size", 32.0),
-        ("optimizer.betas", [0.9, 0.9990]),
-    ],
-)
-def test_the_run_id_ignores_what_cannot_change_the_result(key: str, value: Any) -> None:
-    assert run_id(changed(key, value)) == run_id(SMOKE)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("trainer.precision", "bf16"),
-        ("trainer.max_steps", 11),
-        ("masking.min_aspect", 0.4),
-        ("optimizer.betas", [0.9, 0.99]),
-        ("data.batch_size", 16),
-        ("objectives.koleo", {}),
-    ],
-)
-def test_the_run_id_depends_on_what_can(key: str, value: Any) -> None:
-    assert run_id(changed(key, value)) != run_id(SMOKE)
-
-
-def test_a_data_set_is_known_by_its_name_not_by_where_it_lies() -> None:
-    here, there, other = (
-        compose_config(["recipe=smoke", "data=parquet", f"data.path={path}"])
-        for path in ("/a/cifar10", "/b/cifar10", "/a/stl10")
-    )
-    assert run_id(here) == run_id(there) != run_id(other)
-    assert identity(here)["data.path.name"] == "cifar10"
-
-
-def test_the_run_id_does_not_depend_on_the_order_of_overrides() -> None:
-    overrides = ["recipe=smoke", "targets@objectives.dino.targets=centering", "schedule.momentum=0.9", "seed=3"]
-    assert run_id(compose_config(overrides)) == run_id(compose_config(overrides[::-1]))
-
-
-def test_the_run_folder_names_study_run_and_seed() -> None:
-    assert run_folder(SMOKE) == f"single/{run_id(SMOKE)}/seed0"
-    assert run_folder(changed("study", "lr", changed("seed", 4))) == f"lr/{run_id(SMOKE)}/seed4"
 
 
 def test_config_dir_can_be_pointed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

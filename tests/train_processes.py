@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dinoswap import metrics
-from dinoswap.configuration import plain, run_folder
+from dinoswap.configuration import plain
+from dinoswap.identity import run_folder
 from small_models import composed
 
 _context = multiprocessing.get_context("forkserver")

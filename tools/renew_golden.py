@@ -3,12 +3,14 @@
     python tools/renew_golden.py [--losses]
 
 tests/golden/configs   the resolved config of every preset with some recipes, a line per key
+configs/identity.json  what is new, with its value: no entry is ever changed
 tests/golden/losses    twenty steps of every preset, and of every flip that changes it: a minute, so only when asked for
 README.md              the table of axes
 
 The difference in git then shows what a change does to each preset, and which arms it moves.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -21,6 +23,7 @@ from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import config_dir, flatten
 from dinoswap.explain import markdown
+from versioned_defaults import NAME, appended, as_text, present
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN, LOSSES = ROOT / "tests" / "golden" / "configs", ROOT / "tests" / "golden" / "losses"
@@ -85,6 +88,11 @@ def write_losses() -> None:
         (LOSSES / name).write_text(text)
 
 
+def write_identity() -> None:
+    path = config_dir() / NAME
+    path.write_text(as_text(appended(json.loads(path.read_text()), present())))
+
+
 def readme_with_axes() -> str:
     """README.md with the table of axes as configs/ describes them."""
     before, _, rest = README.read_text().partition(BEGIN)
@@ -93,6 +101,7 @@ def readme_with_axes() -> str:
 
 
 def main() -> None:
+    write_identity()
     README.write_text(readme_with_axes())
     GOLDEN.mkdir(parents=True, exist_ok=True)
     configs = golden_configs()

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from dinoswap.configuration import identity
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
@@ -20,6 +19,7 @@ from dinoswap.distributed import Parallel, rank, world_size
 from dinoswap.distributed.group import launched_ranks
 from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator
 from dinoswap.flops import shapes_of
+from dinoswap.identity import identity
 from dinoswap.loop import Run
 from dinoswap.metrics import RunRecord
 from dinoswap.model import ForwardPlan, SelfDistillation

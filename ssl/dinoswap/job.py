@@ -16,7 +16,7 @@ from rich import get_console
 from dinoswap.build import build_parallel, build_run
 from dinoswap.checkpoint import CheckpointError
 from dinoswap.command_line import EXIT_USAGE
-from dinoswap.configuration import config_dir, plain, run_id
+from dinoswap.configuration import config_dir, plain
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.workers import DataWorkerError
 from dinoswap.distributed import RankFailed, is_main, on_main, together
@@ -24,6 +24,7 @@ from dinoswap.distributed.group import explained, one_line, process_group
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files import write_atomically
 from dinoswap.flops import step_flops
+from dinoswap.identity import run_id
 from dinoswap.lock import Held, exclusive
 from dinoswap.loop import Preempted, Run
 from dinoswap.metrics import RunRecord, Status, load_record

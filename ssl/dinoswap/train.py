@@ -13,6 +13,7 @@ from rich.console import Console
 from dinoswap.command_line import EXIT_USAGE, check_arguments, chosen_options
 from dinoswap.configuration import VERSION_BASE, config_dir
 from dinoswap.explain import explanation
+from dinoswap.identity import run_folder  # noqa: F401 (its resolver)
 from dinoswap.schema import ConfigError
 
 EXPLAIN = "--explain"

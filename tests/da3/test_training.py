@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from axis_arms import Arm
 from dinoswap import checkpoint, evaluate, metrics
 from dinoswap.build import frozen_identity
-from dinoswap.configuration import run_id
 from dinoswap.da3.enabled import MaskedImageDistillation
+from dinoswap.identity import run_id
 from fixtures import DA3
 from train_processes import TrainProcess, folder_of, tensor_files
 

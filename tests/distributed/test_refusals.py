@@ -3,7 +3,8 @@
 import pytest
 
 from dinoswap.build import build_trainer
-from dinoswap.configuration import identity, plain, run_id
+from dinoswap.configuration import plain
+from dinoswap.identity import identity, run_id
 from dinoswap.schema import ConfigError
 from dinoswap.settings import check
 from small_models import composed

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dinoswap.command_line import compose_config
-from dinoswap.configuration import config_dir, run_id
+from dinoswap.configuration import config_dir
+from dinoswap.identity import run_id
 from dinoswap.schema import ConfigError
 from dinoswap.studies import composer, optimal
 from dinoswap.studies.composer import Composer

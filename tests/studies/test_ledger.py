@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dinoswap.command_line import compose_config
-from dinoswap.configuration import run_folder, run_id
+from dinoswap.identity import run_folder, run_id
 from dinoswap.lock import exclusive
 from dinoswap.schema import construct
 from dinoswap.settings import RunSettings

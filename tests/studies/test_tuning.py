@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from dinoswap.command_line import compose_config
-from dinoswap.configuration import run_folder
+from dinoswap.identity import run_folder
 from dinoswap.lock import exclusive
 from dinoswap.schema import ConfigError
 from dinoswap.studies.tuning.definition import Objective, Tuning, read_tuning

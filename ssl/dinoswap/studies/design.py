@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dinoswap.configuration import run_id
+from dinoswap.identity import run_id
 from dinoswap.schema import ConfigError
 from dinoswap.studies import optimal
 from dinoswap.studies.composer import Composer

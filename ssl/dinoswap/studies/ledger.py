@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dinoswap.configuration import run_folder
 from dinoswap.files import write_atomically
+from dinoswap.identity import run_folder
 from dinoswap.lock import holder
 from dinoswap.studies.design import Cell
 from dinoswap.studies.overrides import as_text

@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from dinoswap.configuration import identity
+from dinoswap.configuration import flatten
+from dinoswap.identity import is_volatile
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.ledger import Entry, Found, entries, find
 from dinoswap.studies.runs import read_curves, read_runs
@@ -115,7 +116,8 @@ class Collected:
 
     def differing(self) -> dict[str, list[str]]:
         """Keys of the config that are not the same in all cells, with the value in each, '-' where there is none."""
-        flat = [identity(cell.config) for cell in self.design.cells]
+        whole = [flatten(cell.config) for cell in self.design.cells]
+        flat = [{key: value for key, value in config.items() if not is_volatile(key)} for config in whole]
         keys = dict.fromkeys(key for config in flat for key in config)
         table = {key: [str(config.get(key, "-")) for config in flat] for key in keys}
         return {key: values for key, values in table.items() if len(set(values)) > 1}

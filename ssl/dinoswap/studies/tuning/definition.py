@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dinoswap.command_line import check_overrides, compose_config
-from dinoswap.configuration import identity, is_volatile, run_folder
+from dinoswap.identity import identity, is_volatile, run_folder
 from dinoswap.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
 from dinoswap.studies.study import COSTS, MEASURED
