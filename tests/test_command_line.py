@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from dinoswap import train
-from dinoswap.command_line import check_arguments
-from dinoswap.configuration import config_dir
+from dinoswap.command_line import check_arguments, compose_config
+from dinoswap.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.schema import ConfigError
 from dinoswap.settings import RunSettings
 from dinoswap.train import EXPLAIN
@@ -184,3 +185,20 @@ def test_a_job_that_is_refused_leaves_the_others_running(dinoswap_train: Command
     assert "schedule.base_lr=-1.0: must be 0 or more" in done.err
     (record,) = tmp_path.rglob("run.json")
     assert json.loads(record.read_text())["status"] == "completed"
+
+
+# --- composed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["preset=legacy", "masking=block", "da3=enabled", "da3.ckpt_path=x", "~objectives.koleo", "model.depth=null"],
+        ["data=parquet", "data.path=a", "optimizer.betas=[0.5,0.6]", "heads.dino_head={prototypes: 7}", "++seed=3"],
+    ],
+)
+def test_the_config_is_the_one_that_hydra_composes(overrides: list[str]) -> None:
+    """It is made in two steps, where Hydra makes it in one."""
+    config = compose_config(overrides)
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        assert config == plain(compose("train", overrides))

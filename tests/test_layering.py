@@ -20,7 +20,7 @@ PACKAGE = Path(dinoswap.__file__).parent
 
 LAYERS = {
     6: "train evaluate job studies",
-    5: "build command_line configuration identity explain schema settings",
+    5: "build command_line configuration identity explain schema settings typed_paths",
     4: "trainer loop journal checkpoint checkpoint_folder metrics progress evaluation flops",
     3: "model ema optim layer_decay weight_decay data nonfinite",
     2: "objectives clustering da3 forward",

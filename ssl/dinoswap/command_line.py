@@ -9,65 +9,73 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
 from dinoswap.schema import ConfigError, nearest
+from dinoswap.typed_paths import as_typed, for_the_shell, refuse_torn_paths
 
 EXIT_USAGE = 2
 """Exit status when the user has to change the arguments."""
 SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raises ConfigError for the arguments of `dinoswap-train` when they name what does not exist. SystemExit for an
-    unknown flag, as in Hydra."""
+def check_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `dinoswap-train` as Hydra has to be given them: with paths quoted for its grammar. Raises
+    ConfigError when they name what does not exist, SystemExit for an unknown flag, as in Hydra."""
     args = get_args_parser().parse_args(list(arguments))
+    refuse_torn_paths(args.overrides)
+    multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    typed = as_typed(arguments, multirun=multirun)
     if args.help or args.hydra_help or args.shell_completion or args.config_path or args.experimental_rerun:
-        return  # nothing is composed, or from elsewhere
+        return typed  # nothing is composed, or from elsewhere
     overrides = list(args.overrides)
     if args.config_dir is not None:
         if not Path(args.config_dir).is_dir():
             raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
-    multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
     check_overrides(overrides, config_name=args.config_name or "train", multirun=multirun)
+    return typed
+
+
+class Composed(NamedTuple):
+    """A resolved config, and the option that each group has in it."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
 
 
 def check_overrides(overrides: Sequence[str], *, config_name: str = "train", multirun: bool = False) -> None:
     """Raises ConfigError unless the overrides compose, in a multirun with every combination of the swept options."""
-    _composed(list(overrides), config_name, multirun)
+    _composed(overrides, config_name, multirun)
 
 
 def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved config that `dinoswap-train` runs with these overrides. Raises ConfigError."""
-    (config,) = _composed(list(overrides), "train", multirun=False)
-    return config
+    (composed,) = _composed(overrides, "train", multirun=False)
+    return composed.config
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
     """The option of each group under these overrides. Raises ConfigError."""
-    compose_config(overrides)
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return _choices(compose("train", list(overrides), return_hydra_config=True))
+    (composed,) = _composed(overrides, "train", multirun=False)
+    return composed.choices
 
 
-def _choices(cfg: DictConfig) -> dict[str, str]:
-    return {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
-
-
-def _composed(overrides: list[str], config_name: str, multirun: bool) -> list[dict[str, Any]]:
+def _composed(overrides: Sequence[str], config_name: str, multirun: bool) -> list[Composed]:
     """One config, or in a multirun one for every combination of the swept options."""
+    overrides = as_typed(overrides, multirun=multirun)
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         try:
@@ -79,24 +87,25 @@ def _composed(overrides: list[str], config_name: str, multirun: bool) -> list[di
                     _check_options(override, loader.get_group_options(override.key_or_group, overrides=overrides))
             return [_compose(config_name, lines, loader, groups) for lines in _combinations(parsed, groups)]
         except OverrideParseException as error:
-            raise ConfigError(f"{error.override}: cannot be read as key=value: {_one_line(error)}") from error
+            raise ConfigError(_unreadable(str(error.override), _one_line(error))) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error
 
 
-def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, groups: list[str]) -> dict[str, Any]:
-    """First the choice of options, which decides what keys there are; then the whole."""
+def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, groups: list[str]) -> Composed:
+    """First the choice of options, which decides what keys there are; then their values, set as Hydra sets them."""
     parsed = OverridesParser.create(loader).parse_overrides(overrides)
-    choosing = [str(o.input_line) for o in parsed if o.key_or_group in groups or o.is_hydra_override()]
-    cfg = compose(config_name, choosing, return_hydra_config=True)
-    choices = _choices(cfg)
+    choosing = [o for o in parsed if o.key_or_group in groups or o.is_hydra_override()]
+    setting = [o for o in parsed if o not in choosing]
+    cfg = compose(config_name, [str(o.input_line) for o in choosing], return_hydra_config=True)
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
     keys = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
     leaves = flatten({name: section for name, section in keys.items() if name != "hydra"})
     known = {key.rsplit(".", n)[0] for key in leaves for n in range(key.count(".") + 1)}
-    for override in parsed:
-        if override.input_line not in choosing:
-            _check_key(override, [*known, *groups], choices)
-    return plain(compose(config_name, overrides) if len(choosing) < len(overrides) else cfg)
+    for override in setting:
+        _check_key(override, [*known, *groups], choices)
+    ConfigLoaderImpl._apply_overrides_to_config(setting, cfg)
+    return Composed(plain(cfg), choices)
 
 
 # --- one override -----------------------------------------------------------------------------------------------------
@@ -156,6 +165,13 @@ def _combinations(overrides: list[Override], groups: list[str]) -> Iterator[list
         choices.append(lines if override.key_or_group in groups else lines[:1])
     for combination in itertools.product(*(lines for lines in choices if lines)):
         yield list(combination)
+
+
+def _unreadable(override: str, why: str) -> str:
+    """With what to type where the value was meant as text."""
+    key, equals, value = override.partition("=")
+    remedy = f"; as one text: {for_the_shell(key, value)}" if equals else ""
+    return f"{override}: cannot be read as key=value: {why}{remedy}"
 
 
 def _one_line(error: Exception) -> str:

@@ -32,6 +32,7 @@ from dinoswap.rng import seed_torch
 from dinoswap.schema import ConfigError, construct
 from dinoswap.settings import LOADING, check_crops
 from dinoswap.trainer import AUTOCAST, TrainerSettings, resolve_device
+from dinoswap.typed_paths import as_typed, refuse_torn_paths
 
 EXIT_USAGE, EXIT_FAILED = 2, 1
 PROBE_IMAGES = 64
@@ -94,6 +95,8 @@ def default_config() -> Config:
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
     """The config with another data set or other evaluation settings. Raises ConfigError for any other change."""
+    refuse_torn_paths(arguments)
+    arguments = as_typed(arguments)
     check_overrides([*(["da3=enabled"] if config["da3"]["enabled"] else []), *arguments])
     overrides = OverridesParser.create().parse_overrides(list(arguments))
     changed = DictConfig(dict(config))

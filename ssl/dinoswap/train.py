@@ -34,7 +34,7 @@ def main() -> None:
         if EXPLAIN in sys.argv:
             explain([argument for argument in sys.argv[1:] if argument != EXPLAIN])
             return
-        check_arguments(sys.argv[1:])
+        sys.argv[1:] = check_arguments(sys.argv[1:])  # Hydra reads them from there
     except ConfigError as error:
         print(f"dinoswap-train: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)

@@ -26,8 +26,8 @@ status   where each run stands
 report   tables, plots, HTML
 
 Overrides change all runs (recipe=smoke), the study (seeds=5), or how runs are launched:
-  dinoswap-ablate run masking hydra.launcher.processes=4
-  dinoswap-ablate run masking hydra/launcher=slurm hydra.launcher.partition=gpu
+  dinoswap-ablate run forward_masking hydra.launcher.processes=4
+  dinoswap-ablate run forward_masking hydra/launcher=slurm hydra.launcher.partition=gpu
 Exit status: 0 all done, 2 the arguments are wrong, 75 stopped or still under way, 1 some runs did not complete."""
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
+from dinoswap import typed_paths
 from dinoswap.schema import ConfigError, nearest
+from dinoswap.typed_paths import as_typed
 
 Scalar = str | int | float | bool | None
 
@@ -41,9 +41,9 @@ def key_of(override: str) -> str:
 
 
 def combined(*parts: Iterable[str]) -> list[str]:
-    """The overrides of all parts; of one key the last."""
+    """The overrides of all parts, paths as they were typed; of one key the last."""
     lines: dict[str, str] = {}
-    for line in (line for part in parts for line in part):
+    for line in as_typed(line for part in parts for line in part):
         lines.pop(key_of(line), None)
         lines[key_of(line)] = line
     return list(lines.values())
@@ -60,7 +60,7 @@ def of_hydra(override: str) -> bool:
 def quoted(value: str | Path) -> str:
     """Text as a value of an override: it is read again as this text, whatever it looks like (1e5, null, a=b, ${x})."""
     literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # OmegaConf's escape, before an interpolation
-    return QuotedString(literal, Quote.single).with_quotes()
+    return typed_paths.quoted(literal)
 
 
 def as_text(value: Scalar) -> str:

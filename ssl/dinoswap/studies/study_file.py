@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dinoswap.configuration import config_dir
 from dinoswap.schema import ConfigError, construct, nearest
 from dinoswap.studies.overrides import as_overrides, combined, key_of, of_hydra
+from dinoswap.typed_paths import refuse_torn_paths
 
 COMMON = ("base", "seeds", "budget")
 REPLACEABLE = (
@@ -65,6 +66,7 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
     """The shared part, checked, and the other keys as they were written. `study` is a name in ablations/ or a path,
     `overrides` are the command line's. Raises ConfigError."""
     path = study_path(study)
+    refuse_torn_paths(overrides)
     with told_of(path):
         if not re.fullmatch(r"\w[\w.+-]*", path.stem):
             raise ConfigError(f"{path.stem}: names the folder of the runs; use letters, digits, '_', '-', '.' and '+'")
