@@ -66,7 +66,7 @@ def test_named_columns_and_text_labels(tmp_path):
     assert source.split("test").labels.tolist() == [1]
     write(tmp_path / "val.parquet", [4], ["c"], image="scan", label="tissue")
     with pytest.raises(ValueError, match=r"\['c'\] do not occur in the training"):
-        source.split("test")
+        ParquetData(str(tmp_path), image_column="scan", label_column="tissue").split("test")
 
 
 def test_unlabelled_trains_and_has_no_test_part(tmp_path):
@@ -138,7 +138,7 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
         ParquetData(str(write(tmp_path / "empty.parquet", [], [])))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(ValueError, match="no column of encoded images"):
+    with pytest.raises(ValueError, match="no column of images"):
         ParquetData(str(tmp_path / "b.parquet"))
     pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match=r"\['left', 'right'\] could all be the image: set data.image_column"):

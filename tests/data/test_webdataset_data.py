@@ -104,21 +104,18 @@ def test_only_the_samples_asked_for_are_read(tmp_path, monkeypatch):
 def test_the_index_is_kept_and_renewed(tmp_path, monkeypatch):
     path = shard(tmp_path / "0.tar", [1, 2])
     first = tar_index(path)
-    assert (tmp_path / "0.tar.index.npz").exists() and len(list(tmp_path.glob("*"))) == 2
+    assert (tmp_path / "0.tar.index").exists() and len(list(tmp_path.glob("*"))) == 2
 
     def fail(shard):
         raise AssertionError("built again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tar_index_module, "_build", fail)
+        patch.setattr(tar_index_module, "read_samples", fail)
         again = tar_index(path)
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a, b)
-    (tmp_path / "0.tar.index.npz").write_bytes(b"PK damaged")
-    assert tar_index(path).keys.tolist() == first.keys.tolist()
+    assert again.digest() == first.digest() and again.ignored == first.ignored
     shard(path, [7, 8, 9])
     os.utime(path, ns=(1, 1))
-    assert tar_index(path).keys.tolist() == [b"000007", b"000008", b"000009"]
+    assert list(tar_index(path).keys) == [b"000007", b"000008", b"000009"]
 
 
 def test_beside_a_read_only_shard_the_users_cache_is_used(tmp_path, monkeypatch):
@@ -133,9 +130,9 @@ def test_beside_a_read_only_shard_the_users_cache_is_used(tmp_path, monkeypatch)
     monkeypatch.setattr(tar_index_module, "write_atomically", read_only)
     index = tar_index(path)
     kept = list((tmp_path / "cache/dinoswap").iterdir())
-    assert len(kept) == 1 and not (tmp_path / "0.tar.index.npz").exists()
-    monkeypatch.setattr(tar_index_module, "_build", lambda shard: None)
-    assert tar_index(path).keys.tolist() == index.keys.tolist()
+    assert len(kept) == 1 and not (tmp_path / "0.tar.index").exists()
+    monkeypatch.setattr(tar_index_module, "read_samples", lambda shard: None)
+    assert list(tar_index(path).keys) == list(index.keys)
 
 
 def test_damaged_samples_are_corrupt_and_damaged_shards_refused(tmp_path):
@@ -149,11 +146,8 @@ def test_damaged_samples_are_corrupt_and_damaged_shards_refused(tmp_path):
         WebDatasetData(str(tmp_path / "b.tar"))
     with tarfile.open(tmp_path / "c.tar", "w:gz") as tar:
         tar.add(tmp_path / "a.tar", "a.tar")
-    with pytest.raises(ValueError, match=r"c.tar: .*complete, uncompressed tar"):
+    with pytest.raises(ValueError, match=r"c.tar: compressed \(gzip\): it must be a plain tar"):
         WebDatasetData(str(tmp_path / "c.tar"))
-    write(tmp_path / "d.tar", {"0.png": data, "0.json": b"{broken"})
-    with pytest.raises(ValueError, match=r"d.tar: .*valid json"):
-        WebDatasetData(str(tmp_path / "d.tar"))
 
 
 def test_refusals(tmp_path):
@@ -162,7 +156,7 @@ def test_refusals(tmp_path):
         WebDatasetData(f"{tmp_path}/train-{{0..1}}.tar")
     with pytest.raises(ValueError, match=r"data.test_path=.*none.tar: nothing found"):
         WebDatasetData(str(tmp_path), str(tmp_path / "none.tar"))
-    with pytest.raises(ValueError, match="no jpg, jpeg, png or webp members"):
+    with pytest.raises(ValueError, match="no images among the members"):
         WebDatasetData(str(write(tmp_path / "e.tar", {"0.cls": b"1"})))
     shard(tmp_path / "test-0.tar", [0], lambda row: {"cls": b"ant"})
     shard(tmp_path / "train-0.tar", [0], lambda row: {"cls": b"bee"})

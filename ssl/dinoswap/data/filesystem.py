@@ -1,9 +1,13 @@
-"""Finding data files by path, folder or pattern, and writing files whole."""
+"""Finding data files by path, folder or pattern, each once, and telling which part of a data set a path belongs to."""
 
 import os
 import re
-from collections.abc import Sequence
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from braceexpand import braceexpand
 
@@ -24,32 +28,143 @@ PARTS = {
 }
 _WORD = re.compile(rf"({'|'.join(PARTS)})(set|split|data|images)?")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_OURS = (".tar.index", ".tar.index.npz")  # what tar_index.py keeps beside shards
+_NAMED = 5  # unreadable files that a remark names, each with its reason
+
+T = TypeVar("T")
 
 
-def find_files(path: str, suffix: str, key: str = "data.path") -> list[Path]:
-    """Files at `path`: a file, a folder (searched to any depth for `suffix`), or a pattern with braces or globs.
+class Unreadable(ValueError):
+    """A data file that is empty, cut short or damaged; the message begins with its path."""
 
-    Sorted within each brace alternative. Raises ValueError, naming the config key, when there are none.
+
+@contextmanager
+def damage_named(path: Path, remedy: str = "") -> Iterator[None]:
+    """Whatever a foreign reader raises for damaged content, as Unreadable with path, reason and remedy in a line. A
+    disk that fails stays an OSError, with the path: it is no damage, and the next attempt may find the file whole."""
+    try:
+        yield
+    except (MemoryError, Unreadable):
+        raise
+    except Exception as error:  # the reader's own classes, UnicodeDecodeError, OverflowError, ...
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Unreadable(f"{path}: {reason}{remedy}") from error
+
+
+class Found(NamedTuple):
+    files: list[Path]
+    ignored: Counter[str]  # what was left out -> how many
+
+
+def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> Found:
+    """Files at `path`: a file, a folder (searched to any depth for `suffixes`), or a pattern with braces or globs.
+
+    Sorted within each brace alternative. Hidden files, other suffixes and what is no regular file are left out and
+    counted. A file or folder that is reached by several links is taken once. Raises ValueError, naming the config
+    key, when there are none.
     """
-    patterns = [path] if Path(path).expanduser().exists() else braceexpand(path)
-    return [file for pattern in patterns for file in _matching(pattern, suffix, key)]
+    try:
+        patterns = [path] if Path(path).expanduser().exists() else list(braceexpand(path))
+    except (ValueError, RuntimeError) as error:  # braces that do not close; no home folder for ~ or ~user
+        raise ValueError(f"{key}={path}: {error}") from error
+    ignored: Counter[str] = Counter()
+    files = [file for pattern in patterns for file in _matching(pattern, suffixes, key, ignored)]
+    return Found(files, ignored)
 
 
-def _matching(path: str, suffix: str, key: str) -> list[Path]:
+def _matching(path: str, suffixes: Sequence[str], key: str, ignored: Counter[str]) -> list[Path]:
     given = Path(path).expanduser()
     if given.is_file():
         return [given]
-    if given.is_dir():
-        found = given.rglob(f"*{suffix}")
-    else:
-        found = Path(given.anchor).glob(str(given.relative_to(given.anchor)))
-    files = sorted(file for file in found if file.is_file())
+    matches = [given] if given.is_dir() else Path(given.anchor).glob(str(given.relative_to(given.anchor)))
+    found = [file for match in sorted(matches) for file in (files_below(match, ignored) if match.is_dir() else [match])]
+    files = [file for file in found if _is_data(file, suffixes, ignored)]
     if not files:
+        left_out = "; ignored: " + ", ".join(f"{n} {what}" for what, n in ignored.items()) if ignored else ""
         raise ValueError(
-            f"{key}={path}: nothing found; give a file, a folder with {suffix} files somewhere below it, or a "
-            f"pattern such as data/train-*{suffix}"
+            f"{key}={path}: nothing found; give a file, a folder with {' or '.join(suffixes)} files somewhere below "
+            f"it, or a pattern such as data/train-*{suffixes[0]}{left_out}"
         )
     return files
+
+
+def _is_data(file: Path, suffixes: Sequence[str], ignored: Counter[str]) -> bool:
+    if file.suffix.lower() in suffixes and not file.name.startswith("."):
+        return True
+    if not file.name.endswith(_OURS):
+        ignored["hidden file" if file.name.startswith(".") else file.suffix.lower() or "file without a suffix"] += 1
+    return False
+
+
+def files_below(folder: Path, ignored: Counter[str]) -> list[Path]:
+    """The regular files below `folder`, sorted, each once: what is a link is looked at last, and is left out when it
+    leads to what was found before. Hidden folders are left out. Raises OSError for a folder that cannot be read."""
+    seen: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    waiting = [folder]  # grows by the links that are met
+    for start in waiting:
+        for path in _walk(start, waiting, seen, ignored):
+            state = _state(path)
+            if state is None or not stat.S_ISREG(state.st_mode):
+                ignored["dangling link" if state is None else "no regular file"] += 1
+            elif (state.st_dev, state.st_ino) in seen:
+                ignored["link to what was found before"] += 1
+            else:
+                seen.add((state.st_dev, state.st_ino))
+                found.append(path)
+    return sorted(found)
+
+
+def _walk(start: Path, links: list[Path], seen: set[tuple[int, int]], ignored: Counter[str]) -> Iterator[Path]:
+    """What is no folder at or below `start`, and appends the links that it meets to `links`."""
+    if not start.is_dir():
+        yield start
+        return
+    for name, folders, names in os.walk(start, onerror=_refuse):
+        state = Path(name).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            ignored["link to what was found before"] += 1
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        ignored.update("hidden folder" for child in folders if child.startswith("."))
+        folders[:] = sorted(child for child in folders if not child.startswith("."))
+        paths = [Path(name, child) for child in sorted(names)]
+        links += [path for path in (*(Path(name, child) for child in folders), *paths) if path.is_symlink()]
+        yield from (path for path in paths if not path.is_symlink())
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """None for a link that leads nowhere or to itself."""
+    try:
+        return path.stat()
+    except OSError:
+        if path.is_symlink():
+            return None
+        raise
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def open_readable(files: Sequence[Path], open_file: Callable[[Path], T], remarks: list[str]) -> dict[Path, T]:
+    """`open_file` of each file, without those that it finds Unreadable: a remark names them, with the reasons."""
+    opened: dict[Path, T] = {}
+    reasons: list[str] = []
+    for file in files:
+        try:
+            opened[file] = open_file(file)
+        except Unreadable as error:
+            reasons.append(str(error))
+    if len(reasons) == len(files):
+        raise ValueError(f"none of {len(files)} files can be read: {reasons[0]}" if len(files) > 1 else reasons[0])
+    if reasons:
+        named = "; ".join(reasons[:_NAMED]) + f"; and {len(reasons) - _NAMED} more" * (len(reasons) > _NAMED)
+        remarks.append(f"{len(reasons)} of {len(files)} files cannot be read and are left out: {named}")
+    return opened
 
 
 def below_root(files: Sequence[Path]) -> list[Path]:

@@ -1,68 +1,108 @@
-"""Which column of a Parquet file holds the images, which the labels, and what the classes are called."""
+"""Which column of a table holds the images, which the labels, and what the classes are called."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from dinoswap.data.table_files import TableFile, is_binary, is_text
 
 _IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
+_PATHS = (*_IMAGES, "image_path", "file_name", "filename", "file_path", "filepath", "path", "file")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "category")
+
+Features = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Columns:
     image: str
     label: str | None
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  # as the metadata names them
 
 
-def find_columns(files: Sequence[Path], image: str | None, label: str | None) -> Columns:
+def find_columns(tables: Sequence[TableFile], image: str | None, label: str | None, remarks: list[str]) -> Columns:
     """Columns of the training files: the named ones, else those that the metadata or their names suggest.
 
-    Raises ValueError when a named column does not exist or several fit equally well.
+    `label` "": none. Raises ValueError when a named column does not exist, several fit equally well, or a file lacks
+    the images or names the classes otherwise. Metadata that cannot be read is a remark.
     """
-    schema = pq.read_schema(files[0])
-    features = _features(schema)
-    image = _choose("image", image, schema, _image_candidates(schema, features), _IMAGES)
+    schema, features = tables[0].schema, _features(tables[0], remarks)
+    image = _choose("image", image, schema, _image_candidates(schema, features), _PATHS)
     if image is None:
-        raise ValueError(f"{files[0]}: no column of encoded images among {schema.names}: set data.image_column")
-    label = _choose("label", label, schema, _label_candidates(schema, features), _LABELS)
-    names = features.get(label, {}).get("names") if label else None
-    if label and not names and not pa.types.is_integer(schema.field(label).type):
-        tables = [pq.ParquetFile(file).read([label], use_threads=False) for file in files]
-        names = sorted({str(v) for table in tables for v in table[label].to_pylist() if v is not None})
-    return Columns(image, label, tuple(names) if names else None)
+        raise ValueError(f"{tables[0].path}: no column of images among {schema.names}: set data.image_column")
+    if label != "":
+        label = _choose("label", label, schema, _label_candidates(schema, features, image), _LABELS)
+    check_images(tables, image)
+    return Columns(image, label or None, class_names(tables, label, remarks) if label else None)
 
 
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """Column -> its description in the `huggingface` metadata; empty without metadata."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(text).get("info", {}).get("features", {}) if text else {}
-    return {name: f for name, f in features.items() if isinstance(f, dict)}
+def check_images(tables: Sequence[TableFile], image: str) -> None:
+    """Raises ValueError, naming the file, for one whose column `image` is missing or cannot hold images."""
+    for table in tables:
+        if image not in table.schema.names:
+            raise ValueError(
+                f"{table.path}: no column {image}, which other files of the set have; it has {table.schema.names}"
+            )
+        kind = table.schema.field(image).type
+        if not _is_encoded(kind) and not is_text(kind):
+            raise ValueError(f"{table.path}: column {image} is {kind}, not encoded images or paths of images")
 
 
-def _image_candidates(schema: Any, features: dict[str, dict[str, Any]]) -> list[str]:
-    encoded = [f.name for f in schema if _is_encoded(f.type)]
-    return [name for name in encoded if features.get(name, {}).get("_type") == "Image"] or encoded
+def class_names(tables: Sequence[TableFile], label: str, remarks: list[str]) -> tuple[str, ...] | None:
+    """Class names by label as the metadata of all files says that has them; None: nowhere. Raises ValueError for two
+    files that number their classes differently."""
+    known: dict[tuple[str, ...], TableFile] = {}
+    for table in tables:
+        names = _features(table, remarks).get(label, {}).get("names")
+        if isinstance(names, list) and names:
+            known.setdefault(tuple(str(name) for name in names), table)
+    if len(known) > 1:
+        (names, first), (others, second) = list(known.items())[:2]
+        raise ValueError(
+            f"{second.path}: its classes {others[:5]} are not those of {first.path}, {names[:5]}: "
+            f"number them alike, or train without labels (data.label_column='')"
+        )
+    return next(iter(known), None)
+
+
+def _features(table: TableFile, remarks: list[str]) -> Features:
+    """Column -> its description in the `huggingface` metadata; empty without metadata that can be read."""
+    text = (table.schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return {}
+    try:
+        features = json.loads(text)["info"]["features"]
+        return {name: f for name, f in features.items() if isinstance(f, dict)}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        remark = f"{table.path}: its huggingface metadata is no description of columns and is ignored"
+        remarks += [] if remark in remarks else [remark]
+        return {}
+
+
+def _image_candidates(schema: Any, features: Features) -> list[str]:
+    """Encoded images, else paths under a usual name."""
+    encoded = [f.name for f in schema if _is_encoded(f.type) and f.name not in _LABELS]
+    described = [name for name in encoded if features.get(name, {}).get("_type") == "Image"]
+    return described or encoded or [f.name for f in schema if is_text(f.type) and f.name in _PATHS]
 
 
 def _is_encoded(kind: Any) -> bool:
+    """A struct {bytes, path} as on the hub, or plain binary."""
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return is_binary(kind)
 
 
-def _label_candidates(schema: Any, features: dict[str, dict[str, Any]]) -> list[str]:
-    named = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    return named or [f.name for f in schema if f.name in _LABELS and _is_label(f.type)]
-
-
-def _is_label(kind: Any) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_dictionary(kind))
+def _label_candidates(schema: Any, features: Features, image: str) -> list[str]:
+    """Columns that the metadata calls labels, else those under a usual name: the first of a type that labels have."""
+    names = [name for name in schema.names if name != image]
+    described = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
+    usual = [name for name in _LABELS if name in names]
+    usable = [name for name in usual if not pa.types.is_nested(schema.field(name).type)]
+    return described or usable or usual
 
 
 def _choose(what: str, given: str | None, schema: Any, candidates: list[str], usual: Sequence[str]) -> str | None:

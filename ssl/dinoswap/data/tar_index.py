@@ -1,121 +1,142 @@
 """Where the samples of a tar shard are, so that a reader fetches one by its offset and skips the rest.
 
-A sample is all members that share a path up to the first dot of the file name (the WebDataset convention); its
-image is the member jpg, jpeg, png or webp, its label the text of `cls`, the field `label` of `json`, or of `txt`
-when that is a whole number (otherwise it is a caption). The index is kept beside the shard, or in the user's cache
-folder where that cannot be written, and is rebuilt when the shard's size or time of change differs.
+The index is kept beside the shard, or in the user's cache folder where that cannot be written. It is built again when
+the shard's size or time of change differs, when it is damaged in any way (it begins with a digest of itself), and
+when this Pillow decodes other kinds of images.
 """
 
 import hashlib
 import io
 import json
 import os
-import re
-import tarfile
-import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinoswap.data.tar_samples import Sample, image_kinds, read_samples
 from dinoswap.files import write_atomically
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
-_LABELS = ("cls", "json", "txt")
-_VERSION = 1
+_VERSION = 2
+_DIGEST_SIZE = 32
 
 
-class TarIndex(NamedTuple):
+@dataclass(frozen=True)
+class Texts:
+    """Byte strings one after the other: as few bytes as they have together, also when one of them is very long."""
+
+    data: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> "Texts":
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(texts), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> bytes:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.data[start : int(self.ends[row])].tobytes()
+
+
+@dataclass(frozen=True)
+class TarIndex:
     """Samples in the order of the shard."""
 
-    keys: NDArray[np.bytes_]  # utf-8
+    keys: Texts  # paths up to the first dot of the file name, as in the shard
     offsets: NDArray[np.int64]  # bytes from the start of the shard to the encoded image
     sizes: NDArray[np.int64]  # bytes of it
-    labels: NDArray[np.bytes_]  # as written, utf-8; empty: none
+    labels: Texts  # the different ones, as written, utf-8, sorted
+    codes: NDArray[np.int32]  # which of `labels` each sample has; -1: none
+    ignored: Counter[str]  # what was left out -> how many
+
+    def digest(self) -> str:
+        """Of the samples, in hexadecimal."""
+        texts = (self.keys.data, self.keys.ends, self.labels.data, self.labels.ends)
+        arrays: tuple[NDArray[Any], ...] = (*texts, self.offsets, self.sizes, self.codes)
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def tar_index(shard: Path) -> TarIndex:
     """The index of an uncompressed tar file, from its cache when that is up to date.
 
-    Raises ValueError when the file is no plain tar or cut short.
+    Raises Unreadable, naming the shard, when it is no plain tar or cut short.
     """
     status = shard.stat()
-    stamp = np.array([_VERSION, status.st_size, status.st_mtime_ns])
+    stamp = repr((_VERSION, status.st_size, status.st_mtime_ns, sorted(image_kinds())))
     places = _cache_places(shard)
     for place in places:
         index = _read(place, stamp)
         if index is not None:
             return index
-    index = _build(shard)
-    buffer = io.BytesIO()
-    np.savez(buffer, stamp=stamp, **index._asdict())
+    index = _index(*read_samples(shard))
+    content = _packed(index, stamp)
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, buffer.getvalue())
+            write_atomically(place, content)
             break
         except OSError:  # read-only or full: the next place, or no cache
             continue
     return index
 
 
-def _cache_places(shard: Path) -> list[Path]:
-    name = hashlib.blake2b(str(shard.resolve()).encode(), digest_size=16).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [shard.with_name(f"{shard.name}.index.npz"), cache / "dinoswap" / f"{name}.index.npz"]
-
-
-def _read(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
-    """The index at `place`; None when it is absent, damaged or of another state of the shard."""
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            if not np.array_equal(file["stamp"], stamp):
-                return None
-            return TarIndex(file["keys"], file["offsets"], file["sizes"], file["labels"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-
-
-def _build(shard: Path) -> TarIndex:
-    samples: dict[str, dict[str, Any]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, kind = name.partition(".")
-                if member.isfile() and stem and kind:
-                    sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-                    _take(sample, kind.lower(), tar, member)
-    except (tarfile.TarError, json.JSONDecodeError) as error:
-        raise ValueError(f"{shard}: {error}; it must be a complete, uncompressed tar with valid json") from error
-    found = [(key, *_chosen(sample)) for key, sample in samples.items() if not sample.keys().isdisjoint(_IMAGES)]
-    keys, offsets, sizes, labels = zip(*found, strict=True) if found else ((), (), (), ())
+def _index(samples: Sequence[Sample], ignored: Counter[str]) -> TarIndex:
+    different = sorted({sample.label for sample in samples if sample.label})
+    codes = {label: code for code, label in enumerate(different)}
     return TarIndex(
-        np.array([key.encode() for key in keys], dtype=np.bytes_),
-        np.array(offsets, dtype=np.int64),
-        np.array(sizes, dtype=np.int64),
-        np.array([label.encode() for label in labels], dtype=np.bytes_),
+        Texts.of([sample.key for sample in samples]),
+        np.array([sample.offset for sample in samples], dtype=np.int64),
+        np.array([sample.size for sample in samples], dtype=np.int64),
+        Texts.of([label.encode() for label in different]),
+        np.array([codes.get(sample.label, -1) for sample in samples], dtype=np.int32),
+        ignored,
     )
 
 
-def _take(sample: dict[str, Any], kind: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    if kind in _IMAGES:
-        sample[kind] = (member.offset_data, member.size)
-    elif kind in _LABELS:
-        file = tar.extractfile(member)
-        sample[kind] = _label(kind, file.read()) if file else ""
+def _cache_places(shard: Path) -> list[Path]:
+    name = hashlib.blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [shard.with_name(f"{shard.name}.index"), cache / "dinoswap" / f"{name}.index"]
 
 
-def _chosen(sample: dict[str, Any]) -> tuple[int, int, str]:
-    """Offset and size of the image, and the label."""
-    offset, size = next(sample[kind] for kind in _IMAGES if kind in sample)
-    return offset, size, next((sample[kind] for kind in _LABELS if sample.get(kind)), "")
+def _packed(index: TarIndex, stamp: str) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        about=np.array(json.dumps({"stamp": stamp, "ignored": index.ignored})),
+        keys=index.keys.data,
+        key_ends=index.keys.ends,
+        offsets=index.offsets,
+        sizes=index.sizes,
+        labels=index.labels.data,
+        label_ends=index.labels.ends,
+        codes=index.codes,
+    )
+    return _digest(buffer.getvalue()) + buffer.getvalue()
 
 
-def _label(kind: str, data: bytes) -> str:
-    text = data.decode("utf-8", errors="replace").strip()
-    if kind == "json":
-        value = json.loads(text)
-        return str(value["label"]) if isinstance(value, dict) and value.get("label") is not None else ""
-    return text if kind == "cls" or re.fullmatch(r"\d+", text) else ""
+def _read(place: Path, stamp: str) -> TarIndex | None:
+    """The index at `place`; None when it is absent, damaged or of another state of the shard."""
+    try:
+        content = place.read_bytes()
+    except OSError:
+        return None
+    if _digest(content[_DIGEST_SIZE:]) != content[:_DIGEST_SIZE]:
+        return None
+    with np.load(io.BytesIO(content[_DIGEST_SIZE:]), allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        if about["stamp"] != stamp:
+            return None
+        keys, labels = Texts(file["keys"], file["key_ends"]), Texts(file["labels"], file["label_ends"])
+        return TarIndex(keys, file["offsets"], file["sizes"], labels, file["codes"], Counter(about["ignored"]))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_SIZE).digest()

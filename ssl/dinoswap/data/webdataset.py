@@ -4,15 +4,20 @@ Every rank and worker fetches the samples of its own slices and no others. A sha
 only the shards of one shuffle window are read at a time.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dinoswap.data.filesystem import by_part, find_files
+from dinoswap.data.filesystem import below_root, by_part, find_files, open_readable
 from dinoswap.data.images import Images, ImageSource, Labels, Pixels, decode, first_labelled, numbered
+from dinoswap.data.labels import Named, complete, from_numbers
 from dinoswap.data.tar_index import TarIndex, tar_index
+from dinoswap.data.tar_samples import SECOND_DOT
+
+_SUFFIXES = (".tar",)
 
 
 class WebDatasetData(ImageSource):
@@ -22,59 +27,115 @@ class WebDatasetData(ImageSource):
     """
 
     def __init__(self, path: str, test_path: str | None = None) -> None:
-        shards = find_files(path, ".tar")
-        if test_path is None:
-            self.parts = by_part(shards)
-        else:
-            self.parts = {"train": shards, "test": find_files(test_path, ".tar", key="data.test_path")}
-        if "train" not in self.parts:
+        self.remarks: list[str] = []
+        shards, self.ignored = find_files(path, _SUFFIXES)
+        self.parts = by_part(shards)
+        self.names = dict(zip(shards, map(str, below_root(shards)), strict=True))
+        if test_path is not None:
+            others, ignored = find_files(test_path, _SUFFIXES, key="data.test_path")
+            self.ignored += ignored
+            self.names |= dict(zip(others, map(str, below_root(others)), strict=True))
+            train = [shard for shard in self.parts.get("train", shards) if shard not in others]
+            self.parts = {"train": train, "test": others}
+        if not self.parts.get("train"):
             raise ValueError(f"data.path={path}: shards for {sorted(self.parts)} but none to train on: rename them")
-        self._train = TarImages(self.parts["train"], None)
-        if len(self._train) == 0:
-            raise ValueError(f"data.path={path}: no jpg, jpeg, png or webp members in its shards")
+        self._opened: dict[str, TarImages] = {}
+        if len(self._open("train")) == 0:
+            raise ValueError(f"data.path={path}: no images among the members of its shards: {dict(self.ignored)}")
 
     def train(self) -> Images:
-        return self._train
+        return self._open("train")
 
     def test(self) -> Images | None:
-        present = [part for part in ("test", "validation") if part in self.parts]
-        return first_labelled(TarImages(self.parts[part], self._train.classes) for part in present)
+        return first_labelled(self._open(part) for part in ("test", "validation") if part in self.parts)
+
+    def _open(self, part: str) -> "TarImages":
+        """Opened once, so that what is left out is counted once."""
+        if part not in self._opened:
+            train = None if part == "train" else self._open("train")
+            indices = open_readable(self.parts[part], tar_index, self.remarks)
+            self.parts[part] = list(indices)
+            names = [self.names[shard] for shard in indices]
+            images = TarImages(indices, names, train.classes if train else None, self.remarks)
+            if (
+                train
+                and train.labels is not None
+                and images.labels is not None
+                and not train.classes
+                and images.classes
+            ):
+                raise ValueError(f"{images.name(0)}: labels are texts, those of the training shards are whole numbers")
+            self._opened[part] = images
+            self._count(index.ignored for index in indices.values())
+        return self._opened[part]
+
+    def _count(self, ignored: Iterable[Counter[str]]) -> None:
+        before = self.ignored[SECOND_DOT]
+        for counts in ignored:
+            self.ignored += counts
+        dotted = self.ignored[SECOND_DOT] - before
+        if dotted:
+            self.remarks.append(
+                f"{dotted} images in shards are left out: a sample's name ends at the first dot, and theirs have a "
+                "second one, as 22.05.jpg has; rename them"
+            )
 
 
 class TarImages(Images):
-    """The samples of `shards`, one after the other. `classes`: names by label; None: as found here."""
+    """The samples of shards, one after the other. `names`: of the shards, relative to the root of the data set.
+    `classes`: names by label; None: as found here."""
 
-    def __init__(self, shards: Sequence[Path], classes: Sequence[str] | None) -> None:
-        indices = [tar_index(shard) for shard in shards]
-        self.shards = shards
-        self.blocks = [len(index.keys) for index in indices]
-        self.index = TarIndex(*(np.concatenate(column) for column in zip(*indices, strict=True)))
-        self.labels, self.classes = _labels(self.index.labels, classes, str(shards[0].parent))
+    def __init__(
+        self,
+        indices: dict[Path, TarIndex],
+        names: Sequence[str],
+        classes: Sequence[str] | None,
+        remarks: list[str],
+    ) -> None:
+        self.shards, self.indices, self.names = list(indices), list(indices.values()), names
+        self.blocks = [len(index.keys) for index in self.indices]
         self._ends = np.cumsum(self.blocks)
+        self.labels, self.classes = _labels(self.indices, classes, self.name, remarks)
 
     def __len__(self) -> int:
-        return len(self.index.keys)
+        return int(self._ends[-1])
 
     def load(self, row: int) -> Pixels:
-        size = int(self.index.sizes[row])
-        with self._shard(row).open("rb") as file:
-            file.seek(int(self.index.offsets[row]))
-            return decode(file.read(size), self.name(row))
+        shard, sample = self._place(row)
+        index = self.indices[shard]
+        with self.shards[shard].open("rb") as file:
+            file.seek(int(index.offsets[sample]))
+            return decode(file.read(int(index.sizes[sample])), self.name(row))
 
     def name(self, row: int) -> str:
         """ "shard#key"."""
-        return f"{self._shard(row)}#{self.index.keys[row].decode()}"
+        shard, sample = self._place(row)
+        return f"{self.shards[shard]}#{self.indices[shard].keys[sample].decode(errors='backslashreplace')}"
 
-    def _shard(self, row: int) -> Path:
-        return self.shards[int(self._ends.searchsorted(row, side="right"))]
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{len(self)}\n".encode())
+        for name, index in zip(self.names, self.indices, strict=True):
+            digest.update(f"{name} {index.digest()}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Shard, and sample in it."""
+        shard = int(self._ends.searchsorted(row, side="right"))
+        return shard, row - (int(self._ends[shard - 1]) if shard else 0)
 
 
 def _labels(
-    written: NDArray[np.bytes_], classes: Sequence[str] | None, where: str
-) -> tuple[Labels | None, Sequence[str] | None]:
+    indices: Sequence[TarIndex], classes: Sequence[str] | None, name: Callable[[int], str], remarks: list[str]
+) -> Named:
     """Labels as in the shards: whole numbers, or else class names; None unless every sample has one."""
-    if not len(written) or (written == b"").any():
+    codes = np.concatenate([index.codes for index in indices])
+    if not complete(codes < 0, name, remarks):
         return None, None
-    if classes is None and np.char.isdigit(written).all():
-        return written.astype(np.int64), None
-    return numbered([name.decode() for name in written], classes, where)
+    texts = [[index.labels[i].decode() for i in range(len(index.labels))] for index in indices]
+    different = sorted({text for shard in texts for text in shard})
+    whole = classes is None and all(text.isascii() and text.isdigit() and len(text) < 19 for text in different)
+    numbers, named = ([int(text) for text in different], None) if whole else numbered(different, classes, name(0))
+    number_of = dict(zip(different, numbers, strict=True))
+    lookups = [np.array([number_of[text] for text in shard], dtype=np.int64) for shard in texts]
+    values: Labels = np.concatenate([lookup[i.codes] for lookup, i in zip(lookups, indices, strict=True)])
+    return from_numbers(values, None, name(0)) if whole else (values, named)
