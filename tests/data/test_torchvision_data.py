@@ -1,8 +1,10 @@
 import gzip
+import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from dinoswap.data.images import CorruptImage
@@ -52,7 +54,7 @@ class SplitData(datasets.VisionDataset):
     def __getitem__(self, row):
         if row == 2:
             raise OSError("image file is truncated")
-        return torch.zeros(3), self._labels[row]
+        return Image.new("RGB", (2, 3), (row, 0, 0)), self._labels[row]
 
     def __len__(self):
         return len(self._labels)
@@ -67,8 +69,65 @@ def test_a_class_with_the_argument_split(tmp_path, monkeypatch):
         TorchvisionData("SplitData", str(tmp_path)).split("test")
     with pytest.raises(CorruptImage, match="SplitData#2: OSError: image file is truncated"):
         source.split("train").load(2)
-    with pytest.raises(TypeError, match="gives Tensor, not PIL images"):
-        source.split("train").load(0)
+
+
+class TensorData(SplitData):
+    def __getitem__(self, row):
+        return torch.zeros(3), self._labels[row]
+
+
+class FailingData(SplitData):
+    """A constructor that fails as classes of torchvision do: for a package that is missing, a damaged file, ..."""
+
+    error: Exception
+
+    def __init__(self, root, split="train"):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModuleNotFoundError("No module named 'scipy'"), KeyError("images"), EOFError(), AssertionError(), OSError("x\ny")],
+    ids=repr,
+)
+def test_whatever_a_constructor_raises_is_a_line(tmp_path, monkeypatch, error):
+    FailingData.error = error
+    monkeypatch.setattr(datasets, "FailingData", FailingData, raising=False)
+    with pytest.raises(ValueError, match=rf"FailingData\(.*{type(error).__name__}.*See data.path") as raised:
+        TorchvisionData("FailingData", str(tmp_path))
+    assert "\n" not in str(raised.value)
+    FailingData.error = MemoryError()
+    with pytest.raises(MemoryError):
+        TorchvisionData("FailingData", str(tmp_path))
+
+
+def test_a_class_of_no_images_is_refused_and_dropped_labels_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "TensorData", TensorData, raising=False)
+    with pytest.raises(ValueError, match=r"data.name=TensorData: gives Tensor, not PIL images"):
+        TorchvisionData("TensorData", str(tmp_path))
+    monkeypatch.setattr(datasets, "SplitData", SplitData, raising=False)
+    for labels, word in (([0, -1, 2], "1 of 3 images lack one.*SplitData#1"), ([0, [1, 2], 2], r"one is \[1, 2\]")):
+        monkeypatch.setattr(SplitData, "targets", labels, raising=False)
+        source = TorchvisionData("SplitData", str(tmp_path))
+        assert source.train().labels is None and source.train().labels is None
+        assert len(source.remarks) == 1 and re.search(word, source.remarks[0])
+    monkeypatch.setattr(SplitData, "targets", list(np.arange(3)), raising=False)
+    assert TorchvisionData("SplitData", str(tmp_path)).train().labels.tolist() == [0, 1, 2]
+
+
+def test_the_fingerprint_is_of_pixels_and_labels_not_of_the_place(tmp_path):
+    def fingerprint(folder, seed_of_images):
+        write_mnist(tmp_path / folder, "train", seed_of_images)
+        write_mnist(tmp_path / folder, "t10k", 3)
+        return TorchvisionData("FashionMNIST", str(tmp_path / folder)).fingerprint()
+
+    first = fingerprint("a", 6)
+    assert fingerprint("b/c", 6) == first and fingerprint("a", 7) != first
+    labels = tmp_path / "b/c/FashionMNIST/raw/train-labels-idx1-ubyte"
+    data = bytearray(labels.read_bytes())
+    data[-1] ^= 1
+    labels.write_bytes(data)
+    assert TorchvisionData("FashionMNIST", str(tmp_path / "b/c")).fingerprint() != first
 
 
 def test_refusals(tmp_path):

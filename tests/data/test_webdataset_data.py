@@ -95,7 +95,7 @@ def test_only_the_samples_asked_for_are_read(tmp_path, monkeypatch):
     shard(tmp_path / "train-0.tar", range(50))
     images = WebDatasetData(str(tmp_path)).split("train")
     read = []
-    monkeypatch.setattr("dinoswap.data.webdataset.decode", lambda data, name: read.append(len(data)))
+    monkeypatch.setattr("dinoswap.data.webdataset.decode", lambda data, name, decoding: read.append(len(data)))
     for row in Order(images.blocks, 0).rows(np.arange(5)).tolist():
         images.load(row)
     assert len(read) == 5 and sum(read) == sum(len(encoded(picture(r))) for r in Order([50], 0).rows(np.arange(5)))

@@ -167,20 +167,24 @@ class FolderFiles:
         return (self.root / file).stat().st_size
 
     def read(self, file: str, decoding: Decoding) -> bytes:
-        """The bytes of a file. Raises CorruptImage for one that is gone or cannot be an image, OSError for a disk."""
-        try:
-            with (self.root / file).open("rb") as opened:
-                if (size := os.fstat(opened.fileno()).st_size) > decoding.most_bytes:
-                    raise CorruptImage(self.name(file), f"{size} bytes; data.max_pixels sets the limit")
-                return opened.read()
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            raise CorruptImage(self.name(file), str(error.strerror)) from error
+        return read_image(self.root / file, decoding)
 
     def checksum(self, file: str) -> bytes | None:
         """What is known of its content without reading it."""
         return None
+
+
+def read_image(path: Path, decoding: Decoding) -> bytes:
+    """The bytes of a file. Raises CorruptImage for one that is gone or cannot be an image, OSError for a disk."""
+    try:
+        with path.open("rb") as opened:
+            if (size := os.fstat(opened.fileno()).st_size) > decoding.most_bytes:
+                raise CorruptImage(str(path), f"{size} bytes; data.max_pixels sets the limit")
+            return opened.read()
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        raise CorruptImage(str(path), str(error.strerror)) from error
 
 
 def list_images(root: Path) -> list[str]:

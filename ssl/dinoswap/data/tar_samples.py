@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
+from dinoswap.data.decoding import extensions
 from dinoswap.data.filesystem import Unreadable, damage_named
 
 SECOND_DOT = "image with a second dot in its name"  # and no part of another sample
@@ -26,7 +25,6 @@ BAD_JSON = "json member without a label that can be read"
 
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
 _LABELS = ("cls", "json", "txt")
-_NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # known to Pillow, but it decodes none without a program
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7z": "xz", b"\x28\xb5\x2f\xfd": "zstandard", b"PK": "zip"}
 _REMEDY = "; a shard must be a complete, uncompressed tar: download or pack it again"
 _BLOCK = 512
@@ -48,9 +46,7 @@ class _Place(NamedTuple):
 @functools.cache
 def image_kinds() -> frozenset[str]:
     """Suffixes, without their dot, of the formats that the installed Pillow decodes."""
-    Image.init()
-    suffixes = Image.registered_extensions().items()
-    return frozenset(suffix[1:] for suffix, kind in suffixes if kind in Image.OPEN and kind not in _NO_DECODER)
+    return frozenset(extension[1:] for extension in extensions())
 
 
 def read_samples(shard: Path) -> tuple[list[Sample], Counter[str]]:

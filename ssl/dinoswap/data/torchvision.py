@@ -5,6 +5,7 @@ as FakeData, has a training part only.
 """
 
 import difflib
+import hashlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +14,20 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from dinoswap.data.images import Images, ImageSource, Labels, Pixels, corrupt_if_undecodable, to_rgb
+from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, corrupt_if_undecodable, to_rgb
+from dinoswap.data.images import Images, ImageSource, Labels
+from dinoswap.data.labels import complete
 from dinoswap.distributed import barrier, is_main
+from dinoswap.rng import numpy_generator
+
+_SAMPLED = 16
 
 
 class TorchvisionData(ImageSource):
     """`name`: a class of torchvision.datasets, e.g. CIFAR10; `path`: its `root`.
 
     `train_split` and `test_split` are values of its argument `split`, where it has one; test_split None: no test part.
-    Raises ValueError for an unknown class and when its files are not there.
+    Raises ValueError for an unknown class, when its constructor fails, and when it gives something else than images.
     """
 
     def __init__(
@@ -31,21 +37,23 @@ class TorchvisionData(ImageSource):
         download: bool = False,
         train_split: str = "train",
         test_split: str | None = "test",
+        decoding: Decoding = DEFAULT,
     ) -> None:
         kind = getattr(datasets, name, None)
         if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
             near = difflib.get_close_matches(name, datasets.__all__, n=1)
             raise ValueError(f"data.name={name}: no class of torchvision.datasets" + f"; {near[0]}?" * len(near))
-        self.kind = kind
+        self.kind, self.decoding = kind, decoding
         self.arguments = inspect.signature(kind).parameters.keys()
         if download and "download" not in self.arguments:
             raise ValueError(f"data.download=true: torchvision cannot download {name}; put its files at {path}")
         self.given: dict[str, Any] = {"root": path, "download": download}
         self.splits = {"train": train_split, "test": test_split}
-        self._train = self._open("train")
+        self._opened: dict[str, TorchvisionImages] = {}
+        self._open("train")
 
     def train(self) -> Images:
-        return self._train
+        return self._open("train")
 
     def test(self) -> Images | None:
         if not self.arguments & {"train", "split"} or ("train" not in self.arguments and self.splits["test"] is None):
@@ -54,31 +62,41 @@ class TorchvisionData(ImageSource):
         return images if images.labels is not None else None
 
     def _open(self, part: str) -> "TorchvisionImages":
-        given = {**self.given, "train": part == "train", "split": self.splits[part]}
-        arguments = {key: value for key, value in given.items() if key in self.arguments}
+        """Opened once, so that remarks are made once."""
+        if part not in self._opened:
+            given = {**self.given, "train": part == "train", "split": self.splits[part]}
+            dataset = self._construct({key: value for key, value in given.items() if key in self.arguments})
+            self._opened[part] = TorchvisionImages(dataset, self.decoding, self.remarks)
+        return self._opened[part]
+
+    def _construct(self, arguments: dict[str, Any]) -> Any:
         if not is_main():
             barrier()  # the main process downloads first
         try:
-            dataset = self.kind(**arguments)
-        except (RuntimeError, FileNotFoundError, ValueError) as error:
+            return self.kind(**arguments)
+        except MemoryError:
+            raise
+        except Exception as error:  # of files that are not there, damaged, or need a package or a connection
+            reason = " ".join(f"{error}".split()) or "no reason given"
             raise ValueError(
-                f"torchvision.datasets.{self.kind.__name__}({arguments}): {error}. "
+                f"torchvision.datasets.{self.kind.__name__}({arguments}): {type(error).__name__}: {reason}. "
                 "See data.path, data.download, data.train_split, data.test_split"
             ) from error
         finally:
             if is_main():
                 barrier()
-        return TorchvisionImages(dataset)
 
 
 class TorchvisionImages(Images):
     """A map-style data set of (PIL image, target)."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, decoding: Decoding, remarks: list[str]) -> None:
+        self.dataset, self.decoding = dataset, decoding
+        self.kind = type(dataset).__name__
         if len(dataset) == 0:
-            raise ValueError(f"{dataset}: no images")
-        self.dataset = dataset
-        self.labels = _labels(dataset)
+            raise ValueError(f"torchvision.datasets.{self.kind}: no images")
+        self._check_kind()
+        self.labels = self._labels(remarks)
         self.classes: Sequence[str] | None = getattr(dataset, "classes", None)
         self.blocks = [len(dataset)]
 
@@ -87,23 +105,51 @@ class TorchvisionImages(Images):
 
     def load(self, row: int) -> Pixels:
         with corrupt_if_undecodable(self.name(row)):
-            image = self.dataset[row][0]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"{type(self.dataset).__name__} gives {type(image).__name__}, not PIL images")
-        with corrupt_if_undecodable(self.name(row)):
-            return to_rgb(image)
+            return to_rgb(self.dataset[row][0], self.decoding)
 
     def name(self, row: int) -> str:
-        return f"{type(self.dataset).__name__}#{row}"
+        return f"{self.kind}#{row}"
 
+    def fingerprint(self) -> str:
+        """Of the class, the number, the labels and a few images, drawn by counter: torchvision says no names."""
+        digest = hashlib.sha256(f"{self.kind} {len(self)}\n".encode())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        for row in numpy_generator(0, "fingerprint").integers(len(self), size=_SAMPLED).tolist():
+            try:
+                pixels = self.load(row)
+                digest.update(f"{row} {pixels.shape}\n".encode() + pixels.tobytes())
+            except CorruptImage:
+                digest.update(f"{row} corrupt\n".encode())
+        return digest.hexdigest()
 
-def _labels(dataset: Any) -> Labels | None:
-    """int64 [rows] from the list that the class keeps, under one of its usual names; None when there is none."""
-    kept = (getattr(dataset, name, None) for name in ("targets", "labels", "_labels", "y"))
-    values = next((v for v in kept if v is not None), None)
-    if values is None:
-        values = [target for _, target in getattr(dataset, "_samples", ())]
-    values = values.tolist() if hasattr(values, "tolist") else list(values)
-    if len(values) != len(dataset) or not all(isinstance(v, int) and v >= 0 for v in values):
-        return None
-    return np.array(values, dtype=np.int64)
+    def _check_kind(self) -> None:
+        """Raises ValueError for a class of something else than images, so far as its first item can be read."""
+        try:
+            with corrupt_if_undecodable(self.name(0)):
+                first = self.dataset[0]
+        except CorruptImage:
+            return
+        image = first[0] if isinstance(first, tuple) and first else first
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                f"data.name={self.kind}: gives {type(image).__name__}, not PIL images: choose a class of single images"
+            )
+
+    def _labels(self, remarks: list[str]) -> Labels | None:
+        """int64 [rows] from the list that the class keeps, under one of its usual names; None when there is none, or
+        it is no list of a whole number for each image."""
+        kept = (getattr(self.dataset, name, None) for name in ("targets", "labels", "_labels", "y"))
+        values = next((v for v in kept if v is not None), None)
+        if values is None:
+            values = [target for _, target in getattr(self.dataset, "_samples", ())]
+        values = values.tolist() if hasattr(values, "tolist") else list(values)
+        odd = next((v for v in values if not isinstance(v, int | np.integer)), None)
+        if len(values) != len(self.dataset) or odd is not None:
+            if values:
+                what = f"one is {odd!r:.40}" if odd is not None else f"they are {len(values)}"
+                remarks.append(
+                    f"labels of {self.kind} are not used: {what}, not a number for each of {len(self)} images"
+                )
+            return None
+        labels: Labels = np.array(values, dtype=np.int64)
+        return labels if complete(labels < 0, self.name, remarks) else None

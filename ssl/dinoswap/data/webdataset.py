@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, decode
 from dinoswap.data.filesystem import below_root, by_part, find_files, open_readable
-from dinoswap.data.images import Images, ImageSource, Labels, Pixels, decode, first_labelled, numbered
+from dinoswap.data.images import Images, ImageSource, Labels, first_labelled, numbered
 from dinoswap.data.labels import Named, complete, from_numbers
 from dinoswap.data.tar_index import TarIndex, tar_index
 from dinoswap.data.tar_samples import SECOND_DOT
@@ -26,8 +27,8 @@ class WebDatasetData(ImageSource):
     `test_path` likewise; None: the test shards are those of `path` whose names say so (test-*, val-*).
     """
 
-    def __init__(self, path: str, test_path: str | None = None) -> None:
-        self.remarks: list[str] = []
+    def __init__(self, path: str, test_path: str | None = None, decoding: Decoding = DEFAULT) -> None:
+        self.decoding = decoding
         shards, self.ignored = find_files(path, _SUFFIXES)
         self.parts = by_part(shards)
         self.names = dict(zip(shards, map(str, below_root(shards)), strict=True))
@@ -56,7 +57,7 @@ class WebDatasetData(ImageSource):
             indices = open_readable(self.parts[part], tar_index, self.remarks)
             self.parts[part] = list(indices)
             names = [self.names[shard] for shard in indices]
-            images = TarImages(indices, names, train.classes if train else None, self.remarks)
+            images = TarImages(indices, names, train.classes if train else None, self.decoding, self.remarks)
             if (
                 train
                 and train.labels is not None
@@ -90,9 +91,11 @@ class TarImages(Images):
         indices: dict[Path, TarIndex],
         names: Sequence[str],
         classes: Sequence[str] | None,
+        decoding: Decoding,
         remarks: list[str],
     ) -> None:
         self.shards, self.indices, self.names = list(indices), list(indices.values()), names
+        self.decoding = decoding
         self.blocks = [len(index.keys) for index in self.indices]
         self._ends = np.cumsum(self.blocks)
         self.labels, self.classes = _labels(self.indices, classes, self.name, remarks)
@@ -103,9 +106,12 @@ class TarImages(Images):
     def load(self, row: int) -> Pixels:
         shard, sample = self._place(row)
         index = self.indices[shard]
+        size = int(index.sizes[sample])
+        if size > self.decoding.most_bytes:
+            raise CorruptImage(self.name(row), f"{size} bytes; data.max_pixels sets the limit")
         with self.shards[shard].open("rb") as file:
             file.seek(int(index.offsets[sample]))
-            return decode(file.read(int(index.sizes[sample])), self.name(row))
+            return decode(file.read(size), self.name(row), self.decoding)
 
     def name(self, row: int) -> str:
         """ "shard#key"."""

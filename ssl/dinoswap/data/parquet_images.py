@@ -1,0 +1,147 @@
+"""Images by row from the image column of tables."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, decode
+from dinoswap.data.file_tree import read_image
+from dinoswap.data.filesystem import Unreadable
+from dinoswap.data.images import Images
+from dinoswap.data.labels import Named
+from dinoswap.data.order import SHUFFLE_WINDOW
+from dinoswap.data.table_files import TableFile, is_text
+
+_TRIED_PATHS = 8
+
+
+class ParquetImages(Images):
+    """The rows of `tables`, one after the other. `names`: of their files, relative to the root of the data set.
+
+    Only what describes the tables is read until an image is asked for.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableFile],
+        names: Sequence[str],
+        column: str,
+        labels: Named,
+        memory_gb: float,
+        decoding: Decoding,
+    ) -> None:
+        sizes = [table.blocks(column) for table in tables]
+        self.tables, self.names, self.column, self.decoding = tables, names, column, decoding
+        self._blocks = [(table, block) for table, rows in enumerate(sizes) for block in range(len(rows))]
+        self._file_ends = np.cumsum([sum(rows) for rows in sizes])
+        self._block_ends = np.cumsum([n for rows in sizes for n in rows])
+        self.labels, self.classes = labels
+        self._in_memory = sum(table.size(column) for table in tables) <= memory_gb * 1e9
+        self.blocks = [len(self)] if self._in_memory else [n for rows in sizes for n in rows]
+        self._kept: OrderedDict[int, Cells | str] = OrderedDict()
+
+    def held(self) -> "ParquetImages":
+        """These images, read into memory where they fit. Raises ValueError when the files that they name are absent."""
+        if self._in_memory and not self._kept:
+            for block in range(len(self._blocks)):
+                self._read(block)
+        if len(self) and any(self._has_paths(table) for table in self.tables):
+            self._check_paths()
+        return self
+
+    def __len__(self) -> int:
+        return int(self._file_ends[-1])
+
+    def load(self, row: int) -> Pixels:
+        block = int(self._block_ends.searchsorted(row, side="right"))
+        cells = self._read(block)
+        if isinstance(cells, str):
+            raise CorruptImage(self.name(row), cells)
+        row_of_block = int(row - self._block_ends[block])  # counted from its end
+        return cells.load(row_of_block, self.name(row), self.decoding)
+
+    def name(self, row: int) -> str:
+        """ "file#row of that file"."""
+        file, row_of_file = self._place(row)
+        return f"{self.tables[file].path}#{row_of_file}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{len(self)} {self.column} {list(self.classes or ())}\n".encode())
+        for name, table in zip(self.names, self.tables, strict=True):
+            digest.update(f"{name} {table.description()}\n".encode(errors="surrogateescape"))
+            if self._has_paths(table):
+                digest.update(repr(table.column(self.column).to_pylist()).encode(errors="surrogatepass"))
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
+
+    def _has_paths(self, table: TableFile) -> bool:
+        return is_text(table.schema.field(self.column).type) or table.lacks_bytes(self.column)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """File, and row of that file."""
+        file = int(self._file_ends.searchsorted(row, side="right"))
+        return file, row - (int(self._file_ends[file - 1]) if file else 0)
+
+    def _read(self, block: int) -> "Cells | str":
+        """A block of rows, or why it cannot be read; the most recently used ones are kept."""
+        if block not in self._kept:
+            file, index = self._blocks[block]
+            table = self.tables[file]
+            try:
+                self._kept[block] = Cells.of(table.read(self.column, index), table.path.parent)
+            except Unreadable as error:
+                self._kept[block] = f"the rows around it cannot be read: {error}"
+        self._kept.move_to_end(block)
+        if not self._in_memory and len(self._kept) > SHUFFLE_WINDOW:
+            self._kept.popitem(last=False)
+        return self._kept[block]
+
+    def _check_paths(self) -> None:
+        """Raises ValueError when none of a few rows names a file that is there."""
+        reasons = []
+        for row in np.linspace(0, len(self) - 1, _TRIED_PATHS).astype(int).tolist():
+            try:
+                self.load(row)
+                return
+            except CorruptImage as error:
+                reasons.append(str(error))
+        raise ValueError(f"column {self.column} holds paths, but no image is where they say: {reasons[0]}")
+
+
+class Cells(NamedTuple):
+    """Rows of an image column."""
+
+    encoded: Any  # chunked array of binary; None: paths only
+    paths: Any  # chunked array of strings; None: encoded images only
+    folder: Path  # that paths are relative to
+
+    @classmethod
+    def of(cls, column: Any, folder: Path) -> "Cells":
+        if is_text(column.type):
+            return cls(None, column, folder)
+        if not pa.types.is_struct(column.type):
+            return cls(column, None, folder)
+        encoded = pc.struct_field(column, "bytes")
+        has_paths = encoded.null_count > 0 and column.type.get_field_index("path") >= 0
+        return cls(encoded, pc.struct_field(column, "path") if has_paths else None, folder)
+
+    def load(self, row: int, name: str, decoding: Decoding) -> Pixels:
+        """Raises CorruptImage."""
+        if self.encoded is not None and (cell := self.encoded[row]).is_valid:
+            return decode(cell.as_buffer(), name, decoding)
+        path = None if self.paths is None else self.paths[row].as_py()
+        if not path:
+            raise CorruptImage(name, "no bytes in this row")
+        file = self.folder / path
+        try:
+            if "\0" in path or not file.is_file():  # a pipe would never end
+                raise CorruptImage(name, "no such file")
+            return decode(read_image(file, decoding), name, decoding)
+        except CorruptImage as error:
+            raise CorruptImage(name, f"{file}: {error.reason}") from error
