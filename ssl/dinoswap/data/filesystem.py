@@ -1,5 +1,6 @@
 """Finding data files by path, folder or pattern, each once, and telling which part of a data set a path belongs to."""
 
+import errno
 import os
 import re
 import stat
@@ -31,6 +32,8 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _OURS = (".tar.index", ".tar.index.npz")  # what tar_index.py keeps beside shards
 _NAMED = 5  # unreadable files that a remark names, each with its reason
 
+_ASKED_BY_CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)  # of a seek to where damaged bytes lead
+
 T = TypeVar("T")
 
 
@@ -47,7 +50,7 @@ def damage_named(path: Path, remedy: str = "") -> Iterator[None]:
     except (MemoryError, Unreadable):
         raise
     except Exception as error:  # the reader's own classes, UnicodeDecodeError, OverflowError, ...
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno not in _ASKED_BY_CONTENT:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Unreadable(f"{path}: {reason}{remedy}") from error
