@@ -73,8 +73,10 @@ class ZipFiles:
         member = self._members[file]
         if member.file_size > decoding.most_bytes:
             raise CorruptImage(self.name(file), f"{member.file_size} bytes; data.max_pixels sets the limit")
+        if member.header_offset < 0:
+            raise CorruptImage(self.name(file), "the directory of the zip file is damaged")
         with self.root.open("rb") as archive:
-            archive.seek(max(member.header_offset, 0))  # a damaged directory leads before the beginning
+            archive.seek(member.header_offset)
             header = archive.read(_LOCAL_HEADER)
             lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             archive.seek(member.header_offset + _LOCAL_HEADER + lengths)
