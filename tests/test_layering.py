@@ -25,7 +25,7 @@ LAYERS = {
     3: "model ema optim layer_decay weight_decay data nonfinite",
     2: "objectives clustering da3 forward",
     1: "nn masking reduction schedules augmentation targets",
-    0: "values distributed files lock rng precision provenance preemption row_blocks",
+    0: "values distributed files lock reading record rng precision provenance preemption row_blocks",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 

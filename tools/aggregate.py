@@ -42,7 +42,7 @@ def summary(runs: pd.DataFrame) -> list[str]:
 
 
 def told(passed_over: Sequence[PassedOver]) -> list[str]:
-    lines = [f"  {each.path}: {each.reason}" for each in passed_over[:SHOWN]]
+    lines = [f"  {each.line}" for each in passed_over[:SHOWN]]
     more = len(passed_over) - SHOWN
     return [*lines, f"  and {more} more"] if more > 0 else lines
 

@@ -60,10 +60,10 @@ def require_sole_writer(folder: Path) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """Who has the lock of `folder`, in words; None when nobody does, or it cannot be known."""
+    """Who has the lock of `folder`, in words; None when nobody does. OSError where that cannot be found out."""
     try:
-        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)  # who knows what bears this name
-    except OSError:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of this name is not waited for
+    except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -19,6 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from dinoswap import provenance
 from dinoswap.distributed import is_main
 from dinoswap.files import write_atomically
+from dinoswap.reading import RECORD_BYTES, parse_object, read_small
+from dinoswap.record import read_record
 
 Status = Literal["running", "completed", "failed", "preempted", "diverged"]
 
@@ -58,12 +60,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            line = json.loads(text)
-            if not isinstance(line, dict) or type(line.get("step")) is not int:
-                raise ValueError("no object with a step")
-            lines.append(line)
-        except (ValueError, RecursionError) as error:  # of JSON, and of UTF-8
-            raise ValueError(f"{path}, line {number}: not a line of metrics ({error}); delete this line") from error
+            line = parse_object(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); delete this line") from error
+        if type(line.get("step")) is not int:
+            raise ValueError(f"{path}, line {number}: has no step; delete this line")
+        lines.append(line)
     return lines
 
 
@@ -108,10 +110,11 @@ class RunRecord:
         """A new record, or the one at `path` continued: one more restart, what was measured so far kept. Written."""
         record = cls(path, run_id, study, seed, dict(choices), list(overrides))
         if path.exists():
-            before = load_record(path)
-            record.restarts = before["restarts"] + 1
+            load_record(path)
+            before, _ = read_record(path)
+            record.restarts = (before.get("restarts") or 0) + 1
             for name in ("started", "steps", "throughput", "cost", "metrics", "notes"):
-                setattr(record, name, before.get(name, getattr(record, name)))
+                setattr(record, name, before.get(name) or getattr(record, name))
         record.write()
         return record
 
@@ -130,10 +133,10 @@ class RunRecord:
 def load_record(path: Path) -> dict[str, Any]:
     """The fields of a run.json. Raises ValueError when it is not one."""
     try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        record = parse_object(read_small(path, RECORD_BYTES))
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); delete it to start the record anew") from error
-    if not isinstance(record, dict) or "run_id" not in record:
+    if "run_id" not in record:
         raise ValueError(f"{path} is not the record of a run: it has no run_id; delete it to start the record anew")
     return record
 

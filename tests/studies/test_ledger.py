@@ -104,12 +104,24 @@ def test_what_the_record_says(status: str, tmp_path: Path) -> None:
     assert found.record["run_id"] == "x"
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", '{"status": "lost"}'])
-def test_without_a_record_it_is_missing(content: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        (None, ""),
+        ("", "run.json: not the record of a run: Expecting value"),
+        ("{", "run.json: not the record of a run: Expecting property"),
+        ("[1]", "run.json: not the record of a run: not an object but [1]"),
+        ('{"status": "lost"}', "run.json: status is 'lost'"),
+    ],
+)
+def test_without_a_record_it_is_missing(content: str | None, note: str, tmp_path: Path) -> None:
+    """What is there and cannot be read is told: a run that is started there would be refused."""
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     (found,) = find([tmp_path])
-    assert (found.state, found.note) == ("missing", "")
+    assert found.state == "missing"
+    assert found.note.startswith(note)
+    assert bool(found.note) == bool(note)
 
 
 def hold(folder: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design
-from dinoswap.studies.ledger import Entry, Found, read_json
+from dinoswap.studies.ledger import Entry, Found, record_of
 from dinoswap.studies.overrides import combined, quoted
 from dinoswap.studies.statistics import detectable_difference, detectable_effects
 from dinoswap.studies.status import tail
@@ -45,7 +45,7 @@ def cost(record: Mapping[str, Any], source: str) -> Cost | None:
     hours = record.get("cost", {}).get("core_or_gpu_hours")
     if record.get("status") != "completed" or hours is None:
         return None
-    return Cost(hours, bool(record.get("hardware", {}).get("gpus")), source)
+    return Cost(hours, bool((record.get("hardware") or {}).get("gpus")), source)
 
 
 def costs(entries: Sequence[Entry], probing: bool = False) -> dict[str, Cost]:
@@ -63,8 +63,10 @@ def costs(entries: Sequence[Entry], probing: bool = False) -> dict[str, Cost]:
 
 def measure(entry: Entry) -> Cost | None:
     """From all finished runs of this config."""
-    runs = entry.folder.parents[2].glob(f"*/{entry.run_id}/seed*/run.json")
-    return mean([found for path in sorted(runs) if (found := cost(read_json(path), "finished runs"))], "finished runs")
+    paths = sorted(entry.folder.parents[2].glob(f"*/{entry.run_id}/seed*/run.json"))
+    records = [record_of(path.parent)[0] for path in paths]
+    once = {tuple(record.get(name) for name in ("study", "seed", "started")): record for record in records}  # no copies
+    return mean([found for record in once.values() if (found := cost(record, "finished runs"))], "finished runs")
 
 
 def mean(found: Sequence[Cost], source: str) -> Cost | None:
@@ -87,7 +89,7 @@ def probe(entry: Entry) -> Cost:
             process.terminate()
             output, _ = process.communicate()
         rates = [line["images_per_second"] for line in _logged(results) if line["images_per_second"]]
-        records = [read_json(path) for path in Path(results).rglob("run.json")]
+        records = [record_of(path.parent)[0] for path in Path(results).rglob("run.json")]
     if not rates:
         raise ConfigError(f"--probe: cell {entry.cell} trains no step in {PROBE_SECONDS} s: {output.strip()[-500:]}")
     hardware = records[0]["hardware"]
@@ -104,7 +106,7 @@ def left(entry: Entry, at: Found, whole: Cost) -> float:
     """Hours that a run still takes."""
     if at.state not in TO_COME:
         return 0.0
-    done: float = at.record.get("steps", 0) / entry.config["trainer"]["max_steps"]
+    done: float = (at.record.get("steps") or 0) / entry.config["trainer"]["max_steps"]
     return whole.hours * max(0.0, 1 - done)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any, Literal, get_args
 from dinoswap.files import write_atomically
 from dinoswap.identity import run_folder
 from dinoswap.lock import holder
+from dinoswap.reading import RECORD_BYTES, parse_object, read_small
+from dinoswap.record import Record, read_record
 from dinoswap.studies.design import Cell
 from dinoswap.studies.overrides import as_text
 from dinoswap.studies.study import Study
@@ -83,40 +86,62 @@ def entries(study: Study, cells: Iterable[Cell]) -> list[Entry]:
 
 def find(folders: Sequence[Path]) -> list[Found]:
     """Of each run folder, which need not exist."""
-    unfinished = [folder for folder in folders if read_json(folder / "run.json").get("status") != "completed"]
-    claims = {folder: found for folder in unfinished if (found := read_json(folder / "job.json"))}
+    unfinished = [folder for folder in folders if record_of(folder)[0].get("status") != "completed"]
+    claims = {folder: found for folder in unfinished if (found := read_json(folder / "job.json")).get("job")}
     queued = queued_jobs(str(found["job"]) for found in claims.values())
     return [_find(folder, claims.get(folder, {}), queued) for folder in folders]
 
 
 def _find(folder: Path, claim: Mapping[str, Any], queued: Collection[str]) -> Found:
-    who, record = holder(folder), read_json(folder / "run.json")  # in this order: who lets go has written its last
+    try:
+        who = holder(folder)
+    except OSError as error:
+        return Found("missing", f"cannot be read: {error.strerror}")
+    record, fault = record_of(folder)  # after the lock: who lets go has written its last
     status, job = record.get("status"), claim.get("job")
     if status == "completed":
-        return Found("completed", "", record)
+        return Found("completed", fault, record)
     if who is not None:
         return Found("running", who, record)
     if job in queued:
         return Found("queued", f"SLURM job {job}", record)
     if status not in STATES:
-        return Found("missing", f"SLURM job {job} ended before the run began, see {claim['log']}" if job else "")
+        never = f"SLURM job {job} ended before the run began, see {claim.get('log')}" if job else ""
+        return Found("missing", fault or never)
     if status == "running":
         return Found("killed", f"no process has it; last heard of {_last_heard(folder)}", record)
-    return Found(status, str(record.get("error") or "").partition("\n")[0], record)
+    return Found(status, str(record.get("error") or fault).partition("\n")[0], record)
 
 
 def _last_heard(folder: Path) -> str:
-    times = [path.stat().st_mtime for name in ("run.json", "metrics.jsonl") if (path := folder / name).exists()]
-    return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M:%S} UTC"
+    times = []
+    for name in ("run.json", "metrics.jsonl"):
+        with suppress(OSError):
+            times.append((folder / name).stat().st_mtime)
+    return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M:%S} UTC" if times else "an unknown time"
+
+
+def record_of(folder: Path) -> tuple[Record, str]:
+    """run.json, and in words what is wrong with it. Empty where there is none, or it cannot be read."""
+    try:
+        record, faults = read_record(folder / "run.json")
+    except FileNotFoundError:
+        return {}, ""
+    except OSError as error:
+        return {}, f"run.json: {error.strerror}"
+    except ValueError as error:
+        return {}, f"run.json: not the record of a run: {error}"
+    if record.get("status") not in STATES:
+        faults.append(f"status is {record.get('status')!r}")
+    return record, f"run.json: {'; '.join(faults)}" if faults else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Empty when there is none, or it is not an object."""
     try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return parse_object(read_small(path, RECORD_BYTES))
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 # --- SLURM ------------------------------------------------------------------------------------------------------------
@@ -143,7 +168,9 @@ def queued_jobs(jobs: Iterable[str]) -> set[str]:
     masters = ",".join(sorted({job.split("_")[0] for job in asked}))
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={masters}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, env={**os.environ, "LC_ALL": "C"}
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         done = subprocess.CompletedProcess(command, 1, "", str(error))
     if done.returncode and "Invalid job id" not in done.stderr:

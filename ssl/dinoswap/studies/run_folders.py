@@ -1,10 +1,9 @@
 """Finding run folders and reading them, whatever state they are in: being written, failed, of another version, foreign.
 
-A folder that holds run.json is a run, and nothing below it is looked at; links are followed. What cannot be read is
-passed over, with the reason.
+A folder that holds run.json is a run, and nothing below it is looked at. Links are followed, and a folder is looked at
+once, however many lead to it. What cannot be read is passed over, with the reason.
 """
 
-import json
 import math
 import os
 import shlex
@@ -16,10 +15,11 @@ from typing import Any
 import yaml
 
 from dinoswap.configuration import flatten
+from dinoswap.reading import CONFIG_BYTES, clean, one_line, parse_object, read_lines, read_small, shortened
+from dinoswap.record import MAX_INT, MOST, Record, number, read_record
 
 DEEPEST = 4
 """Folders from the root to a run: results/ has runs/<study>/<run_id>/seed<k>."""
-MAX_INT = 2**63
 Stamp = tuple[int, int]
 """Time of the last change, in ns, and size of a run.json."""
 
@@ -31,30 +31,63 @@ class PassedOver:
     path: Path
     reason: str
 
+    @property
+    def line(self) -> str:
+        return one_line(f"{self.path}: {self.reason}")
+
 
 def find(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
     """The folders with a run.json, by their path from the root; and the innermost folders that have none."""
     found: dict[str, Stamp] = {}
     passed_over: list[PassedOver] = []
-    pending = [(root, 0)]
-    while pending:
-        folder, depth = pending.pop()
+    pending, links = [(root, 0)], list[tuple[Path, int]]()
+    seen: dict[tuple[int, int], Path] = {}
+    while pending or links:
+        folder, depth = pending.pop() if pending else links.pop()  # links last: a run is where it lies
         try:
-            entries = list(os.scandir(folder))
-            record = next((entry for entry in entries if entry.name == "run.json"), None)
-            if record is not None:
-                stat = record.stat()
-                found[str(folder.relative_to(root))] = stat.st_mtime_ns, stat.st_size
+            stat, entries = folder.stat(), sorted(os.scandir(folder), key=lambda entry: entry.name)
+            first = seen.setdefault((stat.st_dev, stat.st_ino), folder)
+            if first != folder:
+                passed_over.append(PassedOver(folder, f"is {first} again"))
                 continue
-        except OSError as error:
-            passed_over.append(PassedOver(folder, error.strerror or str(error)))
+            stamp = _stamp(folder, entries)
+        except (OSError, ValueError) as error:
+            passed_over.append(PassedOver(folder, _reason(error)))
             continue
-        below = [Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        if stamp is not None:
+            found[str(folder.relative_to(root))] = stamp
+            continue
+        below = [Path(entry) for entry in entries if _is_folder(entry) and not entry.name.startswith(".")]
         if depth == DEEPEST or not below:
             passed_over.append(PassedOver(folder, "no run.json" if entries else "empty"))
         else:
-            pending += [(path, depth + 1) for path in below]
+            for path in below:
+                (links if path.is_symlink() else pending).append((path, depth + 1))
     return dict(sorted(found.items())), sorted(passed_over, key=lambda each: each.path)
+
+
+def _stamp(folder: Path, entries: list["os.DirEntry[str]"]) -> Stamp | None:
+    """Of the run.json, or None where there is none. ValueError for a run whose path no table can hold."""
+    record = next((entry for entry in entries if entry.name == "run.json"), None)
+    if record is None:
+        return None
+    if str(folder) != clean(str(folder)):
+        raise ValueError("its name is not UTF-8; rename the folder")
+    stat = record.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of what a link leads to
+        return False
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
 
 
 class RunReader:
@@ -67,108 +100,105 @@ class RunReader:
 
     def read(self, folder: Path) -> dict[str, Any] | None:
         """None where the record cannot be read; without `config.` where the config cannot."""
+        path = folder / "run.json"
         try:
-            record = read_record(folder / "run.json")
-            row = fields_of(record)
+            record, faults = read_record(path)
+            missing = next((name for name in ("run_id", "seed", "status") if record.get(name) is None), None)
+            if missing is not None:
+                raise ValueError(next((fault for fault in faults if fault.startswith(missing)), f"{missing} is None"))
         except OSError as error:
-            self.passed_over.append(PassedOver(folder, error.strerror or str(error)))
+            self.passed_over.append(PassedOver(folder, f"run.json: {_reason(error)}"))
             return None
-        except (ValueError, OverflowError) as error:  # json's errors and those of the encoding are ValueErrors
-            self.passed_over.append(PassedOver(folder, f"run.json: {error}"))
+        except ValueError as error:
+            self.passed_over.append(PassedOver(folder, f"run.json: not the record of a run: {error}"))
             return None
-        for note in notes if isinstance(notes := record.get("notes"), list) else []:
-            self.passed_over.append(PassedOver(folder / "metrics.jsonl", str(note)))
-        return row | self._numbers(folder / "config.yaml")
+        if faults:
+            self.passed_over.append(PassedOver(path, f"left out: {'; '.join(faults)}"))
+        self.passed_over += [PassedOver(folder / "metrics.jsonl", note) for note in record.get("notes", [])]
+        return fields_of(record) | self._numbers(folder / "config.yaml")
 
     def _numbers(self, path: Path) -> dict[str, float]:
         try:
-            content = path.read_bytes()
+            content = read_small(path, CONFIG_BYTES)
             key = b"\n".join(line for line in content.split(b"\n") if not line.startswith(b"seed:"))
             if key not in self._known:
-                self._known[key] = _numbers(yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+                self._known[key] = _numbers(_parsed_yaml(content))
             return self._known[key]
-        except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
-            self.passed_over.append(PassedOver(path, f"its numbers are missing: {' '.join(str(error).split())}"))
+        except Exception as error:  # YAML's constructors raise what they like
+            self.passed_over.append(PassedOver(path, f"its numbers are missing: {_reason(error)}"))
             return {}
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A run.json of any version. ValueError where it is none, OSError where there is none."""
-    record = json.loads(path.read_bytes())
-    if not isinstance(record, dict):
-        raise ValueError("not the record of a run")
-    for name, kind in (("run_id", str), ("seed", int), ("status", str)):
-        if type(record.get(name)) is not kind or (name == "seed" and not 0 <= record[name] < MAX_INT):
-            raise ValueError(f"not the record of a run: {name} is {record.get(name)!r}")
-    return record
-
-
-def fields_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Column -> value. A field that a record of its version lacks is None or NaN, one that is unknown is left."""
-
-    def section(name: str) -> Mapping[str, Any]:
-        value = record.get(name)
-        return value if isinstance(value, Mapping) else {}
-
-    overrides, gpus = record.get("overrides"), section("hardware").get("gpus")
-    row: dict[str, Any] = {name: _text(record.get(name)) for name in ("run_id", "status", "started", "ended", "error")}
-    row |= {f"choice.{_text(str(group))}": _text(str(option)) for group, option in section("choices").items()}
+def fields_of(record: Record) -> dict[str, Any]:
+    """Column -> value. A field that the record lacks is None or NaN, one that is unknown is left."""
+    hardware, git = record.get("hardware") or {}, record.get("git") or {}
+    row: dict[str, Any] = {name: record.get(name) for name in ("run_id", "status", "started", "ended", "error")}
+    row |= {f"choice.{group}": option for group, option in record.get("choices", {}).items()}
     for name in ("metrics", "cost"):
-        row |= {f"{name.removesuffix('s')}.{_text(key)}": _number(value) for key, value in section(name).items()}
+        row |= {f"{name.removesuffix('s')}.{key}": _float(value) for key, value in record.get(name, {}).items()}
     return row | {
-        "study": _text(record.get("study")) or "single",
+        "study": record.get("study") or "single",
         "seed": record["seed"],
-        **{name: record.get(name) if type(record.get(name)) is int else None for name in ("steps", "restarts")},
-        "images_per_second": _number(section("throughput").get("images_per_second")),
-        "commit": _text(section("git").get("sha")),
-        "dirty": section("git").get("dirty") if isinstance(section("git").get("dirty"), bool) else None,
-        "hardware": _text(", ".join(map(str, gpus)) if gpus else section("hardware").get("cpu")),
-        "overrides": _text(shlex.join(map(str, overrides))) if isinstance(overrides, list) else None,
+        **{name: record.get(name) for name in ("steps", "restarts")},
+        "images_per_second": _float(record.get("throughput", {}).get("images_per_second")),
+        "commit": _text(git.get("sha")),
+        "dirty": git.get("dirty") if isinstance(git.get("dirty"), bool) else None,
+        "hardware": ", ".join(hardware.get("gpus") or ()) or _text(hardware.get("cpu")),
+        "overrides": shlex.join(record["overrides"]) if "overrides" in record else None,
     }
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+# --- metrics.jsonl ----------------------------------------------------------------------------------------------------
 
 
 def read_points(path: Path, names: Collection[str] | None) -> Iterator[tuple[int, str, float]]:
     """Step, name, value of a metrics.jsonl. Raises ValueError after the last point if a line could not be read; a last
     line without its end is still being written."""
     bad = 0
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        values = _parsed(line)
-        step = values.pop("step", None)
-        if type(step) is not int:
+    for line in read_lines(path):
+        try:
+            points = _points(parse_object(line), names)
+        except ValueError:
             bad += 1
             continue
-        for name, value in values.items():
-            if names is None or name in names:
-                yield step, name, _number(value)
+        yield from points
     if bad:
         raise ValueError(f"{bad} line{'s' * (bad > 1)} cannot be read")
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    """A JSON object, or nothing where there is none."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
+def _points(values: Mapping[str, Any], names: Collection[str] | None) -> list[tuple[int, str, float]]:
+    """ValueError for a line that has no step, and for what is logged that is no number."""
+    step = values.get("step")
+    if type(step) is not int or not 0 <= step < MAX_INT or len(values) > MOST:
+        raise ValueError("not a step")
+    wanted = {name: value for name, value in values.items() if name != "step" and (names is None or name in names)}
+    return [(step, clean(name), _float(number(value))) for name, value in wanted.items()]
+
+
+# --- config.yaml ------------------------------------------------------------------------------------------------------
+
+
+def _parsed_yaml(content: bytes) -> Any:
+    """Without aliases, which no config.yaml has: a few lines of them can stand for billions of values."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if b"*" in content and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, loader)):
+        raise ValueError("has YAML aliases")
+    return yaml.load(content, loader)
 
 
 def _numbers(config: Any) -> dict[str, float]:
     if not isinstance(config, dict):
-        raise ValueError("holds no keys")
+        raise ValueError(f"holds no keys but {shortened(config)}")
     leaves = flatten({str(key): value for key, value in config.items() if key != "seed"})
-    return {f"config.{key}": float(value) for key, value in leaves.items() if _is_number(value)}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> float:
-    """NaN for what is missing, no number, or not finite, which a record has as null."""
-    return float(value) if _is_number(value) and math.isfinite(value) else math.nan
-
-
-def _text(value: Any) -> str | None:
-    """Without halves of characters, which messages about files with odd names have and Parquet cannot hold."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+    numbers = {key: value for key, value in leaves.items() if type(value) in (int, float)}
+    if len(numbers) > MOST:
+        raise ValueError(f"has {len(numbers)} numbers")
+    return {f"config.{clean(key)}": float(value) for key, value in numbers.items()}

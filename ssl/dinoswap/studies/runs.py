@@ -13,6 +13,9 @@
 | commit, dirty, hardware, overrides | what repeats it; the overrides in one line, as a shell takes them |
 | path | the run's folder |
 
+A run is a row once: of folders whose records have the same study, run_id, seed and beginning (a copied folder) the one
+in its own place, <study>/<run_id>/seed<k>, stands for all; then the one that got further.
+
 `load_curves(root)`: run_id, seed, step, name, value; a line of metrics.jsonl gives a row per name.
 
 The rows are kept in a Parquet file at the root. A row is used again while path, time and size of its run.json are the
@@ -37,7 +40,7 @@ from dinoswap.files import write_atomically
 from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find, read_points
 
 CACHE = ".runs.parquet"
-FORMAT_KEY, FORMAT = b"dinoswap.runs", b"2"
+FORMAT_KEY, FORMAT = b"dinoswap.runs", b"3"
 """Of the cached rows: counts up when they change."""
 SETTLED_NS = 2 * 10**9
 """A run.json that is younger when it is looked at is not cached: some file systems count time in steps of two seconds,
@@ -102,7 +105,8 @@ def read_runs(root: str | Path, cache: bool = True) -> Loaded:
         partly = [str(each.path.parent.relative_to(root)) for each in reader.passed_over]
         settled = frame["mtime_ns"] < now - SETTLED_NS
         _write_cache(root / CACHE, frame[settled & ~frame["path"].isin(partly)])
-    return Loaded(_presented(frame, root), passed_over + reader.passed_over)
+    frame, copies = _without_copies(frame, root)
+    return Loaded(_presented(frame, root), passed_over + reader.passed_over + copies)
 
 
 def read_curves(runs: pd.DataFrame, names: Collection[str] | None = None) -> Loaded:
@@ -143,6 +147,19 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.reindex(columns=list(columns)).astype(types | TYPES)
 
 
+def _without_copies(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[PassedOver]]:
+    """Each run once, and the folders that are left out."""
+    absolute = [(root / path).absolute().parts[-3:] for path in frame["path"]]
+    own = [(study, run_id, f"seed{seed}") for study, run_id, seed in frame[["study", "run_id", "seed"]].to_numpy()]
+    elsewhere = [place != home for place, home in zip(absolute, own, strict=True)]
+    order = frame.assign(elsewhere=elsewhere, left=-frame["steps"].fillna(0)).sort_values(["elsewhere", "left", "path"])
+    first = order.groupby(["study", "run_id", "seed", "started"], dropna=False)["path"].transform("first")
+    first = first.reindex(frame.index)
+    copies = first != frame["path"]
+    told = zip(frame["path"][copies], first[copies], strict=True)
+    return frame[~copies], [PassedOver(root / path, f"is a copy of {root / of}") for path, of in told]
+
+
 def _of_no_row(frame: pd.DataFrame) -> list[str]:
     """Columns of runs that were read before and have changed or gone since."""
     blank = {name for names in frame[BLANK] for name in names.split("\n")}
@@ -170,6 +187,8 @@ def _is_current(cached: pd.DataFrame, found: Mapping[str, Stamp]) -> npt.NDArray
 
 def _read_cache(path: Path) -> pd.DataFrame | None:
     """None unless it is whole, which its checksums tell, and of this format."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
         if (table.schema.metadata or {}).get(FORMAT_KEY) != FORMAT:

@@ -1,10 +1,9 @@
 """Where the runs of a study stand: a live table on a terminal, plain lines elsewhere. Read from the run folders."""
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dinoswap.reading import one_line, parse_object, read_tail
+from dinoswap.record import number
 from dinoswap.studies.ledger import STATES, Entry, Found, State, find
 
 REFRESH_SECONDS = 2.0
@@ -66,43 +67,48 @@ def rows(entries: Sequence[Entry], metric: str) -> list[Row]:
 def _row(entry: Entry, at: Found, metric: str) -> Row:
     lines = tail(entry.folder / "metrics.jsonl") if at.state not in ("missing", "completed") else []
     total, images = entry.config["trainer"]["max_steps"], entry.config["data"]["batch_size"]
-    step = _last(lines, "step") or at.record.get("steps", 0)
+    step = _last(lines, "step") or at.record.get("steps") or 0
     rate = _last(lines, "images_per_second") or at.record.get("throughput", {}).get("images_per_second")
     value = at.record.get("metrics", {}).get(metric, _last(lines, metric))
-    left = timedelta(seconds=round((total - step) * images / rate)) if rate and at.state == "running" else None
+    left = _duration((total - step) * images / rate) if rate and at.state == "running" else None
     return Row(
         cell=entry.cell,
         seed=entry.seed,
         state=at.state,
-        step=f"{step}/{total}" if at.record else "",
+        step=f"{step:g}/{total}" if at.record else "",
         rate=f"{rate:.1f}" if rate else "",
         eta=str(left) if left is not None else "",
         metric=f"{metric} {value:.4g}" if value is not None else "",
         restarts=str(at.record.get("restarts") or ""),
-        note=at.note,
+        note=one_line(at.note),
     )
 
 
+def _duration(seconds: float) -> timedelta | None:
+    try:
+        return timedelta(seconds=round(seconds))
+    except OverflowError:  # at a rate that is no rate
+        return None
+
+
 def tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a metrics.jsonl that is being written."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
-        file.seek(start)
-        texts = file.read().split(b"\n")[:-1]
+    """The last lines of a metrics.jsonl that is being written; without those that are cut here, overwritten at this
+    moment, or damaged: whoever needs it whole will say so."""
     found = []
-    for text in texts[1:] if start else texts:
-        try:
-            found.append(json.loads(text))
-        except ValueError:  # overwritten at this moment, or damaged; whoever needs it whole will say so
-            continue
+    with suppress(OSError):
+        for line in read_tail(path, TAIL_BYTES).split(b"\n")[:-1]:
+            with suppress(ValueError):
+                found.append(parse_object(line))
     return found
 
 
-def _last(lines: Iterable[Mapping[str, Any]], name: str) -> Any:
-    values = [line[name] for line in lines if line.get(name) is not None]
-    return values[-1] if values else None
+def _last(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The last number of this name."""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            if (value := number(line.get(name))) is not None:
+                return value
+    return None
 
 
 def summary(states: Iterable[State]) -> str:

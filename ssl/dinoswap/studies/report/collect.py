@@ -5,10 +5,11 @@ those of a network that has not learnt much yet can look uniform. A metric that 
 an outcome as well, `failed`; one that it does not report at all is `missing`.
 """
 
+import contextlib
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ class Run:
             section = "throughput"
         elif name.startswith("cost."):
             section, key = "cost", name.removeprefix("cost.")
-        value = (self.record.get(section) or {}).get(key)
-        return float(value) if isinstance(value, int | float) else math.nan
+        value = self.record.get(section, {}).get(key)
+        return math.nan if value is None else float(value)
 
     @property
     def commit(self) -> str:
@@ -93,7 +94,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Collected:
-    """`unasked`: folders of the study whose config or seed it does not ask for now."""
+    """`unasked`: folders of the study whose config or seed it does not ask for now. `passed_over`: a line for each file
+    or folder below `root` that was not read, or not wholly."""
 
     study: Study
     root: Path
@@ -101,6 +103,7 @@ class Collected:
     runs: list[Run]
     unasked: list[str]
     curves: pd.DataFrame  # cell, seed, step, name, value
+    passed_over: list[str] = field(default_factory=list)
 
     @property
     def ended(self) -> list[Run]:
@@ -132,14 +135,17 @@ def collect(study: Study, root: Path) -> Collected:
     names = {metric.name for metric in study.metrics} | {"loss"}
     if not root.is_dir():
         return Collected(study, root, design, runs, [], pd.DataFrame(columns=["cell", "seed", "step", "name", "value"]))
-    frame = read_runs(root).frame
+    loaded = read_runs(root)
+    frame = loaded.frame
     places = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
     keys = pd.Series(list(zip(frame["run_id"].astype(str), frame["seed"].astype(int), strict=True)), index=frame.index)
     ours = keys.isin(places.keys())
-    curves = read_curves(frame[ours], names).frame
+    read = read_curves(frame[ours], names)
+    curves = read.frame
+    passed_over = [each.line for each in loaded.passed_over + read.passed_over]
     cells = [places[key] for key in zip(curves["run_id"].astype(str), curves["seed"], strict=True)]
     unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~ours, "path"]]
-    return Collected(study, root, design, runs, unasked, curves.assign(cell=cells).drop(columns="run_id"))
+    return Collected(study, root, design, runs, unasked, curves.assign(cell=cells).drop(columns="run_id"), passed_over)
 
 
 def _run(entry: Entry, found: Found, folder: Path) -> Run:
@@ -159,7 +165,8 @@ def diagnose(metrics: Mapping[str, float | None]) -> tuple[bool, str]:
         values = {key: metrics[f"{where}/{key}"] for key in needed if f"{where}/{key}" in metrics}
         if len(values) == len(needed):
             known = {key: math.nan if value is None else value for key, value in values.items()}
-            said[where] = verdict(known, f"{where.removeprefix('eval/')}'s teacher targets")
+            with contextlib.suppress(ArithmeticError):  # of values that no evaluation gives
+                said[where] = verdict(known, f"{where.removeprefix('eval/')}'s teacher targets")
     return bool(said.get("eval")), "; ".join(sentence for sentence in said.values() if sentence)
 
 

@@ -142,7 +142,9 @@ def _of_runs(analysis: Analysis) -> Iterable[Section]:
             f"Not used: {counted(len(collected.unasked), 'run')} of this study's folder whose config or seed the study "
             f"does not ask for now: {listed(collected.unasked)}."
         )
-    yield Section("missing", "What is missing", text, [], [missing] if missing.rows else [])
+    tables_of_it = [missing] if missing.rows else []
+    text += ["Not read, or not wholly:"] if collected.passed_over else []
+    yield Section("missing", "What is missing", text, [], tables_of_it, items=collected.passed_over)
     how = [
         "The first command does what is missing, the second writes this page from the run folders; every number is in "
         "report.json beside it. A single run, and with it its value, is repeated by its own command."

@@ -4,7 +4,6 @@ Evaluations are read from metrics.jsonl as they appear, and how it ended from ru
 the same whoever starts it, what kills it spares the worker, and one that goes on has told what it told before.
 """
 
-import json
 import math
 import multiprocessing
 import os
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
@@ -20,15 +20,20 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dinoswap.lock import exclusive, holder
-from dinoswap.studies.ledger import read_json
+from dinoswap.preemption import SIGNALS
+from dinoswap.reading import read_tail
+from dinoswap.studies.ledger import record_of
 from dinoswap.studies.overrides import Scalar
+from dinoswap.studies.run_folders import read_points
 from dinoswap.studies.tuning.definition import Tuning
 
 Status = Literal["completed", "diverged", "failed", "preempted", "killed"]
 
 _processes = multiprocessing.get_context("forkserver")
 _PRELOADED = ["dinoswap.job", "torch._dynamo"]  # takes seconds to import: once for all runs of a worker
-_PREEMPTED = (75, -signal.SIGTERM, -signal.SIGINT)  # exit statuses; the signals came before there was a handler
+_PREEMPTED = (75, *(-number for number in SIGNALS))  # exit statuses; the signals came before there was a handler
+OUTPUT_BYTES = 65536
+"""From the end of what a run printed, to find its last line in."""
 _SLOWEST_LOOK = 5.0  # seconds between two looks at the folder
 
 
@@ -56,7 +61,7 @@ class Training:
     @property
     def ended(self) -> bool:
         """With a result."""
-        return read_json(self.folder / "run.json").get("status") in ("completed", "diverged")
+        return record_of(self.folder)[0].get("status") in ("completed", "diverged")
 
     @property
     def busy(self) -> bool:
@@ -93,7 +98,7 @@ class Training:
 
     def outcome(self) -> Outcome:
         """Once `follow` is through."""
-        record = read_json(self.folder / "run.json")
+        record, _ = record_of(self.folder)
         code = None if self._process is None else self._process.exitcode
         status, error = str(record.get("status")), record.get("error")
         if code in _PREEMPTED:
@@ -132,16 +137,19 @@ def _end_with_the_worker() -> None:
 
 def evaluations(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
     """(step, value) from metrics.jsonl, to which somebody may be writing."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    for row in (json.loads(line) for line in lines if f'"{metric}":' in line):
-        if row[metric] is not None:
-            yield row["step"], row[metric]
+    with suppress(OSError, ValueError):  # not begun; or lines that cannot be read, after all that can
+        for step, _, value in read_points(folder / "metrics.jsonl", {metric}):
+            if not math.isnan(value):
+                yield step, value
 
 
 def last_line(path: Path) -> str:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "it ended without a word")
+    try:
+        content = read_tail(path, OUTPUT_BYTES)
+    except OSError:
+        return "it ended without a word"
+    lines = [line for line in content.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word"
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, float]:
