@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 SUBMISSION_SECONDS = 600.0  # of somebody else, who submits into the same folder
+IDLE_TURNS = 2  # to the time limit, without a step: the first start on a node reads more from the disk than the second
 SETTLING_SECONDS = 5.0  # until the last words of a job are to be seen on a shared file system
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         self.poll_seconds, self.check_code = poll_seconds, check_code
         self.code = ""
         self.names: dict[Path, str] = {}
+        self.folders: dict[int, Path] = {}  # by the job's number
+        self.done, self.idle_turns = 0, 0
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from dinoswap.configuration import config_dir
@@ -71,19 +74,20 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         return report(jobs)
 
     def _submit(self, jobs: Sequence["Job"]) -> None:
-        """As one array."""
         from dinoswap.schema import ConfigError
         from dinoswap.studies.ledger import claim
-        from dinoswap.studies.submit import executor
+        from dinoswap.studies.submit import executor, refusal, submitted
 
         if not jobs:
             return
+        self.folders = {job.number: job.folder for job in jobs}
         state = Singleton.get_state()
         rows = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
         try:
-            handles = executor(self.params).map_array(self, *zip(*rows, strict=True))
-        except RuntimeError as error:  # there is no SLURM, or sbatch refuses
-            raise ConfigError(f"hydra/launcher=slurm: {' '.join(str(error).split())}") from error
+            given = executor(self.params)
+        except RuntimeError as error:  # there is no SLURM
+            raise ConfigError(refusal(error)) from error
+        handles = submitted(given, self, rows, self.params["array_parallelism"])
         for handle, job in zip(handles, jobs, strict=True):
             claim(job.folder, str(handle.job_id), handle.paths.stdout)
             _log.info("%s is SLURM job %s", job.name, handle.job_id)
@@ -106,8 +110,10 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         """On the node. Raises what the run raised, so that SLURM too calls the job failed."""
         from dinoswap.distributed.group import launched_ranks
         from dinoswap.provenance import SUBMITTED_CODE
+        from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import listen
 
+        self.done = read_json(self.folders[arguments[2]] / "run.json").get("steps", 0)
         listen()
         os.environ[SUBMITTED_CODE] = self.code
         launched_ranks()  # what SLURM says in the words of torchrun
@@ -115,3 +121,16 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         if returned.status != JobStatus.COMPLETED:
             raise returned._return_value
         return returned
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """On the node, when SLURM has told the job to stop and all is saved: what is queued again. A start that takes
+        longer than the limit would go on like this for all of `max_num_timeout` turns."""
+        from dinoswap.studies.ledger import read_json
+        from dinoswap.studies.submit import give_up, near_its_limit
+
+        folder = self.folders[arguments[2]]
+        idle = read_json(folder / "run.json").get("steps", 0) <= self.done
+        self.idle_turns = self.idle_turns + 1 if idle and near_its_limit(self.params) else 0
+        if self.idle_turns == IDLE_TURNS:
+            give_up(folder, self.params)
+        return super().checkpoint(*arguments)
