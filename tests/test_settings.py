@@ -91,6 +91,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("data.batch_size=0", "must be at least 1"),
         ("data.workers=-1", "must be 0"),
         ("data.max_corrupt_fraction=2.0", "must lie between 0 and 1"),
+        ("data.test_fraction=1.0", "0 or more and below 1"),
         ("data.max_pixels=0", "must be at least 1"),
         ("data.range_16bit=[9,3]", "the first value is shown black"),
         ("data.tile=x", "must be a whole number"),

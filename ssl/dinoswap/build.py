@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from dinoswap.data.corrupt import CorruptLog
+from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import Images, ImageSource
+from dinoswap.data.inventory import take_inventory
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
 from dinoswap.distributed import Parallel, rank, world_size
@@ -175,11 +177,13 @@ def compile_blocks(model: SelfDistillation) -> None:
 
 
 def build_source(cfg: Config) -> ImageSource:
-    """Where the images are: the option of the `data` group. One that decodes images is told how."""
-    section = {k: v for k, v in cfg["data"].items() if k not in LOADING}
-    decodes = "decoding" in inspect.signature(option_class(section, "data")).parameters
-    given = {"decoding": loading_settings(cfg).decoding} if decodes else {}
-    return cast(ImageSource, construct_option(section, "data", **given))
+    """Where the images are: the option of the `data` group. One that decodes images is told how, and one that does not
+    hold out test images itself has them held out where that is asked for."""
+    own, loading = inspect.signature(option_class(cfg["data"], "data")).parameters, loading_settings(cfg)
+    section = {k: v for k, v in cfg["data"].items() if k not in LOADING or k in own}
+    given = {"decoding": loading.decoding} if "decoding" in own else {}
+    source = cast(ImageSource, construct_option(section, "data", **given))
+    return HeldOut(source, loading.test_fraction) if loading.test_fraction and "test_fraction" not in own else source
 
 
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
@@ -244,7 +248,12 @@ def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) 
     loading = loading_settings(cfg)
     trainer = build_trainer(cfg)
     pipeline = build_pipeline(cfg, trainer.model)
-    evaluator = build_evaluator(cfg, build_source(cfg), trainer.device, trainer.dtype)
+    source = build_source(cfg)
+    evaluator = build_evaluator(cfg, source, trainer.device, trainer.dtype)
+    inventory = take_inventory(source, loading.batch_size, loading.decoding)
+    record = start_record()
+    record.data |= inventory.record()
+    others = 0 if evaluator.test is None else len(evaluator.test)
     return Run(
         folder=folder,
         config={**identity(cfg), **frozen_identity(trainer.model), "seed": int(cfg["seed"])},
@@ -253,7 +262,8 @@ def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) 
         dataset=pipeline(evaluator.train),
         workers=loading.workers,
         evaluator=evaluator,
-        corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction),
-        record=start_record(),
+        corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, others),
+        inventory=inventory,
+        record=record,
         random_init=initial_backbone(cfg).to(trainer.device),
     )

@@ -30,7 +30,7 @@ from dinoswap.nn.official_weights import architecture_of_file, load_into, load_o
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.rng import seed_torch
 from dinoswap.schema import ConfigError, construct
-from dinoswap.settings import LOADING, check_crops
+from dinoswap.settings import LOADING, OF_ONE_SET, check_crops
 from dinoswap.trainer import AUTOCAST, TrainerSettings, resolve_device
 from dinoswap.typed_paths import as_typed, refuse_torn_paths
 
@@ -103,7 +103,8 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
     for override in overrides:
         if override.key_or_group == "data":
             option = OmegaConf.load(config_dir() / "data" / f"{override.value()}.yaml")
-            changed.data = OmegaConf.merge({k: v for k, v in config["data"].items() if k in LOADING}, option)
+            shared = {k: v for k, v in config["data"].items() if k in LOADING and k not in OF_ONE_SET}
+            changed.data = OmegaConf.merge(shared, option)
     for override in overrides:
         key = override.key_or_group
         if not any(key == known or key.startswith(f"{known}.") for known in CHANGEABLE):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dinoswap import checkpoint
 from dinoswap.data.corrupt import CorruptLog
+from dinoswap.data.inventory import Inventory
 from dinoswap.data.steps import StepDataset, loader
 from dinoswap.data.workers import require_shared_memory
 from dinoswap.distributed import any_rank, is_main, on_main, rank, world_size
@@ -54,6 +55,7 @@ class Run:
     workers: int
     evaluator: Evaluator
     corrupt: CorruptLog
+    inventory: Inventory
     record: RunRecord
     random_init: VisionTransformer
     steps: int = field(default=0, init=False)  # done
@@ -133,6 +135,7 @@ class Run:
 
     def train(self) -> Evaluation:
         """All steps and evaluations that are left. Raises Preempted, Diverged, TooManyCorrupt, CheckpointError."""
+        self.inventory.tell(_log)
         start = self.resume()
         objectives, board = list(self.trainer.model.objectives), self.settings.tensorboard
         warm_up = int(self.trainer.schedules["lr"].values.argmax())
@@ -239,6 +242,7 @@ class Run:
 
     def _record(self, journal: Journal, found: Evaluation) -> None:
         journal.evaluated(self.steps, found)
+        self.corrupt.note(found.corrupt)
         self.record.metrics |= found.metrics
         self.write_record()
 

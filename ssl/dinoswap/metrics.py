@@ -95,6 +95,7 @@ class RunRecord:
     hardware: dict[str, Any] = field(default_factory=provenance.hardware)
     started: str = field(default_factory=_now)
     ended: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     restarts: int = 0
     throughput: dict[str, float] = field(default_factory=dict)

@@ -106,6 +106,7 @@ class LoadingSettings:
     batch_size: int
     workers: int = 2
     max_corrupt_fraction: float = 0.01
+    test_fraction: float = 0.0
     max_pixels: int = DEFAULT.max_pixels
     range_16bit: tuple[int, int] = DEFAULT.range_16bit
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -123,11 +124,15 @@ class LoadingSettings:
             raise ValueError(f"workers={self.workers}: must be 0 (load in the training process) or more")
         if not 0 <= self.max_corrupt_fraction <= 1:
             raise ValueError(f"max_corrupt_fraction={self.max_corrupt_fraction}: must lie between 0 and 1")
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"test_fraction={self.test_fraction}: a share of the images, 0 or more and below 1")
         if not all(s > 0 for s in self.std):
             raise ValueError(f"std={list(self.std)}: must be above 0")
 
 
 LOADING = [f.name for f in fields(LoadingSettings)]
+OF_ONE_SET = ("test_fraction",)
+"""Of these keys the ones that do not go along to another data set."""
 
 
 def loading_settings(cfg: Config) -> LoadingSettings:

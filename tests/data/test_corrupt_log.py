@@ -51,6 +51,24 @@ def test_ranks_have_files_of_their_own_and_one_budget(tmp_path, monkeypatch):
     assert distributed.rank() == 0
 
 
+def test_what_evaluations_meet_is_listed_and_counts(tmp_path):
+    log = CorruptLog(tmp_path, FakeImages(100), 0.02, others=50)
+    log.note({"test image 1": "bad\n1", "test image 2": "", "test image 3": "bad"})  # 3 of 150: as many as may be
+    log.note({})
+    assert (tmp_path / "corrupt.txt").read_text() == "test image 1\tbad 1\ntest image 2\t\ntest image 3\tbad\n"
+    log.note({f"test image {row}": "bad" for row in range(1, 5)})  # too many, but no step depends on an evaluation
+    with pytest.raises(TooManyCorrupt, match="5 of 150"):
+        log.add([(0, "bad")])
+
+
+def test_a_list_that_somebody_has_edited(tmp_path):
+    (tmp_path / "corrupt.txt").write_bytes(b"no tab\n\n\ttab first\nimage 5\ta\tb\n\xff\xfe\treason\n")
+    log = CorruptLog(tmp_path, FakeImages(100), 0.05)
+    log.add([(5, "again"), (6, "new")])
+    lines = (tmp_path / "corrupt.txt").read_text().splitlines()
+    assert lines == ["no tab\t", "image 5\tagain", "\ufffd\ufffd\treason", "image 6\tnew"]
+
+
 class OddlyNamed(FakeImages):
     def name(self, row: int) -> str:
         return f"caf\udce9 \u2028 {row}"  # a file name that is not UTF-8, with a line separator

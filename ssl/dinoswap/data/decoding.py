@@ -124,12 +124,20 @@ def decode(data: bytes | memoryview, name: str, decoding: Decoding = DEFAULT) ->
 
 
 def _decode(data: bytes, name: str, decoding: Decoding, turn: int | None = None) -> Pixels:
+    with open_image(data, name, decoding) as image:
+        return to_rgb(image, decoding, turn)
+
+
+@contextmanager
+def open_image(data: bytes | memoryview, name: str, decoding: Decoding = DEFAULT) -> Iterator[Image.Image]:
+    """The header of an encoded image has been read, its pixels are when they are asked for. Raises CorruptImage, also
+    for what is raised inside."""
     with (
         corrupt_if_undecodable(name),
         _quiet_up_to(decoding.max_pixels),
         Image.open(io.BytesIO(data), formats=formats()) as image,
     ):
-        return to_rgb(image, decoding, turn)
+        yield image
 
 
 @contextmanager

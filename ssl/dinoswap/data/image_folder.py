@@ -64,6 +64,10 @@ class ImageFolderData(ImageSource):
             if part in self.parts:
                 self._opened[part] = self._open(files, part, self._opened["train"].classes)
 
+    @property
+    def labelled_by(self) -> str:
+        return "folder" if self.label_file is None else str(self.label_file)
+
     def train(self) -> "FolderImages":
         return self._opened["train"]
 

@@ -49,6 +49,14 @@ class Images(Protocol):
         """A unique name that lets a person find the image."""
         ...
 
+    def encoded(self, row: int) -> bytes | memoryview | None:
+        """The image as it is stored; None where only pixels are kept. Raises CorruptImage where that cannot be read."""
+        return None
+
+    def size(self, row: int) -> int:
+        """Bytes of the stored image, 0 where that is not known without reading it."""
+        return 0
+
     def label(self, row: int) -> int | None:
         return None if self.labels is None else int(self.labels[row])
 
@@ -73,6 +81,11 @@ class ImageSource(ABC):
     def remarks(self) -> list[str]:
         """Sentences that a run logs as warnings when it starts."""
         return []
+
+    @property
+    def labelled_by(self) -> str | None:
+        """What labels are taken from, in a word or two, e.g. "folder", where a source has a choice."""
+        return None
 
     @abstractmethod
     def train(self) -> Images:

@@ -66,6 +66,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, visualise.Picture] = field(default_factory=dict)
     warning: str | None = None
+    corrupt: dict[str, str] = field(default_factory=dict)  # images that could not be decoded -> why
     results: Results = field(default_factory=dict)
     examples: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))  # of the pictures
 
@@ -95,7 +96,12 @@ class _Split:
     @property
     def corrupt(self) -> int:
         """Images that were met so far and could not be decoded."""
-        return len(self.train.corrupt) + (len(self.test.corrupt) if self.test is not self.train else 0)
+        return len(self.reasons())
+
+    def reasons(self) -> dict[str, str]:
+        """Why not, by the names of those images."""
+        parts = (self.train, self.test)
+        return {part.images.name(row): reason for part in parts for row, reason in part.corrupt.items()}
 
 
 class Evaluator:
@@ -127,6 +133,7 @@ class Evaluator:
         """
         found, backbone = Evaluation(), self._frozen(backbone_of(model.teacher))
         train, test = self._read(self._quick, {TRAINED: backbone.features})
+        found.corrupt = self._quick.reasons()
         self._diagnose(found, backbone, self._quick.test, test)
         if train is not None:
             k = min(PRIMARY_K, len(train.labels))
@@ -165,6 +172,7 @@ class Evaluator:
         if split.labelled:
             readers[BASELINES] = baseline_features
         train, test = self._read(split, readers)
+        found.corrupt = split.reasons()
         if split.corrupt:
             found.warn(f"{split.corrupt} images that cannot be decoded were left out")
         self._diagnose(found, trained, split.test, test)
