@@ -30,6 +30,7 @@ VOLATILE = (
     "data.workers",
     "data.path",
     "data.test_path",
+    "data.labels",
     "data.download",
     "da3.ckpt_path",
     "da3.use_fsdp",

@@ -1,6 +1,11 @@
 """Test images that are held out of a data set without a test part."""
 
+import io
+import tarfile
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_fakes import FakeImages, encoded, picture
 from test_image_folder import rows, write
@@ -8,6 +13,8 @@ from test_image_folder import rows, write
 from dinoswap.data.held_out import HeldOut, Subset, first_copies, held_out
 from dinoswap.data.image_folder import ImageFolderData
 from dinoswap.data.images import ImageSource
+from dinoswap.data.parquet import ParquetData
+from dinoswap.data.webdataset import WebDatasetData
 
 
 class Stored(FakeImages):
@@ -111,3 +118,21 @@ def test_refusals():
         HeldOut(OnlyTrain(unlabelled, unlabelled), 0.5).test()
     with pytest.raises(ValueError, match=r"holds none of 3 images out"):
         HeldOut(OnlyTrain(Stored(contents(3), [0, 1, 2])), 0.5).train()
+
+
+def test_stored_bytes_of_every_source(tmp_path):
+    data = [encoded(picture(row)) for row in (1, 2, 1)]
+    labels = [0, 0, 0]
+    pq.write_table(
+        pa.table({"image": [{"bytes": d, "path": ""} for d in data], "label": labels}), tmp_path / "x.parquet"
+    )
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for row, content in enumerate(data):
+            info = tarfile.TarInfo(f"{row}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    for source in (ParquetData(str(tmp_path / "x.parquet")), WebDatasetData(str(tmp_path / "x.tar"))):
+        images = source.train()
+        assert [bytes(images.encoded(row)) for row in range(3)] == data
+        assert [images.size(row) in (0, len(data[row])) for row in range(3)] == [True] * 3
+        assert first_copies(images).tolist() == [0, 1, 0]

@@ -53,6 +53,10 @@ class ParquetData(ImageSource):
         if len(self._open("train")) == 0:
             raise ValueError(f"data.path={path}: no rows in {[str(f) for f in self.parts['train']]}")
 
+    @property
+    def labelled_by(self) -> str | None:
+        return None if self.columns.label is None else f"column {self.columns.label}"
+
     def train(self) -> Images:
         return self._open("train").held()
 

@@ -59,12 +59,20 @@ class ParquetImages(Images):
         return int(self._file_ends[-1])
 
     def load(self, row: int) -> Pixels:
+        cells, row_of_block = self._cell(row)
+        return cells.load(row_of_block, self.name(row), self.decoding)
+
+    def encoded(self, row: int) -> bytes | memoryview:
+        cells, row_of_block = self._cell(row)
+        return cells.data(row_of_block, self.name(row), self.decoding)
+
+    def _cell(self, row: int) -> "tuple[Cells, int]":
+        """The block of a row, and the row counted from the block's end. Raises CorruptImage."""
         block = int(self._block_ends.searchsorted(row, side="right"))
         cells = self._read(block)
         if isinstance(cells, str):
             raise CorruptImage(self.name(row), cells)
-        row_of_block = int(row - self._block_ends[block])  # counted from its end
-        return cells.load(row_of_block, self.name(row), self.decoding)
+        return cells, int(row - self._block_ends[block])
 
     def name(self, row: int) -> str:
         """ "file#row of that file"."""
@@ -131,10 +139,10 @@ class Cells(NamedTuple):
         has_paths = encoded.null_count > 0 and column.type.get_field_index("path") >= 0
         return cls(encoded, pc.struct_field(column, "path") if has_paths else None, folder)
 
-    def load(self, row: int, name: str, decoding: Decoding) -> Pixels:
-        """Raises CorruptImage."""
+    def data(self, row: int, name: str, decoding: Decoding) -> bytes | memoryview:
+        """The encoded image. Raises CorruptImage."""
         if self.encoded is not None and (cell := self.encoded[row]).is_valid:
-            return decode(cell.as_buffer(), name, decoding)
+            return memoryview(cell.as_buffer())
         path = None if self.paths is None else self.paths[row].as_py()
         if not path:
             raise CorruptImage(name, "no bytes in this row")
@@ -142,6 +150,16 @@ class Cells(NamedTuple):
         try:
             if "\0" in path or not file.is_file():  # a pipe would never end
                 raise CorruptImage(name, "no such file")
-            return decode(read_image(file, decoding), name, decoding)
+            return read_image(file, decoding)
         except CorruptImage as error:
             raise CorruptImage(name, f"{file}: {error.reason}") from error
+
+    def load(self, row: int, name: str, decoding: Decoding) -> Pixels:
+        """Raises CorruptImage, which names the file where there is one."""
+        data = self.data(row, name, decoding)
+        try:
+            return decode(data, name, decoding)
+        except CorruptImage as error:
+            if isinstance(data, memoryview):
+                raise
+            raise CorruptImage(name, f"{self.folder / self.paths[row].as_py()}: {error.reason}") from error

@@ -104,6 +104,13 @@ class TarImages(Images):
         return int(self._ends[-1])
 
     def load(self, row: int) -> Pixels:
+        return decode(self.encoded(row), self.name(row), self.decoding)
+
+    def size(self, row: int) -> int:
+        shard, sample = self._place(row)
+        return int(self.indices[shard].sizes[sample])
+
+    def encoded(self, row: int) -> bytes:
         shard, sample = self._place(row)
         index = self.indices[shard]
         size = int(index.sizes[sample])
@@ -111,7 +118,7 @@ class TarImages(Images):
             raise CorruptImage(self.name(row), f"{size} bytes; data.max_pixels sets the limit")
         with self.shards[shard].open("rb") as file:
             file.seek(int(index.offsets[sample]))
-            return decode(file.read(size), self.name(row), self.decoding)
+            return file.read(size)
 
     def name(self, row: int) -> str:
         """ "shard#key"."""
