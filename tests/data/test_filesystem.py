@@ -1,10 +1,11 @@
 """Data files by their paths: which part a path says, and what is found where."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from dinoswap.data.filesystem import by_part, part_of
+from dinoswap.data.filesystem import by_part, find_files, part_of
 
 SAYS = {
     "train": "train Train TRAIN training train_set trainset TrainSet train0 train-00000-of-00002.parquet split=train "
@@ -50,3 +51,63 @@ def test_a_lone_file_and_relative_beside_absolute_paths() -> None:
     assert by_part([Path("test/test-0.tar")]) == {"train": [Path("test/test-0.tar")]}
     files = [Path("train-0.tar"), Path("/elsewhere/test-0.tar")]
     assert by_part(files) == {"train": files[:1], "test": files[1:]}
+
+
+# --- files at a path --------------------------------------------------------------------------------------------------
+
+
+def found(root: Path, path: str = "", **how: str) -> list[str]:
+    return [str(file.relative_to(root)) for file in find_files(f"{root}/{path}", (".tar",), **how).files]
+
+
+def touch(root: Path, names: str) -> None:
+    for name in names.split():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def test_files_of_the_suffix_sorted_and_everything_else_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "b/1.tar b/0.TAR a.tar c.tar.gz ._a.tar .hidden/d.tar notes a.tar.index x.tar/in.tar")
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "gone.tar").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "self.tar").symlink_to(tmp_path / "self.tar")
+    assert found(tmp_path) == ["a.tar", "b/0.TAR", "b/1.tar", "x.tar/in.tar"]
+    assert find_files(str(tmp_path), (".tar",)).ignored == {
+        ".gz": 1,
+        "hidden file": 1,
+        "hidden folder": 1,
+        "file without a suffix": 1,
+        "no regular file": 1,
+        "dangling link": 2,
+    }
+
+
+def test_links_are_followed_once_and_after_what_is_real(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    touch(tmp_path, "root/train/0.tar root/test/1.tar elsewhere/2.tar elsewhere/deep/3.tar")
+    (root / "train/loop").symlink_to(root)
+    (root / "again").symlink_to(root / "test")  # before test in the alphabet: it would be trained on
+    (root / "all.tar").symlink_to(root / "test/1.tar")
+    os.link(root / "train/0.tar", root / "train/same.tar")
+    (root / "far").symlink_to(tmp_path / "elsewhere")
+    (root / "further").symlink_to(tmp_path / "elsewhere/deep")
+    assert found(root) == ["far/2.tar", "far/deep/3.tar", "test/1.tar", "train/0.tar"]
+    assert find_files(str(root), (".tar",)).ignored == {"link to what was found before": 5}
+
+
+def test_patterns(tmp_path: Path) -> None:
+    touch(tmp_path, "a-000.tar a-001.tar a-002.tar b.tar sub/c.tar {x}.tar a.json")
+    assert found(tmp_path, "a-{001..002}.tar") == ["a-001.tar", "a-002.tar"]
+    assert found(tmp_path, "{b,a-000}.tar") == ["b.tar", "a-000.tar"]
+    assert found(tmp_path, "*") == ["a-000.tar", "a-001.tar", "a-002.tar", "b.tar", "sub/c.tar", "{x}.tar"]
+    assert found(tmp_path, "{x}.tar") == ["{x}.tar"]
+    assert [file.name for file in find_files(f"{tmp_path}/a.json", (".tar",)).files] == ["a.json"]  # as it was given
+
+
+def test_what_is_not_found_is_said_with_what_was_ignored(tmp_path: Path) -> None:
+    touch(tmp_path, "z/x.tar.gz z/y.tgz z/.z.tar")
+    with pytest.raises(ValueError, match=r"data.path=.*/z: nothing found.*ignored: 1 hidden file, 1 .gz, 1 .tgz"):
+        find_files(f"{tmp_path}/z", (".tar",))
+    for path in (f"{tmp_path}/{{a", "~nobody-of-this-name/x.tar"):
+        with pytest.raises(ValueError, match=r"data.test_path="):
+            find_files(path, (".tar",), key="data.test_path")

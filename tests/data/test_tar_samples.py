@@ -295,5 +295,8 @@ def test_the_fingerprint_is_of_names_and_indices_not_of_the_place(tmp_path):
     assert WebDatasetData(f"{tmp_path}/a/{{train-{{0..1}},test-0}}.tar").fingerprint() == first
     write(tmp_path / "b/c/test-0.tar", *samples(3, lambda i: i // 2))
     assert WebDatasetData(str(tmp_path / "b/c")).fingerprint() != first
+    other = [(name, encoded(picture(9)) if name == "002.png" else data) for name, data in samples(3, int)]  # as large
+    write(tmp_path / "b/c/test-0.tar", *other)
+    assert WebDatasetData(str(tmp_path / "b/c")).fingerprint() != first
     (tmp_path / "a/train-1.tar").rename(tmp_path / "a/train-7.tar")
     assert WebDatasetData(str(tmp_path / "a")).fingerprint() != first

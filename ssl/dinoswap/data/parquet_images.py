@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, decode
 from dinoswap.data.file_tree import read_image
-from dinoswap.data.filesystem import Unreadable
+from dinoswap.data.filesystem import Unreadable, sampled
 from dinoswap.data.images import Images
 from dinoswap.data.labels import Named
 from dinoswap.data.order import SHUFFLE_WINDOW
@@ -83,6 +83,7 @@ class ParquetImages(Images):
         digest = hashlib.sha256(f"{len(self)} {self.column} {list(self.classes or ())}\n".encode())
         for name, table in zip(self.names, self.tables, strict=True):
             digest.update(f"{name} {table.description()}\n".encode(errors="surrogateescape"))
+            digest.update(sampled(table.path))
             if self._has_paths(table):
                 digest.update(repr(table.column(self.column).to_pylist()).encode(errors="surrogatepass"))
         digest.update(b"" if self.labels is None else self.labels.tobytes())

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, decode
-from dinoswap.data.filesystem import below_root, by_part, find_files, open_readable
+from dinoswap.data.filesystem import below_root, by_part, find_files, open_readable, sampled
 from dinoswap.data.images import Images, ImageSource, Labels, first_labelled, numbered
 from dinoswap.data.labels import Named, complete, from_numbers
 from dinoswap.data.tar_index import TarIndex, tar_index
@@ -127,8 +127,8 @@ class TarImages(Images):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{len(self)}\n".encode())
-        for name, index in zip(self.names, self.indices, strict=True):
-            digest.update(f"{name} {index.digest()}\n".encode(errors="surrogateescape"))
+        for name, shard, index in zip(self.names, self.shards, self.indices, strict=True):
+            digest.update(f"{name} {index.digest()}\n".encode(errors="surrogateescape") + sampled(shard))
         return digest.hexdigest()
 
     def _place(self, row: int) -> tuple[int, int]:
