@@ -29,7 +29,8 @@ PARTS = {
 }
 _WORD = re.compile(rf"({'|'.join(PARTS)})(set|split|data|images)?")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_OURS = (".tar.index", ".tar.index.npz")  # what tar_index.py keeps beside shards
+# Nothing that could be missed: what tar_index.py keeps beside shards, and what `datasets` writes beside tables
+_DESCRIBING = (".tar.index", ".tar.index.npz", "state.json", "dataset_info.json", "dataset_dict.json")
 _NAMED = 5  # unreadable files that a remark names, each with its reason
 
 _ASKED_BY_CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)  # of a seek to where damaged bytes lead
@@ -98,7 +99,7 @@ def _matching(path: str, suffixes: Sequence[str], key: str, ignored: Counter[str
 def _is_data(file: Path, suffixes: Sequence[str], ignored: Counter[str]) -> bool:
     if file.suffix.lower() in suffixes and not file.name.startswith("."):
         return True
-    if not file.name.endswith(_OURS):
+    if not file.name.endswith(_DESCRIBING):
         ignored["hidden file" if file.name.startswith(".") else file.suffix.lower() or "file without a suffix"] += 1
     return False
 

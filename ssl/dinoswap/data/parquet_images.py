@@ -1,5 +1,6 @@
 """Images by row from the image column of tables."""
 
+import errno
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from dinoswap.data.order import SHUFFLE_WINDOW
 from dinoswap.data.table_files import TableFile, is_text
 
 _TRIED_PATHS = 8
+_SHOWN = 200  # characters of what should be a path
 
 
 class ParquetImages(Images):
@@ -126,7 +128,7 @@ class ParquetImages(Images):
 class Cells(NamedTuple):
     """Rows of an image column."""
 
-    encoded: Any  # chunked array of binary; None: paths only
+    images: Any  # chunked array of binary; None: paths only
     paths: Any  # chunked array of strings; None: encoded images only
     folder: Path  # that paths are relative to
 
@@ -136,21 +138,21 @@ class Cells(NamedTuple):
             return cls(None, column, folder)
         if not pa.types.is_struct(column.type):
             return cls(column, None, folder)
-        encoded = pc.struct_field(column, "bytes")
-        has_paths = encoded.null_count > 0 and column.type.get_field_index("path") >= 0
-        return cls(encoded, pc.struct_field(column, "path") if has_paths else None, folder)
+        images = pc.struct_field(column, "bytes")
+        has_paths = images.null_count > 0 and column.type.get_field_index("path") >= 0
+        return cls(images, pc.struct_field(column, "path") if has_paths else None, folder)
 
     def data(self, row: int, name: str, decoding: Decoding) -> bytes | memoryview:
         """The encoded image. Raises CorruptImage."""
-        if self.encoded is not None and (cell := self.encoded[row]).is_valid:
+        if self.images is not None and (cell := self.images[row]).is_valid:
             return memoryview(cell.as_buffer())
         path = None if self.paths is None else self.paths[row].as_py()
         if not path:
             raise CorruptImage(name, "no bytes in this row")
         file = self.folder / path
+        if not _is_regular(file):
+            raise CorruptImage(name, f"{str(file)[:_SHOWN]}: no such file")
         try:
-            if "\0" in path or not file.is_file():  # a pipe would never end
-                raise CorruptImage(name, "no such file")
             return read_image(file, decoding)
         except CorruptImage as error:
             raise CorruptImage(name, f"{file}: {error.reason}") from error
@@ -164,3 +166,13 @@ class Cells(NamedTuple):
             if isinstance(data, memoryview):
                 raise
             raise CorruptImage(name, f"{self.folder / self.paths[row].as_py()}: {error.reason}") from error
+
+
+def _is_regular(file: Path) -> bool:
+    """Not a pipe, which would never end, nor text that is no path. Raises OSError for a disk that fails."""
+    try:
+        return file.is_file()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            return False
+        raise

@@ -44,6 +44,10 @@ class WebDatasetData(ImageSource):
         if len(self._open("train")) == 0:
             raise ValueError(f"data.path={path}: no images among the members of its shards: {dict(self.ignored)}")
 
+    @property
+    def labelled_by(self) -> str:
+        return "members cls, json or txt"
+
     def train(self) -> Images:
         return self._open("train")
 
@@ -113,7 +117,7 @@ class TarImages(Images):
     def encoded(self, row: int) -> bytes:
         shard, sample = self._place(row)
         index = self.indices[shard]
-        size = int(index.sizes[sample])
+        size = self.size(row)
         if size > self.decoding.most_bytes:
             raise CorruptImage(self.name(row), f"{size} bytes; data.max_pixels sets the limit")
         with self.shards[shard].open("rb") as file:
