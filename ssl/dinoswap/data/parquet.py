@@ -43,11 +43,11 @@ class ParquetData(ImageSource):
         found, self.ignored = find_files(path, SUFFIXES)
         files = without_caches(found, self.ignored)
         self.names = dict(zip(files, map(str, below_root(files)), strict=True))
-        self.tables = open_readable(files, open_table, self.remarks)
-        parts = {part: [file for file in members if file in self.tables] for part, members in by_part(files).items()}
-        self.parts = {part: members for part, members in parts.items() if members}
-        if "train" not in self.parts:
-            raise ValueError(f"data.path={path}: files for {sorted(self.parts)} but none to train on: rename them")
+        parts = by_part(files)
+        if "train" not in parts:
+            raise ValueError(f"data.path={path}: files for {sorted(parts)} but none to train on: rename them")
+        self.tables = {part: open_readable(members, open_table, self.remarks) for part, members in parts.items()}
+        self.parts = {part: list(opened) for part, opened in self.tables.items()}
         self.columns = find_columns(self._tables("train"), image_column, label_column, self.remarks)
         self._opened: dict[str, ParquetImages] = {}
         if len(self._open("train")) == 0:
@@ -99,4 +99,4 @@ class ParquetData(ImageSource):
         return read_labels(tables, column, classes, names, self.remarks)
 
     def _tables(self, part: str) -> list[TableFile]:
-        return [self.tables[file] for file in self.parts[part]]
+        return list(self.tables[part].values())

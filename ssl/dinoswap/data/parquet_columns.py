@@ -84,9 +84,9 @@ def _features(table: TableFile, remarks: list[str]) -> Features:
 
 def _image_candidates(schema: Any, features: Features) -> list[str]:
     """Encoded images, else paths under a usual name."""
-    encoded = [f.name for f in schema if _is_encoded(f.type) and f.name not in _LABELS]
+    encoded = [f.name for f in schema if _is_encoded(f.type) and f.name.lower() not in _LABELS]
     described = [name for name in encoded if features.get(name, {}).get("_type") == "Image"]
-    return described or encoded or [f.name for f in schema if is_text(f.type) and f.name in _PATHS]
+    return described or encoded or [f.name for f in schema if is_text(f.type) and f.name.lower() in _PATHS]
 
 
 def _is_encoded(kind: Any) -> bool:
@@ -100,7 +100,7 @@ def _label_candidates(schema: Any, features: Features, image: str) -> list[str]:
     """Columns that the metadata calls labels, else those under a usual name: the first of a type that labels have."""
     names = [name for name in schema.names if name != image]
     described = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
-    usual = [name for name in _LABELS if name in names]
+    usual = [name for name in names if name.lower() in _LABELS]
     usable = [name for name in usual if not pa.types.is_nested(schema.field(name).type)]
     return described or usable or usual
 
@@ -110,7 +110,7 @@ def _choose(what: str, given: str | None, schema: Any, candidates: list[str], us
         if given not in schema.names:
             raise ValueError(f"data.{what}_column={given}: the columns are {schema.names}")
         return given
-    by_name = [name for name in usual if name in candidates]
+    by_name = [name for word in usual for name in candidates if name.lower() == word]
     if not by_name and len(candidates) > 1:
         raise ValueError(f"columns {candidates} could all be the {what}: set data.{what}_column")
     return next(iter(by_name or candidates), None)

@@ -70,9 +70,9 @@ def _plain(table: TableFile, column: str) -> Any:
     """A column as int64, string, or null when nothing in it is known."""
     values = table.column(column)
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.cast(kind.value_type), kind.value_type
     try:
+        if pa.types.is_dictionary(kind):
+            values, kind = values.cast(kind.value_type), kind.value_type
         if pa.types.is_null(kind):
             return values
         if is_text(kind) or is_binary(kind):
@@ -81,6 +81,8 @@ def _plain(table: TableFile, column: str) -> Any:
             values = pc.if_else(pc.is_nan(values), None, values)  # pandas writes NaN where a number is missing
         if (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)) or pa.types.is_decimal(kind):
             return values.cast(pa.int64())
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
+        if isinstance(error, MemoryError):
+            raise
         raise ValueError(f"{table.path}: column {column} ({kind}) holds no labels: {error}; {_REMEDY}") from error
     raise ValueError(f"{table.path}: column {column} is {kind}, which labels cannot be made of; {_REMEDY}")

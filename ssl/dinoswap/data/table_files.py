@@ -163,6 +163,7 @@ class ArrowTable(TableFile):
                 _check_end(path)
                 source.seek(0)
                 self.table = pa.ipc.open_stream(source).read_all()
+            self.table.validate(full=True)  # offsets that lead outside the file would end the process
             self.schema = self.table.schema
 
     def blocks(self, column: str) -> Sequence[int]:

@@ -101,9 +101,13 @@ def _index(samples: Sequence[Sample], ignored: Counter[str]) -> TarIndex:
 
 
 def _cache_places(shard: Path) -> list[Path]:
+    beside = shard.with_name(f"{shard.name}.index")
     name = hashlib.blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [shard.with_name(f"{shard.name}.index"), cache / "dinoswap" / f"{name}.index"]
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home folder, as in containers
+        return [beside]
+    return [beside, cache / "dinoswap" / f"{name}.index"]
 
 
 def _packed(index: TarIndex, stamp: str) -> bytes:
