@@ -3,8 +3,9 @@
     python tools/aggregate.py results/runs -o tables
     python tools/aggregate.py results/runs/demo --names loss eval/knn_top1
 
-The columns are those of `load_runs` and `load_curves` (ssl/dinoswap/studies/runs.py). Prints what was read, what was
-passed over and why. Exit status 1 where there is no run.
+The columns are those of `load_runs` and `load_curves` (ssl/dinoswap/studies/runs.py). In the CSV files, text that
+readers take for a number, a formula or nothing (0012345678, =1+1, null) begins with an apostrophe; to take it off again:
+frame["run_id"].str.removeprefix("'"). Prints what was read, what was passed over and why. Exit status 1 without a run.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from dinoswap.files import write_atomically
+from dinoswap.studies.csv_text import as_csv
 from dinoswap.studies.run_folders import PassedOver
 from dinoswap.studies.runs import read_curves, read_runs
 
@@ -25,10 +27,10 @@ SHOWN = 20
 
 def write(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.parquet", folder / f"{name}.csv"]
-    for path, save in zip(paths, (frame.to_parquet, frame.to_csv), strict=True):
-        content = BytesIO()
-        save(content, index=False)
-        write_atomically(path, content.getvalue())
+    content = BytesIO()
+    frame.to_parquet(content, index=False)
+    for path, data in zip(paths, (content.getvalue(), as_csv(frame)), strict=True):
+        write_atomically(path, data)
     return paths
 
 

@@ -1,11 +1,13 @@
 """tools/aggregate.py and tools/example_analysis.py, as a user calls them."""
 
+import io
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from fake_runs import write_run
 
+from dinoswap.studies.csv_text import as_csv
 from dinoswap.studies.runs import load_curves, load_runs
 from small_models import load_tool
 
@@ -38,6 +40,50 @@ def test_the_tables_are_the_frames(runs: Path, tmp_path: Path, capsys: pytest.Ca
         assert len(csv) == len(expected)
         for column in csv.select_dtypes("float64").dropna(axis=1):
             assert csv[column].tolist() == expected[column].tolist()
+
+
+TEXTS = [
+    *(
+        "12345678e9",
+        "0012345678",
+        "1.5",
+        "null",
+        "NA",
+        "None",
+        "nan",
+        "true",
+        "inf",
+        "0x1F",
+        "=cmd|' /C calc'!A1",
+        "=1+1",
+    ),
+    *("@SUM(1)", "+1", "-1", "\t=1", "'quoted", "'", "plain", "a=b", "2024_05_01", 'a "b", c', "two\nlines"),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_in_csv_is_text_again(text: str) -> None:
+    """Read by pandas without being told types, alone in its column and beside others; no cell is a formula."""
+    for rows in ([text], [text, "0012345678"], [text, None]):
+        frame = pd.DataFrame({"run_id": pd.Series(rows, dtype="string"), "seed": range(len(rows)), "value": 0.5})
+        written = as_csv(frame)
+        again = pd.read_csv(io.StringIO(written))
+        assert [value.removeprefix("'") for value in again["run_id"].dropna()] == [value for value in rows if value]
+        assert again["seed"].tolist() == list(range(len(rows)))
+        assert not any(line.lstrip('"')[:1] in "=+-@\t" for line in written.splitlines()[1:] if line)
+    assert as_csv(frame).startswith("run_id,seed,value\n")
+
+
+def test_ids_that_look_like_numbers(tmp_path: Path) -> None:
+    """In the tables of both kinds, and in the frame."""
+    wanted = ["0012345678", "12345678e9"]
+    for run_id in wanted:
+        write_run(tmp_path / "runs" / "single" / run_id / "seed0", run_id=run_id, study="single")
+    assert load_tool("aggregate").main([str(tmp_path / "runs"), "-o", str(tmp_path)]) == 0
+    assert load_runs(tmp_path / "runs")["run_id"].tolist() == wanted
+    for name in ("runs", "curves"):
+        assert pd.read_csv(tmp_path / f"{name}.csv")["run_id"].str.removeprefix("'").tolist() == wanted
+        assert pd.read_parquet(tmp_path / f"{name}.parquet")["run_id"].tolist() == wanted
 
 
 def test_parts_of_it(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,42 @@ def test_a_run_without_a_readable_config_is_a_row_without_its_numbers(root: Path
             assert "its numbers are missing" in loaded.passed_over[0].reason
 
 
+# --- each run once ----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_or_a_copy_does_not_count_a_run_twice(root: Path) -> None:
+    """Links to a run, a study and the root, above and beside; copies under another name, of which one is older."""
+    expected = load_runs(root).drop(columns="path")
+    (root / "mine" / "a" / "latest").symlink_to("seed1")
+    (root / "latest").symlink_to("mine")
+    (root / "loop").symlink_to(".")
+    shutil.copytree(root / "mine" / "b", root / "copies" / "b")
+    shutil.copytree(root / "single" / "c", root / "0 before the others" / "c")
+    write_record(root / "copies" / "b" / "seed0", record(run_id="b", steps=3))
+    for cache in (True, True, False):
+        loaded = read_runs(root, cache)
+        pd.testing.assert_frame_equal(loaded.frame.drop(columns="path"), expected)
+        assert {str(each.path.relative_to(root)): each.reason for each in loaded.passed_over} == {
+            "mine/a/latest": f"is {root / 'mine/a/seed1'} again",
+            "latest": f"is {root / 'mine'} again",
+            "loop": f"is {root} again",
+            "copies/b/seed0": f"is a copy of {root / 'mine/b/seed0'}",
+            "0 before the others/c/seed3": f"is a copy of {root / 'single/c/seed3'}",
+        }
+        assert set(loaded.frame["path"]) == {str(path.parent) for path in root.glob("[ms]*/?/seed*/run.json")}
+    assert len(load_curves(root)) == 4
+
+
+def test_a_run_that_was_moved_and_linked_and_one_that_was_done_twice(root: Path) -> None:
+    """The link stands for what lies elsewhere; another beginning is another run."""
+    (root / "mine").rename(root.parent.parent / "elsewhere")
+    (root / "mine").symlink_to(root.parent.parent / "elsewhere")
+    write_run(root / "again" / "c" / "seed3", run_id="c", seed=3, study="single", started="2026-02-02T00:00:00+00:00")
+    loaded = read_runs(root)
+    assert loaded.frame["run_id"].tolist() == ["a", "a", "b", "c", "c"]
+    assert loaded.passed_over == []
+
+
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dinoswap.configuration import flatten
 from dinoswap.files import write_atomically
+from dinoswap.studies.csv_text import as_csv
 from dinoswap.studies.ledger import Found, find
 from dinoswap.studies.overrides import Scalar, as_text
 from dinoswap.studies.statistics import family, paired_effect
@@ -32,7 +33,7 @@ def write_report(study: optuna.Study, tuning: Tuning) -> str:
     """The text of `report`, kept as report.md, and all trials as trials.csv, in the search's folder."""
     text = report(study, tuning)
     write_atomically(tuning.folder / "report.md", text)
-    write_atomically(tuning.folder / "trials.csv", study.trials_dataframe().to_csv(index=False))
+    write_atomically(tuning.folder / "trials.csv", as_csv(study.trials_dataframe()))
     return text
 
 
