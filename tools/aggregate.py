@@ -4,8 +4,10 @@
     python tools/aggregate.py results/runs/demo --names loss eval/knn_top1
 
 The columns are those of `load_runs` and `load_curves` (ssl/dinoswap/studies/runs.py). In the CSV files, text that
-readers take for a number, a formula or nothing (0012345678, =1+1, null) begins with an apostrophe; to take it off again:
-frame["run_id"].str.removeprefix("'"). Prints what was read, what was passed over and why. Exit status 1 without a run.
+readers take for a number, a formula or nothing (0012345678, =1+1, null) begins with an apostrophe, which
+frame["run_id"].str.removeprefix("'") takes off again.
+
+Prints what was read, what was passed over and why. Exit status 1 without a run.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from scipy import stats
 from dinoswap.command_line import compose_config
 from dinoswap.identity import run_folder
 from dinoswap.lock import exclusive
+from dinoswap.preemption import SIGNALS
 from dinoswap.schema import ConfigError
 from dinoswap.studies.tuning.definition import Objective, Tuning, read_tuning
 from dinoswap.studies.tuning.report import report
@@ -30,6 +32,7 @@ from dinoswap.studies.tuning.trials import (
     distribution,
     done,
     give_back,
+    mostly_failed,
     next_trial,
     open_study,
     retry_failed,
@@ -222,6 +225,30 @@ def test_a_setting_that_has_a_result_is_told_without_a_run(tuning: Tuning) -> No
         assert trial.value == Played.accuracy(trial.params[LR], 0)
         assert trial.intermediate_values == {} or trial.user_attrs["folder"] in Played.started
     assert [trial.params[LR] for trial in winners(study, 5)] == [0.01, 0.1]
+
+
+@pytest.mark.parametrize(("failing", "told"), [(2, ""), (3, "3 of 6 trials failed"), (5, "5 of 6 trials failed")])
+def test_a_search_that_mostly_failed_says_so(failing: int, told: str, tuning: Tuning) -> None:
+    """Half of the trials or more; those that failed and were replaced do not count."""
+    study = open_study(tuning)
+    for number in range(6):
+        trial = study.ask({LR: distribution(tuning.parameters[LR])})
+        trial.set_user_attr("error", "it broke")
+        study.tell(trial, *((None, FAIL) if number < failing else (1.0,)))
+    assert mostly_failed(study).startswith(told)
+    assert bool(mostly_failed(study)) == bool(told)
+    if told:
+        assert mostly_failed(study).endswith("the last of them: it broke")
+        retry_failed(study)
+        assert mostly_failed(study) == ""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_that_a_signal_ended_is_run_again(number: signal.Signals, tuning: Tuning) -> None:
+    """Whichever of those that ask a run to end, also before the run listens."""
+    run = Played(tuning, {LR: 0.01}, None, "trial-0000")
+    run._process = SimpleNamespace(exitcode=-number)  # type: ignore[assignment]
+    assert run.outcome().status == "preempted"
 
 
 # --- workers that die -------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ The same command goes on with a search. Its runs are in results/runs/STUDY, and 
 trials.csv and Optuna's journal.log. To watch it in a browser, after pip install optuna-dashboard:
   optuna-dashboard results/runs/STUDY/tune/journal.log
 
-Exit status: 0 done, 2 the arguments are wrong, 75 interrupted and resumable, 1 failed."""
+Exit status: 0 done, 2 the arguments are wrong, 75 interrupted and resumable, 1 failed, as half of the trials."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +72,11 @@ def tune(arguments: argparse.Namespace) -> int:
             return EXIT_INTERRUPTED
     print(report.write_report(study, tuning))
     print(tuning.folder / "report.md")
-    return 0 if arguments.report or trials.done(study, tuning) else EXIT_FAILED
+    if arguments.report:
+        return 0
+    if failed := trials.mostly_failed(study):
+        print(f"dinoswap-tune: {failed}; --rerun-failed runs them once more", file=sys.stderr)
+    return 0 if trials.done(study, tuning) and not failed else EXIT_FAILED
 
 
 class Teller:

@@ -19,13 +19,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dinoswap.lock import exclusive, holder
 from dinoswap.schema import ConfigError, nearest
 from dinoswap.studies.tuning.definition import PRUNERS, Tuning
+from dinoswap.studies.tuning.journal import open_journal
 from dinoswap.studies.tuning.space import Parameter
 
 RETRIES = 1
@@ -66,15 +66,20 @@ def open_study(tuning: Tuning, url: str | None = None) -> optuna.Study:
 
 
 def storage(folder: Path) -> BaseStorage:
+    """The search's journal. Raises ConfigError for one that is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    journal = str(folder / "journal.log")
-    return JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+    path = folder / "journal.log"
+    try:
+        return JournalStorage(open_journal(path))
+    except Exception as error:  # Optuna replays what the lines say, and raises what it likes
+        raise ConfigError(
+            f"{path}: is not the journal of a search ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
+            "move it away, and the search begins anew: runs that have a result are not run again"
+        ) from error
 
 
 def data_base(url: str) -> BaseStorage:
     """Raises ConfigError when there is none, or no driver for it."""
-    from sqlalchemy.exc import SQLAlchemyError  # takes a second to import
-
     try:
         return optuna.storages.RDBStorage(url)
     except ImportError as error:
@@ -82,8 +87,8 @@ def data_base(url: str) -> BaseStorage:
             f"--storage: {url.partition(':')[0]} has no driver here ({error.__cause__ or error}); for PostgreSQL "
             "pip install 'dinoswap[postgresql]' and begin the URL with postgresql+psycopg://"
         ) from error
-    except SQLAlchemyError as error:
-        raise ConfigError(f"--storage: {str(error).partition(chr(10))[0]}") from error
+    except Exception as error:  # of SQLAlchemy, of the driver, or of Optuna for a data base of another version
+        raise ConfigError(f"--storage: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
 
 
 def pruner(tuning: Tuning) -> BasePruner:
@@ -226,3 +231,12 @@ def done(study: optuna.Study, tuning: Tuning) -> bool:
     """Whether all trials have ended, and one with a result."""
     trials = study.get_trials(deepcopy=False)
     return len(finished(trials)) >= tuning.trials and any(trial.state == TrialState.COMPLETE for trial in trials)
+
+
+def mostly_failed(study: optuna.Study) -> str:
+    """In words, when at least half of the trials failed: what was found is not what was searched. Else empty."""
+    ended = finished(study.get_trials(deepcopy=False))
+    failed = [trial for trial in ended if trial.state == TrialState.FAIL]
+    if not failed or 2 * len(failed) < len(ended):
+        return ""
+    return f"{len(failed)} of {len(ended)} trials failed, the last of them: {error_of(failed[-1])}"

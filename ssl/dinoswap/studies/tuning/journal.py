@@ -1,0 +1,89 @@
+"""Optuna's journal, a line of JSON for each change of a search, to which all its workers append.
+
+Optuna refuses a journal in which a line was written by half, on a full disk or when the power failed, as soon as
+another line follows it; and who is killed while it writes leaves a lock that the others wait 30 seconds for. Here the
+system takes the lock back however its holder ends, and who gets it finds the journal whole: what is not an entry is cut
+out of it, with a copy aside. Nobody has read such a line, so nobody misses it.
+"""
+
+import contextlib
+import logging
+import math
+from pathlib import Path
+
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from dinoswap.files import write_atomically
+from dinoswap.lock import exclusive
+from dinoswap.reading import open_regular, parse_object, read_tail
+
+TAIL_BYTES = 65536
+"""Holds the last line but for one that is very long, for which the whole journal is read."""
+START = b'{"op_code":'
+"""Of every entry."""
+
+_log = logging.getLogger(__name__)
+
+
+def open_journal(path: Path) -> JournalFileBackend:
+    """The journal at `path`, which is made if need be, without lines that were not written whole. OSError for what is
+    no regular file."""
+    path.touch()
+    lock = Lock(path)
+    with lock.held():
+        mend(path)
+    return JournalFileBackend(str(path), lock_obj=lock)
+
+
+class Lock(JournalFileOpenLock):
+    """Of whoever writes to the journal, which is whole then: the last to have it may have been killed as it wrote."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+        self._held = contextlib.ExitStack()
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self.path.with_name("journal"), patience=math.inf)
+
+    def acquire(self) -> bool:
+        self._held.enter_context(self.held())
+        tail = read_tail(self.path, TAIL_BYTES)
+        if tail and not (tail.endswith(b"\n") and is_entry(tail[:-1].rpartition(b"\n")[2])):
+            mend(self.path)
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+
+def mend(path: Path) -> None:
+    """Cut out what is not an entry; the journal as it was is kept beside it. For who has the lock."""
+    with open_regular(path) as file:
+        before = file.read()
+    after = b"".join(entry + b"\n" for line in before.split(b"\n") if (entry := entry_of(line)))
+    if after == before:
+        return
+    copy = path.with_name(f"{path.name}.damaged-{len(list(path.parent.glob(f'{path.name}.damaged-*'))) + 1}")
+    write_atomically(copy, before)
+    write_atomically(path, after)
+    cut = len(before) - len(after)
+    _log.warning("%s: a line was not written whole: %d bytes are cut off; as it was, it is kept as %s", path, cut, copy)
+
+
+def entry_of(line: bytes) -> bytes:
+    """The entry that a line holds, maybe after half of another; empty where there is none."""
+    if is_entry(line):
+        return line
+    last = line[max(0, line.rfind(START)) :]
+    return last if is_entry(last) else b""
+
+
+def is_entry(line: bytes) -> bool:
+    if not line.startswith(START):
+        return False
+    try:
+        parse_object(line)
+    except ValueError:
+        return False
+    return True
