@@ -1,7 +1,10 @@
 """Work on several ranks: processes that form a gloo group."""
 
 import multiprocessing
+import os
+import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,19 @@ _context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])  # imported o
 
 
 def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 60) -> list[Any]:
-    """What `work(rank)`, a function of a module, returns on each rank. A rank that waits for ever fails the test."""
-    ranks = [_context.Process(target=_rank, args=(work, r, world_size, folder)) for r in range(world_size)]
+    """What `work(rank)`, a function of a module, returns on each rank of a group. A rank that waits for ever fails the
+    test."""
+    return _returned(partial(_in_a_group, work, world_size, folder), folder, world_size, seconds)
+
+
+def launched(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 60) -> list[Any]:
+    """The same of processes that have been told what torchrun tells its own, and form no group yet."""
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return _returned(partial(_told, work, shared), folder, world_size, seconds)
+
+
+def _returned(work: Callable[[int], Any], folder: Path, world_size: int, seconds: float) -> list[Any]:
+    ranks = [_context.Process(target=_rank, args=(work, r, folder)) for r in range(world_size)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -27,8 +41,25 @@ def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2, seco
     return [torch.load(folder / f"{r}.pt") for r in range(world_size)]
 
 
-def _rank(work: Callable[[int], Any], rank: int, world_size: int, folder: Path) -> None:
+def _rank(work: Callable[[int], Any], rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     torch.save(work(rank), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+
+
+def _in_a_group(work: Callable[[int], Any], world_size: int, folder: Path, rank: int) -> Any:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    try:
+        return work(rank)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _told(work: Callable[[int], Any], variables: dict[str, str], rank: int) -> Any:
+    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))
+    return work(rank)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

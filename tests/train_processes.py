@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from dinoswap import metrics
 from dinoswap.configuration import plain
 from dinoswap.identity import run_folder
+from ranks import free_port
 from small_models import composed
 
 _context = multiprocessing.get_context("forkserver")
@@ -99,12 +99,6 @@ class RankProcesses:
     @property
     def output(self) -> str:
         return "\n".join(rank.output for rank in self.ranks)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _train(arguments: list[str], output: str, kill_at_sync: int | None, rank: dict[str, str]) -> None:

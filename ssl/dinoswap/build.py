@@ -14,11 +14,11 @@ from torch import nn
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import Images, ImageSource
-from dinoswap.data.inventory import take_inventory
+from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
-from dinoswap.distributed import Parallel, rank, world_size
-from dinoswap.distributed.group import launched_ranks
+from dinoswap.distributed import Parallel, rank, require_same, together, world_size
+from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator
 from dinoswap.flops import shapes_of
 from dinoswap.identity import identity
@@ -31,7 +31,7 @@ from dinoswap.objectives.base import Objective
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.rng import seed_torch
-from dinoswap.schedules import ScheduleSettings, build_schedules
+from dinoswap.schedules import Schedules, ScheduleSettings, build_schedules
 from dinoswap.schema import ConfigError, construct, construct_option, option_class, require_section
 from dinoswap.settings import LOADING, OptimizerSettings, check, loading_settings
 from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
@@ -137,36 +137,47 @@ def prepare_for_distributed_training(
 
 
 def build_trainer(cfg: Config) -> Trainer:
-    """Model, optimiser and schedules on their device, without data."""
+    """Model, optimiser and schedules on their device, without data. Ranks go through it together: what one of them
+    cannot build ends all."""
+    settings, device, schedules, optimizer = together(lambda: trainer_settings(cfg))
+    require_same({"the kind of their device": device.type}, "give each a GPU, or set trainer.device=cpu")
+    model, parallel = together(lambda: (build_model(cfg).to(device), build_parallel(cfg)))
+    if settings.compile:
+        compile_blocks(model)
+    shapes = shapes_of(model) if world_size() > 1 else None
+    called = prepare_for_distributed_training(model, parallel, device)
+
+    def over_model() -> Trainer:
+        layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
+        weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
+        groups = parameter_groups(model.student, layer_decay, weight_decay)
+        return Trainer(
+            model,
+            torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, weight_decay=0.0, fused=True),
+            schedules,
+            Clip(optimizer.clip_grad, optimizer.clip),
+            precision=settings.precision,
+            seed=int(cfg["seed"]),
+            device=device,
+            max_nonfinite_steps=settings.max_nonfinite_steps,
+            called=called,
+            shapes=shapes,
+        )
+
+    return together(over_model)
+
+
+def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedules, OptimizerSettings]:
+    """What can be refused before a network is built."""
     settings = construct(TrainerSettings, cfg["trainer"], "trainer")
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
-    options = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
-    clip = Clip(options.clip_grad, options.clip)
+    optimizer = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     try:
         device = resolve_device(settings.device)
         schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    model = build_model(cfg).to(device)
-    if settings.compile:
-        compile_blocks(model)
-    shapes = shapes_of(model) if world_size() > 1 else None
-    called = prepare_for_distributed_training(model, build_parallel(cfg), device)
-    layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
-    weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
-    groups = parameter_groups(model.student, layer_decay, weight_decay)
-    return Trainer(
-        model,
-        torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, weight_decay=0.0, fused=True),
-        schedules,
-        clip,
-        precision=settings.precision,
-        seed=int(cfg["seed"]),
-        device=device,
-        max_nonfinite_steps=settings.max_nonfinite_steps,
-        called=called,
-        shapes=shapes,
-    )
+    return settings, device, schedules, optimizer
 
 
 def compile_blocks(model: SelfDistillation) -> None:
@@ -243,27 +254,42 @@ def frozen_identity(model: SelfDistillation) -> dict[str, str]:
 
 
 def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) -> Run:
-    """Everything of one run. `start_record` is called once nothing can be refused any more."""
-    check(cfg)
-    loading = loading_settings(cfg)
+    """Everything of one run. `start_record` is called once nothing can be refused any more. Ranks go through it
+    together, see `build_trainer`, and only if they have the same images and weights."""
+    together(lambda: check(cfg))
     trainer = build_trainer(cfg)
-    pipeline = build_pipeline(cfg, trainer.model)
-    source = build_source(cfg)
-    evaluator = build_evaluator(cfg, source, trainer.device, trainer.dtype)
-    inventory = take_inventory(source, loading.batch_size, loading.decoding)
-    record = start_record()
-    record.data |= inventory.record()
-    others = 0 if evaluator.test is None else len(evaluator.test)
-    return Run(
-        folder=folder,
-        config={**identity(cfg), **frozen_identity(trainer.model), "seed": int(cfg["seed"])},
-        trainer=trainer,
-        settings=construct(TrainerSettings, cfg["trainer"], "trainer"),
-        dataset=pipeline(evaluator.train),
-        workers=loading.workers,
-        evaluator=evaluator,
-        corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, others),
-        inventory=inventory,
-        record=record,
-        random_init=initial_backbone(cfg).to(trainer.device),
+    loading = loading_settings(cfg)
+
+    def over_images() -> tuple[Evaluator, StepDataset, Inventory, dict[str, Any], str]:
+        pipeline, source = build_pipeline(cfg, trainer.model), build_source(cfg)
+        evaluator = build_evaluator(cfg, source, trainer.device, trainer.dtype)
+        inventory = take_inventory(source, loading.batch_size, loading.decoding)
+        described = {**identity(cfg), **frozen_identity(trainer.model), "seed": int(cfg["seed"])}
+        images = source.fingerprint()[:12] if world_size() > 1 else ""
+        return evaluator, pipeline(evaluator.train), inventory, described, images
+
+    evaluator, dataset, inventory, described, images = together(over_images)
+    require_same(
+        {"training images": len(dataset.images), **described, "the fingerprint of the images": images},
+        "each has to see the same files, under data.path and wherever else they are read from",
     )
+
+    def recorded() -> Run:
+        record = start_record()
+        record.data |= inventory.record()
+        others = 0 if evaluator.test is None else len(evaluator.test)
+        return Run(
+            folder=folder,
+            config=described,
+            trainer=trainer,
+            settings=construct(TrainerSettings, cfg["trainer"], "trainer"),
+            dataset=dataset,
+            workers=loading.workers,
+            evaluator=evaluator,
+            corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, others),
+            inventory=inventory,
+            record=record,
+            random_init=initial_backbone(cfg).to(trainer.device),
+        )
+
+    return together(recorded)

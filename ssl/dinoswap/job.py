@@ -16,10 +16,10 @@ from rich import get_console
 from dinoswap.build import build_parallel, build_run
 from dinoswap.checkpoint import CheckpointError
 from dinoswap.command_line import EXIT_USAGE
-from dinoswap.configuration import config_dir, plain
+from dinoswap.configuration import config_dir, flatten, plain
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.workers import DataWorkerError
-from dinoswap.distributed import RankFailed, is_main, on_main, together
+from dinoswap.distributed import RankFailed, is_main, on_main, require_same, together
 from dinoswap.distributed.group import explained, one_line, process_group
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files import write_atomically
@@ -53,6 +53,7 @@ def run(cfg: DictConfig) -> float | None:
     parallel = build_parallel(config)
     group = process_group(parallel.timeout_minutes) if parallel else contextlib.nullcontext()
     with group, contextlib.ExitStack() as held:
+        require_same_command(config)
         if not on_main(lambda: is_complete(record_path)):
             on_main(lambda: held.enter_context(exclusive(folder)))
             if not on_main(lambda: is_complete(record_path)):  # by somebody else, who has let go just now
@@ -62,13 +63,20 @@ def run(cfg: DictConfig) -> float | None:
     return objective(load_record(record_path)["metrics"], config["objective_metric"])
 
 
+def require_same_command(config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless all ranks were given the same, but for where files lie on their node (what is in them is
+    compared once they are open) and which device is theirs."""
+    shared = {k: v for k, v in flatten(config).items() if k != "trainer.device" and not k.endswith("path")}
+    require_same(shared, "give all the same command")
+
+
 def is_complete(record_path: Path) -> bool:
     return record_path.exists() and load_record(record_path)["status"] == "completed"
 
 
 def train(config: Mapping[str, Any], folder: Path) -> float | None:
     """The same, by the only process that writes in the folder."""
-    built = together(lambda: build(config, folder))
+    built = build(config, folder)
     get_console().quiet = not is_main()
     get_console().print(group_table(built.trainer.optimizer.param_groups))
     with logging_to(folder / "log.txt"):
@@ -82,7 +90,7 @@ def train(config: Mapping[str, Any], folder: Path) -> float | None:
 def build(config: Mapping[str, Any], folder: Path) -> Run:
     """`build_run`. Nobody watches a job that was launched: why it could not begin goes into run.json."""
     try:
-        require_submitted_code(config_dir())
+        together(lambda: require_submitted_code(config_dir()))
         return build_run(config, folder, lambda: start_record(folder, config))
     except Exception as error:
         if SUBMITTED_CODE in os.environ:

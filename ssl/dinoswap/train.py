@@ -3,6 +3,7 @@
 The help, a mistake in the arguments and the driver of a multirun do without torch, which takes seconds to import.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,17 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 def main() -> None:
     """The console script."""
     try:
+        _main()
+    except SystemExit as end:
+        if end.code and _one_of_several():
+            from dinoswap.distributed.group import excuse
+
+            excuse(str(end.__context__ or f"ended with status {end.code}, see its output"))
+        raise
+
+
+def _main() -> None:
+    try:
         if EXPLAIN in sys.argv:
             explain([argument for argument in sys.argv[1:] if argument != EXPLAIN])
             return
@@ -39,6 +51,11 @@ def main() -> None:
         print(f"dinoswap-train: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     _hydra_main()
+
+
+def _one_of_several() -> bool:
+    """Whether other ranks may wait for this one; asked without torch."""
+    return os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1"
 
 
 def explain(overrides: Sequence[str]) -> None:

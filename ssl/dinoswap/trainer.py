@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, rank, world_size
-from dinoswap.distributed.group import local_rank
+from dinoswap.distributed.environment import local_device
 from dinoswap.ema import EMA
 from dinoswap.model import SelfDistillation
 from dinoswap.nonfinite import NonFiniteGuard
@@ -53,7 +53,7 @@ class TrainerSettings:
 def resolve_device(name: str) -> torch.device:
     """'auto' is CUDA when there is one: of several processes on a node, each has its own."""
     if name == "auto":
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", local_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -4,14 +4,21 @@ The only place with collectives. Without a process group every call is the one-r
 the same order, also when it has nothing to contribute.
 """
 
-from collections.abc import Callable, Iterable
+import pickle
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dinoswap.distributed.patience import patience
+
 T = TypeVar("T")
+
+
+SHOWN = 5
+"""Differences between ranks in a message."""
 
 
 class RankFailed(RuntimeError):
@@ -113,16 +120,16 @@ def barrier() -> None:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns, or raises, on the main process, on every rank. It travels by pickle, between these
-    processes alone."""
+    """What `work` returns, or raises, on the main process, on every rank, however long it takes. It travels by pickle,
+    between these processes alone."""
     if world_size() == 1:
         return work()
     outcome: list[Any] = [None, None]
-    if is_main():
-        try:
-            outcome[0] = work()
-        except Exception as error:  # each rank raises it
-            outcome[1] = error
+    with patience():
+        if is_main():
+            outcome = _outcome(work)
+    if outcome[1] is not None:
+        outcome[1] = _portable(outcome[1])
     dist.broadcast_object_list(outcome, device=torch.device("cpu"))
     if outcome[1] is not None:
         raise outcome[1]
@@ -131,20 +138,28 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns here, once it has returned on every rank. Where it raised on another one, RankFailed."""
+    """What `work` returns here, once it has returned on every rank, however long that takes. Where it raised on another
+    one, RankFailed. `work` may not call this in turn: a rank that fails would not be where the others are."""
     if world_size() == 1:
         return work()
-    error, result = None, None
-    try:
-        result = work()
-    except Exception as raised:
-        error = raised
+    with patience():
+        result, error = _outcome(work)
     said = gathered(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
     if failed := [f"rank {number}: {text}" for number, text in enumerate(said) if text]:
         raise RankFailed("; ".join(failed))
     return cast(T, result)
+
+
+def require_same(described: Mapping[str, Any], remedy: str) -> None:
+    """Raises ValueError on every rank, with what differs, unless `described` is the same on all."""
+    first, *others = gathered(dict(described))
+    for number, other in enumerate(others, start=1):
+        keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
+        if keys:
+            listed = ", ".join(f"{key}: {first.get(key)} and {other.get(key)}" for key in keys[:SHOWN])
+            raise ValueError(f"ranks 0 and {number} differ in {listed}{' ...' * (len(keys) > SHOWN)}; {remedy}")
 
 
 def gathered(value: T) -> list[T]:
@@ -154,3 +169,20 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def _outcome(work: Callable[[], Any]) -> list[Any]:
+    """[what it returns, None] or [None, what it raises]."""
+    try:
+        return [work(), None]
+    except Exception as error:  # each rank is told
+        return [None, error]
+
+
+def _portable(error: Exception) -> Exception:
+    """`error`, or its words where it cannot be made again from what pickle keeps."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class does when it is made
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

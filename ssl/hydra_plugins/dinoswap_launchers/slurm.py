@@ -108,7 +108,7 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """On the node. Raises what the run raised, so that SLURM too calls the job failed."""
-        from dinoswap.distributed.group import launched_ranks
+        from dinoswap.distributed.environment import launched_ranks
         from dinoswap.provenance import SUBMITTED_CODE
         from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import listen
