@@ -10,13 +10,19 @@ from omegaconf import OmegaConf
 
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import config_dir, flatten
-from dinoswap.evaluation.evaluator import EvaluationSettings
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
 from dinoswap.schedules import ScheduleSettings
 from dinoswap.schema import ConfigError
-from dinoswap.settings import SECTIONS, CropSettings, LoadingSettings, OptimizerSettings, RunSettings
-from dinoswap.trainer import TrainerSettings
+from dinoswap.sections import (
+    SECTIONS,
+    CropSettings,
+    EvaluationSettings,
+    LoadingSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainerSettings,
+)
 from renew_golden import GOLDEN, golden_configs
 
 SMOKE = compose_config(["recipe=smoke"])

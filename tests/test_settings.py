@@ -122,7 +122,7 @@ def test_refused_with_key_value_and_remedy(assignment: str, message: str, tmp_pa
     ("assignment", "message"),
     [
         ("trainer.accumulate=3", "data.batch_size=8: trainer.accumulate=3 and 1 ranks cut it into 3"),
-        ("schedule.warmup=100", "a warm-up of 100 steps (+ 0 frozen) is longer than the schedule"),
+        ("schedule.warmup=100", "schedule.warmup=100: is longer than the run of trainer.max_steps=10; give fewer"),
         ("objectives={}", "objectives: none is left, so there is nothing to train"),
         ("objectives.kolelo={loss_weight: 1.0}", "objectives.kolelo._target_=None: no class of this group"),
         ("forward={}", "forward._target_=None: no class of this group"),

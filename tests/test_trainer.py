@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dinoswap import checkpoint
-from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
+from dinoswap.sections import TrainerSettings
+from dinoswap.trainer import Trainer, resolve_device
 from small_models import CENTERING, named_parameters, small_batch, small_trainer, state_tensors
 
 STEP = 4  # of 10; warm-up ends after the first

@@ -19,7 +19,7 @@ from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
 from dinoswap.distributed import Parallel, rank, require_same, together, world_size
 from dinoswap.distributed.environment import launched_ranks
-from dinoswap.evaluation.evaluator import EvaluationSettings, Evaluator
+from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.flops import shapes_of
 from dinoswap.identity import identity
 from dinoswap.loop import Run
@@ -33,8 +33,9 @@ from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import Schedules, ScheduleSettings, build_schedules
 from dinoswap.schema import ConfigError, construct, construct_option, option_class, require_section
-from dinoswap.settings import LOADING, OptimizerSettings, check, loading_settings
-from dinoswap.trainer import Trainer, TrainerSettings, resolve_device
+from dinoswap.sections import LOADING, EvaluationSettings, OptimizerSettings, TrainerSettings, loading_settings
+from dinoswap.settings import check
+from dinoswap.trainer import Trainer, resolve_device
 
 Config = Mapping[str, Any]
 

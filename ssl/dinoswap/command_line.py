@@ -4,10 +4,11 @@ Unknown groups, options and keys are refused with the nearest valid name, before
 imported, which takes seconds.
 """
 
+import argparse
 import itertools
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
+from dinoswap.first_check import first_check, require_writable
+from dinoswap.foreign_words import meaning, meaning_of_value
 from dinoswap.schema import ConfigError, nearest
 from dinoswap.typed_paths import as_typed, for_the_shell, refuse_torn_paths
 
@@ -33,8 +36,8 @@ SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
 
 def check_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments of `dinoswap-train` as Hydra has to be given them: with paths quoted for its grammar. Raises
-    ConfigError when they name what does not exist, SystemExit for an unknown flag, as in Hydra."""
-    args = get_args_parser().parse_args(list(arguments))
+    ConfigError when they name what does not exist, or give values that the values alone show to be wrong."""
+    args = _parsed(arguments)
     refuse_torn_paths(args.overrides)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     typed = as_typed(arguments, multirun=multirun)
@@ -45,8 +48,51 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
         if not Path(args.config_dir).is_dir():
             raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
-    check_overrides(overrides, config_name=args.config_name or "train", multirun=multirun)
+    runs = _composed(overrides, args.config_name or "train", multirun)
+    if not (args.cfg or args.info):  # else it is shown, and may lack a path
+        _check_values([run.config for run in runs], as_typed(overrides, multirun=multirun))
     return typed
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """By Hydra's parser, which ends the process at a flag that it does not know."""
+    parser = get_args_parser()
+    known = parser._option_string_actions
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        if flag not in known and (meaning(flag) or not any(name.startswith(flag) for name in known)):
+            raise ConfigError(
+                f"{flag}: there is no such flag.{meaning(flag)}{nearest(flag, known)} Settings are written key=value."
+            )
+    return parser.parse_args(list(arguments))
+
+
+def _check_values(configs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> None:
+    """Those of every config, and in a multirun each swept value beside the first ones of the others."""
+    for config in configs:
+        first_check(config)
+        require_writable(config)
+    parser = OverridesParser.create()
+    for override in parser.parse_overrides(list(overrides)):
+        if not override.is_sweep_override() or override.is_interval_sweep():
+            continue
+        key = override.key_or_group
+        for text in override.sweep_string_iterator():
+            if isinstance(_at(configs[0], key), (str, int, float, list, type(None))) and "${" not in text:
+                first_check(_changed(configs[0], key, parser.parse_override(f"{key}={text}").value()))
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value at a dotted key; an empty section where there is none."""
+    for name in key.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return {}
+        config = config[name]
+    return config
+
+
+def _changed(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {**config, head: _changed(config[head], rest, value) if rest else value}
 
 
 class Composed(NamedTuple):
@@ -129,7 +175,8 @@ def _check_options(override: Override, options: list[str]) -> None:
         if value not in options:
             raise ConfigError(
                 f"{override.input_line}: the group '{override.key_or_group}' has no option '{value}'."
-                f"{nearest(value, options)} It has: {', '.join(sorted(options))}."
+                f"{meaning_of_value(override.key_or_group, value)}{nearest(value, options)} "
+                f"It has: {', '.join(sorted(options))}."
             )
 
 
@@ -142,7 +189,8 @@ def _check_key(override: Override, known: list[str], choices: dict[str, str]) ->
     if key not in known:
         section = key.partition(".")[0]
         where = f" in {section}={choices[section]}" if section in choices else ""
-        raise ConfigError(f"{line}: there is no key or group '{key}'{where}.{nearest(key, known)} {SHOW_KEYS}")
+        near = meaning(key) or nearest(key, known)
+        raise ConfigError(f"{line}: there is no key or group '{key}'{where}.{near} {SHOW_KEYS}")
     if override.is_add():
         raise ConfigError(f"{line}: this key exists already; write {line.lstrip('+')}")
 

@@ -12,33 +12,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
 
-from dinoswap import checkpoint, provenance
-from dinoswap.build import build_evaluator, build_run, build_source
-from dinoswap.checkpoint import Checkpoint, CheckpointError
+from dinoswap import __version__, provenance
+from dinoswap.checkpoint_folder import CheckpointError
 from dinoswap.command_line import check_overrides, compose_config
 from dinoswap.configuration import config_dir, plain
-from dinoswap.evaluation.evaluator import Evaluation, backbone_of
 from dinoswap.files import write_atomically
-from dinoswap.metrics import RunRecord
-from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
-from dinoswap.nn.vit import VisionTransformer
-from dinoswap.rng import seed_torch
-from dinoswap.schema import ConfigError, construct
-from dinoswap.settings import LOADING, OF_ONE_SET, check_crops
-from dinoswap.trainer import AUTOCAST, TrainerSettings, resolve_device
+from dinoswap.first_check import first_check
+from dinoswap.schema import ConfigError, require_section
+from dinoswap.sections import LOADING, OF_ONE_SET, SECTIONS
 from dinoswap.typed_paths import as_typed, refuse_torn_paths
 
+if TYPE_CHECKING:  # what imports torch is imported where it is needed: the help, and what is refused, do without
+    from dinoswap.checkpoint import Checkpoint
+    from dinoswap.evaluation.evaluator import Evaluation
+
 EXIT_USAGE, EXIT_FAILED = 2, 1
-PROBE_IMAGES = 64
-"""At most, in the batch that target diagnostics are taken on: a run's batch may be that of a hundred GPUs."""
-OFFICIAL_SIZE = 224
-"""Pixels at which the official code evaluates, whatever the size of the position table."""
 CHANGEABLE = ("data", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
 
 Config = dict[str, Any]
@@ -51,23 +47,20 @@ class Subject:
     path: Path
     config: Config
     run: Path | None  # None for a weight file, and then there is no checkpoint
-    trained: Checkpoint | None
+    trained: "Checkpoint | None"
 
     @classmethod
     def find(cls, path: Path) -> "Subject":
         """Raises ConfigError when there is nothing to judge at `path`, CheckpointError for a damaged checkpoint."""
-        if path.is_file():
-            return cls(path, default_config(), None, None)
-        run = path if (path / "config.yaml").is_file() else path.parent.parent
-        if not (run / "config.yaml").is_file():
-            raise ConfigError(
-                f"{path}: neither a run folder (with config.yaml), a checkpoint in one, nor a weight file"
-            )
-        config = plain(DictConfig(OmegaConf.load(run / "config.yaml")))
+        config, run = config_of(path)
+        if run is None:
+            return cls(path, config, None, None)
+        from dinoswap import checkpoint
+
         return cls(path, config, run, newest(run) if path == run else checkpoint.read(path))
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> "Checkpoint":
         """Raises ConfigError for a weight file."""
         if self.trained is None:
             raise ConfigError(f"{self.path}: is a file; give a run folder or a checkpoint in one")
@@ -81,11 +74,41 @@ class Subject:
         return self.run / "evaluation" / "-".join(parts)
 
 
-def newest(run: Path) -> Checkpoint:
+def newest(run: Path) -> "Checkpoint":
+    from dinoswap import checkpoint
+
     found = checkpoint.newest(run / "checkpoints", lambda sentence: print(sentence, file=sys.stderr))
     if found is None:
         raise CheckpointError(f"{run}: no whole checkpoint in its folder checkpoints; train it first")
     return found
+
+
+def config_of(path: Path) -> tuple[Config, Path | None]:
+    """What a run folder, or a checkpoint in one, was trained with, and the folder; of a file the default config. Raises
+    ConfigError."""
+    if path.is_file():
+        return default_config(), None
+    run = path if (path / "config.yaml").is_file() else path.parent.parent
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{path}: neither a run folder (with config.yaml), a checkpoint in one, nor a weight file")
+    return read_config(run / "config.yaml"), run
+
+
+def read_config(path: Path) -> Config:
+    """Raises ConfigError for a file that is damaged."""
+    try:
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError("holds no keys")
+        config = plain(loaded)
+        for section in SECTIONS:
+            require_section(config.get(section), section)
+    except (yaml.YAMLError, OmegaConfBaseException, ConfigError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: is not the config of a run, or is damaged: {' '.join(str(error).split())}; the run's command "
+            "writes it again"
+        ) from error
+    return config
 
 
 def default_config() -> Config:
@@ -119,55 +142,6 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
     return plain(changed)
 
 
-# --- judging ----------------------------------------------------------------------------------------------------------
-
-
-def judge_run(config: Config, trained: Checkpoint, network: str, out: Path) -> Evaluation:
-    """The teacher's or the student's backbone, and the targets of the teacher."""
-    batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
-    one_process = {"accumulate": 1, "compile": False}
-    config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
-    run = build_run(config, out, lambda: RunRecord(out / "run.json", "", "", 0, {}, []))  # a record that is not written
-    model = run.trainer.model
-    check_teachers(run.config, trained)
-    model.load_state_dict(trained.state["model"])
-    found = run.evaluator.final(backbone_of(getattr(model, network)), run.random_init)
-    hyper = run.trainer.schedules.at(max(trained.step - 1, 0))
-    run.evaluator.diagnose_objectives(found, model, hyper, run.dataset[0])
-    return found
-
-
-def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
-    """Raises ConfigError when a frozen teacher is not the one that the run was trained with."""
-    for key, now in config.items():
-        if key.endswith(".teacher") and trained.config.get(key) != now:
-            raise ConfigError(
-                f"{key}: is {now}, but the run was trained with {trained.config.get(key)}; "
-                "give the path of these weights, da3.ckpt_path=..."
-            )
-
-
-def judge_weights(config: Config, path: Path, heads: int | None) -> Evaluation:
-    """A bare backbone of the architecture that its weights imply. What they cannot say is in the file's metadata, or
-    `heads`; else it is as in the published models, and told."""
-    state = load_official(path)
-    architecture, guessed = architecture_of_file(path, state, heads)
-    if guessed:
-        print(f"{path} does not say, so as in published models: {', '.join(guessed)} (--heads N)", file=sys.stderr)
-    patch = architecture["patch_size"]
-    size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
-    config = {**config, "crops": {"global_size": size, "local_size": size}, "model": {"patch_size": patch}}
-    check_crops(config)
-    settings = construct(TrainerSettings, config["trainer"], "trainer")
-    device = resolve_device(settings.device)
-    backbone = VisionTransformer(**architecture)
-    load_into(backbone, state)
-    seed_torch(config["seed"], "init/backbone")
-    random_init = VisionTransformer(**architecture)
-    evaluator = build_evaluator(config, build_source(config), device, AUTOCAST.get(settings.precision))
-    return evaluator.final(backbone.to(device), random_init.to(device))
-
-
 # --- what is left to be read ------------------------------------------------------------------------------------------
 
 
@@ -178,7 +152,7 @@ def data_name(section: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.-]+", "_", f"{option}-{detail}" if detail else option)
 
 
-def save(found: Evaluation, subject: Subject, network: str, config: Config, out: Path) -> None:
+def save(found: "Evaluation", subject: Subject, network: str, config: Config, out: Path) -> None:
     found.save_pictures(out)
     metrics = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
     content = {
@@ -195,7 +169,7 @@ def save(found: Evaluation, subject: Subject, network: str, config: Config, out:
     write_atomically(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def show(found: Evaluation, out: Path) -> None:
+def show(found: "Evaluation", out: Path) -> None:
     console = get_console()
     if found.results:
         console.print(found.table())
@@ -218,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "          dinoswap-eval dinov2_vits14_pretrain.pth data=image_folder data.path=imagenet",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dinoswap {__version__}")
     parser.add_argument(
         "what", metavar="RUN_OR_CHECKPOINT", type=Path, help="run folder, checkpoint folder, weight file"
     )
@@ -229,13 +204,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    subject, network = Subject.find(arguments.what), arguments.network
-    config = with_overrides(subject.config, arguments.overrides)
+    config, run = config_of(arguments.what)
+    config, network = with_overrides(config, arguments.overrides), arguments.network
+    first_check(config)
+    if run is None and network == "student":
+        raise ConfigError(f"--network student: {arguments.what} holds one network; give a run folder")
+    from dinoswap.judge import judge_run, judge_weights
+
+    subject = Subject.find(arguments.what)
     out = arguments.out or subject.folder(data_name(config["data"]), network)
     if subject.trained:
         found = judge_run(config, subject.trained, network, out)
-    elif network == "student":
-        raise ConfigError(f"--network student: {subject.path} holds one network; give a run folder")
     else:
         found = judge_weights(config, subject.path, arguments.heads)
     save(found, subject, network, config, out)

@@ -29,7 +29,8 @@ from dinoswap.objectives.base import Objective
 from dinoswap.precision import emulation_notice
 from dinoswap.preemption import Preemption
 from dinoswap.progress import Display
-from dinoswap.trainer import Trainer, TrainerSettings
+from dinoswap.sections import TrainerSettings
+from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 
 LOGGED = "lines_of_metrics"

@@ -7,11 +7,12 @@ Follows dinov2/utils/utils.py and dinov2/train/train.py of facebookresearch/dino
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dinoswap.values import Hyper
+if TYPE_CHECKING:  # values imports torch, which takes seconds; the settings of the schedules are checked without it
+    from dinoswap.values import Hyper
 
 LrScaling = Literal["sqrt_1024", "linear_256", "none"]
 WarmupShape = Literal["linear", "cosine"]
@@ -129,7 +130,7 @@ class Schedules(Mapping[str, Schedule]):
     def __len__(self) -> int:
         return len(self._schedules)
 
-    def at(self, step: int) -> Hyper:
+    def at(self, step: int) -> "Hyper":
         return {name: schedule[step] for name, schedule in self._schedules.items()}
 
 

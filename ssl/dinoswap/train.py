@@ -8,16 +8,17 @@ import sys
 from collections.abc import Sequence
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from dinoswap import __version__
 from dinoswap.command_line import EXIT_USAGE, check_arguments, chosen_options
 from dinoswap.configuration import VERSION_BASE, config_dir
 from dinoswap.explain import explanation
 from dinoswap.identity import run_folder  # noqa: F401 (its resolver)
 from dinoswap.schema import ConfigError
 
-EXPLAIN = "--explain"
+EXPLAIN, VERSION = "--explain", "--version"
 WIDTH = 180
 """Of a table that is not printed to a terminal."""
 
@@ -45,6 +46,12 @@ def _main() -> None:
     try:
         if EXPLAIN in sys.argv:
             explain([argument for argument in sys.argv[1:] if argument != EXPLAIN])
+            return
+        if VERSION in sys.argv:
+            print(f"dinoswap {__version__}")
+            return
+        if not {"--help", "-h"}.isdisjoint(sys.argv):  # Hydra would list all groups first, which takes seconds
+            print(OmegaConf.load(config_dir() / "hydra" / "help" / "train.yaml").template)
             return
         sys.argv[1:] = check_arguments(sys.argv[1:])  # Hydra reads them from there
     except ConfigError as error:

@@ -2,8 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +16,11 @@ from dinoswap.optim.param_groups import Group, apply_schedules, drop_frozen_grad
 from dinoswap.optim.state import MOMENTS, load_optimizer_state, named_parameters, optimizer_state
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import Schedules
+from dinoswap.sections import Precision
 from dinoswap.values import Batch, Hyper
 
-Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Clip = Callable[[list[Group]], dict[str, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """`checkpoint_every`, `eval_every` and `log_every` count steps; 0 switches the first two off but for the end."""
-
-    max_steps: int
-    precision: Precision = "bf16"
-    accumulate: int = 1
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float = 15.0
-    keep_checkpoints: int = 2
-    max_nonfinite_steps: int = 10
-    compile: bool = False
-    tensorboard: bool = True
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "accumulate", "log_every", "keep_checkpoints", "max_nonfinite_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("eval_every", "checkpoint_every", "checkpoint_minutes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 0 (only at the end) or more")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import evaluator as evaluator_module
-from dinoswap.evaluation.evaluator import SHOWN, EvaluationSettings, Evaluator, flat
+from dinoswap.evaluation.evaluator import SHOWN, Evaluator, flat
 from dinoswap.model import SelfDistillation
+from dinoswap.sections import EvaluationSettings
 from dinoswap.values import Batch
 from small_models import small_batch, small_trainer
 

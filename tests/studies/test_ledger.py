@@ -15,7 +15,7 @@ from dinoswap.command_line import compose_config
 from dinoswap.identity import run_folder, run_id
 from dinoswap.lock import exclusive
 from dinoswap.schema import construct
-from dinoswap.settings import RunSettings
+from dinoswap.sections import RunSettings
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import Entry, claim, claimed, entries, find, queued_jobs, read_json
 from dinoswap.studies.study import read_study

@@ -9,7 +9,7 @@ import yaml
 
 from dinoswap.configuration import config_dir
 from dinoswap.schema import ConfigError, nearest
-from dinoswap.settings import OBJECTIVE_METRICS
+from dinoswap.sections import OBJECTIVE_METRICS
 from dinoswap.studies.overrides import OF_A_JOB
 from dinoswap.studies.study import MEASURED, Metric, Study, read_study
 from dinoswap.studies.study_file import REPLACEABLE, Budget, read_file

@@ -16,7 +16,7 @@ from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
 from dinoswap.schedules import ScheduleSettings, build_schedules
 from dinoswap.schema import ConfigError, construct, construct_option
-from dinoswap.settings import loading_settings
+from dinoswap.sections import loading_settings
 from dinoswap.values import Batch, Hyper
 from planning.values import Config
 

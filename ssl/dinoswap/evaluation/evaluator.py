@@ -25,6 +25,7 @@ from dinoswap.evaluation.summary import Results, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.sections import EvaluationSettings
 from dinoswap.values import Batch, Hyper
 
 TRAINED, RANDOM, BASELINES = "trained", "random init", "baselines"
@@ -35,27 +36,6 @@ KEEP_BYTES = 2**29
 would take longer than all else in it. 2,000 crops of 224 pixels are 0.3 GB."""
 SHORT_NAMES = {"cls": "", "patch_mean": "patch_"}
 """Kind of features -> what stands for it in a metric's name: eval/knn_top1, eval/knn_patch_top1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """`size` of the crops in pixels, None for that of the global crops; `resize` as in `features.EvalImages`.
-
-    `in_loop_images` bounds the images of the quick evaluation, of train and of test each, `images` those of the whole.
-    """
-
-    size: int | None = None
-    resize: int | None = None
-    in_loop_images: int = 2000
-    images: int = 20000
-    batch_size: int = 256
-    linear_probe: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("size", "resize", "in_loop_images", "images", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
 
 
 @dataclass

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from dinoswap.rng import numpy_generator, python_generator
 
@@ -40,6 +39,8 @@ def patch_grid(crop_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 @lru_cache
 def ratio_edges(low: float, high: float, intervals: int) -> tuple[np.float32, ...]:
     """The ends of `intervals` equal parts of the ratio range, in the float32 of the official collate."""
+    import torch  # takes seconds, and the settings of a mask are checked without it
+
     return tuple(torch.linspace(low, high, intervals + 1).numpy())
 
 

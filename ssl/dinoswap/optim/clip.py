@@ -4,15 +4,12 @@ coefficient = min(1, max_norm / (norm + 1e-6)). Per submodule follows dinov2/tra
 facebookresearch/dinov2 @ b8931f7, per tensor the legacy trainer @ 67f6a87. Groups with `clip` False are measured only.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from dinoswap.distributed.sharding import norms, own_share
 from dinoswap.optim.param_groups import Group
-
-ClipBy = Literal["per_module", "per_tensor"]
+from dinoswap.sections import ClipBy
 
 
 class Clip:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dinoswap import __version__
 from dinoswap.command_line import EXIT_USAGE
+from dinoswap.first_check import require_writable
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find, read_json
@@ -35,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="dinoswap-ablate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--version", action="version", version=f"dinoswap {__version__}")
     made.add_argument("command", choices=COMMANDS)
     made.add_argument("study", metavar="STUDY", help="a name in ablations/, or a path")
     made.add_argument("overrides", nargs="*", metavar="override", help="key=value")
@@ -87,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     starting = [entry for entry, state in zip(wanted, states, strict=True) if state in chosen]
     print(summary(states), flush=True)
     if starting:
+        require_writable(starting[0].config)
         launch(starting, combined(study.launcher, filter(of_hydra, arguments.overrides)))
     return conclude(wanted)
 

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.files import write_atomically
+from dinoswap.first_check import first_check
 
 
 class Composer:
@@ -38,6 +39,7 @@ class Composer:
         if known is not None and (known["checked"] or not self.check):
             return dict(known["config"])
         config = self._composed(overrides) if known is None else dict(known["config"])
+        first_check(config)
         if self.check:
             from dinoswap.settings import check  # imports torch
 

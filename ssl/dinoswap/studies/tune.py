@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dinoswap import __version__
 from dinoswap.command_line import EXIT_USAGE
 from dinoswap.schema import ConfigError
 from dinoswap.studies.overrides import combined, of_hydra
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dinoswap {__version__}")
     parser.add_argument("study", metavar="STUDY", help="name of a study in ablations/, or the path of its file")
     parser.add_argument("overrides", nargs="*", help="of the study's keys (trials=), its base, or hydra.launcher")
     parser.add_argument("--report", action="store_true", help="only tell what has been found so far")

@@ -1,0 +1,69 @@
+"""What `dinoswap-eval` does to a run or to a weight file: the evaluation that ends a training."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dinoswap.build import build_evaluator, build_run, build_source
+from dinoswap.checkpoint import Checkpoint
+from dinoswap.evaluation.evaluator import Evaluation, backbone_of
+from dinoswap.first_check import check_crops
+from dinoswap.metrics import RunRecord
+from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.rng import seed_torch
+from dinoswap.schema import ConfigError, construct
+from dinoswap.sections import Config, TrainerSettings
+from dinoswap.trainer import AUTOCAST, resolve_device
+
+PROBE_IMAGES = 64
+"""At most, in the batch that target diagnostics are taken on: a run's batch may be that of a hundred GPUs."""
+OFFICIAL_SIZE = 224
+"""Pixels at which the official code evaluates, whatever the size of the position table."""
+
+
+def judge_run(config: Config, trained: Checkpoint, network: str, out: Path) -> Evaluation:
+    """The teacher's or the student's backbone, and the targets of the teacher."""
+    batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
+    one_process = {"accumulate": 1, "compile": False}
+    config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
+    run = build_run(config, out, lambda: RunRecord(out / "run.json", "", "", 0, {}, []))  # a record that is not written
+    model = run.trainer.model
+    check_teachers(run.config, trained)
+    model.load_state_dict(trained.state["model"])
+    found = run.evaluator.final(backbone_of(getattr(model, network)), run.random_init)
+    hyper = run.trainer.schedules.at(max(trained.step - 1, 0))
+    run.evaluator.diagnose_objectives(found, model, hyper, run.dataset[0])
+    return found
+
+
+def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
+    """Raises ConfigError when a frozen teacher is not the one that the run was trained with."""
+    for key, now in config.items():
+        if key.endswith(".teacher") and trained.config.get(key) != now:
+            raise ConfigError(
+                f"{key}: is {now}, but the run was trained with {trained.config.get(key)}; "
+                "give the path of these weights, da3.ckpt_path=..."
+            )
+
+
+def judge_weights(config: Config, path: Path, heads: int | None) -> Evaluation:
+    """A bare backbone of the architecture that its weights imply. What they cannot say is in the file's metadata, or
+    `heads`; else it is as in the published models, and told."""
+    state = load_official(path)
+    architecture, guessed = architecture_of_file(path, state, heads)
+    if guessed:
+        print(f"{path} does not say, so as in published models: {', '.join(guessed)} (--heads N)", file=sys.stderr)
+    patch = architecture["patch_size"]
+    size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
+    config = {**config, "crops": {"global_size": size, "local_size": size}, "model": {"patch_size": patch}}
+    check_crops(config)
+    settings = construct(TrainerSettings, config["trainer"], "trainer")
+    device = resolve_device(settings.device)
+    backbone = VisionTransformer(**architecture)
+    load_into(backbone, state)
+    seed_torch(config["seed"], "init/backbone")
+    random_init = VisionTransformer(**architecture)
+    evaluator = build_evaluator(config, build_source(config), device, AUTOCAST.get(settings.precision))
+    return evaluator.final(backbone.to(device), random_init.to(device))
