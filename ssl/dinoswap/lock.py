@@ -60,11 +60,14 @@ def require_sole_writer(folder: Path) -> None:
 
 
 def holder(folder: Path) -> str | None:
-    """Who has the lock of `folder`, in words; None when nobody does. OSError where that cannot be found out."""
+    """Who has the lock of `folder`, in words; None when nobody does, or nobody can: there is no file of that name, or
+    no locks here. OSError where it cannot be found out."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of this name is not waited for
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
