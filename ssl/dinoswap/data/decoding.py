@@ -101,7 +101,9 @@ def corrupt_if_undecodable(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:  # its message holds a memory address
         raise CorruptImage(name, "not an image in a format that PIL decodes") from error
     except Image.DecompressionBombError as error:
-        raise CorruptImage(name, f"{str(error).partition(',')[0]}; data.max_pixels sets the limit") from error
+        raise CorruptImage(
+            name, f"{str(error).partition(',')[0].replace('.0 ', ' ')}; data.max_pixels sets the limit"
+        ) from error
     except Exception as error:
         reason = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")
         raise CorruptImage(name, " ".join(reason.split())[:_LONGEST_REASON]) from error

@@ -81,7 +81,9 @@ class Inventory:
             return " without labels"
         more = ", ..." if self.classes > len(self.class_names) else ""
         names = f" ({', '.join(self.class_names)}{more})" if self.class_names else ""
-        return f" of {self.classes} classes{names}" + (f" by {self.labels}" if self.labels else "")
+        return f" of {self.classes} class{'es' * (self.classes != 1)}{names}" + (
+            f" by {self.labels}" if self.labels else ""
+        )
 
     def _sizes(self) -> str:
         if not self.looks:

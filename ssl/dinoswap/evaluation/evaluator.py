@@ -76,7 +76,7 @@ class _Split:
     @property
     def corrupt(self) -> int:
         """Images that were met so far and could not be decoded."""
-        return len(self.reasons())
+        return len(self.train.corrupt) + (len(self.test.corrupt) if self.test is not self.train else 0)
 
     def reasons(self) -> dict[str, str]:
         """Why not, by the names of those images."""
