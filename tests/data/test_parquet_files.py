@@ -189,7 +189,7 @@ def test_unreadable_files_among_good_ones_are_left_out_by_name(tmp_path):
     (tmp_path / "readme.md").write_text("x")
     write(tmp_path / "test-0.parquet", range(9))
     source = ParquetData(str(tmp_path))
-    assert found(source.train()) == [0, 1, 2] and source.ignored == {"hidden file": 1, ".md": 1}
+    assert found(source.train()) == [0, 1, 2] and source.ignored == {"hidden file": 1, ".md": 1, "empty folder": 1}
     assert len(source.remarks) == 1
     for words in ("2 of 3 files", "train-1.parquet: ", "train-2.parquet: empty"):
         assert words in source.remarks[0]

@@ -135,6 +135,7 @@ def _walk(start: Path, links: list[Path], seen: set[tuple[int, int]], ignored: C
             folders.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
+        ignored.update(["empty folder"] * (not folders and not names))
         ignored.update("hidden folder" for child in folders if child.startswith("."))
         folders[:] = sorted(child for child in folders if not child.startswith("."))
         paths = [Path(name, child) for child in sorted(names)]
