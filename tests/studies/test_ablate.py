@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dinoswap.studies import ablate, launch
-from dinoswap.studies.design import make_design
-from dinoswap.studies.forecast import Cost, costs, detectable, spread
+from dinoswap.studies.design import Design, make_design
+from dinoswap.studies.forecast import Cost, costs, detectable, seeds_that_detect, spread, spread_of
 from dinoswap.studies.ledger import Entry, entries, find
 from dinoswap.studies.study import Study, read_study
 
@@ -163,13 +163,54 @@ def test_plan_warns_when_it_cannot_see_what_matters(
 
 
 def test_what_is_detectable_is_found_in_four_of_five_studies(path: Path) -> None:
-    """20,000 simulated comparisons of 6 seeds: standard error of the rate 0.3 %."""
+    """20,000 simulated comparisons of 6 seeds, at the alpha that two arms share: standard error of the rate 0.3 %."""
     from scipy.stats import ttest_1samp
 
     study = read_study(path, ["seeds=6"])
     (size,) = detectable(study, make_design(study, check=False), 1.5).values()
     draws = np.random.default_rng(1).normal(size, 1.5, (20_000, 6))
-    assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05 / 2).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_crossed_plan_knows_what_effects_are_tested_against(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With guesses it says what effects that vary between seeds would change; of finished runs it takes the larger of
+    seed x effect and the residual, where pairs of cells would count every factor in which they differ."""
+    study = read_study(path, ["design=factorial", "seeds=4"])
+    design = make_design(study, check=False)
+    wanted = entries(study, design.cells)
+    same, larger = (next(iter(detectable(study, design, 2.0, seed_sd=sd).values())) for sd in (0.0, math.sqrt(2)))
+    assert larger == pytest.approx(same * math.sqrt(2))  # 4 cells: noise and variation weigh the same
+    assert command(monkeypatch, "plan", path, "design=factorial", "seeds=4", "--sd", "2") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"after Holm over 2, is {same:.3g} ({larger:.3g} if effects vary between seeds by one standard dev" in said
+    assert f"it would take {seeds_that_detect(study, design, 2.0, 2.0)} seeds" in said
+    rng = np.random.default_rng(0)
+    own = rng.normal(0, 5, (2, 4))
+    switched = np.array([[a != b for a, b in zip(levels_of(design, e), levels_of(design, wanted[0]), strict=True)]
+                         for e in wanted])  # fmt: skip
+    for entry, at in zip(wanted, switched, strict=True):
+        write(entry, knn=float(30 + rng.normal() + own[:, entry.seed] @ at))
+    found = find([entry.folder for entry in wanted])
+    sd, df = spread_of(study, design, wanted, found, study.metrics[0]) or (0.0, 0)
+    values = [at.record["metrics"]["eval/knn_top1"] for at in found]
+    table = np.reshape(values, (4, 4)).T  # seeds, cells
+    signs = np.where(switched[::4], 1, -1)  # cells, factors
+    effects = table @ signs / 2  # of each seed
+    assert df == 6 and sd == pytest.approx(math.sqrt(2 * effects.var(axis=0, ddof=1).mean()))
+
+
+def levels_of(design: Design, entry: Entry) -> list[str]:
+    return list(next(cell.levels for cell in design.cells if cell.name == entry.cell).values())
+
+
+def test_values_beyond_any_float_are_no_spread(path: Path) -> None:
+    _, wanted = runs_of(path)
+    study = read_study(path)
+    for number, entry in enumerate(wanted):
+        write(entry, knn=[1e300, -1e300][number % 2])
+    assert spread(wanted, find([entry.folder for entry in wanted]), study.metrics[0]) is None
 
 
 # --- run --------------------------------------------------------------------------------------------------------------

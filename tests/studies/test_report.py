@@ -5,6 +5,7 @@ import math
 import random
 import re
 import shlex
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
@@ -15,10 +16,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fake_study import COLLAPSED_VALUE, SOUND, Ending, write_runs, write_study
+from fake_study import CIRCUMSTANCES, COLLAPSED_VALUE, SOUND, Ending, write_runs, write_study
 
-from dinoswap.studies.report import analyse, write_report
-from dinoswap.studies.report.collect import diagnose
+from dinoswap.schema import ConfigError
+from dinoswap.studies.ledger import Entry, Found
+from dinoswap.studies.report import analyse, write_again, write_report
+from dinoswap.studies.report.collect import Run, diagnose
 from dinoswap.studies.report.markup import Table, latex_text, markdown, markdown_text
 from dinoswap.studies.report.words import interval
 from dinoswap.studies.statistics import Decision, Estimate, attribute, factorial, family, paired_effect
@@ -139,7 +142,7 @@ def test_numbers_are_those_of_the_statistics(arms: tuple[Study, Path, Path]) -> 
     means = {cell: values["mean"] for cell, values in found["results"][0]["cells"].items()}
     assert means["reference"] == pytest.approx(frame[frame["cell"] == "reference"]["value"].mean())
     images = found["results"][1]["effects"]
-    assert images[0]["mean"] == 0 and images[0]["kind"] == "equivalent"
+    assert images[0]["mean"] == 0 and images[0]["kind"] == "not tested" and images[0]["low"] is None
 
 
 def test_the_answer_names_every_verdict(arms: tuple[Study, Path, Path]) -> None:
@@ -283,13 +286,96 @@ def test_what_counts_as_collapsed(changed: dict[str, float | None], collapsed: b
     assert found == collapsed and sentence.startswith(said) and bool(sentence) == bool(said)
 
 
-def test_every_run_diverged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("design", ["factorial", "one_at_a_time"])
+@pytest.mark.parametrize(
+    ("ending", "lead"),
+    [
+        (lambda levels, seed: "diverged", "All {} runs diverged: nothing can be said."),
+        (lambda levels, seed: "collapsed", "All {} runs collapsed: nothing can be said."),
+        (lambda levels, seed: 31.25, "All {} runs have the same eval/knn_top1, 31.25: nothing can be said."),
+        (lambda levels, seed: ["diverged", "collapsed", "failed"][seed], "All {} runs collapsed, diverged or failed ("),
+        (lambda levels, seed: math.nan, "All {} runs failed: nothing can be said."),  # the metric is not finite
+    ],
+)
+def test_what_says_nothing_leads_the_answer_and_is_not_tested(
+    tmp_path: Path, design: str, ending: Any, lead: str
+) -> None:
+    """They were called equivalent, p < 0.0001: networks that collapsed all score alike."""
+    study = write_study(tmp_path, CROSSED.replace("factorial", design))
+    write_runs(study, tmp_path / "runs", ending)
+    found = analyse(study, tmp_path / "runs")
+    assert found.answer.startswith(lead.format(12 if design == "factorial" else 9))
+    assert "no difference as large" not in found.answer
+    (result,) = found.results
+    assert {decision.kind for decision in result.decisions} <= {"not tested", "no estimate"}
+    assert all(d.effect.p == d.effect.p_equivalent == 1 and math.isnan(d.effect.low) for d in result.decisions)
+    assert not result.interactions and result.attribution is None
+
+
+def test_a_page_of_collapsed_runs_says_so(tmp_path: Path) -> None:
     study = write_study(tmp_path, CROSSED)
-    write_runs(study, tmp_path / "runs", lambda levels, seed: "diverged")
-    answer = analyse(study, tmp_path / "runs").answer
-    assert answer.endswith("no run has a value (12 diverged of 12).")
+    write_runs(study, tmp_path / "runs", lambda levels, seed: "collapsed")
     page = Page(write_report(study, tmp_path / "runs", tmp_path / "out").read_text())
-    assert "There is none: no run has a value." in page.text
+    assert "All 12 runs collapsed: nothing can be said." in page.text
+    assert "There is none: all 12 runs collapsed." in page.text and page.text.count("not tested") >= 4
+    assert "<0.0001" not in page.text and "every run of both sides fails" in page.text
+
+
+def test_runs_that_fail_lead_the_answer(arms: tuple[Study, Path, Path], tmp_path: Path) -> None:
+    study, root, _ = arms
+    assert analyse(study, root).answer.startswith(
+        "2 diverged and 1 failed and 2 collapsed of 27 runs, in masking=inverse_block (5 of 6). On eval/knn_top1, "
+    )
+    half = write_study(tmp_path, CROSSED)
+    write_runs(half, tmp_path / "runs", lambda at, seed: "collapsed" if at["masking"] != "block" else 40.0 + seed)
+    found = analyse(half, tmp_path / "runs")
+    assert found.answer.startswith("6 collapsed of 12 runs, in masking=bernoulli (3 of 3) and masking=bernoulli, layer")
+    kinds = {decision.effect.name: decision.kind for decision in found.results[0].decisions}
+    assert kinds["masking=bernoulli"] == "worse because more runs fail"
+
+
+def test_a_report_is_made_again_from_its_own_rows(arms: tuple[Study, Path, Path], tmp_path: Path) -> None:
+    """All of its files, byte by byte, without run folders; curves are kept as they were drawn."""
+    _, _, html = arms
+    copied = Path(shutil.copytree(html.parent, tmp_path / "report"))
+    again = write_again(copied / "report.json", tmp_path / "again").parent
+    files = [path.relative_to(html.parent) for path in html.parent.rglob("*.*")]
+    assert len(files) == 16 and len(list(again.rglob("*.*"))) == 16
+    assert [str(f) for f in files if (again / f).read_bytes() != (html.parent / f).read_bytes()] == []
+
+
+def test_a_crossed_report_is_made_again_and_other_files_are_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path, CROSSED)
+    write_runs(study, tmp_path / "runs", crossed_ending)
+    html = write_report(study, tmp_path / "runs", tmp_path / "out")
+    again = write_again(html.with_name("report.json"), tmp_path / "again")
+    assert again.read_text() == html.read_text()
+    content = json.loads(html.with_name("report.json").read_text())
+    for changed, message in (
+        ({key: value for key, value in content.items() if key != "factors"}, "has no factors"),
+        (content | {"runs": [{"cell": "reference"}]}, "is not what a report writes"),
+        ([], "has no study, file"),
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match=f"bad.json: {message}"):
+            write_again(tmp_path / "bad.json", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"hardware": {"gpus": 5}}, {"hardware": [1]}, {"versions": "3"}, {"git": 7}, {"ended": "yesterday"},
+        {"ended": "2026-01-02"}, {"started": 12}, {"metrics": [3]}, {"cost": {"flops_per_image": 10**400}},
+    ],
+)  # fmt: skip
+def test_a_record_that_is_not_what_it_should_be_is_shown_without_it(hostile: dict[str, Any], tmp_path: Path) -> None:
+    record = CIRCUMSTANCES | {"ended": "2026-01-02T04:00:00+00:00", "metrics": {"eval/knn_top1": 40}} | hostile
+    entry = Entry(cell="reference", seed=0, overrides=[], config={}, folder=tmp_path)
+    run = Run(entry, Found("completed", "", record), tmp_path, "completed", "")
+    assert isinstance(run.hardware, str) and isinstance(run.versions, str) and isinstance(run.commit, str)
+    assert isinstance(run.wall_hours, float) and math.isnan(run.value("cost.flops_per_image"))
+    assert run.value("eval/knn_top1") == 40 or math.isnan(run.value("eval/knn_top1")) == ("metrics" in hostile)
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:

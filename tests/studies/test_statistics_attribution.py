@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dinoswap.studies.statistics import attribute, family
-from dinoswap.studies.statistics.attribution import _bootstrap, shapley_weights
-from dinoswap.studies.statistics.estimate import t_interval
+from dinoswap.studies.statistics import attribute, factorial, family
+from dinoswap.studies.statistics.attribution import _bootstrap, shapley_weights, values_stratum
+from dinoswap.studies.statistics.estimate import t_interval, t_test
 
 Row = dict[str, str]
 Truth = Callable[[Row], float]
@@ -126,17 +126,40 @@ def test_values_sum_to_the_measured_gap_whatever_the_model_makes_of_it() -> None
         assert found.per_seed.sum(axis=1).to_numpy() == pytest.approx((on - off).sort_index().to_numpy())
 
 
-def test_intervals_are_those_of_t_over_seeds() -> None:
+def test_the_gap_is_a_paired_t_test_and_the_bootstrap_is_shorter() -> None:
     cells = grid(switches("ABC"))
     found = attribute(outcomes(cells, random_truth("ABC", 3), noise=0.5), cells, switches("ABC"), *corners("ABC"))
-    for estimate in (*found.values, found.gap):
-        values = found.per_seed.get(estimate.name, found.per_seed.sum(axis=1))
-        interval = stats.ttest_1samp(values, 0).confidence_interval()
-        assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
-        if estimate.name in found.bootstrap:
-            low, high = found.bootstrap[estimate.name]
-            assert values.min() - 1e-9 <= low < estimate.mean < high <= values.max() + 1e-9
-            assert high - low < estimate.high - estimate.low
+    interval = stats.ttest_1samp(found.per_seed.sum(axis=1), 0).confidence_interval()
+    assert (found.gap.low, found.gap.high) == pytest.approx((interval.low, interval.high))
+    for estimate in found.values:
+        values = found.per_seed[estimate.name]
+        low, high = found.bootstrap[estimate.name]
+        assert values.min() - 1e-9 <= low < estimate.mean < high <= values.max() + 1e-9
+        assert high - low < estimate.high - estimate.low
+
+
+@pytest.mark.parametrize(("names", "seeds"), [("ABC", 4), ("ABCDEFG", 3)])
+def test_values_are_tested_as_main_effects_are(names: str, seeds: int) -> None:
+    """Against their variation between seeds, of each alone or of all together (Mahalanobis), or the residual."""
+    cells = SEVEN if len(names) == 7 else grid(switches(names))
+    frame = outcomes(cells, random_truth(names, 2), seeds=seeds, noise=0.5)
+    found = attribute(frame, cells, switches(names), *corners(names))
+    alone = [outcomes(cells, lambda row, one=one: float(row is one), seeds=1) for one in cells.values()]
+    weights = np.array([attribute(o, cells, switches(names), *corners(names)).per_seed.to_numpy()[0] for o in alone]).T
+    apart = found.per_seed.to_numpy() - found.per_seed.to_numpy().mean(0)  # [seeds, factors]
+    inverse = np.linalg.inv(weights @ weights.T)
+    stratum = sum(d @ inverse @ d for d in apart) / (len(names) * (seeds - 1))
+    residual = factorial(frame, cells, switches(names)).sd ** 2
+    for i, estimate in enumerate(found.values):
+        own = np.square(apart[:, i]).sum() / (seeds - 1) / np.square(weights[i]).sum()
+        error = estimate.error
+        assert error is not None and estimate.mean == pytest.approx(found.per_seed[estimate.name].mean())
+        assert error.own.value == pytest.approx(own) and error.own.df == seeds - 1
+        assert error.stratum.value == pytest.approx(stratum) and error.stratum.df == len(names) * (seeds - 1)
+        assert error.residual.value == pytest.approx(residual)
+        assert estimate.se == pytest.approx(
+            math.sqrt(max(own, stratum, residual) * np.square(weights[i]).sum() / seeds)
+        )
 
 
 def test_other_levels_and_fixed_factors_take_no_part() -> None:
@@ -176,25 +199,25 @@ def test_corners_that_do_not_differ_are_refused() -> None:
         attribute(outcomes(cells, random_truth("AB", 1)), cells, switches("AB"), corners("AB")[0], corners("AB")[0])
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-@pytest.mark.parametrize("names", ["ABC", "ABCDEFG"])
-def test_intervals_cover_at_their_nominal_rate(names: str, seeds: int) -> None:
-    """10,000 trials of all factors, in a full and in a fractional factorial, and seeds that differ by three sigma.
-
-    Values are linear in the outcomes: each cell in turn being 1 and the others 0 shows how. They are taken to be right,
-    as tested above.
-    """
-    cells, trials = SEVEN if len(names) == 7 else grid(switches(names)), 10_000
-    alone = [outcomes(cells, lambda row, one=one: float(row is one), seeds=1) for one in cells.values()]
-    found = [attribute(frame, cells, switches(names), *corners(names)) for frame in alone]
-    weights = np.array([one.per_seed.to_numpy()[0] for one in found])  # [cells, factors]
-    truth = np.array([random_truth(names, order=2)(row) for row in cells.values()])
-    rng = np.random.default_rng(seeds)
-    noise = rng.normal(0, 3, (trials, seeds, 1)) + rng.normal(size=(trials, seeds, len(cells)))
-    values = (truth + noise) @ weights  # [trials, seeds, factors]
-    low, high = t_interval(values.mean(1), values.std(1, ddof=1) / math.sqrt(seeds), seeds - 1, 0.95)
-    rates = ((low <= truth @ weights) & (truth @ weights <= high)).mean(0)
-    assert np.all(np.abs(rates - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials))
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize(("names", "seeds"), [("ABC", 3), ("ABC", 5), ("ABCDEFG", 3)])
+def test_intervals_cover_and_no_share_is_found_where_there_is_none(names: str, seeds: int, spread: float) -> None:
+    """4,000 trials, in a full and in a fractional factorial. Seeds differ by three standard deviations of a run, and
+    effects, which are nothing on average, by `spread` between seeds."""
+    cells, trials = SEVEN if len(names) == 7 else grid(switches(names)), 4_000
+    frame = outcomes(cells, lambda row: 0.0, seeds=seeds).sort_values(["seed", "cell"])
+    stratum = values_stratum(frame, cells, switches(names), *corners(names))
+    rng, seed = np.random.default_rng(seeds), frame["seed"].to_numpy()
+    y = rng.normal(size=(len(frame), trials)) + rng.normal(0, 3, (seeds, trials))[seed]
+    for name in names:
+        on = np.array([cells[cell][name] == "on" for cell in frame["cell"]])
+        y += on[:, None] * rng.normal(0, spread, (seeds, trials))[seed]
+    square, df = stratum.largest(stratum.squares(y))
+    means, errors = stratum.contrasts @ y, stratum.lengths[:, None] * np.sqrt(square)
+    low, high = t_interval(means, errors, df, 0.95)
+    assert 0.945 < ((low <= 0) & (high >= 0)).mean() < 0.985
+    found = (t_test(means, errors, df).min(0) * len(means) <= 0.05).mean()
+    assert 0.005 < found <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_the_percentile_bootstrap_is_too_short_for_three_seeds() -> None:

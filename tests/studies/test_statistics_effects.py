@@ -1,6 +1,7 @@
 """Paired effects against scipy's t tests, all choices of signs, and scipy's exact tests of failures."""
 
 import math
+import re
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dinoswap.studies.statistics import Outcomes, effects, paired_effect
+from dinoswap.studies.statistics import Outcomes, effects, family, paired_effect
 from dinoswap.studies.statistics.effects import sign_flip
 from dinoswap.studies.statistics.outcomes import fisher
 
@@ -99,17 +100,51 @@ def test_fisher_is_that_of_scipy() -> None:
         assert found.floor == pytest.approx(min(attainable))
 
 
-def test_identical_arms_are_identical() -> None:
-    found = paired_effect(*pair([0.0, 0.0, 0.0]), smallest_effect=0.1)
-    assert (found.mean, found.low, found.high, found.p, found.p_equivalent) == (0, 0, 0, 1, 0)
+COLLAPSED = arm(dict.fromkeys(range(6), 10.0)).assign(status="collapsed")
+VARYING = arm({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.5, 4: 0.8, 5: 1.3})
 
 
-def test_differences_without_a_spread_rest_on_their_signs() -> None:
-    """A coarse metric: t would be infinite, and p zero from three seeds. (These differ by rounding.)"""
-    found = paired_effect(arm({0: 0.1, 1: 0.2, 2: 0.3}), arm({0: 0.2, 1: 0.3, 2: 0.4}), smallest_effect=1.0)
-    assert found.p == found.p_sign_flip == 0.25
-    assert found.p_equivalent == 1
-    assert math.isnan(found.low)
+@pytest.mark.parametrize(
+    ("reference", "other", "kind", "note"),
+    [
+        (VARYING, VARYING, "not tested", "both sides have the same value in every seed"),
+        # A coarse metric: t would be infinite, and p zero from three seeds. (These differ by rounding.)
+        (
+            VARYING,
+            VARYING.assign(value=VARYING["value"] + 0.1),
+            "not tested",
+            "the difference is the same in every seed",
+        ),
+        (VARYING, COLLAPSED.assign(status="completed"), "not tested", "every run of the arm has the value 10"),
+        (COLLAPSED.assign(status="completed"), VARYING, "not tested", "every run of the reference has the value 10"),
+        (COLLAPSED, COLLAPSED, "not tested", r"every run of both sides fails \(6 collapsed of 6, reference 6 coll"),
+        (COLLAPSED, COLLAPSED.assign(value=VARYING["value"]), "not tested", "every run of both sides fails"),
+        (VARYING[:3], COLLAPSED[:3], "fails", "every run of the arm fails"),
+        (COLLAPSED[:3].assign(value=VARYING["value"]), VARYING, "not tested", "every run of the reference fails"),
+    ],
+)
+def test_nothing_is_tested_on_no_variance_and_on_no_run_that_went_well(
+    reference: pd.DataFrame, other: pd.DataFrame, kind: str, note: str
+) -> None:
+    """Collapsed networks all score alike, and would be equivalent with certainty."""
+    found = paired_effect(reference, other, smallest_effect=20.0)
+    assert found.p == found.p_equivalent == 1 and not found.tested
+    assert math.isnan(found.low) and math.isnan(found.high) and re.search(note, found.note)
+    (decision,) = family([found])
+    assert decision.kind == kind and decision.seeds_for_smallest is None
+
+
+def test_values_that_are_nearly_the_same_are_tested() -> None:
+    """The other side of it: a hundredth of a percent is a spread."""
+    found = paired_effect(VARYING, VARYING.assign(value=VARYING["value"] + [0.1, 0.1, 0.1, 0.1, 0.1, 0.1001]))
+    assert found.tested and found.p < 1e-9
+
+
+def test_one_collapsed_run_of_three_counts_with_its_value() -> None:
+    other = arm({0: 0.3, 1: 0.4, 2: 0.6})
+    other.loc[2, "status"] = "collapsed"
+    found = paired_effect(VARYING[:3], other)
+    assert found.tested and found.arm.collapsed == 1 and not found.note
 
 
 @pytest.mark.parametrize("n", [0, 1])

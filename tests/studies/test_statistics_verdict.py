@@ -119,7 +119,7 @@ NOISE = np.array([-0.1, 0.0, 0.1])
         (0.01 + NOISE, "equivalent"),
         (0.3 + NOISE / 10, "equivalent"),  # real, but smaller than what matters
         (0.6 + 5 * NOISE, "not distinguishable"),
-        ([0.5, 0.5, 0.5], "not distinguishable"),
+        ([0.5, 0.5, 0.5], "not tested"),
         ([1.0], "no estimate"),
     ],
 )

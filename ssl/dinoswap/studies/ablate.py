@@ -25,7 +25,7 @@ DESCRIPTION = """\
 plan     the cells, what is done and missing, what it will cost, the smallest difference it can detect
 run      start what is missing or was stopped, and wait; Ctrl-C stops local runs and leaves cluster jobs alone
 status   where each run stands
-report   tables, plots, HTML
+report   tables, plots, HTML; of a report.json in place of STUDY: the same runs, judged again
 
 Overrides change all runs (recipe=smoke), the study (seeds=5), or how runs are launched:
   dinoswap-ablate run forward_masking hydra.launcher.processes=4
@@ -119,11 +119,17 @@ def status(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Its last line is the answer in a sentence."""
-    from dinoswap.studies.report import write_report
+    from dinoswap.studies.report import write_again, write_report
 
-    study, _, wanted = asked(arguments)
-    root = wanted[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>
-    page = write_report(study, root, arguments.out or root.parents[1] / "reports" / study.name)
+    rows = Path(arguments.study)
+    if rows.suffix == ".json":
+        if arguments.overrides:
+            raise ConfigError(f"{' '.join(arguments.overrides)}: a report.json is of one study; leave overrides out")
+        page = write_again(rows, arguments.out or rows.parent)
+    else:
+        study, _, wanted = asked(arguments)
+        root = wanted[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>
+        page = write_report(study, root, arguments.out or root.parents[1] / "reports" / study.name)
     print(page)
     print(read_json(page.with_name("report.json"))["answer"])
     return 0

@@ -16,15 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design
 from dinoswap.studies.ledger import Entry, Found, record_of
 from dinoswap.studies.overrides import combined, quoted
-from dinoswap.studies.statistics import detectable_difference, detectable_effects
+from dinoswap.studies.statistics import (
+    detectable_difference,
+    detectable_effects,
+    factorial,
+    seeds_for_effects,
+    seeds_needed,
+)
 from dinoswap.studies.status import tail
 from dinoswap.studies.study import COSTS, Metric, Study
 
+ALPHA = 0.05
+"""Of a family of verdicts."""
 PROBE_STEPS = 10
 PROBE_SECONDS = 300
 TO_COME = ("missing", "queued", "running", "preempted", "killed")
@@ -127,7 +136,7 @@ def spread(entries: Sequence[Entry], found: Sequence[Found], metric: Metric) -> 
     its degrees of freedom. None without two seeds that both cells have finished."""
     values: dict[str, dict[int, float]] = {}
     for entry, at in zip(entries, found, strict=True):
-        if (value := value_of(at.record, metric)) is not None:
+        if (value := value_of(at.record, metric)) is not None and math.isfinite(value):
             values.setdefault(entry.cell, {})[entry.seed] = value
     reference = values.get(entries[0].cell, {})
     squares, df = 0.0, 0
@@ -137,13 +146,56 @@ def spread(entries: Sequence[Entry], found: Sequence[Found], metric: Metric) -> 
             differences = np.array([of_seed[seed] - reference[seed] for seed in shared])
             squares += float(((differences - differences.mean()) ** 2).sum())
             df += len(shared) - 1
-    return (math.sqrt(squares / df), df) if df else None
+    return (math.sqrt(squares / df), df) if df and math.isfinite(squares) else None
 
 
-def detectable(study: Study, design: Design, sd: float) -> dict[str, float]:
-    """The smallest difference that each comparison of the design detects at 80 % power, given the study's seeds."""
-    seeds = len(study.seeds)
-    if study.design in ("factorial", "fractional"):
+def spread_of(
+    study: Study, design: Design, entries: Sequence[Entry], found: Sequence[Found], metric: Metric
+) -> tuple[float, int] | None:
+    """As `spread`; of a crossed design what its main effects are tested against, which holds how they vary by seed."""
+    if not crossed(study):
+        return spread(entries, found, metric)
+    rows = [
+        (entry.cell, entry.seed, "completed", value)
+        for entry, at in zip(entries, found, strict=True)
+        if (value := value_of(at.record, metric)) is not None and math.isfinite(value)
+    ]
+    if not rows:
+        return None
+    outcomes = pd.DataFrame(rows, columns=["cell", "seed", "status", "value"])
+    effects = factorial(outcomes, {cell.name: cell.levels for cell in design.cells}, study.factors)
+    known = [effect.error for effect in effects.main if effect.error]
+    if not known:
+        return None
+    largest = max((known[0].stratum, known[0].residual), key=lambda square: square.value if square.df else 0.0)
+    return (math.sqrt(2 * largest.value), known[0].df) if largest.value > 0 else None
+
+
+def crossed(study: Study) -> bool:
+    """Whether effects are averages over the levels of other factors."""
+    return study.design in ("factorial", "fractional")
+
+
+def comparisons(study: Study, design: Design) -> int:
+    """How many effects of one metric share its alpha (Holm)."""
+    if crossed(study):
+        return sum(len(levels) - 1 for levels in study.factors.values())
+    return max(len(design.cells) - 1, 1)
+
+
+def detectable(study: Study, design: Design, sd: float, seed_sd: float = 0.0) -> dict[str, float]:
+    """The smallest difference that each comparison of the design detects at 80 % power, given the study's seeds, where
+    it has to stand out from the whole family. `seed_sd`: of effects between seeds, beside `sd`, in crossed designs."""
+    seeds, alpha = len(study.seeds), ALPHA / comparisons(study, design)
+    if crossed(study):
         levels = [cell.levels for cell in design.cells]
-        return detectable_effects(levels, study.factors, seeds, sd)
-    return {"any cell against the first": detectable_difference(sd, seeds)}
+        return detectable_effects(levels, study.factors, seeds, sd, alpha, seed_sd=seed_sd)
+    return {"any cell against the first": detectable_difference(sd, seeds, alpha)}
+
+
+def seeds_that_detect(study: Study, design: Design, sd: float, difference: float) -> int | None:
+    """Seeds at which every comparison of the design detects such a difference; None where no number does."""
+    alpha = ALPHA / comparisons(study, design)
+    if crossed(study):
+        return seeds_for_effects([cell.levels for cell in design.cells], study.factors, sd, difference, alpha)
+    return seeds_needed(sd, difference, alpha)

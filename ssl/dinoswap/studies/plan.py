@@ -8,7 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from dinoswap.studies.design import Design
-from dinoswap.studies.forecast import TO_COME, Cost, costs, detectable, left, spread
+from dinoswap.studies.forecast import (
+    TO_COME,
+    Cost,
+    comparisons,
+    costs,
+    crossed,
+    detectable,
+    left,
+    seeds_that_detect,
+    spread_of,
+)
 from dinoswap.studies.ledger import Entry, find
 from dinoswap.studies.status import Row, rows, summary
 from dinoswap.studies.study import Metric, Study
@@ -68,32 +78,43 @@ def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: floa
         return
     source = "as given"
     if sd is None:
-        seen = spread(entries, find([entry.folder for entry in entries]), metric)
+        seen = spread_of(study, design, entries, find([entry.folder for entry in entries]), metric)
         sd, source = (None, "") if seen is None else (seen[0], f"from {seen[1]} degrees of freedom")
+        source = f"seed x effect or the residual, {source}" if crossed(study) else source
+    count = comparisons(study, design)
+    found_at = f"smallest detectable difference at 80 % power{f', after Holm over {count},' if count > 1 else ''}"
     if sd is None:
         yield (
-            f"{metric.name}: how much it varies is not known yet. With {seeds} seeds the smallest detectable "
-            f"difference at 80 % power is {_range(detectable(study, design, 1.0))} standard deviations of the "
-            "difference between two runs of one seed; --sd gives a guess of it"
+            f"{metric.name}: how much it varies is not known yet. With {seeds} seeds the {found_at} is "
+            f"{_range(detectable(study, design, 1.0))} standard deviations of the difference between two runs of one "
+            f"seed{_if_effects_vary(study, design, 1.0)}; --sd gives a guess of it"
         )
         return
     smallest = detectable(study, design, sd)
+    more = _if_effects_vary(study, design, sd) if source == "as given" else ""
     yield (
-        f"{metric.name}: with {seeds} seeds the smallest detectable difference at 80 % power is {_range(smallest)}, "
-        f"where two runs of one seed differ with a standard deviation of {sd:.3g} ({source})"
+        f"{metric.name}: with {seeds} seeds the {found_at} is {_range(smallest)}{more}, where two runs of one seed "
+        f"differ with a standard deviation of {sd:.3g} ({source})"
     )
     blind = [name for name, size in smallest.items() if size > metric.smallest_effect]
     if blind:
         yield (
             f"warning: the smallest effect of interest is {metric.smallest_effect:g}: too small to be detected for "
-            f"{', '.join(blind)}; {remedy(metric, sd)}"
+            f"{', '.join(blind)}; {remedy(study, design, metric, sd)}"
         )
 
 
-def remedy(metric: Metric, sd: float) -> str:
-    from dinoswap.studies.statistics import seeds_needed
+def _if_effects_vary(study: Study, design: Design, sd: float) -> str:
+    """Cells of a crossed design average the noise of runs, and not what an effect varies by between seeds."""
+    if not crossed(study):
+        return ""
+    larger = detectable(study, design, sd, seed_sd=sd / math.sqrt(2))
+    return f" ({_range(larger)} if effects vary between seeds by one standard deviation of a run)"
 
-    return f"a comparison of two cells would take {seeds_needed(sd, metric.smallest_effect)} seeds"
+
+def remedy(study: Study, design: Design, metric: Metric, sd: float) -> str:
+    seeds = seeds_that_detect(study, design, sd, metric.smallest_effect)
+    return f"it would take {seeds} seeds" if seeds else "more cells are needed, as some effects cannot be told apart"
 
 
 def _range(sizes: Mapping[str, float]) -> str:

@@ -1,13 +1,14 @@
 """The report of a study: what its runs say, as one HTML file, Markdown, LaTeX, JSON and figures.
 
     write_report(study, Path("results/runs/masking"), Path("results/reports/masking"))    the path of report.html
+    write_again(Path("results/reports/masking/report.json"), out)                         the same, from its own rows
     analyse(study, Path("results/runs/masking")).answer                                   in a sentence
 
-runs -> collect.py: how each ended, its values -> analysis.py: effects, verdicts, the answer -> page.py: sections of
-sentences, plots (figures.py, curves.py) and tables (tables.py) -> write.py: the files.
+runs -> collect.py, or report.json -> rows.py: how each ended, its values -> analysis.py: effects, verdicts, the answer
+-> page.py: sections of sentences, plots (figures.py, curves.py) and tables (tables.py) -> write.py: the files.
 """
 
 from dinoswap.studies.report.analysis import Analysis, Result, analyse
-from dinoswap.studies.report.write import write_report
+from dinoswap.studies.report.write import write_again, write_report
 
-__all__ = ["Analysis", "Result", "analyse", "write_report"]
+__all__ = ["Analysis", "Result", "analyse", "write_again", "write_report"]

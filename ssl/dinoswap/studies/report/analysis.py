@@ -5,10 +5,12 @@
 | one_at_a_time, leave_one_out, explicit | each cell against the first, paired by seed | |
 | factorial, fractional | main effects, averaged over the other factors | interactions, attribution of a gap |
 
-Every family is corrected for its own size; so is the one of each metric, of which the first decides.
+The first are tested against their spread over the seeds, the second against seed x effect, or the residual (strata.py).
+Every family is corrected for its own size; so is the one of each metric, of which the first decides. Where every run
+collapsed, diverged or failed, or all have one value, nothing is tested, and the answer says so first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,16 @@ from dinoswap.studies.statistics import (
     Factorial,
     Outcomes,
     attribute,
+    distinct,
     factorial,
     family,
     paired_effect,
 )
+from dinoswap.studies.statistics.outcomes import FAILURES
 from dinoswap.studies.study import Levels, Metric, Study
+
+NAMED_CELLS = 3
+"""With failing runs, that the answer names."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Result:
     attribution: Attribution | None = None
     shares: Sequence[Decision] = ()
     gap: Decision | None = None
-    note: str = ""  # why there is no attribution
+    note: str = ""  # why nothing can be said, or why there is no attribution
 
 
 @dataclass(frozen=True)
@@ -74,51 +81,63 @@ class Analysis:
 
     @property
     def answer(self) -> str:
-        """In a sentence, or two when runs are missing."""
+        """In a sentence, after what went wrong, before what is missing."""
         runs, left = self.collected.runs, len(self.unfinished)
         if not self.results:
             return f"Nothing can be said yet: none of {counted(len(runs), 'run')} has ended."
         missing = f" {left} of {counted(len(runs), 'run')} have no outcome yet; this may change." if left else ""
         result = self.results[0]
+        void = nothing_to_say(result.outcomes, result.metric)
+        if void:
+            return f"{void[0].upper()}{void[1:]}: nothing can be said.{missing}"
         seeds = max((len(decision.effect.seeds) for decision in result.decisions), default=0)
         over = "averaged over the levels of the other factors" if self.crossed else f"against {self.reference}"
         found = "; ".join([*_clauses(result), *_gap_clause(result)])
-        return f"On {result.metric.name}, {over}, with {counted(seeds, 'seed')}: {found}.{missing}"
+        lead = _failed(result.outcomes)
+        return f"{lead}On {result.metric.name}, {over}, with {counted(seeds, 'seed')}: {found}.{missing}"
 
 
 def analyse(study: Study, root: Path) -> Analysis:
     """`root`: results/runs/<study>. Raises ConfigError for a study whose cells do not compose."""
-    collected = collect(study, root)
-    return Analysis(collected, [_result(collected, metric) for metric in study.metrics] if collected.ended else [])
+    return analyse_collected(collect(study, root))
 
 
-def _result(collected: Collected, metric: Metric) -> Result:
-    outcomes = collected.outcomes(metric)
-    if collected.study.design not in ("factorial", "fractional"):
-        return Result(metric, outcomes, family(_against_first(collected, outcomes, metric)))
+def analyse_collected(collected: Collected) -> Analysis:
+    metrics = collected.study.metrics if collected.ended else []
+    cells = {cell.name: cell.levels for cell in collected.design.cells}
+    return Analysis(collected, [judge(collected.study, cells, collected.outcomes(m), m) for m in metrics])
+
+
+def judge(study: Study, cells: Mapping[str, Levels], outcomes: pd.DataFrame, metric: Metric) -> Result:
+    """Every verdict on one metric. `outcomes`: cell, seed, status, value. The first of the cells is the reference."""
+    void = nothing_to_say(outcomes, metric)
+    if study.design not in ("factorial", "fractional"):
+        return Result(metric, outcomes, family(_against_first(cells, outcomes, metric)), note=void)
     if not outcomes["value"].notna().any():
-        return Result(metric, outcomes, [], note="no run has a value")
-    levels, factors = {cell.name: cell.levels for cell in collected.design.cells}, collected.study.factors
+        return Result(metric, outcomes, [], note=void)
     wanted: dict[str, Any] = {"smallest_effect": metric.smallest_effect, "higher_is_better": metric.higher_is_better}
-    effects = factorial(outcomes, levels, factors, **wanted)
-    decisions, interactions = family(effects.main), family(effects.interactions)
-    start, end = corners(collected.study)
+    effects = factorial(outcomes, cells, study.factors, **wanted)
+    decisions = family(effects.main)
+    if void:
+        return Result(metric, outcomes, decisions, effects, note=void)
+    interactions = family(effects.interactions)
+    start, end = corners(study)
     try:
-        shares = attribute(outcomes, levels, factors, start, end, **wanted)
+        shares = attribute(outcomes, cells, study.factors, start, end, **wanted)
     except ValueError as error:
         return Result(metric, outcomes, decisions, effects, interactions, note=str(error))
     (gap,) = family([shares.gap])
     return Result(metric, outcomes, decisions, effects, interactions, shares, family(shares.values), gap)
 
 
-def _against_first(collected: Collected, outcomes: pd.DataFrame, metric: Metric) -> list[Effect]:
-    first, *others = collected.design.cells
-    reference = outcomes[outcomes["cell"] == first.name]
+def _against_first(cells: Iterable[str], outcomes: pd.DataFrame, metric: Metric) -> list[Effect]:
+    first, *others = cells
+    reference = outcomes[outcomes["cell"] == first]
     return [
         paired_effect(
             reference,
-            outcomes[outcomes["cell"] == cell.name],
-            name=cell.name,
+            outcomes[outcomes["cell"] == cell],
+            name=cell,
             smallest_effect=metric.smallest_effect,
             higher_is_better=metric.higher_is_better,
         )
@@ -134,18 +153,49 @@ def corners(study: Study) -> tuple[Levels, Levels]:
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
+def nothing_to_say(outcomes: pd.DataFrame, metric: Metric) -> str:
+    """Why no verdict on this metric can mean anything, as 'all 12 runs collapsed', or nothing."""
+    ended = outcomes[outcomes["status"].isin(OUTCOMES)]
+    counts = Outcomes.count(ended)
+    runs = f"all {len(ended)} runs" if len(ended) > 1 else "the one run that ended"
+    if not len(ended):
+        return f"no run reports {metric.name} yet"
+    if counts.all_fail:
+        same = [how for how in FAILURES if getattr(counts, how) == counts.runs]
+        return f"{runs} {same[0]}" if same else f"{runs} collapsed, diverged or failed ({counts.words})"
+    values = ended["value"].dropna()
+    if len(values) > 1 and not distinct(values):
+        return f"all {len(values)} runs have the same {metric.name}, {values.iloc[0]:g}"
+    return ""
+
+
+def _failed(outcomes: pd.DataFrame) -> str:
+    """'2 collapsed and 1 diverged of 12 runs, in masking=block (3 of 3). ', or nothing."""
+    ended = outcomes[outcomes["status"].isin(OUTCOMES)]
+    counts = Outcomes.count(ended)
+    if not counts.failures:
+        return ""
+    of_cells = {str(cell): Outcomes.count(group) for cell, group in ended.groupby("cell", sort=False)}
+    failing = [f"{cell} ({each.failures} of {each.runs})" for cell, each in of_cells.items() if each.failures]
+    where = listed(failing) if len(failing) <= NAMED_CELLS else f"{len(failing)} of {len(of_cells)} cells"
+    return f"{counts.words} runs, in {where}. "
+
+
 def _clauses(result: Result) -> list[str]:
-    """What differs with its numbers, then the other verdicts with the names of what they are on."""
+    """What is not tested and why, what differs with its numbers, then the other verdicts with what they are on."""
     named: dict[str, list[str]] = {}
+    untested: dict[str, list[str]] = {}
     clauses = []
-    if not result.outcomes["value"].notna().any():
-        ended = result.outcomes[result.outcomes["status"].isin(OUTCOMES)]
-        return [f"no run has a value ({Outcomes.count(ended).words})"]
     for decision in result.decisions:
         name, difference = decision.effect.name, interval(decision.effect) or "without a number"
         named.setdefault(decision.kind, []).append(name)
+        if decision.kind == "not tested":
+            untested.setdefault(decision.effect.note, []).append(name)
         if decision.kind.startswith(("better", "worse")):
             clauses.append(f"{name} is {decision.kind}, {difference}")
+    first = [
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} not tested, as {why}" for why, names in untested.items()
+    ]
     small, unsure = f"{result.metric.smallest_effect:g}", f"no distinguishable difference{_needed(result)}"
     for kind, one, several in (
         ("fails", "fails in every run", "fail in every run"),
@@ -155,7 +205,7 @@ def _clauses(result: Result) -> list[str]:
     ):
         if kind in named:
             clauses.append(f"{listed(named[kind])} {one if len(named[kind]) == 1 else several}")
-    return clauses
+    return first + clauses
 
 
 def _needed(result: Result) -> str:

@@ -93,7 +93,7 @@ class Canvas:
         self.figure.set_layout_engine("none")  # the PNG has the layout of the SVG
         self.figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
         tipped = _with_tips(svg.getvalue(), self._tips)
-        return Plot(name, title, caption, alt, tipped, _inline(tipped, name, alt), png.getvalue())
+        return Plot(name, title, caption, alt, tipped, inline(tipped, name, alt), png.getvalue())
 
 
 def row_axes(canvas: Canvas, rows: int) -> Axes:
@@ -167,7 +167,7 @@ def _with_tips(svg: str, tips: Mapping[str, str]) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _inline(svg: str, name: str, alt: str) -> str:
+def inline(svg: str, name: str, alt: str) -> str:
     """As an element of a page: without size, and under names of its own."""
     root = ElementTree.fromstring(svg)
     for definitions in root.findall(f"{SVG}defs"):

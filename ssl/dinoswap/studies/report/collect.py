@@ -8,7 +8,7 @@ an outcome as well, `failed`; one that it does not report at all is `missing`.
 import contextlib
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +18,14 @@ import pandas as pd
 
 from dinoswap.configuration import flatten
 from dinoswap.identity import is_volatile
-from dinoswap.studies.design import Design, make_design
+from dinoswap.studies.design import Cell, Design, make_design
 from dinoswap.studies.ledger import Entry, Found, entries, find
 from dinoswap.studies.runs import read_curves, read_runs
 from dinoswap.studies.study import Metric, Study
 
+NO_CURVES = pd.DataFrame(columns=["cell", "seed", "step", "name", "value"])
+SHOWN = ("eval/rankme", "eval/feature_std", "eval/mean_cosine")
+"""What is said of the features of a cell's runs."""
 OUTCOMES = ("completed", "collapsed", "diverged", "failed")
 FEATURES = ("feature_std", "rankme", "rankme_max", "mean_cosine")
 TARGETS = (
@@ -102,7 +105,9 @@ class Collected:
     design: Design
     runs: list[Run]
     unasked: list[str]
-    curves: pd.DataFrame  # cell, seed, step, name, value
+    curves: pd.DataFrame  # cell, seed, step, name, value; empty where a report is made again from its rows
+    differing: Mapping[str, Sequence[str]]  # keys of the config that differ between cells: the value in each
+    diagnostics: Mapping[str, Mapping[str, float]]  # of each cell those of SHOWN, means over its runs
     passed_over: list[str] = field(default_factory=list)
 
     @property
@@ -117,13 +122,25 @@ class Collected:
     def of_cell(self, cell: str) -> list[Run]:
         return [run for run in self.runs if run.entry.cell == cell]
 
-    def differing(self) -> dict[str, list[str]]:
-        """Keys of the config that are not the same in all cells, with the value in each, '-' where there is none."""
-        whole = [flatten(cell.config) for cell in self.design.cells]
-        flat = [{key: value for key, value in config.items() if not is_volatile(key)} for config in whole]
-        keys = dict.fromkeys(key for config in flat for key in config)
-        table = {key: [str(config.get(key, "-")) for config in flat] for key in keys}
-        return {key: values for key, values in table.items() if len(set(values)) > 1}
+
+def differing(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Keys of the config that are not the same in all cells, with the value in each, '-' where there is none."""
+    whole = [flatten(cell.config) for cell in cells]
+    flat = [{key: value for key, value in config.items() if not is_volatile(key)} for config in whole]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    table = {key: [str(config.get(key, "-")) for config in flat] for key in keys}
+    return {key: values for key, values in table.items() if len(set(values)) > 1}
+
+
+def diagnostics(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Of each cell the means of what is known."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in dict.fromkeys(run.entry.cell for run in runs):
+        own = [run for run in runs if run.entry.cell == cell]
+        values = {name: [run.value(name) for run in own] for name in SHOWN}
+        known = {name: [value for value in each if math.isfinite(value)] for name, each in values.items()}
+        found[cell] = {name: sum(each) / len(each) if each else math.nan for name, each in known.items()}
+    return found
 
 
 def collect(study: Study, root: Path) -> Collected:
@@ -134,7 +151,7 @@ def collect(study: Study, root: Path) -> Collected:
     runs = [_run(*each) for each in zip(asked, find(folders), folders, strict=True)]
     names = {metric.name for metric in study.metrics} | {"loss"}
     if not root.is_dir():
-        return Collected(study, root, design, runs, [], pd.DataFrame(columns=["cell", "seed", "step", "name", "value"]))
+        return Collected(study, root, design, runs, [], NO_CURVES, differing(design.cells), diagnostics(runs))
     loaded = read_runs(root)
     frame = loaded.frame
     places = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
@@ -145,7 +162,9 @@ def collect(study: Study, root: Path) -> Collected:
     passed_over = [each.line for each in loaded.passed_over + read.passed_over]
     cells = [places[key] for key in zip(curves["run_id"].astype(str), curves["seed"], strict=True)]
     unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~ours, "path"]]
-    return Collected(study, root, design, runs, unasked, curves.assign(cell=cells).drop(columns="run_id"), passed_over)
+    curves = curves.assign(cell=cells).drop(columns="run_id")
+    known = differing(design.cells), diagnostics(runs)
+    return Collected(study, root, design, runs, unasked, curves, *known, passed_over)
 
 
 def _run(entry: Entry, found: Found, folder: Path) -> Run:

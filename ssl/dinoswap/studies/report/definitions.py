@@ -10,9 +10,18 @@ DEFINITIONS = {
         "factors. It is not the effect at one corner of the design: see the interactions."
     ),
     "Interval": (
-        "95 % by Student's t. If the study were repeated many times, 95 % of such intervals would hold the true "
-        "difference. Each stands for itself: it can leave zero out where the verdict, which is corrected for the "
-        "number of effects, says 'not distinguishable'."
+        "95 % by Student's t, with the error that the test uses. If the study were repeated many times, 95 % of such "
+        "intervals would hold the true difference. Each stands for itself: it can leave zero out where the verdict, "
+        "which is corrected for the number of effects, says 'not distinguishable'."
+    ),
+    "Tested against": (
+        "What an effect has to stand out from. An effect can be another one for each seed, so that more cells do not "
+        "make up for few seeds. In a crossed design the error is the largest of three mean squares: seed x effect, "
+        "pooled over the effects of its kind (main effects, interactions, shares of a gap); the residual; and seed x "
+        "effect of this effect alone, as one may vary more than the others. The degrees of freedom are those of the "
+        "larger of the first two. Simulated studies without any effect report one in at most 5 %, whatever effects "
+        "vary by between seeds, as long as they vary alike (results/reference/verdicts). Arms that are compared with "
+        "one cell are paired by seed and tested against the spread of the differences."
     ),
     "p (Holm)": (
         "The chance of a difference at least as large if there were none, raised by Holm's procedure so that the "
@@ -27,15 +36,19 @@ DEFINITIONS = {
         "Two one-sided tests (TOST) say that the difference is smaller than the smallest effect of interest, which the "
         "study file declares. Such a difference may be real, but does not matter."
     ),
+    "Not tested": (
+        "Values that do not vary tell no error: every run of a side collapsed, diverged or failed, all have the same "
+        "value, or the difference is the same in every seed. What the runs did is said, and nothing is concluded."
+    ),
     "Not distinguishable": (
         "Neither different nor equivalent: with these seeds nothing can be said. 'Seeds needed' is how many would find "
         "the smallest effect of interest with 80 % power, if the spread is what it seems to be from these few runs."
     ),
     "Collapsed, diverged, failed": (
         "A collapsed run ended, but its features fill hardly any of their dimensions (RankMe below 2, or 2 %); its "
-        "value counts. A diverged or failed run has no value; its failure counts, and an exact test compares how often "
-        "the runs of both sides fail. Neither is ever dropped. What is missing, running, preempted or killed is no "
-        "outcome."
+        "value counts, unless every run of its side fails. A diverged or failed run has no value; its failure counts, "
+        "and an exact test compares how often the runs of both sides fail. Neither is ever dropped. What is missing, "
+        "running, preempted or killed is no outcome."
     ),
     "Interaction": (
         "How much the effect of one factor changes when another is switched. In a fraction some cannot be told from "
@@ -45,7 +58,7 @@ DEFINITIONS = {
     "Attribution": (
         "Shapley values: the mean change that switching a factor makes, over all orders in which the factors can be "
         "switched, so that the shares add up to the gap. Combinations that were not run are filled in by the model of "
-        "main effects and two-factor interactions. Intervals are by Student's t over the seeds; the bootstrap over "
-        "seeds stands beside them and is too short below ten seeds."
+        "main effects and two-factor interactions. Shares are tested as main effects are, the gap itself by a paired t "
+        "test; the bootstrap over seeds stands beside the intervals and is too short below ten seeds."
     ),
 }

@@ -32,6 +32,7 @@ VERDICTS: Mapping[str, tuple[str, str]] = {
     "equivalent": (GREEN, "D"),
     "not distinguishable": (GREY, "o"),
     "fails": (PURPLE, "X"),
+    "not tested": (GREY, "*"),
     "no estimate": (GREY, "x"),
 }
 FARTHEST = 3.0
@@ -84,7 +85,7 @@ def waterfall(attribution: Attribution, shares: Sequence[Decision], metric: Metr
     axes.set_xlabel(f"{metric.name}, change from the first corner")
     caption = (
         f"The gap in {metric.name} between the two corners, split among the factors (Shapley values), with 95 % "
-        f"intervals over the seeds. Blue is better, red is worse. Of {2 ** len(ordered)} combinations "
+        f"intervals. Blue is better, red is worse. Of {2 ** len(ordered)} combinations "
         f"{attribution.measured} were measured with every seed; the rest is modelled."
     )
     named = "; ".join(f"{step.name} {interval(step)}" for step in steps)

@@ -1,4 +1,4 @@
-"""Every number of a report as JSON; null where there is none."""
+"""Every number of a report as JSON; null where there is none. The report can be made again from it (rows.py)."""
 
 import json
 import math
@@ -21,12 +21,22 @@ def as_json(analysis: Analysis) -> str:
         "answer": analysis.answer,
         "design": study.design,
         "notes": collected.design.notes,
+        "file": study.name if study.path.parent.name == "ablations" else str(study.path),
+        "command_line": study.command_line,
+        "factors": study.factors,
         "base": study.base,
         "seeds": study.seeds,
         "reference": analysis.reference,
         "cells": [
-            {"name": cell.name, "levels": dict(cell.levels), "run_id": cell.run_id} for cell in collected.design.cells
+            {
+                "name": cell.name,
+                "levels": dict(cell.levels),
+                "run_id": cell.run_id,
+                "diagnostics": collected.diagnostics.get(cell.name, {}),
+            }
+            for cell in collected.design.cells
         ],
+        "differing": collected.differing,
         "results": [_result(analysis, result) for result in analysis.results],
         "runs": [_run(analysis, run) for run in collected.runs],
         "unasked": collected.unasked,
@@ -98,7 +108,8 @@ def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -
 
 
 def _run(analysis: Analysis, run: Run) -> dict[str, Any]:
-    names = [*(metric.name for metric in analysis.study.metrics), *COSTS]
+    reported = run.record.get("metrics") or {}
+    names = [*(metric.name for metric in analysis.study.metrics if metric.name in {*reported, *COSTS}), *COSTS]
     known = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")
     return {
         "cell": run.entry.cell,

@@ -2,14 +2,21 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from dinoswap.studies.report import curves, figures, tables
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import counted, listed
+
+PAIRED = "Each difference is tested against its own spread over the seeds (a paired t test)."
+AGAINST_SEEDS = (
+    "Each effect is tested against how much effects vary between seeds (seed x effect, pooled over all effects of the "
+    "metric) or the residual, and never less than its own variation between seeds: the tables say which of the three "
+    "was the largest. Shares of a gap and interactions are tested in the same way, the gap itself by a paired t test."
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,11 @@ class Page:
         return [plot for section in self.sections for plot in section.plots]
 
 
-def make_page(analysis: Analysis) -> Page:
+def make_page(analysis: Analysis, drawn: Mapping[str, Plot] | None = None) -> Page:
+    """`drawn`: figures of an earlier report, which stand in where there are no curves to draw."""
     study, collected = analysis.study, analysis.collected
     ended = [str(run.record["ended"]) for run in collected.runs if run.record.get("ended")]
-    sections = [*(_of_results(analysis) if analysis.results else []), *_of_runs(analysis)]
+    sections = [*(_of_results(analysis, drawn or {}) if analysis.results else []), *_of_runs(analysis)]
     as_of = max(ended, default="").replace("T", " ").replace("+00:00", " UTC")
     return Page(study.name, study.question, analysis.answer, as_of, _warnings(analysis), sections)
 
@@ -50,7 +58,7 @@ def make_page(analysis: Analysis) -> Page:
 # --- what was found ---------------------------------------------------------------------------------------------------
 
 
-def _of_results(analysis: Analysis) -> Iterable[Section]:
+def _of_results(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Section]:
     collected, results = analysis.collected, analysis.results
     yield _effects(analysis)
     if analysis.crossed:
@@ -59,7 +67,7 @@ def _of_results(analysis: Analysis) -> Iterable[Section]:
     cells = [cell.name for cell in collected.design.cells]
     if results[0].outcomes["value"].notna().any():
         yield Section("seeds", "Run by run", [], [figures.paired_seeds(results[0].outcomes, cells, results[0].metric)])
-    yield _learning(analysis)
+    yield _learning(analysis, drawn)
     cost = curves.cost_plot(collected, results[0].metric)
     yield Section("cost", "Quality against cost", [], [cost] if cost else [], [tables.cells(analysis)])
     yield Section("failures", "Collapsed, diverged and failed runs", [], [], [tables.failures(analysis)])
@@ -81,7 +89,8 @@ def _effects(analysis: Analysis) -> Section:
     text = [
         "Points are mean differences, lines their 95 % intervals; an arrow stands where one goes on. Grey is what "
         "would be too small to matter. Verdicts are corrected for the number of effects on a metric, intervals are "
-        f"not. The first metric, {analysis.study.metrics[0].name}, decides."
+        f"not. The first metric, {analysis.study.metrics[0].name}, decides.",
+        AGAINST_SEEDS if analysis.crossed else PAIRED,
     ]
     words = [f"{d.effect.name}: {d.words}." for d in analysis.results[0].decisions]
     return Section("effects", "Effects", text, plots, shown, items=words)
@@ -108,12 +117,15 @@ def _interactions(results: Sequence[Result]) -> Section:
     return Section("interactions", "Interactions", [], plots, shown)
 
 
-def _learning(analysis: Analysis) -> Section:
+def _learning(analysis: Analysis, drawn: Mapping[str, Plot]) -> Section:
     coloured, metric = _coloured(analysis), analysis.study.metrics[0].name
     wanted = [(metric, "curve-metric", f"{metric} while training"), ("loss", "curve-loss", "The loss while training")]
-    drawn = [curves.learning_curves(analysis.collected, name, coloured, plot, title) for name, plot, title in wanted]
+    plots = []
+    for name, plot, title in wanted:
+        made = curves.learning_curves(analysis.collected, name, coloured, plot, title)
+        plots += [made] if made else [replace(drawn[plot], title=title)] if plot in drawn else []
     text = ["Losses of different objectives are not comparable: a lower one is not a better network."]
-    return Section("curves", "Learning curves", text, [plot for plot in drawn if plot])
+    return Section("curves", "Learning curves", text, plots)
 
 
 def _coloured(analysis: Analysis) -> list[str]:

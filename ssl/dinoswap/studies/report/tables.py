@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from dinoswap.studies.report.analysis import Analysis, Result
-from dinoswap.studies.report.collect import OUTCOMES, Run
+from dinoswap.studies.report.collect import OUTCOMES, SHOWN, Run
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import between, interval, number, probability
-from dinoswap.studies.statistics import Decision, Effect
+from dinoswap.studies.statistics import Decision, Effect, Estimate
 
 COSTS = {
     "images_per_second": ("images/s", 1.0),
@@ -15,23 +15,31 @@ COSTS = {
     "cost.core_or_gpu_hours": ("hours/run", 1.0),
     "cost.peak_memory_bytes": ("peak GiB", 2.0**30),
 }
-SHOWN = ("eval/rankme", "eval/feature_std", "eval/mean_cosine")
 
 
 def effects(result: Result, than: str) -> Table:
-    tests = ["p", "p (Holm)", "p (TOST, Holm)", "p (sign flip)"]
-    columns = ["effect", "difference", "verdict", *tests, "seeds", "seeds needed"]
+    last = "tested against" if result.factorial else "p (sign flip)"
+    tests = ["p", "p (Holm)", "p (TOST, Holm)"]
+    columns = ["effect", "difference", "verdict", *tests, last, "seeds", "seeds needed"]
     rows = [_effect(decision) for decision in result.decisions]
     caption = f"Effects on {result.metric.name}, against {than}, with 95 % intervals"
-    return Table(f"effects {result.metric.name}", caption, columns, rows, ["effect", "verdict"])
+    return Table(f"effects {result.metric.name}", caption, columns, rows, ["effect", "verdict", "tested against"])
 
 
 def _effect(decision: Decision) -> list[str]:
     e = decision.effect
-    flip = probability(e.p_sign_flip) if isinstance(e, Effect) else "-"
-    p = [probability(value) for value in (e.p, decision.p_adjusted, decision.p_equivalent_adjusted)]
+    last = probability(e.p_sign_flip) if isinstance(e, Effect) else _against(e)
+    tests = (e.p, decision.p_adjusted, decision.p_equivalent_adjusted)
+    p = [probability(value) if e.tested else "-" for value in tests]
     needed = decision.seeds_for_smallest
-    return [e.name, interval(e) or "-", decision.kind, *p, flip, str(len(e.seeds)), str(needed or "-")]
+    return [e.name, interval(e) or "-", decision.kind, *p, last, str(len(e.seeds)), str(needed or "-")]
+
+
+def _against(estimate: Estimate) -> str:
+    """'seed x effect, pooled (14 df)'; the gap of an attribution is paired."""
+    if not estimate.tested:
+        return "-"
+    return estimate.error.words if estimate.error else f"its spread over the seeds ({estimate.df} df)"
 
 
 def interactions(result: Result) -> Table:
@@ -40,10 +48,10 @@ def interactions(result: Result) -> Table:
     for decision in result.interactions:
         name, difference = decision.effect.name, interval(decision.effect) or "-"
         p, others = probability(decision.p_adjusted), _aliased(aliases.get(name, {}))
-        rows.append([name, difference, decision.kind, p, others])
-    columns = ["interaction", "difference", "verdict", "p (Holm)", "cannot be told from"]
+        rows.append([name, difference, decision.kind, p, _against(decision.effect), others])
+    columns = ["interaction", "difference", "verdict", "p (Holm)", "tested against", "cannot be told from"]
     caption = f"Two-factor interactions on {result.metric.name}: how much one effect changes when the other is switched"
-    return Table(f"interactions {result.metric.name}", caption, columns, rows, [columns[0], "verdict", columns[-1]])
+    return Table(f"interactions {result.metric.name}", caption, columns, rows, [columns[0], "verdict", *columns[-2:]])
 
 
 def aliased_effects(result: Result) -> Table:
@@ -61,16 +69,18 @@ def _aliased(others: dict[str, float]) -> str:
 
 def attribution(result: Result) -> Table:
     found = result.attribution
-    columns = ["factor", "share of the gap", "verdict", "p (Holm)", "bootstrap interval", "rests on"]
+    columns = ["factor", "share of the gap", "verdict", "p (Holm)", "tested against", "bootstrap interval", "rests on"]
     rows = []
     for share in [*result.shares, *([result.gap] if result.gap else [])]:
         name = share.effect.name
         spread = between(*found.bootstrap[name]) if found and name in found.bootstrap else "-"
         clear = found is None or found.clear.get(name, True)
         rests = "what was measured" if clear else "unmeasured interactions being zero"
-        rows.append([name, interval(share.effect) or "-", share.kind, probability(share.p_adjusted), spread, rests])
+        tested = [share.kind, probability(share.p_adjusted), _against(share.effect)]
+        rows.append([name, interval(share.effect) or "-", *tested, spread, rests])
+    words = ["factor", "verdict", "tested against", "rests on"]
     caption = f"Attribution of the gap in {result.metric.name} (Shapley values)"
-    return Table(f"attribution {result.metric.name}", caption, columns, rows, ["factor", "verdict", "rests on"])
+    return Table(f"attribution {result.metric.name}", caption, columns, rows, words)
 
 
 def cells(analysis: Analysis) -> Table:
@@ -96,7 +106,7 @@ def failures(analysis: Analysis) -> Table:
         runs = analysis.collected.of_cell(cell.name)
         counts = Counter(run.status for run in runs)
         pending = sum(not run.ended for run in runs)
-        shown = [number(_mean([run.value(name) for run in runs]), 3) for name in SHOWN]
+        shown = [number(analysis.collected.diagnostics.get(cell.name, {}).get(name), 3) for name in SHOWN]
         said = "; ".join(dict.fromkeys(run.note for run in runs if run.ended and run.note)) or "-"
         rows.append([cell.name, *(str(counts[status]) for status in OUTCOMES), str(pending), *shown, said])
     caption = "How runs ended. Collapsed, diverged and failed runs are outcomes and are counted as such"
@@ -138,7 +148,7 @@ def levels(analysis: Analysis) -> Table:
 
 def differing(analysis: Analysis) -> Table:
     rows = []
-    for key, values in analysis.collected.differing().items():
+    for key, values in analysis.collected.differing.items():
         where: dict[str, list[str]] = {}
         for index, value in enumerate(values, start=1):
             where.setdefault(value, []).append(str(index))

@@ -1,21 +1,24 @@
 """The files of a report.
 
 report.html holds everything: no other file and no network is needed. Beside it report.md with its PNGs in figures/,
-tables.tex, the figures as SVG, and report.json with every number.
+tables.tex, the figures as SVG, and report.json with every number, from which it can be made again.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 
 from dinoswap.files import write_atomically
 from dinoswap.studies.report import tables
-from dinoswap.studies.report.analysis import Analysis, analyse
+from dinoswap.studies.report.analysis import Analysis, analyse, analyse_collected
+from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.definitions import DEFINITIONS
 from dinoswap.studies.report.markup import LATEX_PACKAGES, latex, markdown, markdown_text
 from dinoswap.studies.report.numbers import as_json
 from dinoswap.studies.report.page import Page, Section, make_page
+from dinoswap.studies.report.rows import drawn_before, read_rows
 from dinoswap.studies.study import Study
 
 FIGURES = "figures"
@@ -24,8 +27,17 @@ FIGURES = "figures"
 def write_report(study: Study, root: Path, out: Path) -> Path:
     """Of the runs below `root`, results/runs/<study>, into the folder `out`; the path of report.html. ConfigError for a
     study whose cells do not compose. Figures of an earlier report in `out` that this one does not have are deleted."""
-    analysis = analyse(study, root)
-    page = make_page(analysis)
+    return _write(analyse(study, root), {}, out)
+
+
+def write_again(report: Path, out: Path) -> Path:
+    """Of the rows of a report.json, with the figures of learning curves that lie beside it. ConfigError for a file that
+    is none."""
+    return _write(analyse_collected(read_rows(report)), drawn_before(report.parent), out)
+
+
+def _write(analysis: Analysis, drawn: Mapping[str, Plot], out: Path) -> Path:
+    page = make_page(analysis, drawn)
     (out / FIGURES).mkdir(parents=True, exist_ok=True)
     stale = _figures(out / "report.md") - {plot.name for plot in page.plots}
     for plot in page.plots:

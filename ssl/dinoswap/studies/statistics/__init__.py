@@ -17,22 +17,25 @@ name to {factor: level}, for every factor; `factors` maps a factor to its levels
 
     detectable_difference(sd, n, alpha=0.05, power=0.8) -> float         paired t test at n seeds
     seeds_needed(sd, difference, alpha=0.05, power=0.8) -> int           its inverse
-    detectable_effects(cells, factors, seeds, sd, alpha=0.05, power=0.8, interactions=True) -> {effect: float}
+    detectable_effects(cells, factors, seeds, sd, alpha=0.05, power=0.8, interactions=True, seed_sd=0.0)
+                  -> {effect: float}                          main effects of a design that is run completely
+    seeds_for_effects(cells, factors, sd, difference, alpha=0.05, power=0.8) -> int | None
     aliases(cells, factors, interactions=True) -> {effect: {other: weight}}   before anything is run
 
 The `sd` that is given is that of the difference between two runs that share a seed; Factorial.sd, that of a single run,
-is sqrt(2) times smaller. An Estimate (Effect is one) has `name, mean,
-se, df, low, high, p, p_equivalent, sd, seeds, reference, arm` (how the runs of both sides ended: `runs, collapsed,
-diverged, failed`), `failures` (`p, floor, excess`) and `note`; an Effect also `differences, unpaired, p_sign_flip,
-p_floor, draws`. Where n seeds cannot give a number it is nan, and p is 1. A Decision has `effect, kind, words,
-p_adjusted, p_equivalent_adjusted, p_failures_adjusted, seeds_for_smallest, seeds_for_seen`.
+is sqrt(2) times smaller. An Estimate (Effect is one) has `name, mean, se, df, low, high, p, p_equivalent, sd, seeds,
+tested, reference, arm` (how the runs of both sides ended: `runs, collapsed, diverged, failed`), `failures` (`p, floor,
+excess`), `note`, and in a crossed design `error`: the mean squares of which the largest is what it is tested against
+(strata.py). An Effect also has `differences, unpaired, p_sign_flip, p_floor, draws`. Where n seeds cannot give a number
+it is nan, and p is 1. A Decision has `effect, kind, words, p_adjusted, p_equivalent_adjusted, p_failures_adjusted,
+seeds_for_smallest, seeds_for_seen`.
 """
 
 from dinoswap.studies.statistics.attribution import Attribution, attribute
 from dinoswap.studies.statistics.effects import Effect, paired_effect
-from dinoswap.studies.statistics.estimate import Estimate
-from dinoswap.studies.statistics.factorial import Factorial, aliases, detectable_effects, factorial
-from dinoswap.studies.statistics.outcomes import FailureTest, Outcomes
+from dinoswap.studies.statistics.estimate import Error, Estimate, MeanSquare
+from dinoswap.studies.statistics.factorial import Factorial, aliases, detectable_effects, factorial, seeds_for_effects
+from dinoswap.studies.statistics.outcomes import FailureTest, Outcomes, distinct
 from dinoswap.studies.statistics.power import detectable_difference, seeds_needed
 from dinoswap.studies.statistics.verdict import Decision, Kind, family, holm
 
@@ -40,18 +43,22 @@ __all__ = [
     "Attribution",
     "Decision",
     "Effect",
+    "Error",
     "Estimate",
     "Factorial",
     "FailureTest",
     "Kind",
+    "MeanSquare",
     "Outcomes",
     "aliases",
     "attribute",
     "detectable_difference",
     "detectable_effects",
+    "distinct",
     "factorial",
     "family",
     "holm",
     "paired_effect",
+    "seeds_for_effects",
     "seeds_needed",
 ]

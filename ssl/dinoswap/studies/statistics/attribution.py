@@ -12,23 +12,27 @@ main effects clear of two-factor interactions (resolution IV) gives the values o
 interactions are aliased, unless three or more factors interact. Where that does not hold a value is not `clear`: it
 rests on the interactions that could not be estimated being zero.
 
-Values are linear in the outcomes, so that each seed has its own and they pair. The interval that is reported is
-Student's t over the seeds. The percentile bootstrap over seeds is given beside it for comparison; it is too short
-below 10 seeds (nominal 95 % covers about 75 % at 3 and 84 % at 5), and is not what verdicts rest on.
+Values are linear in the outcomes, so that each seed has its own. They are tested as main effects are: against how much
+values vary between seeds, pooled over the factors, the residual of the model, or their own spread, whichever is largest
+(strata.py). The gap is one comparison of two cells, paired by seed. The percentile bootstrap over seeds is given for
+comparison; it is too short below 10 seeds (nominal 95 % covers about 75 % at 3 and 84 % at 5), and is not what verdicts
+rest on.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinoswap.studies.statistics.estimate import Array, Estimate, MetricOptions, mean_and_error
+from dinoswap.studies.statistics.estimate import Array, Error, Estimate, MetricOptions, mean_and_error, settled
+from dinoswap.studies.statistics.factorial import seeds_and_effects
 from dinoswap.studies.statistics.model_matrix import DEPENDENT, Levels, columns, fit_model, indicators, terms_of
-from dinoswap.studies.statistics.outcomes import Outcomes, mcnemar, with_outcome
+from dinoswap.studies.statistics.outcomes import Outcomes, mcnemar, why_untested, with_outcome
+from dinoswap.studies.statistics.strata import Stratum, make_stratum, space
 
 MOST_FACTORS = 14
 
@@ -77,15 +81,15 @@ def attribute(
     maps = _maps(runs, cells, factors, _cube(start, end, switched), switched)
     if not maps:
         raise ValueError("outcomes: no seed has a value in cells enough to attribute the gap; run more of the cells")
-    values = {seed: runs[runs["seed"] == seed].sort_values("cell")["value"].to_numpy() for seed in maps}
+    used = runs[runs["seed"].isin(maps.keys())].sort_values(["seed", "cell"])
+    values = {seed: group["value"].to_numpy() for seed, group in used.groupby("seed")}
     table = pd.DataFrame([maps[seed].weights @ values[seed] for seed in maps], index=list(maps), columns=switched)
-    scale = float(runs["value"].abs().max())
     keys = ended["cell"].map(lambda cell: _key(cells[cell], factors))
     first, last = (ended[keys == _key(corner, factors)] for corner in (start, end))
-    gap = _estimate("gap", table.sum(axis=1), scale, metric)
+    against = _stratum(used, maps, cells, factors).errors(used["value"].to_numpy(dtype=float))
     return Attribution(
-        values=tuple(_estimate(name, table[name], scale, metric) for name in switched),
-        gap=replace(gap, reference=Outcomes.count(first), arm=Outcomes.count(last), failures=mcnemar(first, last)),
+        values=tuple(_values(table, against, float(used["value"].abs().max()), metric)),
+        gap=_gap(table.sum(axis=1), first, last, float(used["value"].abs().max()), metric),
         model_gap=float(np.mean([maps[seed].model_gap @ values[seed] for seed in maps])),
         bootstrap=_bootstrap(table, metric.get("confidence", 0.95), draws),
         per_seed=table,
@@ -95,10 +99,64 @@ def attribute(
     )
 
 
-def _estimate(name: str, values: pd.Series, scale: float, metric: MetricOptions) -> Estimate:
-    """Of one value per seed."""
-    mean, se = mean_and_error(values.to_numpy(), scale)
-    return Estimate(name=name, mean=mean, se=se, df=len(values) - 1, seeds=tuple(values.index), **metric)
+def _gap(of_seeds: pd.Series, first: pd.DataFrame, last: pd.DataFrame, scale: float, metric: MetricOptions) -> Estimate:
+    """Between the corners, whose outcomes `first` and `last` are, of one value per seed."""
+    mean, se = mean_and_error(of_seeds.to_numpy(), scale)
+    note = why_untested(first, last)
+    return Estimate(
+        name="gap",
+        mean=mean,
+        se=math.nan if note else se,
+        df=len(of_seeds) - 1,
+        seeds=tuple(of_seeds.index),
+        reference=Outcomes.count(first),
+        arm=Outcomes.count(last),
+        failures=mcnemar(first, last),
+        note=note,
+        **metric,
+    )
+
+
+def _values(table: pd.DataFrame, against: Sequence[Error], scale: float, metric: MetricOptions) -> Iterator[Estimate]:
+    """Of each column of `table` [seeds, factors]; `scale` is the size of the outcomes."""
+    for name, error in zip(table, against, strict=True):
+        mean, se = settled(float(table[name].mean()), error.se, scale)
+        yield Estimate(
+            name=name,
+            mean=mean,
+            se=se,
+            df=error.df,
+            seeds=tuple(table.index),
+            df_per_seed=max(error.df_per_seed, 1),
+            note="the values do not vary" if error.df and math.isnan(se) else "",
+            error=error if error.df else None,
+            **metric,
+        )
+
+
+def values_stratum(
+    runs: pd.DataFrame,
+    cells: Mapping[str, Levels],
+    factors: Mapping[str, Collection[str]],
+    start: Levels,
+    end: Levels,
+) -> Stratum:
+    """What the values of `attribute` are tested against. `runs` have a value, and are sorted by seed and cell; every
+    seed has to have cells enough."""
+    switched = [factor for factor in factors if start[factor] != end[factor]]
+    return _stratum(runs, _maps(runs, cells, factors, _cube(start, end, switched), switched), cells, factors)
+
+
+def _stratum(
+    used: pd.DataFrame, maps: Mapping[int, "_Map"], cells: Mapping[str, Levels], factors: Mapping[str, Collection[str]]
+) -> Stratum:
+    seeds = used["seed"].to_numpy()
+    model = np.linalg.qr(seeds_and_effects(used, cells, factors).matrix)[0]
+    contrasts = np.column_stack([found.weights for found in maps.values()]) / len(maps)  # [factors, runs]
+    # A value is of its seed, whatever the model makes of the cells: only what varies between seeds is an error
+    of_cells = indicators(np.unique(used["cell"], return_inverse=True)[1])
+    fitted = space(np.column_stack([indicators(seeds), of_cells]), np.zeros((len(seeds), 0)))
+    return make_stratum(contrasts, seeds, model, round(len(seeds) / len(maps)) - 1, fitted)
 
 
 def _maps(

@@ -1,5 +1,8 @@
 """Two arms paired by seed: the mean of the differences, with a t interval, and an exact sign-flip test beside it.
 
+The differences hold whatever an effect varies by between seeds, so that their own spread is the error, with n - 1
+degrees of freedom. It is not pooled over arms: a collapsing one would widen the intervals of all others.
+
 If the arm made no difference, each of the n differences could as well have had the other sign. The share of the 2^n
 choices of signs whose mean is at least as far from zero is an exact p, whatever the distribution (Fisher 1935). It
 cannot be below 2 / 2^n: .25 at 3 seeds, .0625 at 5, .031 at 6. Beyond 20 seeds the choices are drawn at random.
@@ -14,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dinoswap.studies.statistics.estimate import Array, Estimate, MetricOptions, mean_and_error
-from dinoswap.studies.statistics.outcomes import Outcomes, mcnemar, with_outcome
+from dinoswap.studies.statistics.outcomes import Outcomes, mcnemar, why_untested, with_outcome
 
 EXACT_UP_TO = 20
 
@@ -27,11 +30,6 @@ class Effect(Estimate):
     unpaired: tuple[int, ...] = ()
     p_sign_flip: float = 1.0
     draws: int = 0  # of the sign-flip test; 0 when it went through all choices
-
-    @property
-    def p(self) -> float:
-        """Of the t test. Where all differences are the same, t does not exist, and the sign-flip test stands in."""
-        return self.p_sign_flip if math.isnan(self.se) else super().p
 
     @property
     def p_floor(self) -> float:
@@ -58,10 +56,14 @@ def paired_effect(
     differences = pairs[:, 1] - pairs[:, 0]
     p_sign_flip, drawn = sign_flip(differences, draws)
     mean, se = mean_and_error(differences, float(np.abs(pairs).max(initial=0.0)))
+    note = why_untested(*sides)
+    if not note and len(pairs) > 1 and math.isnan(se):
+        same = "both sides have the same value in every seed"
+        note = "the difference is the same in every seed, which does not tell its spread" if mean else same
     return Effect(
         name=name,
         mean=mean,
-        se=se,
+        se=math.nan if note else se,
         df=max(len(pairs) - 1, 0),
         seeds=tuple(int(seed) for seed in values.index),
         reference=Outcomes.count(sides[0]),
@@ -71,6 +73,7 @@ def paired_effect(
         unpaired=tuple(int(seed) for seed in sides[0].index.symmetric_difference(sides[1].index)),
         p_sign_flip=p_sign_flip,
         draws=drawn,
+        note=note,
         **metric,
     )
 

@@ -9,18 +9,15 @@ The functions broadcast over numpy arrays. Exact for normal differences.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
-from dinoswap.studies.statistics.outcomes import FailureTest, Outcomes
+from dinoswap.studies.statistics.outcomes import ROUNDING, FailureTest, Outcomes
 
 Array = npt.NDArray[np.float64]
-
-ROUNDING = 1e-12
-"""A spread below this share of the values themselves is that of floating point, not of the runs."""
 
 
 def t_interval(mean: Any, se: Any, df: Any, confidence: float) -> tuple[Any, Any]:
@@ -43,12 +40,12 @@ def equivalence_test(mean: Any, se: Any, df: Any, margin: float) -> Any:
 def settled(mean: float, se: float, scale: float) -> tuple[float, float]:
     """`mean` and `se` of values of size `scale`, where a zero is meant to be one.
 
-    Differences that are all zero are zero with certainty. Differences that are all the same, but not zero, come from a
-    coarse metric and do not tell their spread: se is nan, or t would be infinite.
+    Differences that are all the same, be they zero, do not tell their spread, and nothing is tested on it: se is nan.
+    Otherwise collapsed networks, which all score the same, would be equivalent with certainty.
     """
     if not se <= ROUNDING * scale:
         return mean, se
-    return (0.0, 0.0) if abs(mean) <= ROUNDING * scale else (mean, math.nan)
+    return (0.0 if abs(mean) <= ROUNDING * scale else mean), math.nan
 
 
 def mean_and_error(values: Array, scale: float) -> tuple[float, float]:
@@ -56,6 +53,38 @@ def mean_and_error(values: Array, scale: float) -> tuple[float, float]:
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan), math.nan
     return settled(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), scale)
+
+
+Source = Literal["own", "stratum", "residual"]
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    value: float
+    df: int
+
+
+@dataclass(frozen=True)
+class Error:
+    """What an effect of a crossed design is tested against, the largest of three mean squares (strata.py). `se` is of
+    its mean over the seeds; another seed adds `df_per_seed`."""
+
+    se: float
+    df: int
+    df_per_seed: int
+    source: Source
+    own: MeanSquare
+    stratum: MeanSquare
+    residual: MeanSquare
+
+    @property
+    def words(self) -> str:
+        named = {
+            "own": "seed x this effect, larger than what is pooled",
+            "stratum": "seed x effect, pooled",
+            "residual": "the residual, larger than seed x effect",
+        }
+        return f"{named[self.source]} ({self.df} df)"
 
 
 class MetricOptions(TypedDict, total=False):
@@ -68,14 +97,15 @@ class MetricOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A difference, arm less reference, in the metric's units; nan where it cannot be estimated (`note` says why)."""
+    """A difference, arm less reference, in the metric's units; nan where it cannot be estimated. Without `se` it is not
+    tested. `note` says why in either case; `error` is what an effect of a crossed design is tested against."""
 
     name: str
     mean: float
     se: float
     df: int
     seeds: tuple[int, ...]
-    df_per_seed: int = 1  # how many degrees of freedom another seed adds: cells - 1
+    df_per_seed: int = 1  # how many degrees of freedom another seed adds
     smallest_effect: float | None = None
     higher_is_better: bool = True
     confidence: float = 0.95
@@ -83,6 +113,11 @@ class Estimate:
     arm: Outcomes = field(default_factory=Outcomes)
     failures: FailureTest = field(default_factory=FailureTest)
     note: str = ""
+    error: Error | None = None
+
+    @property
+    def tested(self) -> bool:
+        return self.df > 0 and math.isfinite(self.se)
 
     @property
     def low(self) -> float:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+ROUNDING = 1e-12
+"""A spread below this share of the values themselves is that of floating point, not of the runs."""
 WITH_VALUE = ("completed", "collapsed")
 WITHOUT_VALUE = ("diverged", "failed")
 PENDING = ("missing", "queued", "running", "preempted", "killed")
@@ -29,7 +32,8 @@ class Outcomes:
 
     @classmethod
     def count(cls, frame: pd.DataFrame) -> "Outcomes":
-        return cls(len(frame), *(int((frame["status"] == status).sum()) for status in FAILURES))
+        statuses = frame["status"].tolist()
+        return cls(len(statuses), *map(statuses.count, FAILURES))
 
     @property
     def failures(self) -> int:
@@ -46,6 +50,11 @@ class Outcomes:
         counts = {status: getattr(self, status) for status in ("diverged", "failed", "collapsed")}
         named = " and ".join(f"{count} {status}" for status, count in counts.items() if count)
         return f"{named or '0'} of {self.runs}"
+
+    @property
+    def all_fail(self) -> bool:
+        """Of at least one run."""
+        return 0 < self.runs == self.failures
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,31 @@ def with_outcome(frame: pd.DataFrame) -> pd.DataFrame:
     _refuse(frame[frame.duplicated(keys)], "there is more than one run of this cell and seed; keep one")
     _refuse(frame[valued & ~np.isfinite(values)], "completed without a finite value; evaluate it, or call it failed")
     return frame.assign(value=values)
+
+
+def distinct(values: npt.ArrayLike) -> bool:
+    """Whether at least two of the values are finite and differ by more than floating point does."""
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    return len(known) > 1 and float(np.ptp(known)) > ROUNDING * float(np.abs(known).max())
+
+
+def why_untested(reference: pd.DataFrame, arm: pd.DataFrame) -> str:
+    """Why two sides, frames with outcomes, cannot be compared by a test however many they are; nothing if they can.
+
+    The score of a network that collapsed says nothing of its recipe, and values that do not vary tell no error.
+    """
+    sides = {"reference": reference, "arm": arm}
+    counts = {name: Outcomes.count(frame) for name, frame in sides.items()}
+    if all(count.all_fail for count in counts.values()):
+        return f"every run of both sides fails ({counts['arm'].words}, reference {counts['reference'].words})"
+    for name, frame in sides.items():
+        values = frame["value"].dropna()
+        if counts[name].all_fail:
+            return f"every run of the {name} fails ({counts[name].words})"
+        if len(values) > 1 and not distinct(values):
+            return f"every run of the {name} has the value {values.iloc[0]:g}"
+    return ""
 
 
 def mcnemar(reference: pd.DataFrame, arm: pd.DataFrame) -> FailureTest:

@@ -10,7 +10,9 @@ apart, each taken by half of the runs: 11 % for 7 arms and 3 seeds, below 5.5 % 
 
 Failures: the exact test of an effect's failure rates joins the same family, but only if as many failures could have
 reached alpha (six pairs of which one side failed). What never can be a finding need not be paid for (Tarone 1990).
-An arm of which every run failed, while the reference has values, is said to fail: a count, not an inference.
+An arm of which every run failed, while the reference has others, is said to fail: a count, not an inference.
+
+What does not vary is not tested: networks that all collapsed score alike, and would be equivalent with certainty.
 
 Equivalence: Holm over the TOST p against the smallest effect of interest, a family of its own. What is both different
 from zero and equivalent is called equivalent: it is real, and smaller than what matters.
@@ -34,6 +36,7 @@ Kind = Literal[
     "equivalent",
     "not distinguishable",
     "fails",
+    "not tested",
     "no estimate",
 ]
 
@@ -64,7 +67,7 @@ class Decision:
 
     def _seeds(self, difference: float | None) -> int | None:
         e = self.effect
-        if e.df < 1 or not difference or math.isnan(e.sd):
+        if not e.tested or not difference:
             return None
         lost = e.df_per_seed * len(e.seeds) - e.df
         alpha = self.alpha / self.size
@@ -78,20 +81,19 @@ class Decision:
     def _finding(self) -> str:
         e = self.effect
         if self.kind == "fails":
-            return "no run has a value"
-        if e.df < 1:
-            return e.note or "fewer than two seeds have a value on both sides"
-        seen = f"{e.mean:+.3g}" if math.isnan(e.se) else f"{e.mean:+.3g} [{e.low:+.3g}, {e.high:+.3g}]"
-        seen += f", p = {e.p:.2g}"
+            return "no run has a value" if not e.arm.values else "every run fails"
+        if not e.tested:
+            seen = f"{e.mean:+.3g}; " if self.kind == "not tested" and math.isfinite(e.mean) else ""
+            return seen + (e.note or "fewer than two seeds have a value on both sides")
+        seen = f"{e.mean:+.3g} [{e.low:+.3g}, {e.high:+.3g}], p = {e.p:.2g}"
         seen += f" ({self.p_adjusted:.2g} after Holm over {self.size})" if self.size > 1 else ""
+        seen += f", against {e.error.words}" if e.error else ""
         if self.kind == "equivalent":
             real = ", real but smaller than what matters" if self.p_adjusted <= self.alpha else ""
             return f"{seen}, within {e.smallest_effect:g} of zero (TOST p = {self.p_equivalent_adjusted:.2g}){real}"
         return f"{seen}{self._needed()}" if self.kind == "not distinguishable" else seen
 
     def _needed(self) -> str:
-        if math.isnan(self.effect.se):
-            return "; every seed has the same difference, which does not tell its spread"
         wanted = [(self.seeds_for_smallest, "the smallest of interest"), (self.seeds_for_seen, "one as large as seen")]
         named = " and ".join(f"{seeds} seeds to find {what}" for seeds, what in wanted if seeds)
         return f"; at {self.power:.0%} power it takes about {named}" if named else ""
@@ -129,8 +131,10 @@ def family(effects: Sequence[Estimate], alpha: float = 0.05, power: float = 0.8)
 def _kind(effect: Estimate, p: float, p_equivalent: float, p_failures: float, alpha: float) -> Kind:
     if p_failures <= alpha:
         return "worse because more runs fail" if effect.failures.excess > 0 else "better because fewer runs fail"
-    if effect.df < 1:
-        return "fails" if effect.arm.runs and not effect.arm.values and effect.reference.values else "no estimate"
+    if effect.arm.all_fail and not effect.reference.all_fail and effect.reference.values:
+        return "fails"
+    if not effect.tested:
+        return "not tested" if effect.df else "no estimate"
     if p_equivalent <= alpha:
         return "equivalent"
     if p <= alpha:

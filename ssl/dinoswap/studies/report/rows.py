@@ -1,0 +1,116 @@
+"""A report made again from its own report.json: the rows of its runs judged by the statistics of today.
+
+The run folders are not needed. What is not in the file is what runs logged on the way: the figures of learning curves
+beside it stay as they were drawn. A report.json of before 2026-11-29 lacks the keys that `read_rows` names.
+"""
+
+import html
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dinoswap.schema import ConfigError
+from dinoswap.studies.design import Cell, Design
+from dinoswap.studies.ledger import STATES, Entry, Found
+from dinoswap.studies.report.canvas import Plot, inline
+from dinoswap.studies.report.collect import NO_CURVES, Collected, Run
+from dinoswap.studies.report.numbers import COSTS
+from dinoswap.studies.study import Metric, Study
+
+NEEDED = (
+    *("study", "file", "question", "command_line", "base", "seeds", "design", "factors", "cells", "notes"),
+    *("results", "differing", "runs", "unasked"),
+)
+OF_RECORD = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")
+
+
+def read_rows(path: Path) -> Collected:
+    """What a report.json is about. Raises ConfigError for a file that is none, or lacks what a report needs."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    absent = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
+    if absent:
+        raise ConfigError(f"{path}: has no {', '.join(absent)}; only a report.json of this version can be made again")
+    try:
+        return _collected(content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}: is not what a report writes: {type(error).__name__}: {error}") from error
+
+
+def _collected(content: Mapping[str, Any]) -> Collected:
+    study = _study(content)
+    cells = [Cell(cell["name"], cell["levels"], run_id=cell["run_id"]) for cell in content["cells"]]
+    root = Path("results/runs") / study.name
+    runs = [_run(row, root, {metric.name for metric in study.metrics}) for row in content["runs"]]
+    return Collected(
+        study=study,
+        root=root,
+        design=Design(cells, content["notes"]),
+        runs=runs,
+        unasked=content["unasked"],
+        curves=NO_CURVES,
+        differing=content["differing"],
+        diagnostics={cell["name"]: cell["diagnostics"] for cell in content["cells"]},
+    )
+
+
+def _study(content: Mapping[str, Any]) -> Study:
+    """As far as a report shows it: which cells were left out, and why, is in the notes."""
+    file = Path(content["file"])
+    return Study(
+        name=content["study"],
+        path=file if file.suffix else Path("ablations") / f"{file}.yaml",
+        question=content["question"],
+        command_line=content["command_line"],
+        base=content["base"],
+        seeds=content["seeds"],
+        budget=None,
+        factors=content["factors"],
+        design=content["design"],
+        metrics=[Metric(**result["metric"]) for result in content["results"]],
+        exclude=[],
+        invalid="error",
+        runs=None,
+        generators={},
+        interactions=False,
+        cells={},
+    )
+
+
+def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:
+    overrides = shlex.split(row["command"])[1:]
+    folder = root / row["run_id"] / f"seed{row['seed']}"
+    entry = Entry(cell=row["cell"], seed=row["seed"], overrides=overrides, config={}, folder=folder)
+    started = any(row[name] is not None for name in OF_RECORD)
+    record: dict[str, Any] = {name: row[name] for name in OF_RECORD} if started else {}
+    if started:
+        record["metrics"] = {name: row[name] for name in metrics - set(COSTS) if name in row}
+        record["throughput"] = {"images_per_second": row["images_per_second"]}
+        record["cost"] = {name.removeprefix("cost."): row[name] for name in COSTS if name.startswith("cost.")}
+    state = row["status"] if row["status"] in STATES else "completed"  # collapsed runs are completed ones
+    return Run(entry, Found(state, row["note"], record), folder, row["status"], row["note"])
+
+
+def drawn_before(folder: Path) -> dict[str, Plot]:
+    """The figures of a report in `folder`, by name, with the captions of its report.md."""
+    try:
+        text = (folder / "report.md").read_text()
+    except OSError:
+        return {}
+    found = {}
+    for alt, name, caption in re.findall(r"!\[(.*)\]\(figures/([\w-]+)\.png\)\n\n\*(.*)\*", text):
+        svg, png = (folder / "figures" / f"{name}.{kind}" for kind in ("svg", "png"))
+        if svg.is_file() and png.is_file():
+            drawn, words = svg.read_text(), _plain(alt)
+            found[name] = Plot(name, "", _plain(caption), words, drawn, inline(drawn, name, words), png.read_bytes())
+    return found
+
+
+def _plain(text: str) -> str:
+    """What `markdown_text` showed as it is."""
+    return html.unescape(re.sub(r"\\(.)", r"\1", text))
