@@ -219,6 +219,7 @@ def test_every_key_of_a_launcher_is_for_a_study_file_or_is_not() -> None:
     [
         ("masking=inverse_block", "masking=inverse_block: the study varies this (factor masking)"),
         ("heads.dino_head.prototypes=8", "the study varies this (factor head)"),
+        ("seeds=[3", "seeds=[3: the value cannot be read as YAML"),
         ("seed=3", "command line: seed=3 cannot be set here; list the seeds under `seeds`"),
         ("seeds=none", "seeds=none: must be a count"),
         ("trainer.max_steps", "trainer.max_steps is no override"),

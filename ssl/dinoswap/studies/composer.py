@@ -23,6 +23,7 @@ from dinoswap.command_line import compose_config
 from dinoswap.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.files import write_atomically
 from dinoswap.first_check import first_check
+from dinoswap.reading import CONFIG_BYTES, parse_object, read_small
 
 
 class Composer:
@@ -84,9 +85,9 @@ def _state_of_the_files(configs: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        known = json.loads(path.read_bytes())
+        known = parse_object(read_small(path, CONFIG_BYTES))
         return known if {"config", "checked"} <= known.keys() else None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return None
 
 

@@ -71,10 +71,11 @@ def costs(entries: Sequence[Entry], probing: bool = False) -> dict[str, Cost]:
 
 
 def measure(entry: Entry) -> Cost | None:
-    """From all finished runs of this config."""
-    paths = sorted(entry.folder.parents[2].glob(f"*/{entry.run_id}/seed*/run.json"))
-    records = [record_of(path.parent)[0] for path in paths]
-    once = {tuple(record.get(name) for name in ("study", "seed", "started")): record for record in records}  # no copies
+    """From all finished runs of this config, a copied folder not counted again."""
+    once = {}
+    for path in sorted(entry.folder.parents[2].glob(f"*/{entry.run_id}/seed*/run.json")):
+        record, _ = record_of(path.parent)
+        once[record.get("study"), record.get("seed"), record.get("started") or path] = record
     return mean([found for record in once.values() if (found := cost(record, "finished runs"))], "finished runs")
 
 

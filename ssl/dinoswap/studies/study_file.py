@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from dinoswap.configuration import config_dir
+from dinoswap.reading import CONFIG_BYTES, read_small
 from dinoswap.schema import ConfigError, construct, nearest
 from dinoswap.studies.overrides import as_overrides, combined, key_of, of_hydra
 from dinoswap.typed_paths import refuse_torn_paths
@@ -72,7 +72,7 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
             raise ConfigError(f"{path.stem}: names the folder of the runs; use letters, digits, '_', '-', '.' and '+'")
         content = _content(path)
         for line in (line for line in overrides if key_of(line) in REPLACEABLE):
-            content[key_of(line)] = yaml.safe_load(line.partition("=")[2])
+            content[key_of(line)] = _value(line)
         for key in ("base", "seeds"):
             if content.get(key) is None:
                 raise ConfigError(f"{key}: has to be given; see the other studies in ablations/")
@@ -125,12 +125,20 @@ def of_config(overrides: Iterable[str]) -> list[str]:
 def _content(path: Path) -> dict[str, Any]:
     """OmegaConf refuses a key that is given twice, where plain YAML would keep the last."""
     try:
+        read_small(path, CONFIG_BYTES)  # a regular file of a sensible size
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except Exception as error:  # YAML's constructors raise what they like
         raise ConfigError(f"cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError("must hold keys; see the other studies in ablations/")
     return {str(key): value for key, value in content.items()}
+
+
+def _value(override: str) -> Any:
+    try:
+        return yaml.safe_load(override.partition("=")[2])
+    except Exception as error:
+        raise ConfigError(f"{override}: the value cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def _question(path: Path) -> str:

@@ -118,7 +118,7 @@ def _end(processes: Sequence[SpawnProcess]) -> None:
 def _on_cluster(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Callable[[], None]) -> None:
     """Submits as many workers as are not there yet. They go on when this command is interrupted."""
     slurm, path = "partition" in settings, tuning.folder / "jobs.txt"
-    there = queued_jobs(path.read_text().split()) if slurm and path.exists() else set()
+    there = queued_jobs(path.read_text(errors="replace").split()) if slurm and path.is_file() else set()
     jobs = _submitted(tuning, url, settings, "slurm" if slurm else "local", range(len(there), tuning.workers))
     there |= {str(job.job_id) for job in jobs}
     write_atomically(path, "".join(f"{job}\n" for job in sorted(there)))
