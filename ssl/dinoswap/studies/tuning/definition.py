@@ -79,7 +79,8 @@ class Tuning(StudyFile):
     def overrides(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> list[str]:
         """The command line of the run with these values, and of the base without any."""
         given = [f"{key}={as_text(value)}" for key, value in (values or {}).items()]
-        return combined([f"study={as_text(self.name)}"], self.base, given, [] if seed is None else [f"seed={seed}"])
+        own = [] if seed is None else [f"seed={seed}"]
+        return [f"study={as_text(self.name)}", *combined(self.base, given, own)]
 
     def config(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> dict[str, Any]:
         """What this command line resolves to. Raises ConfigError."""
