@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from dinoswap.preemption import SIGNALS, Preemption
+from dinoswap.preemption import SIGNALS, Preemption, StopAsked
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,14 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)  # to ourselves: Python runs the handler before the call returns
 
 
+@pytest.fixture
+def not_under_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_noted_by_name(number: signal.Signals) -> None:
     with Preemption() as preemption:
@@ -70,6 +79,30 @@ def test_forward_after_ctrl_c_interrupts_and_without_a_handler_does_nothing() ->
         send(signal.SIGUSR2)
         preemption.forward()
     signal.signal(signal.SIGUSR2, before)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            send(signal.SIGHUP)
+            assert preemption.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_leaves_nothing_behind_is_broken_off_at_once() -> None:
+    with Preemption() as preemption:
+        with preemption.at_once():
+            pass
+        threading.Timer(0.05, partial(send, signal.SIGUSR1)).start()
+        with pytest.raises(StopAsked), preemption.at_once():
+            while True:  # a computation that asks nobody
+                pass
+        assert preemption.requested == "SIGUSR1"
+        with pytest.raises(StopAsked), preemption.at_once():
+            pytest.fail("it does not begin any more")
+        send(signal.SIGTERM)  # is only noted
 
 
 def test_outside_the_main_thread_nothing_is_installed(caplog: pytest.LogCaptureFixture) -> None:

@@ -180,7 +180,13 @@ def test_two_drivers_share_the_work(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "handed_on"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGTERM")]
+    ("number", "handed_on"),
+    [
+        (signal.SIGINT, "SIGINT"),
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGHUP, "SIGTERM"),
+        (signal.SIGUSR1, "SIGTERM"),
+    ],
 )
 def test_a_signal_stops_what_runs_and_starts_no_more(number: signal.Signals, handed_on: str, stage: Stage) -> None:
     runs = stage.runs([9, 3])

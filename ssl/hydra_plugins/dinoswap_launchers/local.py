@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dinoswap.studies.launch import Job
 
 POLL_SECONDS = 0.1
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_STOPPED = 75  # as a run that a signal has stopped: the same command goes on
 NOT_PASSED_ON = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 
@@ -88,7 +88,7 @@ class LocalLauncher(Launcher):
                     slots.append(each.slot)
                     ended(each.job)
                 for number in signals[each.told :]:
-                    each.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                    each.process.send_signal(signal.SIGTERM if number in (signal.SIGHUP, signal.SIGUSR1) else number)
                 each.told = len(signals)
 
     def _start(self, job: "Job", slot: int) -> subprocess.Popen[bytes]:
@@ -126,7 +126,8 @@ def noted_signals() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in SIGNALS}
+    ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else []  # as under nohup
+    before: dict[signal.Signals, Any] = {n: signal.signal(n, note) for n in SIGNALS if n not in ignored}
     try:
         yield received
     finally:
