@@ -245,6 +245,7 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
         std=torch.tensor(loading.std, device=device),
         device=device,
         autocast=autocast,
+        workers=loading.workers,
     )
 
 

@@ -55,9 +55,14 @@ class Journal:
             step, {name: value for name, value in values.items() if name == "loss" or self._is_term(name)}
         )
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether metrics.jsonl holds one after `step`."""
+        return any(row["step"] == step and "loss" not in row for row in read(self.metrics.path))
+
     def evaluated(self, step: int, found: Evaluation) -> None:
-        known = any(row["step"] == step and "loss" not in row for row in read(self.metrics.path))
-        if not known:  # as it is when a run is resumed that was stopped just after its final evaluation
+        if not self.has_evaluation(
+            step
+        ):  # as it is when a run is resumed that was stopped just after its final evaluation
             self._write(step, found.metrics)
         for name, picture in found.pictures.items():
             if self.board is not None:

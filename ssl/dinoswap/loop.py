@@ -27,7 +27,7 @@ from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nonfinite import KEPT_REPLAYS
 from dinoswap.objectives.base import Objective
 from dinoswap.precision import emulation_notice
-from dinoswap.preemption import Preemption
+from dinoswap.preemption import Preemption, StopAsked
 from dinoswap.progress import Display
 from dinoswap.sections import TrainerSettings
 from dinoswap.trainer import Trainer
@@ -143,17 +143,26 @@ class Run:
         journal = Journal(self.folder, self.display, objectives, done=start, warm_up=warm_up, tensorboard=board)
         self.write_record()
         with Preemption() as preemption, self.display, journal:
-            if start == 0:
-                self._introduce()
-            if start == 0 and self.settings.eval_every:
-                self._evaluate(journal)
-            for step, batches, waited in self._steps(start):
-                logs = self.trainer.step(step, batches)
-                self.steps = step + 1
-                self.display.update(self.steps, waited)
-                self._after_step(journal, logs, preemption)
-            self.save(journal)
-            return self._finish(journal)
+            self.evaluator.preemption = preemption
+            try:
+                return self._train(start, journal, preemption)
+            except StopAsked:
+                self._stop(journal, preemption)
+
+    def _train(self, start: int, journal: Journal, preemption: Preemption) -> Evaluation:
+        """The same from step `start`. Raises StopAsked where all ranks can save: after a step, or in an evaluation."""
+        if start == 0:
+            self._introduce()
+        due = is_due(self.settings.eval_every, start) and start < self.settings.max_steps
+        if due and not on_main(lambda: journal.has_evaluation(start)):  # a run may have been stopped in it
+            self._evaluate(journal)
+        for step, batches, waited in self._steps(start):
+            logs = self.trainer.step(step, batches)
+            self.steps = step + 1
+            self.display.update(self.steps, waited)
+            self._after_step(journal, logs, preemption)
+        self.save(journal)
+        return self._finish(journal)
 
     def _steps(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
         """(step, its micro-batches on the device, seconds waited for them)."""
@@ -186,14 +195,15 @@ class Run:
         stop, by_clock = any_rank(preemption.requested is not None, is_main() and self._is_due_by_clock())
         if is_due(settings.checkpoint_every, step) or by_clock:
             self.save(journal)
-        if stop and step < settings.max_steps:
-            self._stop(preemption, journal)
+        if stop:
+            raise StopAsked
 
     def _is_due_by_clock(self) -> bool:
         minutes = (time.monotonic() - self.saved_at) / 60
         return 0 < self.settings.checkpoint_minutes <= minutes
 
-    def _stop(self, preemption: Preemption, journal: Journal) -> NoReturn:
+    def _stop(self, journal: Journal, preemption: Preemption) -> NoReturn:
+        """The state saved, the launcher told."""
         self.save(journal)
         reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"
         self.write_record("preempted", reason)

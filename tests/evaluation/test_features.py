@@ -154,11 +154,19 @@ def test_corrupt_images_are_left_out_with_their_labels() -> None:
         features.extract(EvalImages(Stored([(16, 16)], broken=0), 16), {})
 
 
-@pytest.mark.parametrize("broken", [0, 3, 4, 8])
-def test_batches_are_full_whatever_is_left_out(broken: int) -> None:
+@pytest.mark.parametrize(("broken", "sizes"), [(0, [3, 4, 1]), (3, [3, 4, 1]), (4, [4, 3, 1]), (8, [4, 4, 0])])
+def test_an_image_that_is_left_out_moves_no_other_one_into_another_batch(broken: int, sizes: list[int]) -> None:
     batches = list(EvalImages(Stored([(8, 8)] * 9, broken), 8, batch_size=4))
-    assert [len(batch.pixels) for batch in batches] == [4, 4]
+    assert [len(batch.pixels) for batch in batches] == sizes
     assert [row for batch in batches for row in batch.rows] == [row for row in range(9) if row != broken]
+
+
+def test_workers_decode_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "IN_PROCESS", 0)
+    here, there = (EvalImages(Stored([(20, 30)] * 9, broken=3), 8, batch_size=4, workers=count) for count in (0, 2))
+    assert torch.equal(pixels_of(here), pixels_of(there))
+    assert here.corrupt == there.corrupt == {3: "no bytes"}
+    assert (here.images.loads, there.images.loads) == (9, 0)  # in this process
 
 
 def test_unlabelled_images() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.images import CorruptImage, Images, Pixels
 from dinoswap.data.order import Order
-from dinoswap.data.workers import prepared
+from dinoswap.data.workers import in_order
 from dinoswap.rng import derive, numpy_generator
 from dinoswap.values import Batch, Views, masked_positions
 
@@ -109,10 +109,7 @@ def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory
 
     Raises what `dataset` raises, and DataWorkerError where `workers` is more than 0 and something happens to one.
     """
-    micro_steps = range(start * dataset.accumulate, stop * dataset.accumulate)
-    if workers:
-        yield from prepared(dataset, micro_steps, workers, pin_memory)
-        return
-    for micro_step in micro_steps:
-        batch = dataset[micro_step]
-        yield batch.pin_memory() if pin_memory else batch
+    batches = in_order(
+        dataset, range(start * dataset.accumulate, stop * dataset.accumulate), workers, pin_memory=pin_memory
+    )
+    return batches if workers or not pin_memory else (batch.pin_memory() for batch in batches)

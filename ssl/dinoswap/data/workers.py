@@ -13,11 +13,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import torch
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.values import Batch
 
+T = TypeVar("T")
 PREFETCH = 2
 """Batches that a worker prepares ahead."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -68,35 +69,47 @@ class Failure:
         return explained(self.text, workers) if self.kind is DataWorkerError else self.kind(self.text)
 
 
-class Telling(Dataset[Batch | Failure]):
+class Telling(Dataset[T | Failure]):
     """`dataset` in a worker."""
 
-    def __init__(self, dataset: Dataset[Batch]) -> None:
+    def __init__(self, dataset: Dataset[T]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Batch | Failure:
+    def __getitem__(self, index: int) -> T | Failure:
         try:
             return self.dataset[index]
         except Exception as error:  # whatever it is: the training process decides
             return Failure.of(error)
 
 
-def prepared(dataset: Dataset[Batch], indices: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The items of `indices` in order, made by so many processes. Raises DataWorkerError, and what `ABOUT_THE_DATA`
-    lists as the data set raised it."""
-    batches: DataLoader[Batch | Failure] = DataLoader(
+def in_order(
+    dataset: Dataset[T], indices: Sequence[int], workers: int, *, pin_memory: bool = False, ahead: int = PREFETCH
+) -> Iterator[T]:
+    """`dataset[index]` of each of `indices`, made by `workers` processes, `ahead` of them by each before they are asked
+    for, or by this one where that is 0.
+
+    Raises what the data set raises; with workers that is what `ABOUT_THE_DATA` lists, and DataWorkerError otherwise.
+    """
+    if not workers:
+        return (dataset[index] for index in indices)
+    return _prepared(dataset, indices, workers, pin_memory, ahead)
+
+
+def _prepared(dataset: Dataset[T], indices: Sequence[int], workers: int, pin_memory: bool, ahead: int) -> Iterator[T]:
+    batches: DataLoader[T | Failure] = DataLoader(
         Telling(dataset),
         batch_size=None,
         sampler=indices,
         num_workers=workers,
-        prefetch_factor=PREFETCH,
+        prefetch_factor=ahead,
+        collate_fn=_as_it_is,
         pin_memory=pin_memory,
         worker_init_fn=_start,
         # Forked workers share the images that are held in memory.
         multiprocessing_context="fork" if sys.platform == "linux" else None,
         generator=torch.Generator(),  # its base seed must not be drawn from the training process's generator
     )
-    iterator: Iterator[Batch | Failure] | None = None
+    iterator: Iterator[T | Failure] | None = None
     while True:
         try:
             iterator = _started(batches) if iterator is None else iterator
@@ -108,6 +121,11 @@ def prepared(dataset: Dataset[Batch], indices: range, workers: int, pin_memory: 
         if isinstance(batch, Failure):
             raise batch.error(workers)
         yield batch
+
+
+def _as_it_is(item: T) -> T:
+    """torch would make tensors of arrays, which travel by shared memory, of which there may be little."""
+    return item
 
 
 def explained(what: str, workers: int) -> DataWorkerError:
@@ -126,7 +144,7 @@ def require_shared_memory(batch: Batch, workers: int) -> None:
         raise explained(needs, workers)
 
 
-def _started(batches: DataLoader[Batch | Failure]) -> Iterator[Batch | Failure]:
+def _started(batches: DataLoader[T | Failure]) -> Iterator[T | Failure]:
     """With the handler of SIGCHLD that was there before. PyTorch's would raise wherever the training process is when a
     worker dies, in the middle of a step or of a checkpoint; without it `next` says so, within seconds."""
     before = signal.getsignal(signal.SIGCHLD)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinoswap.distributed import all_reduce_max, all_reduce_sum
+
 UNIFORM = 0.995
 """Targets are called uniform from this share of ln K on. An untrained network may be there as well."""
 CONSTANT = 0.005
@@ -39,22 +41,27 @@ def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
 def target_diagnostics(targets: Tensor, student_log_probabilities: Tensor | None = None) -> dict[str, float]:
     """Of teacher targets [R, K] (rows sum to 1), and the KL from them to the student's predictions of the same rows.
 
-    Without rows (nothing was masked) there is nothing to say, and the result is empty.
+    The rows are those of all ranks, which call it together with R each. Without rows (nothing was masked) there is
+    nothing to say, and the result is empty.
     """
-    rows, prototypes = targets.shape
+    prototypes = targets.shape[1]
+    rows = int(all_reduce_sum(torch.tensor(len(targets))))
     if rows == 0:
         return {}
-    row, mean = entropy(targets).mean(), entropy(targets.float().mean(0))
+    row = all_reduce_sum(entropy(targets).sum()) / rows
+    mean = entropy(all_reduce_sum(targets.float().sum(0)) / rows)
+    used = torch.zeros(prototypes).index_fill(0, targets.argmax(1).cpu(), 1)
     values = {
         "target_entropy": row,
         "target_entropy_max": torch.tensor(math.log(prototypes)),
         "target_information": mean - row,
         "target_information_max": torch.tensor(math.log(min(rows, prototypes))),
         "prototype_perplexity": mean.exp(),
-        "prototypes_used": torch.zeros(prototypes).index_fill(0, targets.argmax(1).cpu(), 1).mean(),
+        "prototypes_used": all_reduce_max(used).mean(),
     }
     if student_log_probabilities is not None:
-        values["teacher_student_kl"] = kl_divergence(targets, student_log_probabilities).mean()
+        divergence = kl_divergence(targets, student_log_probabilities)
+        values["teacher_student_kl"] = all_reduce_sum(divergence.sum()) / rows
     return {name: float(value) for name, value in values.items()}
 
 

@@ -2,13 +2,16 @@
 
 Judged are frozen features of a data set's labelled test images with its training images as memory. Without labels or
 test images there is no accuracy; pictures and diagnostics need neither.
+
+Ranks evaluate together: each reads its share of the images, and what is computed from the features of all is computed
+by the first one, for all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dinoswap.data.images import Images
+from dinoswap.distributed import on_main
 from dinoswap.evaluation import visualise
 from dinoswap.evaluation.baselines import baseline_features, evaluate_baselines, evaluate_network
 from dinoswap.evaluation.diagnostics import feature_diagnostics, target_diagnostics, verdict
@@ -25,9 +29,11 @@ from dinoswap.evaluation.summary import Results, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.preemption import Preemption
 from dinoswap.sections import EvaluationSettings
 from dinoswap.values import Batch, Hyper
 
+T = TypeVar("T")
 TRAINED, RANDOM, BASELINES = "trained", "random init", "baselines"
 SHOWN = 8
 """Images in a picture of patch tokens."""
@@ -85,7 +91,8 @@ class _Split:
 
 
 class Evaluator:
-    """Evaluates backbones on one data set."""
+    """Evaluates backbones on one data set. Where `preemption` is set and notes a signal, an evaluation is left by
+    StopAsked, on all ranks."""
 
     def __init__(
         self,
@@ -98,13 +105,17 @@ class Evaluator:
         std: Tensor,
         device: torch.device,
         autocast: torch.dtype | None,
+        workers: int = 0,
     ) -> None:
-        """`size` in pixels is used where the settings have none; `mean` and `std` [3] are those of the training."""
+        """`size` in pixels is used where the settings have none; `mean` and `std` [3] are those of the training.
+        `workers` processes decode."""
         self.settings = settings
         self.train, self.test = train, test
         self.size = settings.size or size
         self.mean, self.std = mean, std
         self.device, self.autocast = device, autocast
+        self.workers = workers
+        self.preemption = Preemption()  # that of a run, while it trains
 
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
         """The teacher on at most `in_loop_images`: k-NN, diagnostics of features and targets, pictures.
@@ -116,11 +127,7 @@ class Evaluator:
         found.corrupt = self._quick.reasons()
         self._diagnose(found, backbone, self._quick.test, test)
         if train is not None:
-            k = min(PRIMARY_K, len(train.labels))
-            for kind, short in SHORT_NAMES.items():
-                memory, held_out = (part.features[TRAINED][kind] for part in (train, test))
-                accuracy = knn_accuracy(memory, train.labels, held_out, test.labels, ks=(k,))
-                found.metrics[f"eval/knn_{short}top1"] = accuracy[f"top1_k{k}"]
+            found.metrics |= self._by_one(lambda: neighbours_only(train, test))
         self.diagnose_objectives(found, model, hyper, probe)
         return found
 
@@ -157,7 +164,7 @@ class Evaluator:
             found.warn(f"{split.corrupt} images that cannot be decoded were left out")
         self._diagnose(found, trained, split.test, test)
         if train is not None:
-            found.results = self._results(train, test)
+            found.results = self._by_one(lambda: self._results(train, test))
             found.metrics |= flat(found.results)
             found.pictures["accuracy"] = visualise.accuracy_bars(found.results)
         elif usable(test.features[TRAINED]):
@@ -170,7 +177,8 @@ class Evaluator:
 
     def _split(self, limit: int, keep_bytes: int = 0) -> _Split:
         def images(part: Images) -> EvalImages:
-            return EvalImages(part, self.size, self.settings.resize, limit, self.settings.batch_size, keep_bytes)
+            settings = self.settings
+            return EvalImages(part, self.size, settings.resize, limit, settings.batch_size, keep_bytes, self.workers)
 
         train = images(self.train)
         return _Split(train, train if self.test is None else images(self.test))
@@ -181,24 +189,34 @@ class Evaluator:
     def _read(self, split: _Split, readers: Mapping[str, Reader]) -> tuple[Extracted | None, Extracted]:
         """Of the training and the test images, each decoded once. None where no accuracy can be had: one class, no
         labels, no test images, or features that are not finite."""
-        test = extract(split.test, readers)
+        test = extract(split.test, readers, self.preemption)
         if not split.labelled or not usable(test.features[TRAINED]):
             return None, test
-        train = extract(split.train, readers)
+        train = extract(split.train, readers, self.preemption)
         return (train if len(torch.unique(train.labels)) > 1 else None), test
 
     def _diagnose(self, found: Evaluation, backbone: FrozenBackbone, images: EvalImages, test: Extracted) -> None:
         """Adds diagnostics of the test images' features and the picture of patch tokens."""
         if len(test.rows) > 1:
-            values = feature_diagnostics(test.features[TRAINED]["cls"])
+            values = self._by_one(lambda: feature_diagnostics(test.features[TRAINED]["cls"]))
             found.metrics |= {f"eval/{name}": value for name, value in values.items()}
             found.warn(verdict(values))
         rows = test.rows[:: max(len(test.rows) // SHOWN, 1)][:SHOWN]
-        found.examples = torch.from_numpy(np.stack([images.crop(row) for row in rows]))
+        found.examples = self._by_one(lambda: torch.from_numpy(np.stack([images.crop(row) for row in rows])))
         tokens = backbone.patch_tokens(found.examples)
         side = self.size // cast(VisionTransformer, backbone.backbone).patch_size
         if tokens.isfinite().all():
             found.pictures["pca"] = visualise.pca_figure(found.examples, tokens, (side, side))
+
+    def _by_one(self, work: Callable[[], T]) -> T:
+        """What `work`, which leaves nothing behind, returns on the first rank. It is broken off by a signal to that
+        one."""
+
+        def interruptible() -> T:
+            with self.preemption.at_once():
+                return work()
+
+        return on_main(interruptible)
 
     def _results(self, train: Extracted, test: Extracted) -> Results:
         """Accuracies by row of the table, those of the two baselines last."""
@@ -210,6 +228,16 @@ class Evaluator:
             else:
                 results[reader] = evaluate_network(*split, self.settings.linear_probe)
         return results
+
+
+def neighbours_only(train: Extracted, test: Extracted) -> dict[str, float]:
+    """`eval/knn_top1` and `eval/knn_patch_top1` of the trained network."""
+    k, metrics = min(PRIMARY_K, len(train.labels)), {}
+    for kind, short in SHORT_NAMES.items():
+        memory, held_out = (part.features[TRAINED][kind] for part in (train, test))
+        accuracy = knn_accuracy(memory, train.labels, held_out, test.labels, ks=(k,))
+        metrics[f"eval/knn_{short}top1"] = accuracy[f"top1_k{k}"]
+    return metrics
 
 
 def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:

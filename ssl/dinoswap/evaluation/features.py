@@ -4,12 +4,16 @@ The clean transform is that of the official evaluation: the shorter side is resi
 and the centre is cropped to `size`, with no other change. Both are done in one resampling of the centre box.
 Two feature vectors are kept per image: the class token and the mean of the patch tokens, after the final norm.
 Pixels live for one batch: every kind of features is read from it before the next is decoded.
+
+Of several ranks each decodes and reads every so many-th batch; which images a batch has depends neither on the number
+of ranks nor on which of them can be decoded, and so no feature does. Afterwards each rank has the features of all.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +21,27 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from dinoswap import rng
 from dinoswap.data.images import CorruptImage, Images
+from dinoswap.data.workers import in_order
+from dinoswap.distributed import any_rank, gathered, rank, world_size
+from dinoswap.preemption import Preemption, StopAsked
 from dinoswap.values import normalise
 
 SMALL = 96
 """Sizes below this are those of thumbnails: their objects fill the frame, so the margin is not cut off."""
 
+IN_PROCESS = 64
+"""Up to so many images are decoded before a worker would have begun."""
+AHEAD = 32
+"""Images that a worker decodes while a batch is read."""
+
 Reader = Callable[[Tensor], Mapping[str, Tensor]]
 """Features by kind, of each image on its own: uint8 [n, 3, S, S] to float32 [n, D] on the CPU."""
+Features = Mapping[str, Mapping[str, Tensor]]
+"""By reader and kind, float32 [n, D]."""
 
 
 def default_resize(size: int) -> int:
@@ -61,11 +76,12 @@ class EvalBatch:
     rows: list[int]  # of the data set, [n]
 
 
-class EvalImages:
+class EvalImages(Dataset[NDArray[np.uint8] | str]):
     """The rows `eval_rows(len(images), limit)` through the clean transform, `size` pixels square, in that order.
 
-    Iterating gives batches of `batch_size` images, the last one smaller. They are decoded anew each time, unless the
-    pixels of all take at most `keep_bytes`. Images that cannot be decoded are left out and noted in `corrupt`.
+    They are cut into batches of `batch_size` rows, the last one smaller. Iterating gives this rank's batches. They are
+    decoded anew each time, by `workers` processes, unless the pixels of all take at most `keep_bytes`. Images that
+    cannot be decoded are missing in their batch, which may leave none, and are noted in `corrupt`.
     """
 
     def __init__(
@@ -76,6 +92,7 @@ class EvalImages:
         limit: int | None = None,
         batch_size: int = 256,
         keep_bytes: int = 0,
+        workers: int = 0,
     ) -> None:
         """Raises ValueError when `resize` is below `size`."""
         resize = default_resize(size) if resize is None else resize
@@ -87,10 +104,22 @@ class EvalImages:
         self.rows = eval_rows(len(images), limit)
         self.batch_size = min(batch_size, len(self.rows))
         self.keep = len(self.rows) * 3 * size**2 <= keep_bytes
+        self.workers = workers
         self.corrupt: dict[int, str] = {}  # row -> reason
+        self._kept: list[EvalBatch] = []
+
+    @property
+    def rounds(self) -> int:
+        """In each of them every rank has at most one batch."""
+        return math.ceil(len(self.rows) / (self.batch_size * world_size()))
+
+    @property
+    def _starts(self) -> range:
+        """Of this rank's batches in `rows`."""
+        return range(0, len(self.rows), self.batch_size)[rank() :: world_size()]
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(self._kept) if self.keep else self._decoded()
+        return iter(self._kept or self._keeping()) if self.keep else self._decoded()
 
     @property
     def labelled(self) -> bool:
@@ -105,54 +134,89 @@ class EvalImages:
         """[3, S, S]. Raises CorruptImage."""
         return clean_crop(self.images.load(row), self.size, self.resize).transpose(2, 0, 1)  # [S, S, 3] -> [3, S, S]
 
-    @cached_property
-    def _kept(self) -> list[EvalBatch]:
-        return list(self._decoded())
+    def __getitem__(self, row: int) -> NDArray[np.uint8] | str:
+        """What a worker makes of it: the crop, or why there is none."""
+        try:
+            return self.crop(row)
+        except CorruptImage as error:
+            return error.reason
+
+    def _keeping(self) -> Iterator[EvalBatch]:
+        """What is decoded, which is kept once it is all there."""
+        batches = []
+        for batch in self._decoded():
+            batches.append(batch)
+            if len(batches) == len(self._starts):
+                self._kept = batches
+            yield batch
 
     def _decoded(self) -> Iterator[EvalBatch]:
         """No generator: that would hold a batch of its own while the next one is decoded."""
-        return iter(partial(self._next, iter(self.rows.tolist())), None)
+        batches = [self.rows[start : start + self.batch_size].tolist() for start in self._starts]
+        rows = [row for batch in batches for row in batch]
+        workers = self.workers if len(rows) > IN_PROCESS else 0
+        decoded = in_order(self, rows, workers, ahead=AHEAD)
+        return iter(partial(self._next, iter(batches), decoded), None)
 
-    def _next(self, rows: Iterator[int]) -> EvalBatch | None:
-        """The next images of `rows`, None when there are no more."""
-        pixels = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
+    def _next(self, batches: Iterator[list[int]], decoded: Iterator[NDArray[np.uint8] | str]) -> EvalBatch | None:
+        """The next of `batches`, None when there are no more."""
+        rows = next(batches, None)
+        if rows is None:
+            return None
+        pixels = np.empty((len(rows), 3, self.size, self.size), dtype=np.uint8)
         used: list[int] = []
         for row in rows:
-            try:
-                pixels[len(used)] = self.crop(row)
-            except CorruptImage as error:
-                self.corrupt[row] = error.reason
+            crop = next(decoded)
+            if isinstance(crop, str):
+                self.corrupt[row] = crop
                 continue
+            pixels[len(used)] = crop
             used.append(row)
-            if len(used) == self.batch_size:
-                break
-        return EvalBatch(torch.from_numpy(pixels[: len(used)]), used) if used else None
+        return EvalBatch(torch.from_numpy(pixels[: len(used)]), used)
 
 
 @dataclass(frozen=True)
 class Extracted:
     """What was read of `rows`, the images that could be decoded."""
 
-    features: dict[str, dict[str, Tensor]]  # by reader and kind, float32 [n, D]
+    features: Features
     rows: list[int]
     labels: Tensor  # int64 [n], -1 in a data set without labels
 
 
-def extract(images: EvalImages, readers: Mapping[str, Reader]) -> Extracted:
-    """Every reader's features, in one pass. Raises ValueError when not one image can be decoded."""
-    rows: list[int] = []
+def extract(images: EvalImages, readers: Mapping[str, Reader], preemption: Preemption | None = None) -> Extracted:
+    """Every reader's features, in one pass that ranks share; each has all of them afterwards.
 
-    def read(batch: EvalBatch) -> dict[str, Mapping[str, Tensor]]:
-        rows.extend(batch.rows)
-        return {name: reader(batch.pixels) for name, reader in readers.items()}
+    Raises ValueError when not one image can be decoded, and StopAsked between two batches, on every rank, where
+    `preemption` has noted a signal on one.
+    """
+    own = iter(images)
 
-    parts = list(map(read, images))  # a loop's variable would hold each batch while the next one is decoded
-    if not rows:
+    def read() -> tuple[list[int], Features]:
+        """Of the next batch. A rank without one reads what is dropped: weights may be gathered while they compute."""
+        if any_rank(preemption is not None and preemption.requested is not None)[0]:
+            raise StopAsked
+        batch = next(own, None)
+        if batch is not None and batch.rows:
+            return batch.rows, {name: reader(batch.pixels) for name, reader in readers.items()}
+        for reader in readers.values() if world_size() > 1 else ():
+            reader(torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8))
+        return [], {}
+
+    read_here = [read() for _ in range(images.rounds)]  # a loop's variable would hold a batch beside the next one
+    everywhere = gathered((read_here, images.corrupt))
+    for _, corrupt in everywhere:
+        images.corrupt |= corrupt
+    in_order_of_rows = zip(*(batches for batches, _ in everywhere), strict=True)
+    parts = [part for of_a_round in in_order_of_rows for part in of_a_round if part[0]]
+    if not parts:
         some = list(images.corrupt.items())[:3]
         raise ValueError(f"evaluation: none of {len(images.corrupt)} images could be decoded {some}; check the data")
     features = {
-        name: {kind: torch.cat([part[name][kind] for part in parts]) for kind in parts[0][name]} for name in readers
+        name: {kind: torch.cat([found[name][kind] for _, found in parts]) for kind in parts[0][1][name]}
+        for name in readers
     }
+    rows = [row for used, _ in parts for row in used]
     return Extracted(features, rows, images.labels(rows))
 
 

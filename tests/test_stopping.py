@@ -1,0 +1,89 @@
+"""A signal in an evaluation: the run is left within a batch, and the same command ends like a run left alone."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dinoswap.build import build_run
+from dinoswap.configuration import plain
+from dinoswap.data.images import Pixels
+from dinoswap.evaluation import evaluator
+from dinoswap.loop import Preempted, Run
+from dinoswap.metrics import RunRecord, load_record
+from small_models import composed
+from train_processes import lines
+
+SETTINGS = [
+    *("recipe=smoke", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.device=cpu", "data.workers=0"),
+    *("trainer.max_steps=4", "trainer.eval_every=2", "trainer.checkpoint_every=0", "evaluation.batch_size=4"),
+    *("evaluation.images=24", "evaluation.in_loop_images=24"),
+]
+
+
+def run(folder: Path) -> Run:
+    config = plain(composed(SETTINGS))
+    return build_run(config, folder, lambda: RunRecord.start(folder / "run.json", **RECORD))
+
+
+RECORD = {"run_id": "", "study": "", "seed": 0, "choices": {}, "overrides": []}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder).train()
+    return folder
+
+
+def counted(work: Callable[[int], Pixels], loads: list[int], signal_at: int) -> Callable[[int], Pixels]:
+    """`work`, in whose `signal_at`th call this process gets a signal."""
+
+    def load(row: int) -> Pixels:
+        loads.append(row)
+        if len(loads) == signal_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return work(row)
+
+    return load
+
+
+@pytest.mark.parametrize(("evaluation", "step"), [("before the first step", 0), ("after step 2", 2), ("final", 4)])
+def test_an_evaluation_is_left_at_the_next_batch(evaluation: str, step: int, undisturbed: Path, tmp_path: Path) -> None:
+    stopped = run(tmp_path)
+    test, loads = stopped.evaluator.test, list[int]()
+    assert test is not None
+    with pytest.MonkeyPatch.context() as patch:
+        whole = stopped.evaluator.final if evaluation == "final" else stopped.evaluator.in_loop
+
+        def begun(*args: object) -> object:
+            if stopped.steps == step:
+                patch.setattr(stopped.evaluator, "_quick", stopped.evaluator._split(24))  # decodes again
+                patch.setattr(test, "load", counted(test.load, loads, signal_at=6))
+            return whole(*args)  # type: ignore[arg-type]
+
+        patch.setattr(stopped.evaluator, whole.__name__, begun)
+        with pytest.raises(Preempted, match=f"SIGUSR1: saved after step {step}"):
+            stopped.train()
+    assert len(loads) == 8  # the second batch of 4 to its end
+    assert load_record(tmp_path / "run.json")["status"] == "preempted"
+    run(tmp_path).train()
+    assert load_record(tmp_path / "run.json")["status"] == "completed"
+    assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_a_long_fit_is_broken_off(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = run(tmp_path)
+
+    def fit(*_: object) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it goes on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "evaluate_network", fit)
+        with pytest.raises(Preempted, match="SIGTERM: saved after step 4"):
+            stopped.train()
+    run(tmp_path).train()
+    assert lines(tmp_path) == lines(undisturbed)
