@@ -10,16 +10,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from dinoswap import train
 from dinoswap.command_line import check_arguments, compose_config
 from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.data.embedded import EmbeddedData
+from dinoswap.identity import run_id
+from dinoswap.provenance import SUBMITTED_CODE
+from dinoswap.run_folder import PLACE
 from dinoswap.schema import ConfigError
 from dinoswap.sections import RunSettings
+from dinoswap.studies.ledger import find
 from dinoswap.train import EXPLAIN
 
 TINY = ["recipe=smoke", "trainer.max_steps=1", "trainer.eval_every=0", "trainer.tensorboard=false"]
@@ -178,6 +184,11 @@ def test_single_and_multirun_fill_the_same_folders(dinoswap_train: Command, tmp_
     folder = f"results/runs/two/{runs['centering', 1]['run_id']}/seed1"
     assert f"{folder} is complete: nothing is left to do" in alone.out
     assert "run.json" in [path.name for path in (tmp_path / folder).iterdir()]
+    assert (tmp_path / "results" / "runs" / "multirun.yaml").exists()
+    for record in records:
+        assert record["run_id"] == run_id(record["identity"])
+        assert record["data"]["fingerprint"].startswith(record["identity"]["data.images"])
+        assert record["data"]["images"] == len(EmbeddedData().train())
 
 
 def test_a_job_that_is_refused_leaves_the_others_running(dinoswap_train: Command, tmp_path: Path) -> None:
@@ -203,3 +214,85 @@ def test_the_config_is_the_one_that_hydra_composes(overrides: list[str]) -> None
     config = compose_config(overrides)
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         assert config == plain(compose("train", overrides))
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def folder(path: Path, images: int) -> Path:
+    for number in range(images):
+        file = path / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (5 * number, 90, 255 - number)).save(file)
+    return path
+
+
+def records(results: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in results.glob("runs/*/*/seed*/run.json")]
+    return {record["run_id"]: record for record in found}
+
+
+def test_a_run_and_its_images(dinoswap_train: Command, tmp_path: Path) -> None:
+    """Images of the same name elsewhere are another run; on others than it was begun on none is continued."""
+    first, second = (folder(tmp_path / place / "images", 12) for place in ("a", "b"))
+    (second / "a" / "0.png").rename(second / "a" / "zero.png")
+    command = [*TINY, "data=image_folder", "data.max_corrupt_fraction=0.5"]
+    for number, place in enumerate((first, second), start=1):
+        done = dinoswap_train(*command, f"data.path={place}")
+        assert done.status == 0, done.err
+        assert len(records(tmp_path / "results")) == number
+    assert re.search(r"this run differs from \w{10} in the images", done.out)
+    assert "is complete" in dinoswap_train(*command, f"data.path={second}").out
+
+    (begun,) = (tmp_path / "results").glob(f"runs/*/{name_at(second, tmp_path)}/seed0")
+    record = json.loads((begun / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps(record | {"status": "preempted"}))
+    folder(second, 14)
+    refused = dinoswap_train(*command, f"data.path={second}")
+    assert refused.status == 2
+    assert "this run was begun on 12 images (0 for testing), and there are 15" in refused.err
+    assert refused.err.count("\n") == 1
+    assert len(records(tmp_path / "results")) == 2
+    assert dinoswap_train(*command, f"data.path={second}", "study=grown").status == 0
+
+
+def name_at(path: Path, root: Path) -> str:
+    return next(name for name, record in records(root / "results").items() if record["data"]["path"] == str(path))
+
+
+def test_hydra_says_where(dinoswap_train: Command, tmp_path: Path) -> None:
+    assert dinoswap_train(*TINY, "hydra.run.dir=mine").status == 0
+    assert json.loads((tmp_path / "mine" / "run.json").read_text())["status"] == "completed"
+    assert not (tmp_path / "results").exists()
+    assert f"{tmp_path}/mine is complete" in dinoswap_train(*TINY, "hydra.run.dir=mine").out
+
+
+@pytest.mark.parametrize("more", [[], ["--multirun"]])
+def test_an_unusable_results_dir_is_one_line(more: list[str], dinoswap_train: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("''", "file", "file/below"):
+        done = dinoswap_train(*TINY, f"results_dir={path}", *more)
+        assert (done.status, done.out) == (2, "")
+        assert done.err.startswith("dinoswap-train: results_dir=")
+        assert done.err.count("\n") == 1
+
+
+def test_what_only_the_node_knows(dinoswap_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose images its driver cannot see names itself, and is found where the driver looks for it."""
+    asked = tmp_path / "results" / "runs" / "single" / "asked" / "seed0"
+    for name, value in ((PLACE, str(asked)), (SUBMITTED_CODE, "")):
+        monkeypatch.setenv(name, value)
+    command = [*TINY, "data=image_folder", "data.path='${oc.env:NODE_TMP}/images'"]
+    assert dinoswap_train(*command).status == 2  # before Hydra: a single run
+    assert dinoswap_train("--multirun", *command).status == 1
+    (found,) = find([asked])
+    assert (found.state, found.note) == ("failed", "ConfigError: " + found.note.removeprefix("ConfigError: "))
+    assert "Environment variable 'NODE_TMP' not found" in found.note
+
+    monkeypatch.setenv("NODE_TMP", str(folder(tmp_path / "images", 6).parent))
+    assert dinoswap_train("--multirun", *command).status == 0
+    (found,) = find([asked])
+    assert found.state == "completed"
+    (record,) = records(tmp_path / "results").values()
+    assert found.record == record
+    assert record["data"]["path"] == f"{tmp_path}/images"

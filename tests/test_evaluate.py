@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dinoswap.evaluate import data_name, main, parser
+from dinoswap.data.embedded import EmbeddedData
+from dinoswap.evaluate import beside_others, data_name, main, parser
+from dinoswap.facts import DataFacts
 from dinoswap.nn.official_weights import export_official
 from run_folders import write_run
 
@@ -32,6 +34,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
 def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), *FEW, "evaluation.linear_probe=true"]) == 0
     found = evaluation(run / "evaluation" / "embedded")
+    assert found["fingerprint"] == EmbeddedData().fingerprint()
     assert (run / "evaluation" / "embedded" / "crops.png").exists()
     assert found["step"] == 1
     assert found["network"] == "teacher"
@@ -136,6 +139,19 @@ def test_names_of_data_sets() -> None:
     assert name("parquet", path="/data/cifar10/") == "parquet-cifar10"
     assert name("torchvision", name="CIFAR10", path="/data") == "torchvision-CIFAR10"
     assert name("webdataset", path="/data/train-{000..127}.tar") == "webdataset-train-_000..127_.tar"
+
+
+def test_another_data_set_of_the_same_name_is_judged_beside(tmp_path: Path) -> None:
+    here, there = (DataFacts(path, 10, 5, 4 * digits) for path, digits in (("/a/x", "0123"), ("/b/x", "4567")))
+    out = tmp_path / "image_folder-x"
+    assert beside_others(out, here) == out
+    out.mkdir()
+    (out / "evaluation.json").write_text(json.dumps({"fingerprint": here.fingerprint}))
+    assert beside_others(out, here) == out
+    assert beside_others(out, there) == tmp_path / "image_folder-x-45674567"
+    for unknown in ("{}", "{", "[]"):
+        (out / "evaluation.json").write_text(unknown)
+        assert beside_others(out, here) == tmp_path / "image_folder-x-01230123"
 
 
 def test_help_fits_a_screen() -> None:

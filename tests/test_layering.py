@@ -19,13 +19,15 @@ from dinoswap.schema import MISSING, checked, option_class
 PACKAGE = Path(dinoswap.__file__).parent
 
 LAYERS = {
-    6: "train evaluate judge job studies",
-    5: "build command_line configuration identity explain first_check foreign_words settings typed_paths",
+    6: "train evaluate judge job naming studies",
+    5: "build command_line configuration identity facts run_folder earlier_runs explain first_check foreign_words "
+    "settings typed_paths",
     4: "trainer loop journal checkpoint checkpoint_folder metrics progress evaluation flops",
     3: "model ema optim layer_decay weight_decay data nonfinite sections",
     2: "objectives clustering da3 forward",
     1: "nn masking reduction schedules augmentation targets",
-    0: "values distributed files lock reading record rng precision provenance preemption row_blocks schema __version__",
+    0: "values distributed files digest lock reading record rng precision provenance preemption row_blocks "
+    "schema __version__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 

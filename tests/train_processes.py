@@ -14,7 +14,7 @@ from typing import Any
 
 from dinoswap import metrics
 from dinoswap.configuration import plain
-from dinoswap.identity import run_folder
+from dinoswap.run_folder import planned_folder
 from ranks import free_port
 from small_models import composed
 
@@ -22,9 +22,9 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])  # the latter by the first optimiser, in seconds
 
 
-def folder_of(overrides: list[str], results: Path) -> Path:
+def folder_of(overrides: list[str], results: Path, ranks: int = 1) -> Path:
     """The run's folder."""
-    return results / "runs" / run_folder(plain(composed(overrides)))
+    return results / "runs" / planned_folder(plain(composed(overrides)), ranks)
 
 
 class TrainProcess:
@@ -40,7 +40,7 @@ class TrainProcess:
         """`kill_at_sync` n: it kills itself when it asks the disk to sync a checkpoint's file or folder for the nth
         time (from 0): the three files, the unfinished folder, and, after the rename, the folder of checkpoints. `rank`
         holds what torchrun would put into its environment."""
-        self.folder = folder_of(overrides, results)
+        self.folder = folder_of(overrides, results, int(rank["WORLD_SIZE"]) if rank else 1)
         self.output_path = results / f"output{rank['RANK'] if rank else ''}.txt"
         results.mkdir(parents=True, exist_ok=True)
         self.output_path.touch()

@@ -6,13 +6,13 @@ Order matters: everything that can be refused is built before data is opened, an
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from dinoswap.data.corrupt import CorruptLog
-from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.data.order import Order
@@ -20,8 +20,8 @@ from dinoswap.data.steps import StepDataset
 from dinoswap.distributed import Parallel, rank, require_same, together, world_size
 from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import Evaluator
+from dinoswap.facts import build_source as build_source
 from dinoswap.flops import shapes_of
-from dinoswap.identity import identity
 from dinoswap.loop import Run
 from dinoswap.metrics import RunRecord
 from dinoswap.model import ForwardPlan, SelfDistillation
@@ -33,7 +33,7 @@ from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.rng import seed_torch
 from dinoswap.schedules import Schedules, ScheduleSettings, build_schedules
 from dinoswap.schema import ConfigError, construct, construct_option, option_class, require_section
-from dinoswap.sections import LOADING, EvaluationSettings, OptimizerSettings, TrainerSettings, loading_settings
+from dinoswap.sections import EvaluationSettings, OptimizerSettings, TrainerSettings, loading_settings
 from dinoswap.settings import check
 from dinoswap.trainer import Trainer, resolve_device
 
@@ -188,16 +188,6 @@ def compile_blocks(model: SelfDistillation) -> None:
             block.compile()
 
 
-def build_source(cfg: Config) -> ImageSource:
-    """Where the images are: the option of the `data` group. One that decodes images is told how, and one that does not
-    hold out test images itself has them held out where that is asked for."""
-    own, loading = inspect.signature(option_class(cfg["data"], "data")).parameters, loading_settings(cfg)
-    section = {k: v for k, v in cfg["data"].items() if k not in LOADING or k in own}
-    given = {"decoding": loading.decoding} if "decoding" in own else {}
-    source = cast(ImageSource, construct_option(section, "data", **given))
-    return HeldOut(source, loading.test_fraction) if loading.test_fraction and "test_fraction" not in own else source
-
-
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
     """How images become batches, checked; given the images, the data set of steps."""
     loading, seed, size = loading_settings(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
@@ -255,24 +245,31 @@ def frozen_identity(model: SelfDistillation) -> dict[str, str]:
     return {f"{name}.{key}": value for name, entries in found.items() for key, value in entries.items()}
 
 
-def build_run(cfg: Config, folder: Path, start_record: Callable[[], RunRecord]) -> Run:
-    """Everything of one run. `start_record` is called once nothing can be refused any more. Ranks go through it
-    together, see `build_trainer`, and only if they have the same images and weights."""
+def build_run(
+    cfg: Config,
+    folder: Path,
+    start_record: Callable[[], RunRecord],
+    identity: Config = MappingProxyType({}),
+    source: ImageSource | None = None,
+) -> Run:
+    """Everything of one run, which a checkpoint knows by its `identity`. `source`: of `cfg`, where it is open already.
+    `start_record` is called once nothing can be refused any more. Ranks go through it together, see `build_trainer`,
+    and only if they have the same images and weights."""
     together(lambda: check(cfg))
     trainer = build_trainer(cfg)
     loading = loading_settings(cfg)
 
     def over_images() -> tuple[Evaluator, StepDataset, Inventory, dict[str, Any], str]:
-        pipeline, source = build_pipeline(cfg, trainer.model), build_source(cfg)
-        evaluator = build_evaluator(cfg, source, trainer.device, trainer.dtype)
-        inventory = take_inventory(source, loading.batch_size, loading.decoding)
-        described = {**identity(cfg), **frozen_identity(trainer.model), "seed": int(cfg["seed"])}
-        images = source.fingerprint()[:12] if world_size() > 1 else ""
-        return evaluator, pipeline(evaluator.train), inventory, described, images
+        pipeline, images = build_pipeline(cfg, trainer.model), source or build_source(cfg)
+        evaluator = build_evaluator(cfg, images, trainer.device, trainer.dtype)
+        inventory = take_inventory(images, loading.batch_size, loading.decoding)
+        described = {**identity, **frozen_identity(trainer.model), "seed": int(cfg["seed"])}
+        seen = images.fingerprint()[:12] if world_size() > 1 else ""
+        return evaluator, pipeline(evaluator.train), inventory, described, seen
 
-    evaluator, dataset, inventory, described, images = together(over_images)
+    evaluator, dataset, inventory, described, seen = together(over_images)
     require_same(
-        {"training images": len(dataset.images), **described, "the fingerprint of the images": images},
+        {"training images": len(dataset.images), **described, "the fingerprint of the images": seen},
         "each has to see the same files, under data.path and wherever else they are read from",
     )
 

@@ -48,7 +48,7 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
         if not Path(args.config_dir).is_dir():
             raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
-    runs = _composed(overrides, args.config_name or "train", multirun)
+    runs = _composed(overrides, args.config_name or "train", multirun, strict=not multirun)
     if not (args.cfg or args.info):  # else it is shown, and may lack a path
         _check_values([run.config for run in runs], as_typed(overrides, multirun=multirun))
     return typed
@@ -104,22 +104,22 @@ class Composed(NamedTuple):
 
 def check_overrides(overrides: Sequence[str], *, config_name: str = "train", multirun: bool = False) -> None:
     """Raises ConfigError unless the overrides compose, in a multirun with every combination of the swept options."""
-    _composed(overrides, config_name, multirun)
+    _composed(overrides, config_name, multirun, strict=not multirun)
 
 
-def compose_config(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved config that `dinoswap-train` runs with these overrides. Raises ConfigError."""
-    (composed,) = _composed(overrides, "train", multirun=False)
+def compose_config(overrides: Sequence[str] = (), *, strict: bool = True) -> dict[str, Any]:
+    """The resolved config that `dinoswap-train` runs with these overrides; `strict` as in `plain`. ConfigError."""
+    (composed,) = _composed(overrides, "train", multirun=False, strict=strict)
     return composed.config
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
     """The option of each group under these overrides. Raises ConfigError."""
-    (composed,) = _composed(overrides, "train", multirun=False)
+    (composed,) = _composed(overrides, "train", multirun=False, strict=True)
     return composed.choices
 
 
-def _composed(overrides: Sequence[str], config_name: str, multirun: bool) -> list[Composed]:
+def _composed(overrides: Sequence[str], config_name: str, multirun: bool, strict: bool) -> list[Composed]:
     """One config, or in a multirun one for every combination of the swept options."""
     overrides = as_typed(overrides, multirun=multirun)
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
@@ -131,14 +131,14 @@ def _composed(overrides: Sequence[str], config_name: str, multirun: bool) -> lis
                 _check_form(override, multirun)
                 if override.key_or_group in groups:
                     _check_options(override, loader.get_group_options(override.key_or_group, overrides=overrides))
-            return [_compose(config_name, lines, loader, groups) for lines in _combinations(parsed, groups)]
+            return [_compose(config_name, lines, loader, groups, strict) for lines in _combinations(parsed, groups)]
         except OverrideParseException as error:
             raise ConfigError(_unreadable(str(error.override), _one_line(error))) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error
 
 
-def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, groups: list[str]) -> Composed:
+def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, groups: list[str], strict: bool) -> Composed:
     """First the choice of options, which decides what keys there are; then their values, set as Hydra sets them."""
     parsed = OverridesParser.create(loader).parse_overrides(overrides)
     choosing = [o for o in parsed if o.key_or_group in groups or o.is_hydra_override()]
@@ -151,7 +151,7 @@ def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, group
     for override in setting:
         _check_key(override, [*known, *groups], choices)
     ConfigLoaderImpl._apply_overrides_to_config(setting, cfg)
-    return Composed(plain(cfg), choices)
+    return Composed(plain(cfg, strict), choices)
 
 
 # --- one override -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from dinoswap import __version__, provenance
 from dinoswap.checkpoint_folder import CheckpointError
 from dinoswap.command_line import check_overrides, compose_config
 from dinoswap.configuration import config_dir, plain
+from dinoswap.facts import DataFacts, build_source
 from dinoswap.files import write_atomically
 from dinoswap.first_check import first_check
 from dinoswap.schema import ConfigError, require_section
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # what imports torch is imported where it is needed: the help
     from dinoswap.evaluation.evaluator import Evaluation
 
 EXIT_USAGE, EXIT_FAILED = 2, 1
+FILE = "evaluation.json"
 CHANGEABLE = ("data", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
 
 Config = dict[str, Any]
@@ -152,7 +154,18 @@ def data_name(section: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.-]+", "_", f"{option}-{detail}" if detail else option)
 
 
-def save(found: "Evaluation", subject: Subject, network: str, config: Config, out: Path) -> None:
+def beside_others(out: Path, data: DataFacts) -> Path:
+    """`out`; where the evaluation of another data set of that name is there already, a folder beside it."""
+    if not (out / FILE).exists():
+        return out
+    try:
+        before = json.loads((out / FILE).read_text())["fingerprint"]
+    except (OSError, ValueError, LookupError, TypeError):
+        before = None  # of which images it is cannot be told
+    return out if before == data.fingerprint else out.with_name(f"{out.name}-{data.fingerprint[:8]}")
+
+
+def save(found: "Evaluation", subject: Subject, network: str, config: Config, data: DataFacts, out: Path) -> None:
     found.save_pictures(out)
     metrics = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
     content = {
@@ -160,13 +173,14 @@ def save(found: "Evaluation", subject: Subject, network: str, config: Config, ou
         "network": network if subject.trained else "backbone",
         "step": subject.trained.step if subject.trained else None,
         "data": config["data"],
+        "fingerprint": data.fingerprint,
         "evaluation": config["evaluation"],
         "precision": config["trainer"]["precision"],
         "versions": provenance.versions(),
         "metrics": metrics,
         "warning": found.warning,
     }
-    write_atomically(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(out / FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def show(found: "Evaluation", out: Path) -> None:
@@ -212,12 +226,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from dinoswap.judge import judge_run, judge_weights
 
     subject = Subject.find(arguments.what)
-    out = arguments.out or subject.folder(data_name(config["data"]), network)
+    source = build_source(config)
+    data = DataFacts.of(config, source)
+    out = arguments.out or beside_others(subject.folder(data_name(config["data"]), network), data)
     if subject.trained:
-        found = judge_run(config, subject.trained, network, out)
+        found = judge_run(config, source, subject.trained, network, out)
     else:
-        found = judge_weights(config, subject.path, arguments.heads)
-    save(found, subject, network, config, out)
+        found = judge_weights(config, source, subject.path, arguments.heads)
+    save(found, subject, network, config, data, out)
     show(found, out)
 
 

@@ -15,9 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from dinoswap.configuration import config_dir, flatten, plain
+from dinoswap.configuration import config_dir
 from dinoswap.schema import ConfigError
 
 # What cannot change the result, keys and whole sections, and so is neither in a run's name nor compared at a resume.
@@ -42,9 +40,6 @@ VOLATILE = (
     "trainer.keep_checkpoints",
     "trainer.tensorboard",
 )
-NAMED_BY_FILE = ("data.path", "data.test_path", "da3.ckpt_path")
-HUB_FILE = "model.safetensors"
-"""What the weights of every model on the Hugging Face hub are called: its folder has the name."""
 DECISIVE = ("distributed.param_dtype", "distributed.reduce_dtype")
 """Keys of volatile sections that round numbers, and so decide the result all the same."""
 
@@ -75,13 +70,7 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
     for leaf in leaves:
         if not is_volatile(leaf.key) and not same(default_of(leaf, known), leaf.value):
             found[leaf.key] = canonical(leaf.value)
-    written = flatten(config)
-    found |= {f"{key}.name": _name(Path(str(written[key]))) for key in NAMED_BY_FILE if written.get(key)}
     return dict(sorted(found.items()))
-
-
-def _name(path: Path) -> str:
-    return path.parent.name if path.name == HUB_FILE and path.parent.name else path.name
 
 
 def default_of(leaf: Leaf, known: Known) -> Any:
@@ -94,19 +83,10 @@ def is_volatile(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in VOLATILE) and key not in DECISIVE
 
 
-def run_id(config: Mapping[str, Any]) -> str:
-    """A short content hash of the resolved config: equal for equal experiments, however they were asked for."""
-    text = json.dumps(identity(config), sort_keys=True, default=str)
+def run_id(identity: Mapping[str, Any]) -> str:
+    """A short content hash: equal for equal experiments, however they were asked for."""
+    text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def run_folder(config: Mapping[str, Any]) -> str:
-    """<study or "single">/<run_id>/seed<k>, below results_dir/runs."""
-    return f"{config['study'] or 'single'}/{run_id(config)}/seed{config['seed']}"
-
-
-# `${run_folder:}` in configs/train.yaml: the same folder for a single run, a multirun and a study
-OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(plain(_root_)), replace=True)
 
 
 @functools.cache

@@ -4,9 +4,12 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -28,11 +31,13 @@ from dinoswap.identity import run_id
 from dinoswap.lock import Held, exclusive
 from dinoswap.loop import Preempted, Run
 from dinoswap.metrics import RunRecord, Status, load_record
+from dinoswap.naming import Named, launched_place, name_run
 from dinoswap.nonfinite import Diverged
 from dinoswap.optim.param_groups import group_table
 from dinoswap.progress import logging_to
 from dinoswap.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_code
 from dinoswap.schema import ConfigError
+from dinoswap.settings import check
 
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
 EXPECTED = (
@@ -45,21 +50,34 @@ _log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train, or continue, the run that `cfg` describes in Hydra's output folder; its objective metric. Every rank calls
-    it, the first one holds the folder."""
-    config = plain(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    record_path = folder / "run.json"
-    parallel = build_parallel(config)
-    group = process_group(parallel.timeout_minutes) if parallel else contextlib.nullcontext()
-    with group, contextlib.ExitStack() as held:
-        require_same_command(config)
+    """Train, or continue, the run that `cfg` describes; its objective metric. Every rank calls it, the first one holds
+    the folder."""
+    with contextlib.ExitStack() as group:
+        with told_in_a_record(lambda: launched_place(cfg), lambda: plain(cfg, strict=False)):
+            config = plain(cfg)
+            if parallel := build_parallel(config):
+                group.enter_context(process_group(parallel.timeout_minutes))
+            require_same_command(config)
+            together(lambda: check(config))
+            named = name_run(config)
+        try:
+            return hold_and_train(config, named)
+        except ConfigError:
+            if is_main():
+                remove_empty(named.folder)
+            raise
+
+
+def hold_and_train(config: Mapping[str, Any], named: Named) -> float | None:
+    """The same, unless it is complete. Raises Held where somebody else is at it."""
+    record_path = named.folder / "run.json"
+    with contextlib.ExitStack() as held:
         if not on_main(lambda: is_complete(record_path)):
-            on_main(lambda: held.enter_context(exclusive(folder)))
+            on_main(lambda: held.enter_context(exclusive(named.folder)))
             if not on_main(lambda: is_complete(record_path)):  # by somebody else, who has let go just now
-                return train(config, folder)
+                return train(config, named)
         if is_main():
-            print(f"{folder} is complete: nothing is left to do")
+            print(f"{named.folder} is complete: nothing is left to do")
     return objective(load_record(record_path)["metrics"], config["objective_metric"])
 
 
@@ -74,12 +92,15 @@ def is_complete(record_path: Path) -> bool:
     return record_path.exists() and load_record(record_path)["status"] == "completed"
 
 
-def train(config: Mapping[str, Any], folder: Path) -> float | None:
+def train(config: Mapping[str, Any], named: Named) -> float | None:
     """The same, by the only process that writes in the folder."""
-    built = build(config, folder)
+    folder = named.folder
+    built = build(config, named)
     get_console().quiet = not is_main()
     get_console().print(group_table(built.trainer.optimizer.param_groups))
     with logging_to(folder / "log.txt"):
+        if named.news and is_main():
+            _log.info("this run %s", named.news)
         found = finish(built)
     if found.results:
         get_console().print(found.table())
@@ -87,15 +108,31 @@ def train(config: Mapping[str, Any], folder: Path) -> float | None:
     return objective(built.record.metrics, config["objective_metric"])
 
 
-def build(config: Mapping[str, Any], folder: Path) -> Run:
-    """`build_run`. Nobody watches a job that was launched: why it could not begin goes into run.json."""
-    try:
+def build(config: Mapping[str, Any], named: Named) -> Run:
+    """`build_run`, unless the code has changed since the job was submitted."""
+    folder, own, data = named.folder, named.identity, asdict(named.data)
+    with told_in_a_record(lambda: folder, lambda: config, own, data):
         together(lambda: require_submitted_code(config_dir()))
-        return build_run(config, folder, lambda: start_record(folder, config))
+        record = partial(start_record, folder, config, own, data)
+        return build_run(config, folder, record, own, named.source)
+
+
+@contextlib.contextmanager
+def told_in_a_record(
+    folder: Callable[[], Path],
+    config: Callable[[], Mapping[str, Any]],
+    own: Mapping[str, Any] = MappingProxyType({}),
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Nobody watches a job that was launched: why it could not begin goes into run.json."""
+    try:
+        yield
     except Exception as error:
         if SUBMITTED_CODE in os.environ:
-            with contextlib.suppress(OSError):  # a disk that refuses it must not hide the reason
-                start_record(folder, config).finish("failed", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError, ValueError):  # a disk that refuses it must not hide the reason
+                place = folder()
+                place.mkdir(parents=True, exist_ok=True)
+                start_record(place, config(), own, data).finish("failed", f"{type(error).__name__}: {error}")
         raise
 
 
@@ -139,21 +176,25 @@ def end(built: Run, status: Status, reason: str) -> None:
         print(f"dinoswap-train: {built.record.path} could not be brought up to date: {refused}", file=sys.stderr)
 
 
-def start_record(folder: Path, config: Mapping[str, Any]) -> RunRecord:
+def start_record(
+    folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], data: Mapping[str, Any]
+) -> RunRecord:
     """run.json, config.yaml and overrides.txt, once the configuration has been accepted."""
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
+    overrides = cast(list[str], OmegaConf.to_container(hydra_config.overrides.task))  # as typed: ${...} stays
     if is_main():
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
     choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
     return RunRecord.start(
         folder / "run.json",
-        run_id=run_id(config),
+        run_id=run_id(identity) if identity else folder.parent.name,
         study=config["study"] or "single",
         seed=config["seed"],
         choices=choices,
         overrides=overrides,
+        identity=identity,
+        data=data,
     )
 
 
@@ -166,8 +207,6 @@ def run_job(cfg: DictConfig) -> float | None:
     try:
         return run(cfg)
     except EXPECTED as error:
-        if isinstance(error, ConfigError):
-            remove_empty(Path(HydraConfig.get().runtime.output_dir))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the launcher files it, and the other jobs go on; Ctrl-C ends them all
         print(f"dinoswap-train: {str(error) or 'interrupted'}", file=sys.stderr)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dinoswap.build import build_evaluator, build_run, build_source
+from dinoswap.build import build_evaluator, build_run
 from dinoswap.checkpoint import Checkpoint
+from dinoswap.data.images import ImageSource
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
 from dinoswap.first_check import check_crops
 from dinoswap.metrics import RunRecord
@@ -23,12 +24,13 @@ OFFICIAL_SIZE = 224
 """Pixels at which the official code evaluates, whatever the size of the position table."""
 
 
-def judge_run(config: Config, trained: Checkpoint, network: str, out: Path) -> Evaluation:
+def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network: str, out: Path) -> Evaluation:
     """The teacher's or the student's backbone, and the targets of the teacher."""
     batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
     one_process = {"accumulate": 1, "compile": False}
     config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
-    run = build_run(config, out, lambda: RunRecord(out / "run.json", "", "", 0, {}, []))  # a record that is not written
+    record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
+    run = build_run(config, out, lambda: record, source=source)
     model = run.trainer.model
     check_teachers(run.config, trained)
     model.load_state_dict(trained.state["model"])
@@ -48,7 +50,7 @@ def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
             )
 
 
-def judge_weights(config: Config, path: Path, heads: int | None) -> Evaluation:
+def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | None) -> Evaluation:
     """A bare backbone of the architecture that its weights imply. What they cannot say is in the file's metadata, or
     `heads`; else it is as in the published models, and told."""
     state = load_official(path)
@@ -65,5 +67,5 @@ def judge_weights(config: Config, path: Path, heads: int | None) -> Evaluation:
     load_into(backbone, state)
     seed_torch(config["seed"], "init/backbone")
     random_init = VisionTransformer(**architecture)
-    evaluator = build_evaluator(config, build_source(config), device, AUTOCAST.get(settings.precision))
+    evaluator = build_evaluator(config, source, device, AUTOCAST.get(settings.precision))
     return evaluator.final(backbone.to(device), random_init.to(device))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -103,13 +104,25 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What a reader of the run has to know: where its files are not what they should be."""
+    identity: dict[str, Any] = field(default_factory=dict)  # what run_id is a hash of
 
     @classmethod
     def start(
-        cls, path: Path, *, run_id: str, study: str, seed: int, choices: Mapping[str, str], overrides: list[str]
+        cls,
+        path: Path,
+        *,
+        run_id: str,
+        study: str,
+        seed: int,
+        choices: Mapping[str, str],
+        overrides: list[str],
+        identity: Mapping[str, Any] = MappingProxyType({}),
+        data: Mapping[str, Any] = MappingProxyType({}),
     ) -> "RunRecord":
         """A new record, or the one at `path` continued: one more restart, what was measured so far kept. Written."""
-        record = cls(path, run_id, study, seed, dict(choices), list(overrides))
+        record = cls(
+            path, run_id, study, seed, dict(choices), list(overrides), identity=dict(identity), data=dict(data)
+        )
         if path.exists():
             load_record(path)
             before, _ = read_record(path)

@@ -15,7 +15,6 @@ from dinoswap import __version__
 from dinoswap.command_line import EXIT_USAGE, check_arguments, chosen_options
 from dinoswap.configuration import VERSION_BASE, config_dir
 from dinoswap.explain import explanation
-from dinoswap.identity import run_folder  # noqa: F401 (its resolver)
 from dinoswap.schema import ConfigError
 
 EXPLAIN, VERSION = "--explain", "--version"

@@ -11,7 +11,7 @@ from axis_arms import Arm
 from dinoswap import checkpoint, evaluate, metrics
 from dinoswap.build import frozen_identity
 from dinoswap.da3.enabled import MaskedImageDistillation
-from dinoswap.identity import run_id
+from dinoswap.run_folder import planned_id
 from fixtures import DA3
 from train_processes import TrainProcess, folder_of, tensor_files
 
@@ -81,7 +81,7 @@ def test_the_projector_has_groups_of_its_own() -> None:
     assert named == {name for name, _ in arm.trainer.model.student.named_parameters()}
 
 
-def test_the_teacher_is_known_by_its_weights_and_the_run_by_their_name(tmp_path: Path) -> None:
+def test_teacher_and_run_are_known_by_the_weights(tmp_path: Path) -> None:
     """The same file elsewhere is the same teacher and the same run, another file neither."""
     copy = tmp_path / "da3_tiny.safetensors"
     copy.write_bytes(TINY.read_bytes())
@@ -89,7 +89,7 @@ def test_the_teacher_is_known_by_its_weights_and_the_run_by_their_name(tmp_path:
     other = Arm(*DISTILLED, f"da3.ckpt_path={DA3 / 'da3_tiny_mono.safetensors'}", "da3.num_heads=2")
     assert frozen_identity(here.trainer.model) == frozen_identity(there.trainer.model)
     assert frozen_identity(here.trainer.model) != frozen_identity(other.trainer.model)
-    assert run_id(here.config) == run_id(there.config) != run_id(other.config)
+    assert planned_id(here.config) == planned_id(there.config) != planned_id(other.config)
 
 
 def test_a_wrong_width_is_refused_with_both_numbers() -> None:
@@ -157,10 +157,11 @@ def test_killed_it_continues_bit_for_bit_and_with_no_other_teacher(run: Path, tm
     process.wait_for_step(5)
     assert process.signal(signal.SIGKILL) == -signal.SIGKILL, process.output
     elsewhere = [*RUN[:2], f"da3.ckpt_path={other_teacher(tmp_path / 'other')}", *RUN[3:]]
-    assert folder_of(elsewhere, tmp_path) == process.folder
-    refused = TrainProcess(elsewhere, tmp_path)
+    assert folder_of(elsewhere, tmp_path) != process.folder
+    refused = TrainProcess([*elsewhere, f"hydra.run.dir={process.folder}"], tmp_path)
     assert refused.wait() == 1
     assert "da3.teacher: native" in refused.output
+    assert "da3.weights: " in refused.output
     assert "Traceback" not in refused.output
     continued = TrainProcess(RUN, tmp_path)
     assert continued.wait() == 0, continued.output

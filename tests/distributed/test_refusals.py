@@ -4,7 +4,7 @@ import pytest
 
 from dinoswap.build import build_trainer
 from dinoswap.configuration import plain
-from dinoswap.identity import identity, run_id
+from dinoswap.identity import identity
 from dinoswap.schema import ConfigError
 from dinoswap.settings import check
 from small_models import composed
@@ -37,5 +37,4 @@ def test_several_processes_without_a_way_to_share_the_work(monkeypatch: pytest.M
 def test_it_is_no_part_of_what_a_run_is() -> None:
     """So that a run goes on with another number of ranks, spread in another way."""
     configs = [plain(composed([f"distributed={name}"])) for name in ("none", "ddp", "fsdp2")]
-    assert len({run_id(config) for config in configs}) == 1
     assert not any(key.startswith("distributed") for config in configs for key in identity(config))

@@ -10,7 +10,7 @@ import pytest
 
 from dinoswap.command_line import compose_config
 from dinoswap.configuration import config_dir
-from dinoswap.identity import run_id
+from dinoswap.run_folder import planned_id
 from dinoswap.schema import ConfigError
 from dinoswap.studies import composer, optimal
 from dinoswap.studies.composer import Composer
@@ -59,7 +59,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     changed = ["masking=bernoulli", "clustering=masked", "clustering=visible", "layer_decay=uniform"]
     assert names(design) == ["reference", *changed]
     for cell, own in ((design.cells[0], []), (design.cells[3], ["clustering=visible"])):
-        assert cell.run_id == run_id(compose_config(["recipe=smoke", *own]))
+        assert cell.run_id == planned_id(compose_config(["recipe=smoke", *own]))
     assert len({cell.run_id for cell in design.cells}) == 5
 
 
@@ -302,7 +302,7 @@ def test_what_is_remembered_is_what_is_composed(tmp_path: Path, monkeypatch: pyt
     quick._accepted.update(overrides)
     kept.write_text("{")
     assert quick(overrides) == config  # by Hydra alone
-    assert run_id(Composer(check=True)(overrides)) == run_id(config)
+    assert planned_id(Composer(check=True)(overrides)) == planned_id(config)
 
 
 def test_nothing_refused_is_remembered(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_the_ends_of_the_attribution_are_the_presets() -> None:
     ends = [study.reference, {factor: list(levels)[-1] for factor, levels in study.factors.items()}]
     presets = [["preset=legacy", "details=official"], ["preset=aligned"]]
     for levels, preset in zip(ends, presets, strict=True):
-        assert run_id(compose_config(study.overrides(levels))) == run_id(compose_config([*preset, *shared]))
+        assert planned_id(compose_config(study.overrides(levels))) == planned_id(compose_config([*preset, *shared]))
     fraction = choose_fraction(list(study.factors))
     assert (fraction.runs, fraction.resolution) == (16, 4)
     assert {(0,) * 7, (1,) * 7} <= set(fraction.rows())

@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 
 from dinoswap.configuration import config_dir
 from dinoswap.provenance import SUBMITTED_CODE, CodeChanged, code_version, require_submitted_code
+from dinoswap.run_folder import point
 from dinoswap.studies.design import make_design
 from dinoswap.studies.launch import Job, launch
 from dinoswap.studies.ledger import Entry, entries, find
@@ -82,10 +83,10 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder, self.events_path = folder, folder / "events"
 
-    def runs(self, seeds: list[int]) -> list[Entry]:
+    def runs(self, seeds: list[int], *overrides: str) -> list[Entry]:
         path = self.folder / "mine.yaml"
         path.write_text(STUDY.format(results=self.folder / "a, b", seeds=seeds))
-        study = read_study(path)
+        study = read_study(path, overrides)
         return entries(study, make_design(study, check=False).cells)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
@@ -164,6 +165,22 @@ def test_what_is_done_or_under_way_is_not_run_again(stage: Stage) -> None:
     launch(runs)
     launch(runs)
     assert [event["seed"] for event in stage.events("began")] == [0, 3]
+
+
+def test_images_that_only_a_node_has(stage: Stage) -> None:
+    """Study and launcher name the run alike without them; where it went from there is followed."""
+    runs = stage.runs([0, 1], "data=image_folder", "data.path='${oc.env:NODE_TMP}/images'")
+    launch(runs)
+    assert states(runs) == ["completed", "killed"]
+    own = runs[1].folder.parents[1] / "0123456789" / "seed1"
+    own.mkdir(parents=True)
+    (own / "run.json").write_text(json.dumps({"run_id": "0123456789", "status": "completed"}))
+    point(runs[1].folder, own)
+    assert states(runs) == ["completed", "completed"]
+    launch(runs)
+    assert [event["seed"] for event in stage.events("began")] == [0, 1]
+    again = stage.runs([0, 1], "data=image_folder", "data.path='${oc.env:NODE_TMP}/images'")
+    assert [entry.run_id for entry in again] == [runs[0].run_id, "0123456789"]
 
 
 def test_two_drivers_share_the_work(stage: Stage) -> None:

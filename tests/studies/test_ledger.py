@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dinoswap.command_line import compose_config
-from dinoswap.identity import run_folder, run_id
 from dinoswap.lock import exclusive
+from dinoswap.run_folder import planned_folder, planned_id
 from dinoswap.schema import construct
 from dinoswap.sections import RunSettings
 from dinoswap.studies.design import make_design
@@ -70,8 +70,8 @@ def test_every_cell_with_every_seed_under_the_name_that_its_command_gives(tmp_pa
     assert len({entry.folder for entry in found}) == 4
     for entry in found:
         config = compose_config(entry.overrides)
-        assert entry.folder == Path("out/runs") / run_folder(config)
-        assert entry.run_id == run_id(config)
+        assert entry.folder == Path("out/runs") / planned_folder(config)
+        assert entry.run_id == planned_id(config)
         assert entry.config == config
         assert entry.folder.parts[2] == "mine"
 
@@ -86,7 +86,7 @@ def test_a_study_may_be_called_what_yaml_reads_as_something_else(name: str, tmp_
     config = compose_config(first.overrides)
     settings = {field.name: config[field.name] for field in dataclasses.fields(RunSettings)}
     assert construct(RunSettings, settings, "").study == name
-    assert first.folder == Path("out/runs") / run_folder(config)
+    assert first.folder == Path("out/runs") / planned_folder(config)
     assert first.folder.parts[2] == name
 
 

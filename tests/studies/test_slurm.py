@@ -21,6 +21,7 @@ from typing import ClassVar
 import pytest
 
 from dinoswap.lock import holder
+from dinoswap.run_folder import followed
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import claimed, entries, read_json
 from dinoswap.studies.study import read_study
@@ -367,13 +368,14 @@ def test_two_tasks(cluster: None, tmp_path: Path) -> None:
     command = Command(
         "train", "--multirun", *run, f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.tasks_per_node=2"
     )
-    folder = folder_of(run, tmp_path)
+    folder = folder_of(run, tmp_path, ranks=2)
     reach(folder, 14)
     subprocess.run(["scancel", "--signal=USR2", claimed(folder)], check=True)
     assert command.wait() == 0, command.output
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     local = (*torchrun, "-m", "dinoswap.train", *run, f"results_dir={tmp_path / 'local'}")
     subprocess.run(local, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=WAIT)
-    assert_same_result(folder, folder_of(run, tmp_path / "local"))
+    assert_same_result(folder, folder_of(run, tmp_path / "local", ranks=2))
+    assert followed(folder_of(run, tmp_path)) == folder  # where a study looks
     assert_restarts_counted(folder)
     assert read_json(folder / "run.json")["hardware"]["ranks"] == 2

@@ -15,7 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from dinoswap import checkpoint, metrics
-from dinoswap.configuration import config_dir
+from dinoswap.configuration import config_dir, flatten
+from dinoswap.identity import is_volatile
 from dinoswap.provenance import SUBMITTED_CODE, code_version
 from dinoswap.schema import ConfigError
 from dinoswap.studies.ledger import read_json
@@ -24,9 +25,9 @@ from dinoswap.studies.study_file import REPLACEABLE
 from dinoswap.studies.tune import Teller, main
 from dinoswap.studies.tuning import crew, trials
 from dinoswap.studies.tuning.crew import share
-from dinoswap.studies.tuning.definition import PRUNERS, read_tuning
+from dinoswap.studies.tuning.definition import PRUNERS, as_begun, read_tuning
 from dinoswap.studies.tuning.space import Parameter
-from dinoswap.studies.tuning.trials import distribution, open_study, storage
+from dinoswap.studies.tuning.trials import changes, distribution, open_study, storage
 from dinoswap.studies.tuning.worker import Worker
 from train_processes import TrainProcess, last_step
 
@@ -181,6 +182,29 @@ def test_a_search_goes_on_with_what_it_was_begun_with(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as refused:
             open_study(dataclasses.replace(tuning, **fields))
         assert f"is not what {tuning.folder} was begun with: {message}" in str(refused.value)
+
+
+def test_a_search_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its definition has every key of the config, and the name of the data in place of what the images are."""
+    tuning = read_tuning(write(tmp_path), [f"results_dir={tmp_path}"])
+    now = tuning.definition()
+    every = {key: value for key, value in flatten(tuning.config()).items() if not is_volatile(key)}
+    before = {**now, "base": {**every, "data.path.name": "tiles"}}
+    assert as_begun(before, now) == now
+    before["base"] = {**every, "trainer.max_steps": 9}
+    assert changes(as_begun(before, now), now) == "base.trainer.max_steps: 9 -> 10"
+
+
+def test_a_search_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    """Where they can be seen: a driver without them asks its workers, who can."""
+    tuning = read_tuning(write(tmp_path), [f"results_dir={tmp_path}"])
+    now = tuning.definition()
+    other = {**now, "base": now["base"] | {"data.images": "0123"}}
+    assert "base.data.images: 0123 -> " in changes(as_begun(other, now), now)
+    unseen = {key: value for key, value in now["base"].items() if key != "data.images"}
+    without = {**now, "base": unseen | {"data.path as written": "${oc.env:NODE_TMP}/images"}}
+    assert as_begun(without, now) == now
+    assert as_begun(now, without) == without
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from dinoswap.command_line import compose_config
-from dinoswap.identity import run_folder
 from dinoswap.lock import exclusive
 from dinoswap.preemption import SIGNALS
+from dinoswap.run_folder import planned_folder
 from dinoswap.schema import ConfigError
 from dinoswap.studies.tuning.definition import Objective, Tuning, read_tuning
 from dinoswap.studies.tuning.report import report
@@ -167,7 +167,7 @@ def test_a_search_is_so_many_runs_that_the_command_line_repeats(tuning: Tuning) 
         assert trial.intermediate_values == {step: trial.value - (10 - step) for step in (2, 4, 6, 8)}
     first = study.trials[0].user_attrs
     config = compose_config([*first["overrides"], f"results_dir={tuning.path.parent}"])
-    assert Path(first["folder"]) == tuning.path.parent / "runs" / run_folder(config)
+    assert Path(first["folder"]) == tuning.path.parent / "runs" / planned_folder(config)
     assert len(set(Played.started)) == 6
 
 

@@ -26,7 +26,8 @@ from dinoswap.da3.variants import (
     names_of,
     variant_named,
 )
-from dinoswap.da3.weights import sha256, weight_file
+from dinoswap.da3.weights import weight_file
+from dinoswap.digest import sha256
 from dinoswap.nn.official_weights import misfits, some
 
 

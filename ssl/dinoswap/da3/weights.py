@@ -1,6 +1,5 @@
-"""The file that a teacher's weights are in: where it is, what identifies it."""
+"""Where the file is that a teacher's weights are in."""
 
-import hashlib
 from pathlib import Path
 
 WEIGHTS = "model.safetensors"
@@ -15,8 +14,3 @@ def weight_file(ckpt_path: str) -> Path:
     if not path.is_file():
         raise ValueError(f"ckpt_path={ckpt_path}: no such file; give {WEIGHTS}, or the folder that it lies in")
     return path
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

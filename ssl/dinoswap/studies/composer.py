@@ -27,7 +27,8 @@ from dinoswap.reading import CONFIG_BYTES, parse_object, read_small
 
 
 class Composer:
-    """`check`: with `settings.check`, otherwise composed only."""
+    """`check`: with `settings.check`, otherwise composed only. An environment variable that only nodes have stays as it
+    is written."""
 
     def __init__(self, check: bool) -> None:
         self.check = check
@@ -55,10 +56,10 @@ class Composer:
         if self._accepted.issuperset(overrides):
             try:
                 with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-                    return plain(compose("train", list(overrides)))
+                    return plain(compose("train", list(overrides)), strict=False)
             except (HydraException, OmegaConfBaseException):
                 pass  # not together; told below
-        return compose_config(overrides)
+        return compose_config(overrides, strict=False)
 
 
 def _place(overrides: Sequence[str]) -> Path | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dinoswap.identity import run_id
+from dinoswap.run_folder import planned_id
 from dinoswap.schema import ConfigError
 from dinoswap.studies import optimal
 from dinoswap.studies.composer import Composer
@@ -185,7 +185,7 @@ def _valid(study: Study, wanted: Mapping[str, Levels], composer: Composer) -> tu
         except ConfigError as error:
             refused[name] = error
             continue
-        cell = Cell(name, levels, tuple(overrides), run_id(config), config)
+        cell = Cell(name, levels, tuple(overrides), planned_id(config), config)
         same = found.setdefault(cell.run_id, cell)
         if same is not cell:
             notes.append(f"{name}: the same run as {same.name}, and run once")

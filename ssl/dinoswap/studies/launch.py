@@ -19,10 +19,11 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dinoswap.configuration import VERSION_BASE, config_dir
+from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.run_folder import folder_of, planned_id
 from dinoswap.schema import ConfigError
 from dinoswap.studies.ledger import BUSY, Entry, Found, find
 from dinoswap.studies.overrides import quoted
@@ -42,15 +43,24 @@ class Job:
 
 
 def jobs_of(
-    config: DictConfig, loader: ConfigLoader, overrides: Sequence[Sequence[str]], first: int, names: Mapping[Path, str]
+    config: DictConfig,
+    loader: ConfigLoader,
+    overrides: Sequence[Sequence[str]],
+    first: int,
+    names: Mapping[tuple[str, ...], str],
+    ranks: int = 1,
 ) -> list[Job]:
-    """The jobs of a launcher's batch, their folders absolute."""
+    """The jobs of a launcher's batch, each of so many ranks, their folders absolute. What a node alone knows of a run
+    is not needed: see `run_folder.planned_id`. `names`: of runs, by their overrides."""
     jobs = []
     for number, lines in enumerate(overrides, start=first):
         composed = loader.load_sweep_config(config, list(lines))
-        folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
-        name = names.get(folder, str(composed.hydra.sweep.subdir))
-        jobs.append(Job(number, list(lines), folder.absolute(), str(composed.objective_metric), name))
+        with open_dict(composed):
+            composed.hydra.job.num = number
+        run = plain(composed, strict=False)
+        folder = folder_of(run, planned_id(run, ranks), composed.hydra)
+        name = names.get(tuple(lines), "/".join(folder.parts[-3:]))
+        jobs.append(Job(number, list(lines), folder, str(composed.objective_metric), name))
     return jobs
 
 
@@ -115,5 +125,5 @@ def launch(entries: Sequence[Entry], hydra_overrides: Sequence[str] = ()) -> Non
             raise ConfigError(" ".join(str(error).split())) from error
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
         launcher: Any = Plugins.instance().instantiate_launcher(context, train, config)
-        launcher.names = {entry.folder: entry.name for entry in entries}
+        launcher.names = {tuple(entry.overrides): entry.name for entry in entries}
         launcher.launch([entry.overrides for entry in entries], initial_job_idx=0)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dinoswap.files import write_atomically
-from dinoswap.identity import run_folder
 from dinoswap.lock import holder
 from dinoswap.reading import RECORD_BYTES, parse_object, read_small
 from dinoswap.record import Record, read_record
+from dinoswap.run_folder import followed, relative_folder, runs_root
 from dinoswap.studies.design import Cell
 from dinoswap.studies.overrides import as_text
 from dinoswap.studies.study import Study
@@ -75,7 +75,7 @@ def entries(study: Study, cells: Iterable[Cell]) -> list[Entry]:
         for seed in study.seeds:
             own = [f"study={as_text(study.name)}", f"seed={seed}"]
             config = {**cell.config, "study": study.name, "seed": seed}
-            folder = Path(config["results_dir"]) / "runs" / run_folder(config)
+            folder = followed(runs_root(config) / relative_folder(config, cell.run_id))
             overrides = [*cell.overrides, *own]
             found.append(Entry(cell=cell.name, seed=seed, overrides=overrides, config=config, folder=folder))
     return found
@@ -85,7 +85,8 @@ def entries(study: Study, cells: Iterable[Cell]) -> list[Entry]:
 
 
 def find(folders: Sequence[Path]) -> list[Found]:
-    """Of each run folder, which need not exist."""
+    """Of each run folder, which need not exist; or of the one that it points to."""
+    folders = [followed(folder) for folder in folders]
     unfinished = [folder for folder in folders if record_of(folder)[0].get("status") != "completed"]
     claims = {folder: found for folder in unfinished if (found := read_json(folder / "job.json")).get("job")}
     queued = queued_jobs(str(found["job"]) for found in claims.values())

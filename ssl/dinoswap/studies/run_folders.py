@@ -17,6 +17,7 @@ import yaml
 from dinoswap.configuration import flatten
 from dinoswap.reading import CONFIG_BYTES, clean, one_line, parse_object, read_lines, read_small, shortened
 from dinoswap.record import MAX_INT, MOST, Record, number, read_record
+from dinoswap.run_folder import POINTER
 
 DEEPEST = 4
 """Folders from the root to a run: results/ has runs/<study>/<run_id>/seed<k>."""
@@ -56,6 +57,8 @@ def find(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
             continue
         if stamp is not None:
             found[str(folder.relative_to(root))] = stamp
+            continue
+        if any(entry.name == POINTER for entry in entries):  # what was asked for here has a folder of its own
             continue
         below = [Path(entry) for entry in entries if _is_folder(entry) and not entry.name.startswith(".")]
         if depth == DEEPEST or not below:

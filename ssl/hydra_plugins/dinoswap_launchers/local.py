@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ class LocalLauncher(Launcher):
         self.threads = threads or max(1, cores // processes)
         self.gpus = gpus
         self.check_code = check_code
-        self.names: dict[Path, str] = {}
+        self.names: dict[tuple[str, ...], str] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
@@ -93,6 +92,8 @@ class LocalLauncher(Launcher):
 
     def _start(self, job: "Job", slot: int) -> subprocess.Popen[bytes]:
         """Its output goes to output.txt in the run folder."""
+        from dinoswap.run_folder import PLACE
+
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         gpu = {"CUDA_VISIBLE_DEVICES": str(self.gpus[slot % len(self.gpus)])} if self.gpus else {}
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ class LocalLauncher(Launcher):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **threads, **gpu, **self.environment},
+                env={**os.environ, **threads, **gpu, **self.environment, PLACE: str(job.folder)},
                 start_new_session=True,  # else Ctrl-C in the terminal would reach it twice
             )
 
@@ -115,7 +116,9 @@ class LocalLauncher(Launcher):
         folders = [f"--config-dir={path}" for path in added]
         passed_on = [line for line in hydra.overrides.hydra if not line.startswith(NOT_PASSED_ON)]
         command = [sys.executable, "-m", "dinoswap.train", *folders, f"--config-name={hydra.job.config_name}"]
-        return [*command, *job.overrides, *passed_on, f"hydra.run.dir={quoted(job.folder)}"]
+        if any(line.startswith("hydra.sweep.") for line in hydra.overrides.hydra):  # the user's own folders
+            passed_on.append(f"hydra.run.dir={quoted(job.folder)}")
+        return [*command, *job.overrides, *passed_on]
 
 
 @contextmanager

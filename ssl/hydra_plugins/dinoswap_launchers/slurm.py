@@ -51,8 +51,8 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         super().__init__(**settings)
         self.poll_seconds, self.check_code = poll_seconds, check_code
         self.code = ""
-        self.names: dict[Path, str] = {}
-        self.folders: dict[int, Path] = {}  # by the job's number
+        self.names: dict[tuple[str, ...], str] = {}
+        self.folders: dict[int, Path] = {}  # where the driver looks for a run, by the job's number
         self.done, self.idle_turns = 0, 0
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -62,7 +62,8 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         from dinoswap.studies.launch import jobs_of, report, startable
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = jobs_of(self.config, self.hydra_context.config_loader, job_overrides, initial_job_idx, self.names)
+        ranks = self.params["nodes"] * self.params["tasks_per_node"]
+        jobs = jobs_of(self.config, self.hydra_context.config_loader, job_overrides, initial_job_idx, self.names, ranks)
         self.code = code_version(config_dir()) if self.check_code else ""
         with exclusive(Path(self.config.hydra.sweep.dir), SUBMISSION_SECONDS):  # nobody submits what we are about to
             self._submit(startable(jobs))
@@ -107,15 +108,18 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
                 ended(left.pop(number), SETTLING_SECONDS)
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """On the node. Raises what the run raised, so that SLURM too calls the job failed."""
+        """On the node, where the config is composed anew and resolved. Raises what the run raised, so that SLURM too
+        calls the job failed."""
         from dinoswap.distributed.environment import launched_ranks
         from dinoswap.provenance import SUBMITTED_CODE
+        from dinoswap.run_folder import PLACE, followed
         from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import listen
 
-        self.done = read_json(self.folders[arguments[2]] / "run.json").get("steps", 0)
+        place = self.folders[arguments[2]]
+        self.done = read_json(followed(place) / "run.json").get("steps", 0)
         listen()
-        os.environ[SUBMITTED_CODE] = self.code
+        os.environ |= {SUBMITTED_CODE: self.code, PLACE: str(place)}
         launched_ranks()  # what SLURM says in the words of torchrun
         returned: JobReturn = super().__call__(*arguments)
         if returned.status != JobStatus.COMPLETED:
@@ -125,10 +129,11 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
     def checkpoint(self, *arguments: Any) -> Any:
         """On the node, when SLURM has told the job to stop and all is saved: what is queued again. A start that takes
         longer than the limit would go on like this for all of `max_num_timeout` turns."""
+        from dinoswap.run_folder import followed
         from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import give_up, near_its_limit
 
-        folder = self.folders[arguments[2]]
+        folder = followed(self.folders[arguments[2]])
         idle = read_json(folder / "run.json").get("steps", 0) <= self.done
         self.idle_turns = self.idle_turns + 1 if idle and near_its_limit(self.params) else 0
         if self.idle_turns == IDLE_TURNS:

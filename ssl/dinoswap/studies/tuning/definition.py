@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dinoswap.command_line import check_overrides, compose_config
-from dinoswap.identity import identity, is_volatile, run_folder
+from dinoswap.facts import IMAGES, WEIGHTS
+from dinoswap.identity import identity, is_volatile
+from dinoswap.run_folder import AS_WRITTEN, planned_folder, planned_identity, runs_root
 from dinoswap.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
 from dinoswap.studies.study import COSTS, MEASURED
@@ -74,7 +76,7 @@ class Tuning(StudyFile):
     @property
     def folder(self) -> Path:
         """What the search keeps beside the folders of its runs."""
-        return Path(self.config()["results_dir"]) / "runs" / self.name / "tune"
+        return runs_root(self.config()) / self.name / "tune"
 
     def overrides(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> list[str]:
         """The command line of the run with these values, and of the base without any."""
@@ -88,21 +90,50 @@ class Tuning(StudyFile):
         return config if seed is None else {**config, "seed": seed}
 
     def run_folder(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> Path:
-        return Path(self.config()["results_dir"]) / "runs" / run_folder(self.config(values, seed))
+        config = self.config(values, seed)
+        return runs_root(config) / planned_folder(config)
 
     def definition(self) -> dict[str, Any]:
         """What cannot change while a study goes on, as JSON has it."""
         content = {
-            "base": identity(self.config()),
+            "base": planned_identity(self.config()),
             "space": {key: asdict(parameter) for key, parameter in self.parameters.items()},
             "objective": {objective.name: objective.direction for objective in self.objectives},
         }
         return cast(dict[str, Any], json.loads(json.dumps(content, default=str)))
 
 
+def as_begun(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition that a search was begun with, in the form of `now`. What only one of them can tell of images and
+    weights, as they lie on other machines, counts as the same; and so does what was not known yet of searches that were
+    begun when a definition had every key of the config."""
+    base = dict(before["base"])
+    if any(key.endswith("._target_") for key in base):
+        base = identity(_nested(base))
+    seen = {key: value for key, value in base.items() if not _of_files(key) or key in now["base"]}
+    unseen = {key: value for key, value in now["base"].items() if _of_files(key) and key not in base}
+    return {**before, "base": seen | unseen}
+
+
+def _of_files(key: str) -> bool:
+    return key in (IMAGES, WEIGHTS) or key.endswith(AS_WRITTEN)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite of `flatten`."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *above, last = key.split(".")
+        section = tree
+        for name in above:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return tree
+
+
 @lru_cache(maxsize=100)
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    return compose_config(overrides)
+    return compose_config(overrides, strict=False)  # a variable may be one that only nodes have
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

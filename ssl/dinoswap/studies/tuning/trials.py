@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dinoswap.lock import exclusive, holder
 from dinoswap.schema import ConfigError, nearest
-from dinoswap.studies.tuning.definition import PRUNERS, Tuning
+from dinoswap.studies.tuning.definition import PRUNERS, Tuning, as_begun
 from dinoswap.studies.tuning.journal import open_journal
 from dinoswap.studies.tuning.space import Parameter
 
@@ -57,7 +57,7 @@ def open_study(tuning: Tuning, url: str | None = None) -> optuna.Study:
     if before is None:
         study.set_metric_names([objective.name for objective in tuning.objectives])
         study.set_user_attr(DEFINITION, now)
-    elif before != now:
+    elif (before := as_begun(before, now)) != now:
         raise ConfigError(
             f"{tuning.path}: is not what {tuning.folder} was begun with: {changes(before, now)}; undo this, "
             f"or copy the file under another name"
