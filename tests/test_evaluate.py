@@ -73,7 +73,7 @@ def test_a_weight_file_is_judged_like_the_run_it_is_of(run: Path, tmp_path: Path
     assert set(of_run) - set(of_weights) == {n for n in of_run if "target" in n or "prototype" in n}  # it has no heads
 
 
-def test_another_data_set(run: Path, tmp_path: Path) -> None:
+def test_another_data_set(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image  # a folder per class, of one colour each
 
     for part, count in (("train", 6), ("test", 3)):
@@ -82,10 +82,18 @@ def test_another_data_set(run: Path, tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (40 + i, 36), colour).save(folder / f"{i}.png")
+    (tmp_path / "colours" / "photo.heic").touch()
+    (tmp_path / "all" / "masks").mkdir(parents=True)
+    (tmp_path / "colours").rename(tmp_path / "all" / "masks" / "colours")
+    (tmp_path / "all").rename(tmp_path / "colours")
     assert main([str(run), "data=image_folder", f"data.path={tmp_path / 'colours'}", *FEW]) == 0
     found = evaluation(run / "evaluation" / "image_folder-colours")
     assert found["metrics"]["baseline/colour_histogram/knn_top1"] == 100
     assert found["data"]["batch_size"] == 8  # the run's own
+    assert "test_fraction" not in found["data"]  # of the run's data set
+    printed = capsys.readouterr()
+    assert printed.out.startswith("data: 12 images of 2 classes (blue, red) by folder; 6 test images; RGB, 8 bit")
+    assert "ignored: 1 .heic" in printed.out and "12 of 12 images lie in folders called masks" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from dinoswap.build import build_evaluator, build_run
 from dinoswap.checkpoint import Checkpoint
 from dinoswap.data.images import ImageSource
+from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
 from dinoswap.first_check import check_crops
 from dinoswap.metrics import RunRecord
@@ -15,7 +16,7 @@ from dinoswap.nn.official_weights import architecture_of_file, load_into, load_o
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.rng import seed_torch
 from dinoswap.schema import ConfigError, construct
-from dinoswap.sections import Config, TrainerSettings
+from dinoswap.sections import Config, TrainerSettings, loading_settings
 from dinoswap.trainer import AUTOCAST, resolve_device
 
 PROBE_IMAGES = 64
@@ -31,6 +32,7 @@ def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network:
     config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
     record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
     run = build_run(config, out, lambda: record, source=source)
+    show_found(run.inventory)
     model = run.trainer.model
     check_teachers(run.config, trained)
     model.load_state_dict(trained.state["model"])
@@ -67,5 +69,13 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     load_into(backbone, state)
     seed_torch(config["seed"], "init/backbone")
     random_init = VisionTransformer(**architecture)
+    show_found(take_inventory(source, 1, loading_settings(config).decoding))
     evaluator = build_evaluator(config, source, device, AUTOCAST.get(settings.precision))
     return evaluator.final(backbone.to(device), random_init.to(device))
+
+
+def show_found(inventory: Inventory) -> None:
+    """What the data was found to hold; on standard error what may not be expected."""
+    print(inventory.sentence())
+    for remark in inventory.of_data:
+        print(f"data: {remark}", file=sys.stderr)

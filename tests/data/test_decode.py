@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from data_fakes import encoded, picture
@@ -99,6 +100,23 @@ def test_a_window_of_16_bit_values_becomes_0_to_255(window):
     result = decode(encoded(levels), "x", Decoding(range_16bit=window))
     np.testing.assert_array_equal(result[..., 0], expected)
     np.testing.assert_array_equal(result[..., 0], result[..., 2])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_window_of_16_bit_colours(suffix, channels):
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, channels), dtype=np.uint16)
+    values[..., :3] //= 16  # 12 bits
+    stored = values[..., [2, 1, 0, 3][:channels]]  # OpenCV writes BGR and BGRA
+    data = cv2.imencode(suffix, stored)[1].tobytes()
+    colour = np.floor(np.clip(values[..., :3].astype(float) / 3000, 0, 1) * 255 + 0.5)
+    alpha = np.floor(values[..., 3] / 257 + 0.5) if channels == 4 else np.full((5, 7), 255)
+    result = decode(data, "x", Decoding(range_16bit=(0, 3000)))
+    np.testing.assert_allclose(result, on_white(colour, alpha), atol=1 if channels == 4 else 0)
+    narrow = decode(encoded(picture(3, 5, 7)), "x", Decoding(range_16bit=(0, 3000)))
+    np.testing.assert_array_equal(narrow, picture(3, 5, 7))  # 8 bits are left alone
+    with pytest.raises(CorruptImage):
+        decode(data[: len(data) // 2], "x", Decoding(range_16bit=(0, 3000)))
 
 
 def test_a_window_defines_other_integers_too():

@@ -78,7 +78,14 @@ def test_colours_of_16_bits():
         _, data = cv2.imencode(suffix, np.full((2, 3, 3), 4095, dtype=np.uint16))
         look = look_at(data.tobytes(), "x", Decoding())
         assert look.kind == "RGB, 16 bit" and look.used == pytest.approx(15 / 255)
-        assert "use 5.9 % of their range: they are nearly black; store them in 8 bits" in dim([look], Decoding())[0]
+        assert (
+            "use 5.9 % of their range: they are nearly black; data.range_16bit=[0,4095]" in dim([look], Decoding())[0]
+        )
+        spread = Decoding(range_16bit=(0, 4095))
+        assert (
+            look_at(data.tobytes(), "x", spread).used == 1.0
+            and dim([look_at(data.tobytes(), "x", spread)], spread) == []
+        )
 
 
 def scan(path, bits, window=None):

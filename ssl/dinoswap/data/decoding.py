@@ -2,7 +2,7 @@
 
 The rules, in this order:
   * EXIF orientation is applied, where it can be read; other metadata is of no consequence (metadata.py);
-  * 16-bit gray: `Decoding.range_16bit`, by default 0..65535, becomes 0..255, rounded (PIL alone would clip at 255);
+  * 16 bits: `Decoding.range_16bit`, by default 0..65535, becomes 0..255 (PIL alone would clip gray at 255);
   * transparency is composited on white (dropping it would show the colours hidden under it);
   * palette, bilevel, gray, CMYK, YCbCr: PIL's conversion to RGB;
   * of an animation, the first frame.
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dinoswap.data.metadata import exif_orientation, orientation, without_metadata
+from dinoswap.data.sixteen_bit import FULL_RANGE, has_16_bits, spread, spread_colours
 
 Pixels = NDArray[np.uint8]
 
-FULL_RANGE = (0, 65535)
 BAND_PIXELS = 2**22
 _LONGEST_REASON = 300
 _USUAL = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -52,8 +52,7 @@ class Decoding:
     """The keys of `data` that decide what is decoded, and how.
 
     `max_pixels` guards against files that unpack to more memory than there is: PIL's own limit. `range_16bit`: the
-    values of 16-bit gray that become black and white, e.g. [0, 4095] for scans of 12 bits; what lies outside is
-    clipped.
+    values of 16 bits that become black and white, e.g. [0, 4095] for scans of 12 bits; what lies outside is clipped.
     """
 
     max_pixels: int = 178_956_970
@@ -127,6 +126,8 @@ def decode(data: bytes | memoryview, name: str, decoding: Decoding = DEFAULT) ->
 
 def _decode(data: bytes, name: str, decoding: Decoding, turn: int | None = None) -> Pixels:
     with open_image(data, name, decoding) as image:
+        if decoding.range_16bit != FULL_RANGE and image.mode in ("RGB", "RGBA") and has_16_bits(image):
+            return to_rgb(spread_colours(data, decoding.range_16bit), decoding, turn or orientation(image))
         return to_rgb(image, decoding, turn)
 
 
@@ -190,7 +191,7 @@ def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT, turn: int | None = 
 def _levels(image: Image.Image, decoding: Decoding) -> Pixels:
     """uint8 [h, w, 3], or [h, w, 1] where the three are equal, of an image as it is stored."""
     if image.mode.startswith("I"):
-        return _from_16_bit(np.asarray(image), decoding.range_16bit)[:, :, None]
+        return spread(np.asarray(image), decoding.range_16bit)[:, :, None]
     if image.mode == "F":
         raise ValueError("float pixels have no defined range: store 8 or 16 bit")
     if image.has_transparency_data:
@@ -200,16 +201,3 @@ def _levels(image: Image.Image, decoding: Decoding) -> Pixels:
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[:, :, None]
     return np.asarray(image.convert("RGB"))
-
-
-def _from_16_bit(gray: NDArray[np.integer], window: tuple[int, int]) -> Pixels:
-    """Integers [h, w] to uint8: `window`, (black, white), linearly to 0..255 and rounded, clipped outside of it."""
-    low, high = window
-    darkest, brightest = int(gray.min()), int(gray.max())
-    if window == FULL_RANGE and (darkest < low or brightest > high):
-        raise ValueError(
-            f"integer pixels in {darkest}..{brightest}: only {low}..{high} is defined; data.range_16bit sets what is"
-        )
-    doubled = 2 * 255 * (gray.astype(np.int64).clip(low, high) - low)
-    levels: Pixels = ((doubled + (high - low)) // (2 * (high - low))).astype(np.uint8)
-    return levels

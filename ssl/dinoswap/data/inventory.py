@@ -2,17 +2,17 @@
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, open_image
+from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, decode, open_image
 from dinoswap.data.images import Images, ImageSource
+from dinoswap.data.sixteen_bit import has_16_bits
 from dinoswap.rng import numpy_generator
 
 SAMPLE = 32
@@ -36,7 +36,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What was found; `remarks` are sentences about what the user may not expect."""
+    """What was found; `of_data` and `of_training` are sentences about what the user may not expect."""
 
     images: int
     test_images: int | None
@@ -45,7 +45,12 @@ class Inventory:
     labels: str | None  # where labels come from, as far as the source says
     looks: Sequence[Look]
     ignored: dict[str, int]
-    remarks: Sequence[str]
+    of_data: Sequence[str]
+    of_training: Sequence[str]
+
+    @property
+    def remarks(self) -> list[str]:
+        return [*self.of_data, *self.of_training]
 
     def sentence(self) -> str:
         """The line that a run begins with."""
@@ -68,7 +73,7 @@ class Inventory:
             "labels": self.labels,
             "kinds": dict(Counter(look.kind for look in self.looks)),
             "ignored": self.ignored,
-            "remarks": list(self.remarks),
+            "remarks": self.remarks,
         }
 
     def tell(self, log: logging.Logger) -> None:
@@ -115,7 +120,8 @@ def take_inventory(source: ImageSource, batch_size: int, decoding: Decoding) -> 
         labels=source.labelled_by if present else None,
         looks=looks,
         ignored=dict(source.ignored),
-        remarks=[*source.remarks, *dim(looks, decoding), *too_few(len(train), batch_size)],
+        of_data=[*source.remarks, *dim(looks, decoding)],
+        of_training=too_few(len(train), batch_size),
     )
 
 
@@ -140,38 +146,33 @@ def look_at_pixels(pixels: Pixels) -> Look:
 def look_at(data: bytes | memoryview, name: str, decoding: Decoding) -> Look:
     """Of the header, and of the pixels where they are of 16 bits. Raises CorruptImage."""
     with open_image(data, name, decoding) as image:
-        wide = image.mode.startswith("I") or bool(re.search(r";16[BLN]?\b", _stored_as(image)))
-        channels = "gray" if image.mode.startswith("I") else _CHANNELS.get(image.mode, image.mode)
+        gray, wide = image.mode.startswith("I"), has_16_bits(image)
+        channels = "gray" if gray else _CHANNELS.get(image.mode, image.mode)
         bits = 16 if wide else 1 if image.mode == "1" else 32 if image.mode == "F" else 8
-        return Look(f"{channels}, {bits} bit", *image.size, used=_used(image, decoding) if wide else None)
+        used = _share(np.asarray(image), decoding.range_16bit) if gray else None
+        look = Look(f"{channels}, {bits} bit", *image.size, used=used)
+    return replace(look, used=_share(decode(data, name, decoding), (0, 255))) if wide and not gray else look
 
 
-def _stored_as(image: Image.Image) -> str:
-    """PIL's name of how pixels are stored, "RGB;16B", where it keeps one."""
-    names = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    return "" if not names or names[0].startswith("BGR") else names[0]  # "BGR;16": a pixel of 16 bits
-
-
-def _used(image: Image.Image, decoding: Decoding) -> float:
-    """The share of its range that the bright pixels of a 16-bit image reach; of colours PIL has the upper 8 bits."""
-    pixels = np.asarray(image)[:: max(image.height // 512, 1), :: max(image.width // 512, 1)]
-    low, high = decoding.range_16bit if image.mode.startswith("I") else (0, 255)
-    return float((np.percentile(pixels, _BRIGHT) - low) / (high - low))
+def _share(pixels: NDArray[np.integer], window: tuple[int, int]) -> float:
+    """Of the window, that the bright pixels of an image reach; a part of a large one is enough."""
+    height, width = pixels.shape[:2]
+    low, high = window
+    some = pixels[:: max(height // 512, 1), :: max(width // 512, 1)]
+    return float((np.percentile(some, _BRIGHT) - low) / (high - low))
 
 
 def dim(looks: Sequence[Look], decoding: Decoding) -> list[str]:
     """Whether images of 16 bits come out nearly black, and what to do."""
-    used = [look for look in looks if look.used is not None]
-    brightest = max((look.used or 0.0 for look in used), default=0.0)
+    used = [look.used for look in looks if look.used is not None]
+    brightest = max(used, default=0.0)
     if not 0 < brightest <= DIM:
         return []
     low, high = decoding.range_16bit
     bits = math.ceil(math.log2(max(low + brightest * (high - low), 1) + 1))  # that hold the bright pixels
-    gray = any(look.kind.startswith("gray") for look in used)
-    remedy = f"data.range_16bit=[{low},{2**bits - 1}] spreads it" if gray else "store them in 8 bits"
     return [
         f"{len(used)} of {len(looks)} images looked at have 16 bits and use {100 * brightest:.1f} % of their range: "
-        f"they are nearly black; {remedy}"
+        f"they are nearly black; data.range_16bit=[{low},{2**bits - 1}] spreads it"
     ]
 
 
