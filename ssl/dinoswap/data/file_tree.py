@@ -45,6 +45,7 @@ class _Walk:
     inodes: "array[int]" = field(default_factory=lambda: array("Q"))
     ranks: list[tuple[int, bool]] = field(default_factory=list)  # of its part, and whether it is a link
     ignored: Counter[str] = field(default_factory=Counter)
+    extensions: frozenset[str] = field(default_factory=extensions)
     linked: list[_Folder] = field(default_factory=list)  # entered when all folders have been
     entered: set[tuple[str | None, Key]] = field(default_factory=set)
 
@@ -105,7 +106,7 @@ class _Walk:
             self.ignored["special file"] += 1
 
     def take(self, folder: _Folder, name: str, inode: int, linked: bool) -> None:
-        if (suffix := suffix_of(name)) not in extensions():
+        if (suffix := suffix_of(name)) not in self.extensions:
             self.ignored[suffix or "file without extension"] += 1
             return
         self.files.append(folder.below + name)

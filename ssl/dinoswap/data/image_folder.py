@@ -97,7 +97,9 @@ class ImageFolderData(ImageSource):
                 f"{len(left_out)} images, e.g. {left_out[0]}, lie in no part, beside {' and '.join(sorted(parts))}: "
                 "they are not used"
             )
-        aside = Counter(name for file in parts["train"].files for name in _pictures_of_others(file))
+        aside: Counter[str] = Counter()
+        for folder, count in Counter(map(folder_of, parts["train"].files)).items():
+            aside.update(dict.fromkeys(_pictures_of_others(folder), count))
         for name, count in aside.items():
             self.remarks.append(
                 f"{count} of {len(parts['train'].files)} images lie in folders called {name} and are trained on: where "
@@ -118,9 +120,8 @@ class ImageFolderData(ImageSource):
         return FolderImages(files, found.files, names, classes, self.decoding)
 
 
-def _pictures_of_others(file: str) -> set[str]:
-    names = folder_of(file).split("/")
-    return {name for name in names if _OF_OTHERS.fullmatch("".join(re.findall("[a-z]", name.lower())))}
+def _pictures_of_others(folder: str) -> set[str]:
+    return {name for name in folder.split("/") if _OF_OTHERS.fullmatch("".join(re.findall("[a-z]", name.lower())))}
 
 
 class FolderImages(Images):
