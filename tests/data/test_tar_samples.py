@@ -253,11 +253,12 @@ def test_texts_in_one_part_and_numbers_in_the_other_are_refused(tmp_path):
         WebDatasetData(str(tmp_path)).test()
 
 
-def test_test_shards_of_the_same_folder_are_not_trained_on(tmp_path):
+def test_test_shards_of_the_same_folder_are_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "train-0.tar", *samples(3))
     write(tmp_path / "test-0.tar", *samples(2))
     write(tmp_path / "extra-0.tar", *samples(1))
-    source = WebDatasetData(str(tmp_path), str(tmp_path / "extra-0.tar"))
+    source = WebDatasetData(str(tmp_path), "extra-0.tar")  # one path absolute, the other relative
     assert {part: [shard.name for shard in shards] for part, shards in source.parts.items()} == {
         "train": ["train-0.tar"],
         "test": ["extra-0.tar"],

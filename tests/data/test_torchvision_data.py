@@ -1,4 +1,5 @@
 import gzip
+import os
 import re
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from dinoswap.data import torchvision as torchvision_module
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.torchvision import TorchvisionData
+from dinoswap.lock import exclusive, holder
 
 
 def write_mnist(root, part, count):
@@ -69,6 +72,28 @@ def test_a_class_with_the_argument_split(tmp_path, monkeypatch):
         TorchvisionData("SplitData", str(tmp_path)).split("test")
     with pytest.raises(CorruptImage, match="SplitData#2: OSError: image file is truncated"):
         source.split("train").load(2)
+
+
+def test_one_process_at_a_time_downloads(tmp_path, monkeypatch):
+    class Downloading(SplitData):
+        def __init__(self, root, split="train", download=False):
+            held.append(holder(tmp_path / "root"))
+            super().__init__(root, split)
+
+    held = []
+    monkeypatch.setattr(datasets, "Downloading", Downloading, raising=False)
+    TorchvisionData("Downloading", str(tmp_path / "root"), download=True)
+    TorchvisionData("Downloading", str(tmp_path / "root"))
+    assert held[0].startswith(f"process {os.getpid()}") and held[1] is None
+    monkeypatch.setattr(torchvision_module, "_PATIENCE", 0.05)
+    with exclusive(tmp_path / "root"), pytest.raises(ValueError, match=r"Downloading.*is in use by process"):
+        TorchvisionData("Downloading", str(tmp_path / "root"), download=True)
+    (tmp_path / "file").touch()  # no folder can be made below it
+    assert TorchvisionData("Downloading", str(tmp_path / "file/root"), download=True).train().labels.tolist() == [
+        0,
+        1,
+        1,
+    ]
 
 
 class TensorData(SplitData):

@@ -174,6 +174,12 @@ def open_readable(files: Sequence[Path], open_file: Callable[[Path], T], remarks
     return opened
 
 
+def file_key(path: Path) -> tuple[int, int]:
+    """Device and inode: equal for two paths of one file, relative, absolute or through links."""
+    state = path.stat()
+    return state.st_dev, state.st_ino
+
+
 def sampled(path: Path) -> bytes:
     """A few pieces of a file at fixed places: sizes and names alone do not tell two sets made alike apart."""
     size = path.stat().st_size

@@ -7,7 +7,9 @@ as FakeData, has a training part only.
 import difflib
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from torchvision import datasets
 from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, corrupt_if_undecodable, to_rgb
 from dinoswap.data.images import Images, ImageSource, Labels
 from dinoswap.data.labels import complete
-from dinoswap.distributed import barrier, is_main
+from dinoswap.lock import Held, exclusive
 from dinoswap.rng import numpy_generator
 
 _SAMPLED = 16
+_PATIENCE = 3600.0  # seconds that a download of another process may take
 
 
 class TorchvisionData(ImageSource):
@@ -70,10 +73,9 @@ class TorchvisionData(ImageSource):
         return self._opened[part]
 
     def _construct(self, arguments: dict[str, Any]) -> Any:
-        if not is_main():
-            barrier()  # the main process downloads first
         try:
-            return self.kind(**arguments)
+            with _alone(Path(self.given["root"])) if self.given["download"] else nullcontext():
+                return self.kind(**arguments)
         except MemoryError:
             raise
         except Exception as error:  # of files that are not there, damaged, or need a package or a connection
@@ -82,9 +84,20 @@ class TorchvisionData(ImageSource):
                 f"torchvision.datasets.{self.kind.__name__}({arguments}): {type(error).__name__}: {reason}. "
                 "See data.path, data.download, data.train_split, data.test_split"
             ) from error
-        finally:
-            if is_main():
-                barrier()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time downloads into `folder`, and the next one finds the files. A lock and no barrier, since a
+    data set is also opened by one rank alone, and on every node of a job that shares no disk."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder.expanduser(), _PATIENCE))
+        except Held:
+            raise
+        except OSError:  # where nothing can be written, nothing is downloaded
+            pass
+        yield
 
 
 class TorchvisionImages(Images):

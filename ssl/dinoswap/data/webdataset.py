@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, decode
-from dinoswap.data.filesystem import below_root, by_part, find_files, open_readable, sampled
+from dinoswap.data.filesystem import below_root, by_part, file_key, find_files, open_readable, sampled
 from dinoswap.data.images import Images, ImageSource, Labels, first_labelled, numbered
 from dinoswap.data.labels import Named, complete, from_numbers
 from dinoswap.data.tar_index import TarIndex, tar_index
@@ -36,7 +36,8 @@ class WebDatasetData(ImageSource):
             others, ignored = find_files(test_path, _SUFFIXES, key="data.test_path")
             self.ignored += ignored
             self.names |= dict(zip(others, map(str, below_root(others)), strict=True))
-            train = [shard for shard in self.parts.get("train", shards) if shard not in others]
+            tested = {file_key(shard) for shard in others}
+            train = [shard for shard in self.parts.get("train", shards) if file_key(shard) not in tested]
             self.parts = {"train": train, "test": others}
         if not self.parts.get("train"):
             raise ValueError(f"data.path={path}: shards for {sorted(self.parts)} but none to train on: rename them")
