@@ -259,6 +259,7 @@ def test_test_shards_of_the_same_folder_are_not_trained_on(tmp_path, monkeypatch
     write(tmp_path / "test-0.tar", *samples(2))
     write(tmp_path / "extra-0.tar", *samples(1))
     source = WebDatasetData(str(tmp_path), "extra-0.tar")  # one path absolute, the other relative
+    assert source.ignored == {"shard for testing": 2}
     assert {part: [shard.name for shard in shards] for part, shards in source.parts.items()} == {
         "train": ["train-0.tar"],
         "test": ["extra-0.tar"],

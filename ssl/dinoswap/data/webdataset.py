@@ -38,6 +38,7 @@ class WebDatasetData(ImageSource):
             self.names |= dict(zip(others, map(str, below_root(others)), strict=True))
             tested = {file_key(shard) for shard in others}
             train = [shard for shard in self.parts.get("train", shards) if file_key(shard) not in tested]
+            self.ignored.update(["shard for testing"] * (len(shards) - len(train)))
             self.parts = {"train": train, "test": others}
         if not self.parts.get("train"):
             raise ValueError(f"data.path={path}: shards for {sorted(self.parts)} but none to train on: rename them")
@@ -63,13 +64,7 @@ class WebDatasetData(ImageSource):
             self.parts[part] = list(indices)
             names = [self.names[shard] for shard in indices]
             images = TarImages(indices, names, train.classes if train else None, self.decoding, self.remarks)
-            if (
-                train
-                and train.labels is not None
-                and images.labels is not None
-                and not train.classes
-                and images.classes
-            ):
+            if train and train.labels is not None and not train.classes and images.classes:
                 raise ValueError(f"{images.name(0)}: labels are texts, those of the training shards are whole numbers")
             self._opened[part] = images
             self._count(index.ignored for index in indices.values())
