@@ -155,6 +155,20 @@ class Display:
         return row
 
 
+class _LogFile(logging.FileHandler):
+    """A line that the disk refuses is lost, which is said once, and the run goes on: it says so where it matters."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            print(f"{self.baseFilename}: {error.strerror}: lines are lost", file=sys.stderr)
+
+
 @contextmanager
 def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
     """Send what the package logs to the file `path`, appended, and to standard output, for the time of one run.
@@ -165,7 +179,7 @@ def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
     path = path if is_main() else path.with_suffix(f".rank{rank()}{path.suffix}")
     console = console or get_console()
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path)
+    file = _LogFile(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen: logging.Handler = logging.StreamHandler(sys.stdout) if is_main() else logging.NullHandler()
     if is_main() and _interactive(console):
