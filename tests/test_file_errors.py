@@ -4,13 +4,14 @@ the state of a run that nothing happened to.
 All runs are forks of one process that has the trainer ready: only what a run does with its folder is done again.
 """
 
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -39,8 +40,9 @@ OVERRIDES = [
     "evaluation.in_loop_images=10",
     "evaluation.images=10",
     "data.batch_size=4",
+    "model.depth=1",
+    "crops.local_number=1",
 ]
-OF_THE_RUN = ("config", "trainer", "settings", "dataset", "workers", "evaluator", "corrupt", "random_init")
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])
@@ -60,7 +62,7 @@ class Runs:
     def __init__(self, root: Path) -> None:
         import torch
 
-        from dinoswap import job, loop
+        from dinoswap import checkpoint, job, loop, provenance
         from dinoswap.build import build_run
         from dinoswap.evaluation import visualise
 
@@ -69,12 +71,18 @@ class Runs:
         with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
             self.config = compose("train", OVERRIDES)
             self.of_hydra = compose("train", OVERRIDES, return_hydra_config=True)
-        none = root / "none"
-        built = build_run(plain(self.config), none, lambda: RunRecord(none / "run.json", "", "", 0, {}, []))
-        ready = {name: getattr(built, name) for name in OF_THE_RUN}
-        job.build_run = lambda config, folder, record: loop.Run(**ready, folder=folder, record=record())
-        job.flops_per_image = lambda built: 1.0
-        visualise._rendered = lambda figure: np.zeros((2, 2, 3), np.uint8)
+        none, config = root / "none", plain(self.config)
+        # What has nothing to do with the folder is done once
+        provenance._git, provenance.version = functools.cache(provenance._git), functools.cache(provenance.version)
+        built = build_run(config, none, lambda: RunRecord(none / "run.json", "", "", 0, {}, []))
+        ready = {field.name: getattr(built, field.name) for field in fields(built) if field.init}
+        job.plain = lambda _: config
+        job.build_run = lambda _, folder, record: loop.Run(**{**ready, "folder": folder, "record": record()})
+        job.flops_per_image = lambda _: 1.0
+        job.group_table = lambda _: ""
+        visualise._rendered = lambda _: np.zeros((2, 2, 3), np.uint8)
+        visualise.curves_figure([{"step": 1}], [])  # imports
+        checkpoint.save(root / "none", 1, {"weight": torch.zeros(1)}, config={}, keep=1)
 
     def run(self, name: str, fault: Fault | None = None) -> Ended:
         place, output, calls = (self.root / f"{name}{end}" for end in ("", ".txt", ".json"))

@@ -23,6 +23,7 @@ from dinoswap.studies.design import make_design
 from dinoswap.studies.launch import Job, launch
 from dinoswap.studies.ledger import Entry, entries, find
 from dinoswap.studies.study import read_study
+from hydra_plugins.dinoswap_launchers.local import LocalLauncher
 from train_processes import TrainProcess
 
 STUDY = """# Which seed?
@@ -335,3 +336,14 @@ def test_an_ordinary_multirun(tmp_path: Path) -> None:
     done = subprocess.run([*command, "data=image_folder", "data.path=/nowhere"], capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
     assert "failed: ConfigError: data.path=/nowhere: no such folder" in done.stdout
+
+
+def test_a_run_folder_that_cannot_be_made_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a file").touch()
+    folders = [tmp_path / "a file" / "seed0", tmp_path / "seed1"]
+    launcher = LocalLauncher(processes=1, threads=1, gpus=None, check_code=False)
+    launcher.environment = {}
+    launcher._command = lambda job: ["true"]  # type: ignore[method-assign]
+    launcher._run([Job(number, [], folder, "loss", f"job {number}") for number, folder in enumerate(folders)], [])
+    assert f"job 0 cannot be started: [Errno 20] Not a directory: '{folders[0]}'" in caplog.text
+    assert (folders[1] / "output.txt").exists()

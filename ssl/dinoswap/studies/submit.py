@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def submitted(given: Any, task: Callable[..., Any], rows: Sequence[Sequence[Any]
     while parts:
         part = parts.pop(0)
         try:
-            handles = patiently(lambda part=part: given.map_array(task, *zip(*part, strict=True)))
+            handles = patiently(partial(given.map_array, task, *zip(*part, strict=True)))
         except RuntimeError as error:  # there is no SLURM, or sbatch refuses
             if "job array" not in str(error) or len(part) == 1:
                 raise ConfigError(refusal(error)) from error

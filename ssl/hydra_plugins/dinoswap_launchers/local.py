@@ -78,8 +78,8 @@ class LocalLauncher(Launcher):
         while running or (waiting and not signals):
             while waiting and slots and not signals:
                 job = waiting.popleft()
-                if startable([job]):
-                    running.append(Running(job, self._start(job, slots[0]), slots.popleft()))
+                if startable([job]) and (process := self._started(job, slots[0])) is not None:
+                    running.append(Running(job, process, slots.popleft()))
             time.sleep(POLL_SECONDS)
             for each in list(running):
                 if each.process.poll() is not None:
@@ -89,6 +89,14 @@ class LocalLauncher(Launcher):
                 for number in signals[each.told :]:
                     each.process.send_signal(signal.SIGTERM if number in (signal.SIGHUP, signal.SIGUSR1) else number)
                 each.told = len(signals)
+
+    def _started(self, job: "Job", slot: int) -> "subprocess.Popen[bytes] | None":
+        """None where its folder, or a process, cannot be made: the other jobs go on."""
+        try:
+            return self._start(job, slot)
+        except OSError as error:
+            _log.error("%s cannot be started: %s", job.name, error)
+            return None
 
     def _start(self, job: "Job", slot: int) -> subprocess.Popen[bytes]:
         """Its output goes to output.txt in the run folder."""

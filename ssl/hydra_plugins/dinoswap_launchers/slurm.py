@@ -59,14 +59,19 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         from dinoswap.configuration import config_dir
         from dinoswap.lock import exclusive
         from dinoswap.provenance import code_version
+        from dinoswap.schema import ConfigError
         from dinoswap.studies.launch import jobs_of, report, startable
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         ranks = self.params["nodes"] * self.params["tasks_per_node"]
         jobs = jobs_of(self.config, self.hydra_context.config_loader, job_overrides, initial_job_idx, self.names, ranks)
         self.code = code_version(config_dir()) if self.check_code else ""
-        with exclusive(Path(self.config.hydra.sweep.dir), SUBMISSION_SECONDS):  # nobody submits what we are about to
-            self._submit(startable(jobs))
+        try:
+            # Nobody submits what we are about to
+            with exclusive(Path(self.config.hydra.sweep.dir), SUBMISSION_SECONDS):
+                self._submit(startable(jobs))
+        except OSError as error:  # a full disk, a folder that cannot be made
+            raise ConfigError(f"hydra/launcher=slurm: not all jobs were submitted: {error}") from error
         try:
             self._wait(jobs)
         except KeyboardInterrupt:
