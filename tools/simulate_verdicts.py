@@ -60,12 +60,13 @@ found. *Plan's smallest* is the difference that `dinoswap-ablate plan` gives as 
 both standard deviations, *power there* how often it is found. The plan takes effects to vary alike, and is cautious
 where only some do.
 
-The last columns are the false findings of what was not chosen for crossed designs. *Residual*: every seed is taken to
-have the same effects, as reports did before 2026-11-29. *Seed x effect or residual*: pooled over the effects, or the
-residual where it is larger. *Seed x this effect*: each effect's own spread over the seeds, exact whatever varies,
-which finds hardly anything with 3 seeds. Chosen is the largest of the three (`studies/statistics/strata.py`): at most
-5 % where effects vary alike, and where they do not it errs least of those that find anything. Arms against a
-reference have a paired t test, which no variation between seeds disturbs.
+The last columns are the false findings, and in brackets the power, of what was not chosen for crossed designs.
+*Residual*: every seed is taken to have the same effects, as reports did before 2026-11-29. *Seed x effect or
+residual*: pooled over the effects, or the residual where it is larger. *Seed x this effect*: each effect's own spread
+over the seeds, right whatever varies, and blind with 3 seeds. Chosen is the largest of the three
+(`studies/statistics/strata.py`): at most 5 % where effects vary alike, and where only some vary it errs least of
+those that find anything: up to 9 % with 3 seeds, if these vary by twice the noise of a run. Arms against a reference
+have a paired t test, which no variation between seeds disturbs.
 
 Statistics come from the functions that the report calls; the first {checked} studies of each line were also judged by
 the report itself (`report.analysis.judge`), with the same p. Made by `{command}`.
@@ -91,7 +92,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Tested:
+class PValues:
     """Of outcomes [rows, studies]: `p` by the choice of the error, each [effects, studies]."""
 
     p: dict[str, Array]
@@ -156,10 +157,10 @@ class Paired:
         self.reference = [place[first, seed] for seed in range(seeds)]
         self.arms = [[place[cell, seed] for seed in range(seeds)] for cell in others]
 
-    def __call__(self, y: Array) -> Tested:
+    def __call__(self, y: Array) -> PValues:
         differences = y[self.arms] - y[self.reference]  # [effects, seeds, studies]
         n = differences.shape[1]
-        return Tested({CHOSEN: t_test(differences.mean(1), differences.std(1, ddof=1) / math.sqrt(n), n - 1)})
+        return PValues({CHOSEN: t_test(differences.mean(1), differences.std(1, ddof=1) / math.sqrt(n), n - 1)})
 
 
 class Crossed:
@@ -172,7 +173,7 @@ class Crossed:
         self.main, self.pairs = strata[0], strata[1] if len(strata) > 1 else None
         self.shares = values_stratum(frame, design.cells, design.study.factors, *corners(design.study))
 
-    def __call__(self, y: Array) -> Tested:
+    def __call__(self, y: Array) -> PValues:
         squares = self.main.squares(y)
         none = np.zeros_like(squares.own)
         pooled = self.main.largest(replace(squares, own=none))
@@ -184,7 +185,7 @@ class Crossed:
         }
         p = {name: p_values(self.main, y, *error) for name, error in choices.items()}
         rest = [None if s is None else p_values(s, y, *s.largest(s.squares(y))) for s in (self.shares, self.pairs)]
-        return Tested(p, *rest)
+        return PValues(p, *rest)
 
 
 def p_values(stratum: Stratum, y: Array, square: Array, df: Array) -> Array:
@@ -206,7 +207,7 @@ def found_last(p: Array) -> float:
     return float((rejected & (order == len(p) - 1)).any(0).mean())
 
 
-def check(design: Design, frame: pd.DataFrame, y: Array, tested: Tested, studies: int) -> None:
+def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studies: int) -> None:
     """Raises unless the report's own judgement of the first studies has the same p."""
     metric = design.study.metrics[0]
     for study in range(studies):
@@ -233,7 +234,7 @@ def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dic
         null = test(y)
         check(design, frame, y, null, checked)
         smallest = detectable(design, seeds, spread)
-        power, found = (found_last(test(with_effect(design, frame, y, s)).p[CHOSEN]) for s in (TRUE, smallest))
+        true, found = (test(with_effect(design, frame, y, size)).p for size in (TRUE, smallest))
         yield {
             "design": design.name,
             "seeds": seeds,
@@ -242,10 +243,10 @@ def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dic
             "false": any_finding(null.p[CHOSEN]),
             "shares": any_finding(null.shares),
             "interactions": any_finding(null.interactions),
-            "power": power,
+            "power": found_last(true[CHOSEN]),
             "detectable": smallest,
-            "found": found,
-            "others": {name: any_finding(p) for name, p in null.p.items() if name != CHOSEN},
+            "found": found_last(found[CHOSEN]),
+            "others": {n: (any_finding(p), found_last(true[n])) for n, p in null.p.items() if n != CHOSEN},
         }
 
 
@@ -268,7 +269,13 @@ def percent(share: float) -> str:
 def markdown(found: list[dict[str, Any]], studies: int, checked: int, command: str) -> str:
     names = list(dict.fromkeys(name for row in found for name in row["others"]))
     head = ["design", "seeds", "sd between seeds", "effects that vary", "**false findings**", "of shares"]
-    head += ["of interactions", f"power at {TRUE:g}", "plan's smallest", "power there", *names]
+    head += [
+        "of interactions",
+        f"power at {TRUE:g}",
+        "plan's smallest",
+        "power there",
+        *(f"{name} (power)" for name in names),
+    ]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * 2}---|{'---:|' * (len(head) - 4)}"]
     for row in found:
         numbers = [
@@ -276,7 +283,8 @@ def markdown(found: list[dict[str, Any]], studies: int, checked: int, command: s
             *(percent(row[name]) for name in ("shares", "interactions", "power")),
         ]
         numbers += [f"{row['detectable']:.2f}", percent(row["found"])]
-        numbers += [percent(row["others"].get(name, math.nan)) for name in names]
+        numbers += [f"{percent(false)} ({percent(power)})" for false, power in row["others"].values()]
+        numbers += ["-"] * (len(names) - len(row["others"]))
         lines.append(f"| {row['design']} | {row['seeds']} | {row['sd']:g} | {row['vary']} | {' | '.join(numbers)} |")
     error = 100 * math.sqrt(ALPHA * (1 - ALPHA) / studies)
     return "\n".join(

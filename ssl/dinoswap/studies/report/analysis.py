@@ -108,7 +108,7 @@ def analyse_collected(collected: Collected) -> Analysis:
     return Analysis(collected, [judge(collected.study, cells, collected.outcomes(m), m) for m in metrics])
 
 
-def judge(study: Study, cells: Mapping[str, Levels], outcomes: pd.DataFrame, metric: Metric) -> Result:
+def judge(study: Study, cells: Mapping[str, Mapping[str, str]], outcomes: pd.DataFrame, metric: Metric) -> Result:
     """Every verdict on one metric. `outcomes`: cell, seed, status, value. The first of the cells is the reference."""
     void = nothing_to_say(outcomes, metric)
     if study.design not in ("factorial", "fractional"):

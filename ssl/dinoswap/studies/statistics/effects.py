@@ -1,7 +1,8 @@
 """Two arms paired by seed: the mean of the differences, with a t interval, and an exact sign-flip test beside it.
 
 The differences hold whatever an effect varies by between seeds, so that their own spread is the error, with n - 1
-degrees of freedom. It is not pooled over arms: a collapsing one would widen the intervals of all others.
+degrees of freedom. It is not pooled over arms: an arm that hardly changes training has differences that hardly vary,
+and a collapsing one would widen the intervals of all others.
 
 If the arm made no difference, each of the n differences could as well have had the other sign. The share of the 2^n
 choices of signs whose mean is at least as far from zero is an exact p, whatever the distribution (Fisher 1935). It

@@ -87,7 +87,8 @@ class Stratum:
     @cached_property
     def lengths(self) -> Array:
         """[k]: standard errors per unit of a run's standard deviation."""
-        return np.linalg.norm(self.contrasts, axis=1)
+        found: Array = np.linalg.norm(self.contrasts, axis=1)
+        return found
 
     @property
     def residual_df(self) -> int:
