@@ -95,7 +95,7 @@ def test_the_name_of_a_study_is_text() -> None:
 
 def test_hydra_is_given_what_was_checked() -> None:
     given = ["-m", "data=image_folder", "data.path=/a b,/c", "--config-dir", "/tmp"]
-    assert check_arguments(given) == ["-m", "data=image_folder", "data.path='/a b','/c'", "--config-dir", "/tmp"]
+    assert check_arguments(given) == ["-m", "data=image_folder", "data.path='/a b',/c", "--config-dir", "/tmp"]
 
 
 def test_a_study_and_an_evaluation_take_them_too(tmp_path: Path) -> None:

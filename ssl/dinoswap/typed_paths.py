@@ -3,7 +3,8 @@
 Hydra reads every value of an override by a grammar, in which = , ~ # ( ) [ ] { } and quotes are signs, and null, 1e5
 and 2024_05_01 no text. The shell has already taken away the quotes that the user wrote. So before Hydra sees an
 override of one of these keys, its value is quoted for that grammar: `data.path=/data/shard-{000..099}.tar` is then
-`data.path='/data/shard-{000..099}.tar'`. What is quoted already stays, so that doing it twice changes nothing.
+`data.path='/data/shard-{000..099}.tar'`. What is quoted already stays, so that doing it twice changes nothing, and so
+does a plain name, which the grammar reads as the same text.
 
 Signs that keep their meaning: `${...}` is an interpolation, `[a,b]` as the whole value a list, a comma in a multirun
 between two values of a sweep (unless quoted, or within brackets), and `~` at the beginning the home folder.
@@ -27,6 +28,7 @@ LITERAL = (*PATHS, "study")
 
 _OVERRIDE = re.compile(rf"(\+{{0,2}}({'|'.join(map(re.escape, LITERAL))})=)(.*)", re.DOTALL)
 _QUOTED = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+_PLAIN = re.compile(r"[A-Za-z_/][\w/.-]*", re.ASCII)
 _SWEEP = re.compile(r"(?:choice|glob|shuffle|sort|range|interval|tag)\(.*\)", re.DOTALL)
 _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
@@ -34,6 +36,11 @@ _BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 def as_typed(overrides: Iterable[str], *, multirun: bool = False) -> list[str]:
     """The overrides, with the values of these keys quoted for Hydra. `multirun`: commas separate values."""
     return [_literal(override, multirun) for override in overrides]
+
+
+def is_plain(text: str) -> bool:
+    """Whether an override has this text as its value without quotes."""
+    return bool(_PLAIN.fullmatch(text)) and text.lower() not in ("null", "true", "false", "nan", "inf")
 
 
 def quoted(value: str | Path) -> str:
@@ -79,7 +86,7 @@ def _literal(override: str, multirun: bool) -> str:
 
 
 def _element(text: str, key: str) -> str:
-    if _QUOTED.fullmatch(text) or (text == "null" and key in NULLABLE):
+    if _QUOTED.fullmatch(text) or is_plain(text) or (text == "null" and key in NULLABLE):
         return text
     return quoted(os.path.expanduser(text) if key in PATHS else text)  # noqa: PTH111  # a Path of it is another text
 

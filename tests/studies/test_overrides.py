@@ -1,5 +1,6 @@
 """Values in overrides: read by Hydra and OmegaConf as what was written, whatever it looks like."""
 
+import random
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from dinoswap.studies.overrides import as_text, combined, quoted
+from dinoswap.typed_paths import as_typed
 
 TEXTS = [
     *("20240501", "2024_05_01", "null", "NULL", "1e5", "true", "inf", "étude", "a.b", "", " ", " a ", "a b", "-", "~"),
@@ -32,6 +34,15 @@ def test_quoted_text_is_the_same_text(text: str) -> None:
 def test_a_scalar_is_read_as_the_same_scalar(value: Any) -> None:
     again = read_again(as_text(value))
     assert (again, type(again)) == (value, type(value))
+
+
+def test_what_is_taken_for_a_plain_name_is_read_as_that_text() -> None:
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("aeNul1_.-/", k=draw.randrange(1, 7))) for _ in range(600)]
+    bare = [text for text in texts if as_text(text) == text]
+    assert [read_again(as_text(text)) for text in texts] == texts
+    assert 300 < len(bare) < 600
+    assert as_typed(f"study={text}" for text in bare) == [f"study={text}" for text in bare]
 
 
 def test_names_stand_bare_and_lists_and_interpolations_are_what_they_are() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dinoswap import typed_paths
 from dinoswap.schema import ConfigError, nearest
-from dinoswap.typed_paths import as_typed
+from dinoswap.typed_paths import as_typed, is_plain
 
 Scalar = str | int | float | bool | None
 
@@ -27,7 +27,6 @@ OF_A_JOB = (
 """Keys of hydra.launcher that a study file may set. The others name code (_target_, setup) or where files go."""
 
 WORDS = {True: "true", False: "false", None: "null"}
-_NAME = re.compile(r"[A-Za-z_/][\w/.-]*", re.ASCII)
 _LINE = re.compile(r"(?:\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*=?)[^\x00-\x1f\x7f]*", re.ASCII)
 """No line break or other control character: sbatch is given values in a script, where the next line would be run."""
 
@@ -68,8 +67,7 @@ def as_text(value: Scalar) -> str:
     a section, and an interpolation stays one; what looks like another type, or like syntax, is quoted."""
     if not isinstance(value, str):
         return WORDS[value] if value is None or isinstance(value, bool) else str(value)
-    is_name = _NAME.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf")
-    return value if is_name or value.startswith(("[", "{")) or "${" in value else quoted(value)
+    return value if is_plain(value) or value.startswith(("[", "{")) or "${" in value else quoted(value)
 
 
 # --- what a file may hold ---------------------------------------------------------------------------------------------
