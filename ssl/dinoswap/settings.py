@@ -11,7 +11,9 @@ from dinoswap.first_check import first_check
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
 from dinoswap.schema import ConfigError, checked, construct, construct_option, option_class
-from dinoswap.sections import Config, TrainerSettings, loading_settings
+from dinoswap.sections import LOADING, Config, TrainerSettings, loading_settings
+
+__all__ = ["GIVEN_TO_DA3", "LOADING", "check"]
 
 GIVEN_TO_DA3 = ("reduction", "mean", "std")
 """Arguments that the builder gives to the option of `da3`."""
