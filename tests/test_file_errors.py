@@ -44,6 +44,8 @@ OVERRIDES = [
     "crops.local_number=1",
 ]
 
+pytestmark = pytest.mark.timeout(1200)
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])
 
@@ -255,6 +257,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_experiment, args=(tmp_path_factory.mktemp("files"), sender))
     process.start()
+    sender.close()  # else nobody notices that the process has died
     found = receiver.recv()
     process.join()
     assert isinstance(found, dict), found
