@@ -179,7 +179,7 @@ def test_two_turns_without_a_step_end_as_failed(job: SlurmLauncher, capsys: pyte
     with pytest.raises(SystemExit, match="1"):
         told(again)
     (found,) = find([job.folders[3]])
-    reason = "the limit of 5 minutes, less 30 seconds, is shorter than a start and a step take: no step was done in two"
+    reason = "the limit of 5 min, less 30 s, is shorter than a start and a step take: no step was done in two"
     assert found.state == "failed"
     assert found.note.startswith(reason)
     assert reason in capsys.readouterr().out

@@ -93,7 +93,7 @@ def give_up(folder: Path, settings: Mapping[str, Any]) -> None:
     """End the job here and now, as failed. It is told to stop while it imports, so nothing is imported for this."""
     minutes, delay = settings["timeout_min"], settings["signal_delay_s"]
     reason = (
-        f"the limit of {minutes:g} minutes, less {delay:g} seconds, is shorter than a start and a step take: no step "
+        f"the limit of {minutes:g} min, less {delay:g} s, is shorter than a start and a step take: no step "
         "was done in two turns; raise hydra.launcher.timeout_min"
     )
     path = folder / "run.json"
