@@ -11,7 +11,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -72,14 +72,18 @@ class Runs:
         self.root, self.job = root, job
         with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
             self.config = compose("train", OVERRIDES)
-            self.of_hydra = compose("train", OVERRIDES, return_hydra_config=True)
-        none, config = root / "none", plain(self.config)
-        # What has nothing to do with the folder is done once
+            of_hydra = compose("train", [*OVERRIDES, f"results_dir={root}/none"], return_hydra_config=True)
+        with open_dict(of_hydra):
+            of_hydra.hydra.runtime.output_dir = f"{root}/none"
+        HydraConfig.instance().set_config(of_hydra)
+        # What has nothing to do with the run's folder is done once
         provenance._git, provenance.version = functools.cache(provenance._git), functools.cache(provenance.version)
-        built = build_run(config, none, lambda: RunRecord(none / "run.json", "", "", 0, {}, []))
+        config = plain(self.config)
+        self.named = job.name_run(config)
+        built = build_run(config, root / "none", lambda: RunRecord(root / "none/run.json", "", "", 0, {}, []))
         ready = {field.name: getattr(built, field.name) for field in fields(built) if field.init}
-        job.plain = lambda _: config
-        job.build_run = lambda _, folder, record: loop.Run(**{**ready, "folder": folder, "record": record()})
+        job.plain = lambda *_, **__: config
+        job.build_run = lambda _, folder, record, *__: loop.Run(**{**ready, "folder": folder, "record": record()})
         job.flops_per_image = lambda _: 1.0
         job.group_table = lambda _: ""
         visualise._rendered = lambda _: np.zeros((2, 2, 3), np.uint8)
@@ -100,9 +104,7 @@ class Runs:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         try:
-            with open_dict(self.of_hydra):
-                self.of_hydra.hydra.runtime.output_dir = str(folder)
-            HydraConfig.instance().set_config(self.of_hydra)
+            self.job.name_run = lambda _: replace(self.named, folder=folder)
             with files.injected():
                 self.job.run_job(self.config)
             status = 0
