@@ -74,6 +74,14 @@ def test_text_in_csv_is_text_again(text: str) -> None:
     assert as_csv(frame).startswith("run_id,seed,value\n")
 
 
+def test_csv_of_cells_that_are_no_text() -> None:
+    """As those of a search's trials: lists, None and text in one column stand, and only the text is marked."""
+    frame = pd.DataFrame({"attribute": [["=1"], None, "=1", 0.5, {"a": 1}], "number": [1, 2, 3, 4, 5]})
+    again = pd.read_csv(io.StringIO(as_csv(frame)))
+    assert again["attribute"].fillna("").tolist() == ["['=1']", "", "'=1", "0.5", "{'a': 1}"]
+    assert again["number"].tolist() == [1, 2, 3, 4, 5]
+
+
 def test_ids_that_look_like_numbers(tmp_path: Path) -> None:
     """In the tables of both kinds, and in the frame."""
     wanted = ["0012345678", "12345678e9"]

@@ -30,6 +30,8 @@ def _marked(column: Any) -> Any:
     """The column with its apostrophes; None where there are none."""
     if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
         return None
-    texts = {value for value in column.dropna().unique() if isinstance(value, str)}
-    changed = {text: f"'{text}" for text in texts if _TAKEN_FOR_ANOTHER_TYPE.fullmatch(text)}
-    return column.map(lambda value: changed.get(value, value), na_action="ignore") if changed else None
+    texts = {value for value in column if isinstance(value, str)}
+    changed = {text for text in texts if _TAKEN_FOR_ANOTHER_TYPE.fullmatch(text)}
+    if not changed:
+        return None
+    return column.map(lambda value: f"'{value}" if isinstance(value, str) and value in changed else value)
