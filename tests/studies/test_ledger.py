@@ -124,6 +124,18 @@ def test_without_a_record_it_is_missing(content: str | None, note: str, tmp_path
     assert bool(found.note) == bool(note)
 
 
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """A file in its place, and a link to itself: no permission stops root, who runs tests."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    found = find([tmp_path / "file", tmp_path / "loop", tmp_path / "nothing"])
+    assert [each.words for each in found] == [
+        "missing: run.json: Not a directory",
+        "missing: run.json: Too many levels of symbolic links",
+        "missing",
+    ]
+
+
 def hold(folder: Path) -> None:
     with exclusive(folder):
         (folder / "held").touch()

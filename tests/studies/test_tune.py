@@ -235,6 +235,26 @@ def test_a_refusal_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
+@pytest.mark.parametrize(("failing", "code"), [(1, 0), (2, 1)])
+def test_a_search_that_mostly_failed_has_failed(
+    failing: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its trials are told by the test, in place of workers; the report is written either way."""
+    given = [str(write(tmp_path, f"{STUDY}winners: 0\n")), f"results_dir={tmp_path}"]
+    tuning = read_tuning(given[0], given[1:])
+    study = open_study(tuning)
+    for number in range(3):
+        trial = study.ask(trials.distributions(tuning))
+        trial.set_user_attr("error", "=it broke")
+        study.tell(trial, *((None, TrialState.FAIL) if number < failing else (1.0,)))
+    monkeypatch.setattr(crew, "work", lambda *arguments: None)
+    assert main(given) == code
+    told = capsys.readouterr().err
+    assert ("dinoswap-tune: 2 of 3 trials failed, the last of them: =it broke; --rerun-failed" in told) == bool(code)
+    assert ",'=it broke," in (tmp_path / "runs" / "mine" / "tune" / "trials.csv").read_text()
+    assert main([*given, "--report"]) == 0
+
+
 # --- real runs --------------------------------------------------------------------------------------------------------
 
 
