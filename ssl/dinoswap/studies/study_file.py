@@ -13,7 +13,7 @@ file, such as seeds=9 or design=factorial, replaces that key.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class StudyFile:
     question: str
     command_line: list[str]
     base: list[str]
-    launcher: list[str]
+    launcher: list[str] = field(default_factory=list)
     seeds: list[int]
     budget: Budget | None
 
