@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dinoswap.evaluation.diagnostics import FEW_STEPS
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.journal import Journal
 from dinoswap.metrics import read
@@ -42,12 +43,12 @@ def test_an_evaluation_is_written_once_and_a_verdict_waits_for_the_warm_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with journal(tmp_path) as told, caplog.at_level(logging.WARNING):
-        for step in (4, 5, 5):
+        for step in (4, FEW_STEPS, FEW_STEPS + 1, FEW_STEPS + 1):
             told.log(step, LOGS, HYPER)
             told.evaluated(step, evaluation("collapsed"))
     rows = read(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows if "eval/knn_top1" in row] == [4, 5]
-    assert {record.getMessage() for record in caplog.records} == {"step 5: collapsed"}
+    assert [row["step"] for row in rows if "eval/knn_top1" in row] == [4, FEW_STEPS, FEW_STEPS + 1]
+    assert {record.getMessage() for record in caplog.records} == {f"step {FEW_STEPS + 1}: collapsed"}
 
 
 def test_a_resumed_run_drops_what_it_repeats(tmp_path: Path) -> None:

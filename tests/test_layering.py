@@ -21,7 +21,7 @@ PACKAGE = Path(dinoswap.__file__).parent
 LAYERS = {
     6: "train evaluate judge job naming studies",
     5: "build command_line configuration identity facts run_folder earlier_runs explain first_check foreign_words "
-    "settings typed_paths",
+    "notices settings typed_paths",
     4: "trainer loop journal checkpoint checkpoint_folder metrics progress evaluation flops",
     3: "model ema optim layer_decay weight_decay data nonfinite sections",
     2: "objectives clustering da3 forward",

@@ -39,6 +39,10 @@ class Cake:
         ({"layers": "two"}, "cakes.first.layers=two: must be a whole number, not text"),
         ({"layers": 2.0}, "cakes.first.layers=2.0: must be a whole number, not a number"),
         ({"layers": True}, "cakes.first.layers=True: must be a whole number, not true or false"),
+        ({"layers": 10**20}, "cakes.first.layers=100000000000000000000: must be a whole number up to 92233720"),
+        ({"layers": 1, "length": 10**20}, "cakes.first.length=100000000000000000000: must be a whole number up to"),
+        ({"layers": 1, "sugar": 10**400}, "cakes.first.sugar=1"),
+        ({"layers": float("-inf")}, "cakes.first.layers=-inf: must be a whole number, not a number"),
         ({"layers": None}, "cakes.first.layers=None: must be a whole number, not null"),
         ({"layers": 0}, "cakes.first.layers=0: a cake has at least one"),
         ({"layers": 1, "sugar": 13}, "cakes.first: too much of everything"),
@@ -81,7 +85,16 @@ def test_keys_at_the_root_have_no_section() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "dinoswap.masking.block.BlockMasking", "dinoswap.objectives.no.X", "dinoswap.objectives.koleo.X", ""],
+    [
+        *(
+            "os.system",
+            "dinoswap.masking.block.BlockMasking",
+            "dinoswap.objectives.no.X",
+            "dinoswap.objectives.koleo.X",
+        ),
+        *("dinoswap.objectives.koleo.torch", "dinoswap.objectives.koleo.Tensor"),
+        *("dinoswap.objectives.", "dinoswap.objectives", "", "."),
+    ],
 )
 def test_a_target_outside_the_group_is_refused(target: str) -> None:
     with pytest.raises(ConfigError, match=r"objectives\.koleo\._target_="):

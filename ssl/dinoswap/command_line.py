@@ -17,6 +17,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
@@ -123,14 +124,15 @@ def _composed(overrides: Sequence[str], config_name: str, multirun: bool, strict
     """One config, or in a multirun one for every combination of the swept options."""
     overrides = as_typed(overrides, multirun=multirun)
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        loader = GlobalHydra.instance().config_loader()
+        loader = typing.cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
         try:
             parsed = OverridesParser.create(loader).parse_overrides(overrides)
-            groups = [group for group in loader.list_groups("") if group != "hydra"]
+            _, found = loader._parse_overrides_and_create_caching_repo(config_name, overrides)  # once for all groups
+            groups = [group for group in found.get_group_options("", ObjectType.GROUP) if group != "hydra"]
             for override in parsed:
                 _check_form(override, multirun)
                 if override.key_or_group in groups:
-                    _check_options(override, loader.get_group_options(override.key_or_group, overrides=overrides))
+                    _check_options(override, found.get_group_options(override.key_or_group, ObjectType.CONFIG))
             return [_compose(config_name, lines, loader, groups, strict) for lines in _combinations(parsed, groups)]
         except OverrideParseException as error:
             raise ConfigError(_unreadable(str(error.override), _one_line(error))) from error

@@ -183,14 +183,18 @@ def save(found: "Evaluation", subject: Subject, network: str, config: Config, da
     write_atomically(out / FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def show(found: "Evaluation", out: Path) -> None:
+def show(found: "Evaluation", subject: Subject, out: Path) -> None:
+    from dinoswap.evaluation.diagnostics import FEW_STEPS
+
     console = get_console()
     if found.results:
         console.print(found.table())
     for name, value in found.metrics.items():
         if name.startswith("eval/") and "top" not in name:
             console.print(f"{name.removeprefix('eval/')}: {value:.4g}")
-    console.print(f"verdict: {found.warning or 'no sign of collapse'}", soft_wrap=True)
+    few = subject.trained is not None and subject.trained.step <= FEW_STEPS
+    said = f"none after {FEW_STEPS} steps or fewer" if few else found.warning or "no sign of collapse"
+    console.print(f"verdict: {said}", soft_wrap=True)
     console.print(f"evaluation.json and pictures: {out}", soft_wrap=True)
 
 
@@ -234,7 +238,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     else:
         found = judge_weights(config, source, subject.path, arguments.heads)
     save(found, subject, network, config, data, out)
-    show(found, out)
+    show(found, subject, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

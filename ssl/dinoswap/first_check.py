@@ -24,7 +24,8 @@ from dinoswap.sections import (
 WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay")
 """Groups whose options can be built here."""
 WITHIN_THE_RUN = ("warmup", "weight_decay_warmup")
-"""Lengths of schedules that go on after them, and so cannot be longer than the run."""
+LENGTHS = (*WITHIN_THE_RUN, "freeze_last_layer", "teacher_temp_warmup")
+"""Of the schedules. After the first two something else follows, so they cannot be longer than the run."""
 
 
 def first_check(cfg: Config) -> None:
@@ -55,19 +56,23 @@ def require_writable(cfg: Config) -> None:
 
 def check_schedules(cfg: Config) -> None:
     """Lengths are lengths, and what has to end within the run does."""
+    taken, total = lengths(cfg), cfg["trainer"]["max_steps"]
+    for name in WITHIN_THE_RUN:
+        if taken[name] > total:
+            raise ConfigError(
+                f"schedule.{name}={cfg['schedule'][name]}: is longer than the run of trainer.max_steps={total}; give "
+                "fewer steps, a share of the run such as 0.1, or more of trainer.max_steps"
+            )
+
+
+def lengths(cfg: Config) -> dict[str, int]:
+    """The lengths of `schedule` in steps."""
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
     total = construct(TrainerSettings, cfg["trainer"], "trainer").max_steps
-    for name in (*WITHIN_THE_RUN, "freeze_last_layer", "teacher_temp_warmup"):
-        length = getattr(schedule, name)
-        try:
-            taken = steps(length, total, f"schedule.{name}")
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        if name in WITHIN_THE_RUN and taken > total:
-            raise ConfigError(
-                f"schedule.{name}={length}: is longer than the run of trainer.max_steps={total}; give fewer steps, a "
-                f"share of the run such as 0.1, or more of trainer.max_steps"
-            )
+    try:
+        return {name: steps(getattr(schedule, name), total, f"schedule.{name}") for name in LENGTHS}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_data(cfg: Config) -> None:

@@ -22,7 +22,7 @@ from dinoswap.command_line import EXIT_USAGE
 from dinoswap.configuration import config_dir, flatten, plain
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.workers import DataWorkerError
-from dinoswap.distributed import RankFailed, is_main, on_main, require_same, together
+from dinoswap.distributed import RankFailed, is_main, on_main, require_same, together, world_size
 from dinoswap.distributed.group import explained, one_line, process_group
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files import write_atomically
@@ -33,6 +33,7 @@ from dinoswap.loop import Preempted, Run
 from dinoswap.metrics import RunRecord, Status, load_record
 from dinoswap.naming import Named, launched_place, name_run
 from dinoswap.nonfinite import Diverged
+from dinoswap.notices import notices
 from dinoswap.optim.param_groups import group_table
 from dinoswap.progress import logging_to
 from dinoswap.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_code
@@ -101,6 +102,8 @@ def train(config: Mapping[str, Any], named: Named) -> float | None:
     with logging_to(folder / "log.txt"):
         if named.news and is_main():
             _log.info("this run %s", named.news)
+        for sentence in before_the_first_step(built, config):
+            _log.warning(sentence)
         found = finish(built)
     if found.results:
         get_console().print(found.table())
@@ -134,6 +137,11 @@ def told_in_a_record(
                 place.mkdir(parents=True, exist_ok=True)
                 start_record(place, config(), own, data).finish("failed", f"{type(error).__name__}: {error}")
         raise
+
+
+def before_the_first_step(built: Run, config: Mapping[str, Any]) -> Iterator[str]:
+    data, plan = built.evaluator, built.trainer.model.plan
+    return notices(config, train=data.train, test=data.test, masked_crops=plan.masked_crops, ranks=world_size())
 
 
 def finish(built: Run) -> Evaluation:

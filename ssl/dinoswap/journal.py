@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dinoswap.distributed import all_reduce_mean, is_main
+from dinoswap.evaluation.diagnostics import FEW_STEPS
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.evaluation.visualise import curves_figure
 from dinoswap.metrics import MetricsLog, TensorBoard, read
@@ -22,8 +23,8 @@ class Journal:
     """A context manager. Steps are counted as in metrics.jsonl: the first is 1, and 0 is before it.
 
     `done`: steps that are not repeated; what was written of later ones is dropped. `objectives`: their names tell loss
-    terms from other values. `warm_up`: steps after which a verdict is worth reading: an untrained network looks
-    collapsed. Only the main process writes.
+    terms from other values. `warm_up`: steps, if more than FEW_STEPS, after which a verdict is worth reading: an
+    untrained network looks collapsed. Only the main process writes.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Journal:
         for name, picture in found.pictures.items():
             if self.board is not None:
                 self.board.picture(step, name, picture)
-        if found.warning and step > self.warm_up:
+        if found.warning and step > max(self.warm_up, FEW_STEPS):
             _log.warning("step %d: %s", step, found.warning)
 
     def save_pictures(self, found: Evaluation) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 T = TypeVar("T")
 
+LARGEST = 2**63 - 1
+"""Whole numbers beyond are none that torch, NumPy or a file format can hold."""
 MISSING = "???"
 """What a YAML says where the user has to give a value."""
 
@@ -84,8 +86,13 @@ def option_class(section: Mapping[str, Any], key: str) -> type[Any]:
         package = module.split(".")[:2]
         if package not in (["dinoswap", part] for part in key.split(".")):
             raise ImportError("of another package")
-        return cast(type[Any], getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name)
+        if not isinstance(found, type) or found.__module__.split(".")[:2] != package:
+            raise ImportError(f"{name} is no class of {'.'.join(package)}")
+        if inspect.isabstract(found) or issubclass(found, BaseException):
+            raise ImportError(f"{name} is none that is built")
+        return cast(type[Any], found)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}._target_={target}: no class of this group ({error}); choose an option of it"
         ) from error
@@ -121,13 +128,15 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
     if origin in (list, tuple):
         return _converted_sequence(value, origin, arguments, key)
-    if type(value) is int and hint is float:
+    if type(value) is int and hint is float and abs(value) <= LARGEST:
         value = float(value)
     if type(value) is not hint:
         quoted = f"; quote it: {key}=\"'{value}'\"" if hint is str and value is not None else ""
         raise ConfigError(f"{key}={value}: must be {_type_name(hint)}, not {_type_name(type(value))}{quoted}")
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{key}={value}: must be a finite number")
+    if hint is int and abs(value) > LARGEST:
+        raise ConfigError(f"{key}={value}: must be a whole number up to {LARGEST}")
     return value
 
 
@@ -135,7 +144,7 @@ def _converted_to_one_of(value: Any, hints: tuple[Any, ...], key: str) -> Any:
     if value is None and type(None) in hints:
         return None
     if type(value) is int and int in hints:  # 1 stays a whole number for `int | float`
-        return value
+        return _converted(value, int, key)
     hints = tuple(hint for hint in hints if hint is not type(None))
     errors = []
     for hint in hints:

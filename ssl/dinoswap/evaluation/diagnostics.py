@@ -23,6 +23,8 @@ UNIFORM = 0.995
 """Targets are called uniform from this share of ln K on. An untrained network may be there as well."""
 CONSTANT = 0.005
 """Targets are called constant when they tell fewer than this share of the nats that they could."""
+FEW_STEPS = 50
+"""After so many there was hardly anything to learn: an untrained network looks collapsed, and there is no verdict."""
 LOW_RANK = 0.02
 """Features are called collapsed below this share of the dimensions, or below 2 of them."""
 

@@ -12,6 +12,7 @@ from dinoswap.first_check import require_writable
 from dinoswap.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find, read_json
+from dinoswap.studies.measurable import require_measurable
 from dinoswap.studies.overrides import combined, of_hydra
 from dinoswap.studies.status import rows, show, summary
 from dinoswap.studies.study import Study, read_study
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(summary(states), flush=True)
     if starting:
         require_writable(starting[0].config)
+        require_measurable(dict(starting[0].config), (metric.name for metric in study.metrics))
         launch(starting, combined(study.launcher, filter(of_hydra, arguments.overrides)))
     return conclude(wanted)
 

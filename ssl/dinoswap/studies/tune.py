@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dinoswap import __version__
 from dinoswap.command_line import EXIT_USAGE
 from dinoswap.schema import ConfigError
+from dinoswap.studies.measurable import require_measurable
 from dinoswap.studies.overrides import combined, of_hydra
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def tune(arguments: argparse.Namespace) -> int:
     if arguments.rerun_failed:
         trials.retry_failed(study)
     if not arguments.report:
+        require_measurable(tuning.config(), (objective.name for objective in tuning.objectives))
         try:
             crew.work(tuning, arguments.storage, hydra_overrides, Teller(study, tuning))
         except crew.Interrupted as signal:

@@ -1,0 +1,26 @@
+"""Whether the metrics of a study can be measured on its data: asked before any of its runs is started."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from dinoswap.schema import ConfigError
+
+
+def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:
+    """Raises ConfigError for an accuracy on data without labelled test images. Data that cannot be opened here may be
+    there where the runs are; if not, they say so."""
+    from dinoswap.build import build_source  # imports torch
+    from dinoswap.notices import is_accuracy, no_accuracy
+
+    accuracies = [name for name in metrics if is_accuracy(name)]
+    if not accuracies:
+        return
+    try:
+        source = build_source(config)
+        why = no_accuracy(source.train(), source.test())
+    except (ValueError, OSError):
+        return
+    if why:
+        raise ConfigError(
+            f"{accuracies[0]}: cannot be measured: {why}; choose eval/rankme, or data with labelled test images"
+        )
