@@ -81,6 +81,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("objectives=null", "is a section"),
         ("objectives.dino=3", "is a section"),
         ("objectives.dino.head=dino_haed", "is none of dino_head, ibot_head. Did you mean 'dino_head'?"),
+        ("objectives.dino.head=[0.1]", "is none of dino_head, ibot_head."),
         ("objectives.dino.student_temp=0.0", "a temperature must be above 0"),
         ("objectives.koleo.loss_weight=-1.0", "must be 0 or more"),
         ("objectives.dino.targets.iterations=0", "needs at least 1"),

@@ -86,7 +86,7 @@ def check_heads(cfg: Config) -> None:
     """Every head that an objective names exists."""
     for name, objective in cfg["objectives"].items():
         head = objective.get("head") if isinstance(objective, Mapping) else None
-        if head is not None and head not in cfg["heads"]:
+        if head is not None and (not isinstance(head, str) or head not in cfg["heads"]):
             known = list(cfg["heads"])
             near = nearest(str(head), known)
             raise ConfigError(f"objectives.{name}.head={head}: is none of {', '.join(known)}.{near}")

@@ -3,15 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
+from dinoswap.facts import build_source
+from dinoswap.notices import is_accuracy, no_accuracy
 from dinoswap.schema import ConfigError
 
 
 def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:
     """Raises ConfigError for an accuracy on data without labelled test images. Data that cannot be opened here may be
     there where the runs are; if not, they say so."""
-    from dinoswap.build import build_source  # imports torch
-    from dinoswap.notices import is_accuracy, no_accuracy
-
     accuracies = [name for name in metrics if is_accuracy(name)]
     if not accuracies:
         return
