@@ -1,6 +1,7 @@
 """Where a run lies, before and after it knows what it is."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,8 @@ def test_what_is_not_continued_is_another_run(tmp_path: Path) -> None:
         write(tmp_path, name, **more)
     (tmp_path / "broken" / "seed0").mkdir(parents=True)
     (tmp_path / "broken" / "seed0" / "run.json").write_text("{")
+    (tmp_path / "waits" / "seed0").mkdir(parents=True)
+    os.mkfifo(tmp_path / "waits" / "seed0" / "run.json")
     require_same_images(tmp_path, 0, *grown())
     require_same_images(tmp_path / "nothing", 0, *grown())
 

@@ -3,13 +3,13 @@
 Their run.json has the identity that their name is a hash of. Runs written before it had one are passed over.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dinoswap.facts import IMAGES, RANKS, WEIGHTS
 from dinoswap.identity import same
+from dinoswap.reading import RECORD_BYTES, parse_object, read_small
 from dinoswap.schema import ConfigError
 
 FEW = 4
@@ -61,10 +61,10 @@ def recorded(study: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]
     """Run folders and their records, as far as these hold an identity."""
     for path in sorted(study.glob(f"{pattern}/run.json")):
         try:
-            record = json.loads(path.read_text())
+            record = parse_object(read_small(path, RECORD_BYTES))
         except (OSError, ValueError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("identity"), dict):
+        if isinstance(record.get("identity"), dict):
             yield path.parent, record
 
 

@@ -19,6 +19,7 @@ from dinoswap.facts import RANKS, DataFacts, data_facts, facts
 from dinoswap.files import write_atomically
 from dinoswap.first_check import require_writable
 from dinoswap.identity import identity, run_id
+from dinoswap.reading import RECORD_BYTES, parse_object, read_small
 
 HARMLESS = "."
 """hydra.run.dir and hydra.sweep.subdir in train.yaml: Hydra wants a folder before anything is known of a run."""
@@ -88,7 +89,7 @@ def planned_folder(config: Mapping[str, Any], ranks: int = 1) -> Path:
 def followed(place: Path) -> Path:
     """The folder of the run that was asked for at `place`: itself, or where its pointer leads."""
     try:
-        pointer = json.loads((place / POINTER).read_text())
+        pointer = parse_object(read_small(place / POINTER, RECORD_BYTES))
         return Path(os.path.normpath(place / pointer["folder"]))
     except (OSError, ValueError, LookupError, TypeError):
         return place
