@@ -63,7 +63,7 @@ where only some do.
 The last columns are the false findings, and in brackets the power, of what was not chosen for crossed designs.
 *Residual*: every seed is taken to have the same effects, as reports did before 2026-11-29. *Seed x effect or
 residual*: pooled over the effects, or the residual where it is larger. *Seed x this effect*: each effect's own spread
-over the seeds, right whatever varies, and blind with 3 seeds. Chosen is the largest of the three
+over the seeds, right whatever varies, and nearly blind with 3 seeds. Chosen is the largest of the three
 (`studies/statistics/strata.py`): at most 5 % where effects vary alike, and where only some vary it errs least of
 those that find anything: up to 9 % with 3 seeds, if these vary by twice the noise of a run. Arms against a reference
 have a paired t test, which no variation between seeds disturbs.

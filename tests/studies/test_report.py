@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from fake_study import CIRCUMSTANCES, COLLAPSED_VALUE, SOUND, Ending, write_runs, write_study
 
+from dinoswap.record import read_record
 from dinoswap.schema import ConfigError
 from dinoswap.studies.ledger import Entry, Found
 from dinoswap.studies.report import analyse, write_again, write_report
@@ -355,6 +356,7 @@ def test_a_crossed_report_is_made_again_and_other_files_are_refused(tmp_path: Pa
         ({key: value for key, value in content.items() if key != "factors"}, "has no factors"),
         (content | {"runs": [{"cell": "reference"}]}, "is not what a report writes"),
         ([], "has no study, file"),
+        (content | {"results": []}, "no run had ended"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(changed))
         with pytest.raises(ConfigError, match=f"bad.json: {message}"):
@@ -366,13 +368,14 @@ def test_a_crossed_report_is_made_again_and_other_files_are_refused(tmp_path: Pa
     "hostile",
     [
         {"hardware": {"gpus": 5}}, {"hardware": [1]}, {"versions": "3"}, {"git": 7}, {"ended": "yesterday"},
-        {"ended": "2026-01-02"}, {"started": 12}, {"metrics": [3]}, {"cost": {"flops_per_image": 10**400}},
+        {"ended": "2026-01-02"}, {"started": 12}, {"metrics": [3]}, {"cost": {"flops_per_image": 1e200}},
     ],
 )  # fmt: skip
 def test_a_record_that_is_not_what_it_should_be_is_shown_without_it(hostile: dict[str, Any], tmp_path: Path) -> None:
     record = CIRCUMSTANCES | {"ended": "2026-01-02T04:00:00+00:00", "metrics": {"eval/knn_top1": 40}} | hostile
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "0123456789", "seed": 0, "status": "completed"} | record))
     entry = Entry(cell="reference", seed=0, overrides=[], config={}, folder=tmp_path)
-    run = Run(entry, Found("completed", "", record), tmp_path, "completed", "")
+    run = Run(entry, Found("completed", "", read_record(tmp_path / "run.json")[0]), tmp_path, "completed", "")
     assert isinstance(run.hardware, str) and isinstance(run.versions, str) and isinstance(run.commit, str)
     assert isinstance(run.wall_hours, float) and math.isnan(run.value("cost.flops_per_image"))
     assert run.value("eval/knn_top1") == 40 or math.isnan(run.value("eval/knn_top1")) == ("metrics" in hostile)

@@ -36,6 +36,8 @@ def read_rows(path: Path) -> Collected:
     absent = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
     if absent:
         raise ConfigError(f"{path}: has no {', '.join(absent)}; only a report.json of this version can be made again")
+    if not content["results"]:
+        raise ConfigError(f"{path}: no run had ended, so that there is nothing to judge again")
     try:
         return _collected(content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -70,6 +72,7 @@ def _study(content: Mapping[str, Any]) -> Study:
         base=content["base"],
         seeds=content["seeds"],
         budget=None,
+        launcher=[],
         factors=content["factors"],
         design=content["design"],
         metrics=[Metric(**result["metric"]) for result in content["results"]],
