@@ -40,6 +40,7 @@ def as_json(analysis: Analysis) -> str:
         "results": [_result(analysis, result) for result in analysis.results],
         "runs": [_run(analysis, run) for run in collected.runs],
         "unasked": collected.unasked,
+        **({"passed_over": collected.passed_over} if collected.passed_over else {}),
     }
     return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 

@@ -58,6 +58,7 @@ def _collected(content: Mapping[str, Any]) -> Collected:
         curves=NO_CURVES,
         differing=content["differing"],
         diagnostics={cell["name"]: cell["diagnostics"] for cell in content["cells"]},
+        passed_over=content.get("passed_over", []),
     )
 
 
