@@ -190,7 +190,7 @@ SABOTAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "metrics.jsonl is emptied": (lambda folder: (folder / "metrics.jsonl").write_text(""), 0, f"had 0 of the 4 {GAP}"),
     "metrics.jsonl is cut": (lambda folder: os.truncate(folder / "metrics.jsonl", 1000), 0, f"of the 4 {GAP}"),
     "a line of it is no object": (
-        lambda folder: (folder / "metrics.jsonl").write_text("5\n"), 1, "metrics.jsonl, line 1: not a line of metrics",
+        lambda folder: (folder / "metrics.jsonl").write_text("5\n"), 1, "metrics.jsonl, line 1: not JSON (not an obj",
     ),
     "all checkpoints are damaged": (
         lambda folder: [_flip(path) for path in (folder / "checkpoints").iterdir()], 1, "There is no other checkpoint",

@@ -34,11 +34,15 @@ def open_regular(path: Path) -> BinaryIO:
 
 def read_small(path: Path, limit: int) -> bytes:
     """The content of a regular file. OSError when it has more than `limit` bytes."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise OSError(errno.EFBIG, f"has {size:,} bytes, more than {limit:,}", str(path))
-        return file.read(size)
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise OSError(errno.EFBIG, f"has {size:,} bytes, more than {limit:,}")
+            return file.read(size)
+    except OSError as error:
+        error.filename = str(path)  # of an open file the system says no name
+        raise
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
