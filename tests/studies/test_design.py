@@ -307,9 +307,12 @@ def test_what_is_remembered_is_what_is_composed(tmp_path: Path, monkeypatch: pyt
 
 def test_nothing_refused_is_remembered(tmp_path: Path) -> None:
     for _ in range(2):
-        assert Composer(check=False)(["recipe=smoke", "crops.local_size=3"])["crops"]["local_size"] == 3
-        with pytest.raises(ConfigError, match="must be a multiple"):
-            Composer(check=True)(["recipe=smoke", "crops.local_size=3"])
+        assert (
+            Composer(check=False)(["recipe=smoke", "heads.dino_head.layers=few"])["heads"]["dino_head"]["layers"]
+            == "few"
+        )
+        with pytest.raises(ConfigError, match="must be a whole number"):
+            Composer(check=True)(["recipe=smoke", "heads.dino_head.layers=few"])
         quick = Composer(check=False)
         quick._accepted.update(["recipe=smoke", "da3.loss_weight=2"])
         with pytest.raises(ConfigError, match=r"no key or group 'da3.loss_weight' in da3=disabled"):

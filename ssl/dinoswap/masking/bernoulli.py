@@ -6,16 +6,21 @@ Follows training/helpers.py of the legacy trainer @ 67f6a87.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from dinoswap.masking.batch_policy import patch_grid
 from dinoswap.rng import torch_generator
 
+if TYPE_CHECKING:  # imported where it draws: a study's plan checks masks without waiting for torch
+    import torch
 
-def bernoulli_masks(crops: int, patches: int, ratio: float, rng: torch.Generator) -> torch.Tensor:
+
+def bernoulli_masks(crops: int, patches: int, ratio: float, rng: "torch.Generator") -> "torch.Tensor":
     """bool [crops, patches]. The draws of `rng` are those of the legacy trainer."""
+    import torch
+
     return torch.rand(crops, patches, generator=rng) < ratio
 
 
