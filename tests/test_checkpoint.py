@@ -284,8 +284,8 @@ def test_config_difference_names_dotted_keys() -> None:
     new = {"seed": 0, "optim": {"lr": 2e-3, "betas": (0.9, 0.95)}, "data": {"workers": 8, "path": "a"}, "da3": {"k": 1}}
     assert checkpoint.config_difference(old, new, ignore=["data.workers"]) == [
         "optim.lr: 0.001 -> 0.002",
-        "gone: 1 -> (absent)",
-        "da3.k: (absent) -> 1",
+        "gone: 1 -> (default)",
+        "da3.k: (default) -> 1",
     ]
     assert checkpoint.config_difference(old, new, ignore=["data", "optim", "gone", "da3"]) == []
     assert checkpoint.config_difference({"data_x": 1}, {"data_x": 2}, ignore=["data"]) == ["data_x: 1 -> 2"]

@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_config_is_refused(reference: Reference, tmp_pat
     shutil.copytree(reference["fp32"] / "checkpoints", checkpoints)
     run = TrainProcess(overrides, tmp_path)
     assert run.wait() == 1, run.output
-    assert "schedule.base_lr: 0.004 -> 0.001" in run.output
+    assert "schedule.base_lr: (default) -> 0.001" in run.output
     assert "Traceback" not in run.output
     assert record(run.folder)["status"] == "failed"
     assert contents(checkpoints) == contents(reference["fp32"] / "checkpoints")

@@ -48,7 +48,7 @@ STATE, TENSORS = "state.json", "*.safetensors"
 TENSOR_KEY = "$tensor"  # {"$tensor": name} stands in state.json where the state holds a tensor
 RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors
 
-_ABSENT = "(absent)"
+_ABSENT = "(default)"
 _DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
