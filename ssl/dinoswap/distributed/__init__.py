@@ -114,11 +114,6 @@ def any_rank(*wishes: bool) -> list[bool]:
     return [bool(wished) for wished in all_reduce_max(torch.tensor(wishes, dtype=torch.uint8)).tolist()]
 
 
-def barrier() -> None:
-    """Between the hosts, as `any_rank`."""
-    any_rank(False)
-
-
 def on_main(work: Callable[[], T]) -> T:
     """What `work` returns, or raises, on the main process, on every rank, however long it takes. It travels by pickle,
     between these processes alone."""
