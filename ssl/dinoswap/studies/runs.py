@@ -152,8 +152,10 @@ def _without_copies(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list
     absolute = [(root / path).absolute().parts[-3:] for path in frame["path"]]
     own = [(study, run_id, f"seed{seed}") for study, run_id, seed in frame[["study", "run_id", "seed"]].to_numpy()]
     elsewhere = [place != home for place, home in zip(absolute, own, strict=True)]
-    order = frame.assign(elsewhere=elsewhere, left=-frame["steps"].fillna(0)).sort_values(["elsewhere", "left", "path"])
-    first = order.groupby(["study", "run_id", "seed", "started"], dropna=False)["path"].transform("first")
+    same = ["study", "run_id", "seed", "started"]
+    order = frame[[*same, "path"]].assign(elsewhere=elsewhere, left=-frame["steps"].fillna(0))
+    order = order.sort_values(["elsewhere", "left", "path"])
+    first = order.groupby(same, dropna=False)["path"].transform("first")
     first = first.reindex(frame.index)
     copies = first != frame["path"]
     told = zip(frame["path"][copies], first[copies], strict=True)
