@@ -30,7 +30,7 @@ base:
   - evaluation.in_loop_images=20
   - evaluation.images=20
 space:
-  schedule.base_lr: {type: float, low: 1.0e-4, high: 1, log: true}
+  schedule.base_lr: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
 objective: eval/knn_top1
 direction: maximize
 trials: 4
@@ -62,7 +62,8 @@ def test_a_search_survives_its_jobs(cluster: None, tmp_path: Path) -> None:
     assert second.wait() == 0, second.output
 
     trials = study.trials
-    assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 4
+    errors = [trial.user_attrs.get("error") for trial in trials]
+    assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 4, errors
     assert [trial.state for trial in trials].count(TrialState.FAIL) == 2
     retries = {trial.user_attrs["retry_of"]: trial for trial in trials if "retry_of" in trial.user_attrs}
     assert {number: retry.user_attrs["deaths"] for number, retry in retries.items()} == {
