@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinoswap.build import build_pipeline, build_trainer
-from dinoswap.command_line import compose_config
-from dinoswap.configuration import config_dir, flatten
-from dinoswap.explain import presets
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir, flatten
+from dinoswap.config.explain import presets
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 

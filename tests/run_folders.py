@@ -4,10 +4,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dinoswap import checkpoint
 from dinoswap.build import build_trainer
-from dinoswap.configuration import plain
-from dinoswap.identity import identity
+from dinoswap.config.configuration import plain
+from dinoswap.config.identity import identity
+from dinoswap.run import checkpoint
 from dinoswap.trainer import Trainer
 from small_models import composed, small_batch
 

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.config.facts import build_source
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, masked_positions
 

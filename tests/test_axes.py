@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from axis_arms import FLIPS, PRESETS, Arm, differing_keys
-from dinoswap.command_line import chosen_options
-from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
-from dinoswap.explain import options, presets
+from dinoswap.config.command_line import chosen_options
+from dinoswap.config.configuration import VERSION_BASE, config_dir, flatten, plain
+from dinoswap.config.explain import options, presets
+from dinoswap.config.settings import check
 from dinoswap.optim.param_groups import Group
-from dinoswap.settings import check
 from fixtures import DA3
 
 AXES = list(presets()["official"])

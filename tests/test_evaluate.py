@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dinoswap.config.facts import DataFacts
 from dinoswap.data.embedded import EmbeddedData
 from dinoswap.evaluate import beside_others, data_name, main, parser
-from dinoswap.facts import DataFacts
 from dinoswap.nn.official_weights import export_official
 from run_folders import write_run
 

@@ -21,8 +21,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from dinoswap.configuration import VERSION_BASE, config_dir, plain
-from dinoswap.metrics import RunRecord, load_record
+from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.run.metrics import RunRecord, load_record
 from dinoswap.studies.run_folders import RunReader
 from faulty_files import KINDS, Fault, FaultyFiles
 from train_processes import lines, tensor_files
@@ -47,7 +47,7 @@ OVERRIDES = [
 pytestmark = pytest.mark.timeout(1200)
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])
+_context.set_forkserver_preload(["dinoswap.run.job", "torch._dynamo"])
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Runs:
     def __init__(self, root: Path) -> None:
         import torch
 
-        from dinoswap import checkpoint, job, loop, provenance
-        from dinoswap.build import build_run
         from dinoswap.evaluation import visualise
+        from dinoswap.run import checkpoint, job, loop, provenance
+        from dinoswap.run.assemble import build_run
 
         torch.set_num_threads(1)
         self.root, self.job = root, job

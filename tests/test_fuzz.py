@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from dinoswap import command_line
-from dinoswap.build import build_run
-from dinoswap.command_line import compose_config
-from dinoswap.configuration import config_dir, flatten
-from dinoswap.metrics import RunRecord
-from dinoswap.schema import ConfigError
-from dinoswap.settings import check
+from dinoswap.config import command_line
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir, flatten
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.settings import check
+from dinoswap.run.assemble import build_run
+from dinoswap.run.metrics import RunRecord
 
 CONFIGS, PER_CHOICE, TRAINED = 300, 12, 12
 GROUPS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dinoswap.command_line import check_arguments, compose_config
-from dinoswap.configuration import config_dir
+from dinoswap.config.command_line import check_arguments, compose_config
+from dinoswap.config.configuration import config_dir
 from dinoswap.evaluate import default_config, with_overrides
 from dinoswap.studies.ablate import of_hydra
 from dinoswap.studies.study import read_study

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dinoswap.command_line import check_arguments, compose_config
-from dinoswap.configuration import flatten
-from dinoswap.foreign_words import _MEANING, _NUMBERS
-from dinoswap.schema import ConfigError
+from dinoswap.config.command_line import check_arguments, compose_config
+from dinoswap.config.configuration import flatten
+from dinoswap.config.foreign_words import _MEANING, _NUMBERS
+from dinoswap.config.schema import ConfigError
 
 WITHOUT_TORCH = """
 import contextlib, io, resource, sys

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dinoswap.build import build_run
-from dinoswap.configuration import plain
+from dinoswap.config.configuration import plain
 from dinoswap.data.images import Pixels
 from dinoswap.evaluation import evaluator
-from dinoswap.loop import Preempted, Run
-from dinoswap.metrics import RunRecord, load_record
+from dinoswap.run.assemble import build_run
+from dinoswap.run.loop import Preempted, Run
+from dinoswap.run.metrics import RunRecord, load_record
 from small_models import composed
 from train_processes import lines
 

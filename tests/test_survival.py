@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinoswap import checkpoint, metrics
+from dinoswap.run import checkpoint, metrics
 from small_models import CENTERING, load_tool
 from train_processes import TrainProcess, folder_of, last_step, lines, session, tensor_files, wait_until
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoswap import checkpoint
-from dinoswap.sections import TrainerSettings
+from dinoswap.config.sections import TrainerSettings
+from dinoswap.run import checkpoint
 from dinoswap.trainer import Trainer, resolve_device
 from small_models import CENTERING, named_parameters, small_batch, small_trainer, state_tensors
 

@@ -12,14 +12,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from dinoswap import metrics
-from dinoswap.configuration import plain
-from dinoswap.run_folder import planned_folder
+from dinoswap.config.configuration import plain
+from dinoswap.run import metrics
+from dinoswap.run.run_folder import planned_folder
 from ranks import free_port
 from small_models import composed
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dinoswap.job", "torch._dynamo"])  # the latter by the first optimiser, in seconds
+_context.set_forkserver_preload(["dinoswap.run.job", "torch._dynamo"])  # the latter by the first optimiser, in seconds
 
 
 def folder_of(overrides: list[str], results: Path, ranks: int = 1) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.studies.csv_text import as_csv
 from dinoswap.studies.run_folders import PassedOver
 from dinoswap.studies.runs import read_curves, read_runs

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from pages import masks, optimiser, passes, reductions, settings, views, words
 
 INTRODUCTION = """

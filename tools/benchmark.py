@@ -6,8 +6,8 @@
 A setting is a name below, or any name followed by config overrides. Each timed step follows a measurement of the
 matrix-multiply peak, so that a machine whose clock or neighbours change moves both; the share of peak is the median of
 these pairs. Whole steps and phases are timed apart: a phase ends with a device synchronisation, a whole step does not.
-FLOPs are those of the published algorithm (dinoswap/flops.py), so that shares can be compared between implementations.
-Nothing else should run on the machine.
+FLOPs are those of the published algorithm (dinoswap.run.flops), so that shares can be compared between
+implementations. Nothing else should run on the machine.
 """
 
 import argparse
@@ -28,13 +28,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.command_line import compose_config
-from dinoswap.files import write_atomically
-from dinoswap.flops import step_flops
-from dinoswap.precision import EMULATED, slowdown
-from dinoswap.provenance import in_words, measured_on
-from dinoswap.settings import check
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.facts import build_source
+from dinoswap.config.settings import check
+from dinoswap.files.writing import write_atomically
+from dinoswap.nn.precision import EMULATED, slowdown
+from dinoswap.run.flops import step_flops
+from dinoswap.run.provenance import in_words, measured_on
 from dinoswap.trainer import AUTOCAST, Trainer, resolve_device
 from dinoswap.values import Batch
 

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 from benchmark import SETTINGS, peak_memory, timed_step
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.command_line import compose_config
-from dinoswap.files import write_atomically
-from dinoswap.flops import step_flops
-from dinoswap.provenance import in_words, measured_on
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.facts import build_source
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.flops import step_flops
+from dinoswap.run.provenance import in_words, measured_on
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from renew_golden import arms

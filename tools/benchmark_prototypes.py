@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmark import Cells, markdown_table, rich_table, synchronise
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.nn.projection_head import Prototypes
 from dinoswap.objectives.base import Context
 from dinoswap.objectives.ibot import IBOT
-from dinoswap.provenance import in_words, measured_on
+from dinoswap.run.provenance import in_words, measured_on
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.values import Batch, Features, masked_positions
 

@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 
 from benchmark import BATCHES, SETTINGS, Cells, markdown_table, rich_table, synchronise, timed_step
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.command_line import compose_config
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.facts import build_source
+from dinoswap.config.settings import check
 from dinoswap.da3.enabled import MaskedImageDistillation, grid_of
-from dinoswap.files import write_atomically
-from dinoswap.provenance import in_words, measured_on
-from dinoswap.settings import check
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.provenance import in_words, measured_on
 from dinoswap.values import Batch
 
 

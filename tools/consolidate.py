@@ -12,10 +12,10 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from dinoswap.checkpoint import CheckpointError, named_tensors
+from dinoswap.config.schema import ConfigError
 from dinoswap.evaluate import Subject
-from dinoswap.files import write_atomically
-from dinoswap.schema import ConfigError
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.checkpoint import CheckpointError, named_tensors
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from dinoswap.checkpoint import CheckpointError
+from dinoswap.config.schema import ConfigError
 from dinoswap.evaluate import Subject
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.nn.legacy_weights import BANK, NETWORKS, from_legacy, read_legacy, to_legacy
 from dinoswap.nn.official_weights import read_weights
-from dinoswap.schema import ConfigError
+from dinoswap.run.checkpoint import CheckpointError
 from export import torch_bytes
 
 

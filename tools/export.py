@@ -19,14 +19,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinoswap.build import initial_backbone
-from dinoswap.checkpoint import CheckpointError
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.settings import check
 from dinoswap.evaluate import Subject
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.nn.block import Block
 from dinoswap.nn.official_weights import architecture_metadata, export_official
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.schema import ConfigError
-from dinoswap.settings import check
+from dinoswap.run.checkpoint import CheckpointError
 
 PREFIX = "teacher.backbone."
 

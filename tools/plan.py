@@ -37,11 +37,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dinoswap.command_line import EXIT_USAGE, compose_config
-from dinoswap.files import write_atomically
+from dinoswap.config.command_line import EXIT_USAGE, compose_config
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.settings import check
+from dinoswap.files.writing import write_atomically
 from dinoswap.model import SelfDistillation
-from dinoswap.schema import ConfigError
-from dinoswap.settings import check
 from planning import networks, step
 from planning.hardware import GPUS
 from planning.memory import memory_parts, step_life

@@ -19,9 +19,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dinoswap.files import write_atomically
-from dinoswap.metrics import load_record, read
-from dinoswap.provenance import in_words
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.metrics import load_record, read
+from dinoswap.run.provenance import in_words
 
 ROWS = {
     "trained": "eval",

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.command_line import compose_config
-from dinoswap.configuration import config_dir, flatten
-from dinoswap.explain import markdown
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir, flatten
+from dinoswap.config.explain import markdown
+from dinoswap.config.facts import build_source
 from versioned_defaults import NAME, appended, as_text, present
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from dinoswap import checkpoint
 from dinoswap.build import build_trainer
-from dinoswap.configuration import plain
-from dinoswap.settings import check
+from dinoswap.config.configuration import plain
+from dinoswap.config.settings import check
+from dinoswap.run import checkpoint
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.studies.design import make_design
 from dinoswap.studies.report.analysis import corners, judge
 from dinoswap.studies.statistics import detectable_difference, detectable_effects

@@ -11,8 +11,8 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dinoswap.configuration import VERSION_BASE, config_dir, flatten, plain
-from dinoswap.identity import ROOT, Known, described
+from dinoswap.config.configuration import VERSION_BASE, config_dir, flatten, plain
+from dinoswap.config.identity import ROOT, Known, described
 
 BUNDLES = ("recipe", "preset", "flip", "details")
 """Groups that set keys of others and have none of their own."""

@@ -1,40 +1,29 @@
-"""From a resolved configuration to the objects of a run. The only module that imports across axes.
-
-Order matters: everything that can be refused is built before data is opened, and data before the run folder is touched.
-"""
+"""From a resolved configuration to model, trainer and evaluator. The only module that imports across groups."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from dinoswap.data.corrupt import CorruptLog
+from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
+from dinoswap.config.sections import EvaluationSettings, TrainerSettings, loading_settings
 from dinoswap.data.images import Images, ImageSource
-from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
 from dinoswap.distributed import Parallel, rank, require_same, together, world_size
 from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import Evaluator
-from dinoswap.facts import build_source as build_source
-from dinoswap.flops import shapes_of
-from dinoswap.loop import Run
-from dinoswap.metrics import RunRecord
-from dinoswap.model import ForwardPlan, SelfDistillation
+from dinoswap.model import ForwardPlan, SelfDistillation, shapes_of
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
+from dinoswap.optim.schedules import Schedules, ScheduleSettings, build_schedules
+from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.rng import seed_torch
-from dinoswap.schedules import Schedules, ScheduleSettings, build_schedules
-from dinoswap.schema import ConfigError, construct, construct_option, option_class, require_section
-from dinoswap.sections import EvaluationSettings, OptimizerSettings, TrainerSettings, loading_settings
-from dinoswap.settings import check
 from dinoswap.trainer import Trainer, resolve_device
 
 Config = Mapping[str, Any]
@@ -243,52 +232,3 @@ def frozen_identity(model: SelfDistillation) -> dict[str, str]:
     """What decides a result and is not in its config: `da3.teacher`, the weights of the frozen teacher."""
     found = {name: cast(Objective, objective).identity() for name, objective in model.objectives.items()}
     return {f"{name}.{key}": value for name, entries in found.items() for key, value in entries.items()}
-
-
-def build_run(
-    cfg: Config,
-    folder: Path,
-    start_record: Callable[[], RunRecord],
-    identity: Config = MappingProxyType({}),
-    source: ImageSource | None = None,
-) -> Run:
-    """Everything of one run, which a checkpoint knows by its `identity`. `source`: of `cfg`, where it is open already.
-    `start_record` is called once nothing can be refused any more. Ranks go through it together, see `build_trainer`,
-    and only if they have the same images and weights."""
-    together(lambda: check(cfg))
-    trainer = build_trainer(cfg)
-    loading = loading_settings(cfg)
-
-    def over_images() -> tuple[Evaluator, StepDataset, Inventory, dict[str, Any], str]:
-        pipeline, images = build_pipeline(cfg, trainer.model), source or build_source(cfg)
-        evaluator = build_evaluator(cfg, images, trainer.device, trainer.dtype)
-        inventory = take_inventory(images, loading.batch_size, loading.decoding)
-        described = {**identity, **frozen_identity(trainer.model), "seed": int(cfg["seed"])}
-        seen = images.fingerprint()[:12] if world_size() > 1 else ""
-        return evaluator, pipeline(evaluator.train), inventory, described, seen
-
-    evaluator, dataset, inventory, described, seen = together(over_images)
-    require_same(
-        {"training images": len(dataset.images), **described, "the fingerprint of the images": seen},
-        "each has to see the same files, under data.path and wherever else they are read from",
-    )
-
-    def recorded() -> Run:
-        record = start_record()
-        record.data |= inventory.record()
-        others = 0 if evaluator.test is None else len(evaluator.test)
-        return Run(
-            folder=folder,
-            config=described,
-            trainer=trainer,
-            settings=construct(TrainerSettings, cfg["trainer"], "trainer"),
-            dataset=dataset,
-            workers=loading.workers,
-            evaluator=evaluator,
-            corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, others),
-            inventory=inventory,
-            record=record,
-            random_init=initial_backbone(cfg).to(trainer.device),
-        )
-
-    return together(recorded)

@@ -20,20 +20,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
 
-from dinoswap import __version__, provenance
-from dinoswap.checkpoint_folder import CheckpointError
-from dinoswap.command_line import check_overrides, compose_config
-from dinoswap.configuration import config_dir, plain
-from dinoswap.facts import DataFacts, build_source
-from dinoswap.files import write_atomically
-from dinoswap.first_check import first_check
-from dinoswap.schema import ConfigError, require_section
-from dinoswap.sections import LOADING, OF_ONE_SET, SECTIONS
-from dinoswap.typed_paths import as_typed, refuse_torn_paths
+from dinoswap import __version__
+from dinoswap.config.command_line import check_overrides, compose_config
+from dinoswap.config.configuration import config_dir, plain
+from dinoswap.config.facts import DataFacts, build_source
+from dinoswap.config.first_check import first_check
+from dinoswap.config.schema import ConfigError, require_section
+from dinoswap.config.sections import LOADING, OF_ONE_SET, SECTIONS
+from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
+from dinoswap.files.writing import write_atomically
+from dinoswap.run import provenance
+from dinoswap.run.checkpoint_folder import CheckpointError
 
 if TYPE_CHECKING:  # what imports torch is imported where it is needed: the help, and what is refused, do without
-    from dinoswap.checkpoint import Checkpoint
     from dinoswap.evaluation.evaluator import Evaluation
+    from dinoswap.run.checkpoint import Checkpoint
 
 EXIT_USAGE, EXIT_FAILED = 2, 1
 FILE = "evaluation.json"
@@ -57,7 +58,7 @@ class Subject:
         config, run = config_of(path)
         if run is None:
             return cls(path, config, None, None)
-        from dinoswap import checkpoint
+        from dinoswap.run import checkpoint
 
         return cls(path, config, run, newest(run) if path == run else checkpoint.read(path))
 
@@ -77,7 +78,7 @@ class Subject:
 
 
 def newest(run: Path) -> "Checkpoint":
-    from dinoswap import checkpoint
+    from dinoswap.run import checkpoint
 
     found = checkpoint.newest(run / "checkpoints", lambda sentence: print(sentence, file=sys.stderr))
     if found is None:
@@ -227,7 +228,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     first_check(config)
     if run is None and network == "student":
         raise ConfigError(f"--network student: {arguments.what} holds one network; give a run folder")
-    from dinoswap.judge import judge_run, judge_weights
+    from dinoswap.run.judge import judge_run, judge_weights
 
     subject = Subject.find(arguments.what)
     source = build_source(config)

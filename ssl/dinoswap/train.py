@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dinoswap import __version__
-from dinoswap.command_line import EXIT_USAGE, check_arguments, chosen_options
-from dinoswap.configuration import VERSION_BASE, config_dir
-from dinoswap.explain import explanation
-from dinoswap.schema import ConfigError
+from dinoswap.config.command_line import EXIT_USAGE, check_arguments, chosen_options
+from dinoswap.config.configuration import VERSION_BASE, config_dir
+from dinoswap.config.explain import explanation
+from dinoswap.config.schema import ConfigError
 
 EXPLAIN, VERSION = "--explain", "--version"
 WIDTH = 180
@@ -24,7 +24,7 @@ WIDTH = 180
 
 @hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    from dinoswap.job import run_job
+    from dinoswap.run.job import run_job
 
     return run_job(cfg)
 

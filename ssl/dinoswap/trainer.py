@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinoswap.config.sections import Precision
 from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.environment import local_device
-from dinoswap.ema import EMA
 from dinoswap.model import SelfDistillation
-from dinoswap.nonfinite import NonFiniteGuard
+from dinoswap.optim.ema import EMA
+from dinoswap.optim.nonfinite import NonFiniteGuard
 from dinoswap.optim.param_groups import Group, apply_schedules, drop_frozen_gradients
+from dinoswap.optim.schedules import Schedules
 from dinoswap.optim.state import MOMENTS, load_optimizer_state, named_parameters, optimizer_state
 from dinoswap.rng import seed_torch
-from dinoswap.schedules import Schedules
-from dinoswap.sections import Precision
 from dinoswap.values import Batch, Hyper
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

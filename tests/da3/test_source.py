@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dinoswap.da3.source import Source
 from dinoswap.da3.variants import VARIANTS
-from dinoswap.digest import sha256
+from dinoswap.files.digest import sha256
 
 # --- strict loading ---------------------------------------------------------------------------------------------------
 

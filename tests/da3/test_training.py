@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axis_arms import Arm
-from dinoswap import checkpoint, evaluate, metrics
+from dinoswap import evaluate
 from dinoswap.build import frozen_identity
 from dinoswap.da3.enabled import MaskedImageDistillation
-from dinoswap.run_folder import planned_id
+from dinoswap.run import checkpoint, metrics
+from dinoswap.run.run_folder import planned_id
 from fixtures import DA3
 from train_processes import TrainProcess, folder_of, tensor_files
 

@@ -9,16 +9,17 @@ from data_fakes import FakeImages, encoded, picture
 from PIL import Image
 from test_image_folder import write
 
-from dinoswap.build import build_run, build_source
-from dinoswap.configuration import plain
+from dinoswap.config.configuration import plain
+from dinoswap.config.facts import build_source
 from dinoswap.data.decoding import Decoding
 from dinoswap.data.embedded import EmbeddedData
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.image_folder import ImageFolderData
 from dinoswap.data.images import ImageSource
 from dinoswap.data.inventory import counted, dim, look_at, take_inventory
-from dinoswap.metrics import RunRecord
-from dinoswap.progress import logging_to
+from dinoswap.run.assemble import build_run
+from dinoswap.run.metrics import RunRecord
+from dinoswap.run.progress import logging_to
 from small_models import composed
 
 

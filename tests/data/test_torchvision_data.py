@@ -11,7 +11,7 @@ from torchvision import datasets
 from dinoswap.data import torchvision as torchvision_module
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.torchvision import TorchvisionData
-from dinoswap.lock import exclusive, holder
+from dinoswap.files.lock import exclusive, holder
 
 
 def write_mnist(root, part, count):

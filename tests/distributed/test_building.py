@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dinoswap import build, job
-from dinoswap.configuration import plain
+from dinoswap import build
+from dinoswap.config.configuration import plain
 from dinoswap.distributed.group import process_group
-from dinoswap.metrics import RunRecord
+from dinoswap.run import job
+from dinoswap.run.metrics import RunRecord
 from dinoswap.trainer import Trainer
 from ranks import launched
 from small_models import composed

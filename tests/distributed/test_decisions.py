@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dinoswap import checkpoint, loop
-from dinoswap.build import build_run
-from dinoswap.configuration import plain
+from dinoswap.config.configuration import plain
 from dinoswap.distributed import any_rank, is_main
-from dinoswap.loop import Preempted, Run
-from dinoswap.metrics import RunRecord
+from dinoswap.run import checkpoint, loop
+from dinoswap.run.assemble import build_run
+from dinoswap.run.loop import Preempted, Run
+from dinoswap.run.metrics import RunRecord
 from ranks import on_ranks
 from small_models import composed
 

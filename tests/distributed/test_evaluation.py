@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from dinoswap.build import build_run
-from dinoswap.configuration import plain
+from dinoswap.config.configuration import plain
 from dinoswap.data.images import CorruptImage, Images, Pixels
 from dinoswap.distributed import is_main, on_main, together
 from dinoswap.distributed.group import process_group
+from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.evaluation import features
 from dinoswap.evaluation.features import EvalImages, extract
-from dinoswap.loop import Run
-from dinoswap.metrics import RunRecord
-from dinoswap.preemption import Preemption, StopAsked
+from dinoswap.run.assemble import build_run
+from dinoswap.run.loop import Run
+from dinoswap.run.metrics import RunRecord
 from ranks import launched
 from small_models import composed
 

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinoswap import checkpoint
-from dinoswap.command_line import compose_config
+from dinoswap.config.command_line import compose_config
 from dinoswap.distributed import all_reduce_mean
 from dinoswap.distributed.sharding import own_share
+from dinoswap.run import checkpoint
 from ranks import on_ranks
 from small_models import load_tool, small_run
 

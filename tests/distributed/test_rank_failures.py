@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinoswap import checkpoint, metrics
+from dinoswap.run import checkpoint, metrics
 from ranks import on_ranks
 from train_processes import RankProcesses, free_port, last_step, lines, tensor_files, wait_until
 

@@ -3,10 +3,10 @@
 import pytest
 
 from dinoswap.build import build_trainer
-from dinoswap.configuration import plain
-from dinoswap.identity import identity
-from dinoswap.schema import ConfigError
-from dinoswap.settings import check
+from dinoswap.config.configuration import plain
+from dinoswap.config.identity import identity
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.settings import check
 from small_models import composed
 
 

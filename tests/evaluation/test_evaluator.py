@@ -10,11 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import evaluator as evaluator_module
 from dinoswap.evaluation.evaluator import SHOWN, Evaluator, flat
 from dinoswap.model import SelfDistillation
-from dinoswap.sections import EvaluationSettings
 from dinoswap.values import Batch
 from small_models import small_batch, small_trainer
 

@@ -43,7 +43,7 @@ def test_losses_and_gradients_are_those_of_the_formula(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To the last bit."""
-    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", block)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", block)
     targets, logits = values(of_targets, of_logits, dtype)
     losses, expected = cross_entropy(targets, logits, 0.1), plain(targets, logits, 0.1)
     assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_finite_differences(
     of_targets: tuple[int, ...], of_logits: tuple[int, ...], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of targets that sum to anything: rows of the floored Sinkhorn may fall short of 1."""
-    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", block)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", block)
     targets, logits = random(*of_targets, seed=1).abs(), random(*of_logits, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: cross_entropy(targets, x, 0.7), logits)
 
@@ -82,7 +82,7 @@ ROWS, PROTOTYPES = 50, 4096
 @pytest.fixture
 def blocks_of_4_rows(monkeypatch: pytest.MonkeyPatch) -> int:
     """The elements of one."""
-    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 4 * PROTOTYPES)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 4 * PROTOTYPES)
     return 4 * PROTOTYPES
 
 

@@ -83,7 +83,7 @@ def test_without_masked_tokens_the_loss_is_a_zero_on_the_graph() -> None:
 
 def test_a_step_makes_three_matrices_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher's logits, the targets and the student's logits, whose place the gradient takes."""
-    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 2**14)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 2**14)
     rows, prototypes = 32, 2**13
     mask = torch.ones(2, 1, rows // 2, dtype=torch.bool)
     heads = [nn.ModuleDict({"ibot_head": nn.Linear(4, prototypes, bias=False)}) for _ in range(2)]

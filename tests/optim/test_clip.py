@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoswap.optim.clip import Clip, ClipBy
+from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import Group, drop_frozen_gradients
+from dinoswap.optim.settings import ClipBy
 
 SHAPES = {"backbone": [(3, 4), (5,), (2, 2)], "dino_head": [(4, 4), (7,)]}
 SCALES = (10.0, 1e-3)  # one norm is far above the limit, one far below

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dinoswap.command_line import compose_config
+from dinoswap.config.command_line import compose_config
 
 _CONFIG = compose_config(["recipe=smoke"])
 LONG_AGO = 1_600_000_000

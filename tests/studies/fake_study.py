@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinoswap.metrics import MetricsLog, RunRecord
+from dinoswap.run.metrics import MetricsLog, RunRecord
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import Entry, entries
 from dinoswap.studies.study import Study, read_study

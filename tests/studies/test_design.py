@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinoswap.command_line import compose_config
-from dinoswap.configuration import config_dir
-from dinoswap.run_folder import planned_id
-from dinoswap.schema import ConfigError
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir
+from dinoswap.config.schema import ConfigError
+from dinoswap.run.run_folder import planned_id
 from dinoswap.studies import composer, optimal
 from dinoswap.studies.composer import Composer
 from dinoswap.studies.design import Design, make_design

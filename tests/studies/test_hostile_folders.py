@@ -216,7 +216,7 @@ def test_a_report_of_a_study_where_most_folders_are_hostile(tmp_path: Path) -> N
 
 def test_a_record_that_is_continued_has_what_can_be_read(tmp_path: Path) -> None:
     """A run goes on in a folder whose record is of another version."""
-    from dinoswap.metrics import RunRecord, load_record
+    from dinoswap.run.metrics import RunRecord, load_record
 
     path = write_run(tmp_path / "run") / "run.json"
     path.write_text(json.dumps({**record(), "restarts": "?", "cost": None, "steps": 7}))

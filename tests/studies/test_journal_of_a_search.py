@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
 from dinoswap.studies.tuning.journal import Lock, mend, open_journal
 from dinoswap.studies.tuning.trials import storage
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from hydra.core.plugins import Plugins
 
-from dinoswap.configuration import config_dir
-from dinoswap.provenance import SUBMITTED_CODE, CodeChanged, code_version, require_submitted_code
-from dinoswap.run_folder import point
+from dinoswap.config.configuration import config_dir
+from dinoswap.run.provenance import SUBMITTED_CODE, CodeChanged, code_version, require_submitted_code
+from dinoswap.run.run_folder import point
 from dinoswap.studies.design import make_design
 from dinoswap.studies.launch import Job, launch
 from dinoswap.studies.ledger import Entry, entries, find
@@ -38,7 +38,7 @@ metrics: {{eval/knn_top1: 1.0}}
 ACTOR = """
 import json, os, signal, sys, time
 from pathlib import Path
-from dinoswap.lock import exclusive
+from dinoswap.files.lock import exclusive
 
 folder, events = Path(sys.argv[1]), Path(sys.argv[2])
 seed = int(folder.name.removeprefix("seed"))

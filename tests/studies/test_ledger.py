@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from dinoswap.command_line import compose_config
-from dinoswap.lock import exclusive
-from dinoswap.run_folder import planned_folder, planned_id
-from dinoswap.schema import construct
-from dinoswap.sections import RunSettings
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import construct
+from dinoswap.config.sections import RunSettings
+from dinoswap.files.lock import exclusive
+from dinoswap.run.run_folder import planned_folder, planned_id
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import Entry, claim, claimed, entries, find, queued_jobs, read_json
 from dinoswap.studies.study import read_study

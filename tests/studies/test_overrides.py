@@ -7,8 +7,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from dinoswap.config.typed_paths import as_typed
 from dinoswap.studies.overrides import as_text, combined, quoted
-from dinoswap.typed_paths import as_typed
 
 TEXTS = [
     *("20240501", "2024_05_01", "null", "NULL", "1e5", "true", "inf", "étude", "a.b", "", " ", " a ", "a b", "-", "~"),

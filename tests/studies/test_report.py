@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 from fake_study import CIRCUMSTANCES, COLLAPSED_VALUE, SOUND, Ending, write_runs, write_study
 
-from dinoswap.record import read_record
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
+from dinoswap.run.record import read_record
 from dinoswap.studies.ledger import Entry, Found
 from dinoswap.studies.report import analyse, write_again, write_report
 from dinoswap.studies.report.collect import Run, diagnose

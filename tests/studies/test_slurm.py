@@ -20,8 +20,8 @@ from typing import ClassVar
 
 import pytest
 
-from dinoswap.lock import holder
-from dinoswap.run_folder import followed
+from dinoswap.files.lock import holder
+from dinoswap.run.run_folder import followed
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import claimed, entries, read_json
 from dinoswap.studies.study import read_study

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dinoswap.lock import exclusive
+from dinoswap.files.lock import exclusive
 from dinoswap.studies.ledger import Entry
 from dinoswap.studies.status import TAIL_BYTES, Row, rows, show, summary, tail
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinoswap.configuration import config_dir
-from dinoswap.schema import ConfigError, nearest
-from dinoswap.sections import OBJECTIVE_METRICS
+from dinoswap.config.configuration import config_dir
+from dinoswap.config.schema import ConfigError, nearest
+from dinoswap.config.sections import OBJECTIVE_METRICS
 from dinoswap.studies.overrides import OF_A_JOB
 from dinoswap.studies.study import MEASURED, Metric, Study, read_study
 from dinoswap.studies.study_file import REPLACEABLE, Budget, read_file

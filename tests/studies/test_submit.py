@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
 from dinoswap.studies import submit
 from dinoswap.studies.ledger import find
 from dinoswap.studies.run_folders import RunReader

@@ -14,11 +14,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from dinoswap import checkpoint, metrics
-from dinoswap.configuration import config_dir, flatten
-from dinoswap.identity import is_volatile
-from dinoswap.provenance import SUBMITTED_CODE, code_version
-from dinoswap.schema import ConfigError
+from dinoswap.config.configuration import config_dir, flatten
+from dinoswap.config.identity import is_volatile
+from dinoswap.config.schema import ConfigError
+from dinoswap.run import checkpoint, metrics
+from dinoswap.run.provenance import SUBMITTED_CODE, code_version
 from dinoswap.studies.ledger import read_json
 from dinoswap.studies.overrides import as_text
 from dinoswap.studies.study_file import REPLACEABLE

@@ -11,7 +11,7 @@ import test_slurm
 from optuna.trial import FrozenTrial, TrialState
 from test_slurm import LAUNCHER, WAIT, Command, call
 
-from dinoswap import metrics
+from dinoswap.run import metrics
 from dinoswap.studies.tuning.trials import storage
 from train_processes import last_step, wait_until
 

@@ -17,11 +17,11 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from dinoswap.command_line import compose_config
-from dinoswap.lock import exclusive
-from dinoswap.preemption import SIGNALS
-from dinoswap.run_folder import planned_folder
-from dinoswap.schema import ConfigError
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import ConfigError
+from dinoswap.distributed.preemption import SIGNALS
+from dinoswap.files.lock import exclusive
+from dinoswap.run.run_folder import planned_folder
 from dinoswap.studies.tuning.definition import Objective, Tuning, read_tuning
 from dinoswap.studies.tuning.report import report
 from dinoswap.studies.tuning.space import Parameter

@@ -42,7 +42,7 @@ def test_blocks_of_rows_change_nothing_and_one_matrix_is_made(
 ) -> None:
     logits, centering = random(50, 4096, seed=1, dtype=dtype), Centering(4096).eval()
     expected = centering(logits, 0.1)
-    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 4 * 4096)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 4 * 4096)
     with Allocations() as allocations:
         targets = centering(logits, 0.1)
     assert torch.equal(targets, expected)

@@ -134,7 +134,7 @@ def test_blocks_of_rows_change_nothing_and_one_matrix_is_made(
 ) -> None:
     logits = random(50, 4096, seed=1, dtype=dtype)
     expected = SinkhornKnopp()(logits, 0.07)
-    monkeypatch.setattr("dinoswap.row_blocks.CPU_BLOCK", 4 * 4096)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 4 * 4096)
     with Allocations() as allocations:
         targets = SinkhornKnopp()(logits, 0.07)
     assert torch.equal(targets, expected)

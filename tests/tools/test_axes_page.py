@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from dinoswap.configuration import config_dir, flatten, plain
-from dinoswap.explain import options, presets
+from dinoswap.config.configuration import config_dir, flatten, plain
+from dinoswap.config.explain import options, presets
 from dinoswap.masking.batch_policy import BatchPolicy, Generators
 from dinoswap.masking.bernoulli import BernoulliMasking
 from dinoswap.masking.block import BlockMasking

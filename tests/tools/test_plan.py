@@ -16,9 +16,10 @@ import pytest
 
 import benchmark
 import plan
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.command_line import compose_config
-from dinoswap.flops import step_flops
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.facts import build_source
+from dinoswap.run.flops import step_flops
 from planning import memory, networks, speed, step
 from planning.hardware import GPUS
 from planning.values import Request
@@ -68,8 +69,9 @@ MEASURE = """
 import gc, json, sys
 from pathlib import Path
 import torch
-from dinoswap.build import build_pipeline, build_source, build_trainer
-from dinoswap.command_line import compose_config
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.facts import build_source
+from dinoswap.config.command_line import compose_config
 
 def status(name):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))

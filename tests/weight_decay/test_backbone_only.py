@@ -10,7 +10,7 @@ from dinoswap.layer_decay.uniform import Uniform
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import apply_schedules, parameter_groups
-from dinoswap.schedules import ScheduleSettings, build_schedules
+from dinoswap.optim.schedules import ScheduleSettings, build_schedules
 from dinoswap.weight_decay.all_groups import AllGroups
 from dinoswap.weight_decay.backbone_only import BackboneOnly
 from fixtures import LEGACY, load_json

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 
 SIDES = {"official": "#0072B2", "legacy": "#D55E00"}
 NEITHER = "#666666"

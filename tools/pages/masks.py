@@ -13,8 +13,8 @@ from matplotlib.colors import ListedColormap, to_rgb
 from numpy.typing import NDArray
 from torch import nn
 
+from dinoswap.config.explain import Option
 from dinoswap.evaluation.visualise import mask_drawn
-from dinoswap.explain import Option
 from dinoswap.nn.vit import Tokens
 from dinoswap.values import Features
 from pages import words

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from dinoswap.build import build_trainer
-from dinoswap.configuration import plain
+from dinoswap.config.configuration import plain
 from dinoswap.optim.param_groups import apply_schedules
-from dinoswap.schedules import scaled_lr
+from dinoswap.optim.schedules import scaled_lr
 from pages import words
 from pages.figures import SIDES, new_figure, save
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor, nn
 
+from dinoswap.config.explain import Option
 from dinoswap.data.steps import collate
 from dinoswap.evaluation.visualise import mask_drawn
-from dinoswap.explain import Option
 from dinoswap.nn.vit import Tokens
 from dinoswap.rng import numpy_generator
 from dinoswap.values import Batch

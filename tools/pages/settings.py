@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dinoswap.configuration import config_dir, flatten, plain
-from dinoswap.explain import comment
+from dinoswap.config.configuration import config_dir, flatten, plain
+from dinoswap.config.explain import comment
 from pages import optimiser, words
 from pages.optimiser import Training
 

@@ -8,10 +8,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from dinoswap import explain
-from dinoswap.configuration import VERSION_BASE, config_dir
-from dinoswap.explain import Option
-from dinoswap.schema import construct_option
+from dinoswap.config import explain
+from dinoswap.config.configuration import VERSION_BASE, config_dir
+from dinoswap.config.explain import Option
+from dinoswap.config.schema import construct_option
 
 REDUCTION = {"iBOT": "reduction@objectives.ibot.reduction", "clustering": "reduction@objectives.clustering.reduction"}
 """The group that is mounted twice: for which losses, and the axis."""

@@ -26,10 +26,10 @@ from dinoswap.objectives.base import Context, Reduction
 from dinoswap.objectives.dino import DINO
 from dinoswap.objectives.ibot import IBOT
 from dinoswap.objectives.koleo import koleo
+from dinoswap.optim.schedules import cosine_then_constant
 from dinoswap.reduction.per_sample import PerSample, masks_weight
 from dinoswap.reduction.per_token import PerToken
 from dinoswap.reduction.weighted_token_mean import WeightedTokenMean
-from dinoswap.schedules import cosine_then_constant
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.targets.sinkhorn_floored import SinkhornFloored
 from dinoswap.values import Features

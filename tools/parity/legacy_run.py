@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.build import build_trainer
-from dinoswap.command_line import compose_config
+from dinoswap.config.command_line import compose_config
 from dinoswap.nn.legacy_weights import HEADS, WRAPPER, from_legacy, to_legacy
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, masked_positions

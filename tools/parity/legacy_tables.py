@@ -13,12 +13,12 @@ import numpy as np
 from torch import nn
 
 from dinoswap.build import build_objectives, build_student
+from dinoswap.config.schema import construct
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.layer_decay.uniform import Uniform
 from dinoswap.nn.legacy_weights import HEADS
 from dinoswap.optim.param_groups import Group, WeightDecay, apply_schedules, parameter_groups
-from dinoswap.schedules import ADAMW_WEIGHT_DECAY, Schedules, ScheduleSettings, build_schedules, scaled_lr
-from dinoswap.schema import construct
+from dinoswap.optim.schedules import ADAMW_WEIGHT_DECAY, Schedules, ScheduleSettings, build_schedules, scaled_lr
 from dinoswap.weight_decay.all_groups import AllGroups
 from dinoswap.weight_decay.backbone_only import BackboneOnly
 from parity.legacy_run import legacy_config, legacy_overrides, our_names

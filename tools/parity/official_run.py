@@ -19,8 +19,8 @@ from dinoswap.objectives.ibot import IBOT
 from dinoswap.objectives.koleo import KoLeo
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
+from dinoswap.optim.schedules import build_schedules
 from dinoswap.reduction.per_sample import PerSample
-from dinoswap.schedules import build_schedules
 from dinoswap.targets.centering import Centering
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.trainer import Trainer

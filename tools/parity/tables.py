@@ -14,7 +14,7 @@ from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.schedules import Schedule, ScheduleSettings, build_schedules, cosine, scaled_lr
+from dinoswap.optim.schedules import Schedule, ScheduleSettings, build_schedules, cosine, scaled_lr
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, plain_name
 

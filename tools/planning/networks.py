@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dinoswap.build import build_model
+from dinoswap.config.schema import ConfigError, construct, construct_option
+from dinoswap.config.sections import loading_settings
 from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.da3.protocol import TeacherSettings
 from dinoswap.da3.source import locate
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
-from dinoswap.schedules import ScheduleSettings, build_schedules
-from dinoswap.schema import ConfigError, construct, construct_option
-from dinoswap.sections import loading_settings
+from dinoswap.optim.schedules import ScheduleSettings, build_schedules
 from dinoswap.values import Batch, Hyper
 from planning.values import Config
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from dinoswap.command_line import chosen_options
-from dinoswap.schema import ConfigError, nearest
+from dinoswap.config.command_line import chosen_options
+from dinoswap.config.schema import ConfigError, nearest
 from planning.hardware import GPUS
 from planning.values import Request
 

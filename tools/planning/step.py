@@ -1,6 +1,6 @@
 """One training step on paper: its FLOPs and live bytes, from shapes alone.
 
-FLOPs are those of the package's own counter (dinoswap/flops.py). Memory is that of a forward and a backward pass over
+FLOPs are those of the package's own counter (dinoswap.run.flops). Memory is that of a forward and a backward pass over
 fake tensors (torch's FakeTensorMode): every operator, autograd and autocast see the shapes and types of the real step
 and nothing is computed, while each storage is noted from its birth to its death. So what autograd saves, its largest
 temporaries, and when gradients come to life, are followed and not modelled.
@@ -29,9 +29,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoswap.da3.enabled import MaskedImageDistillation, grid_of
-from dinoswap.flops import step_flops
 from dinoswap.model import SelfDistillation
 from dinoswap.nn import attention
+from dinoswap.run.flops import step_flops
 from dinoswap.trainer import AUTOCAST
 from dinoswap.values import Batch, Hyper
 from planning.networks import frozen_networks, objectives, units, with_checkpointing

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinoswap.da3.protocol import Teacher, TeacherSettings
 from dinoswap.da3.weights import weight_file
-from dinoswap.digest import sha256
+from dinoswap.files.digest import sha256
 from dinoswap.nn.block import Block
 from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
 from dinoswap.nn.sizes import SIZES

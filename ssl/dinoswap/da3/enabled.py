@@ -24,9 +24,9 @@ from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Backend, TeacherS
 from dinoswap.da3.teacher import build_teacher, check_width
 from dinoswap.distributed import all_reduce_mean, all_reduce_sum, rows_per_rank
 from dinoswap.distributed.sharding import norms
+from dinoswap.nn.precision import emulation_notice
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
-from dinoswap.precision import emulation_notice
 from dinoswap.values import Batch
 
 PROJECTOR = "da3_projector"

@@ -27,7 +27,7 @@ from dinoswap.da3.variants import (
     variant_named,
 )
 from dinoswap.da3.weights import weight_file
-from dinoswap.digest import sha256
+from dinoswap.files.digest import sha256
 from dinoswap.nn.official_weights import misfits, some
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinoswap.da3.protocol import Teacher, TeacherSettings
 from dinoswap.da3.weights import weight_file
-from dinoswap.digest import sha256
+from dinoswap.files.digest import sha256
 from dinoswap.nn.official_weights import misfits, read_weights, some
 from dinoswap.rng import seed_torch
 

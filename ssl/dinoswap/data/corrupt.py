@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dinoswap.data.images import Images
 from dinoswap.distributed import rank
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 
 _SHOWN = 20
 

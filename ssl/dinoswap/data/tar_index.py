@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinoswap.data.tar_samples import Sample, image_kinds, read_samples
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 
 _VERSION = 2
 _DIGEST_SIZE = 32

@@ -19,7 +19,7 @@ from torchvision import datasets
 from dinoswap.data.decoding import DEFAULT, CorruptImage, Decoding, Pixels, corrupt_if_undecodable, to_rgb
 from dinoswap.data.images import Images, ImageSource, Labels
 from dinoswap.data.labels import complete
-from dinoswap.lock import Held, exclusive
+from dinoswap.files.lock import Held, exclusive
 from dinoswap.rng import numpy_generator
 
 _SAMPLED = 16

@@ -18,8 +18,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import Images
 from dinoswap.distributed import on_main
+from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import visualise
 from dinoswap.evaluation.baselines import baseline_features, evaluate_baselines, evaluate_network
 from dinoswap.evaluation.diagnostics import feature_diagnostics, target_diagnostics, verdict
@@ -29,8 +31,6 @@ from dinoswap.evaluation.summary import Results, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.preemption import Preemption
-from dinoswap.sections import EvaluationSettings
 from dinoswap.values import Batch, Hyper
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from dinoswap import rng
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.data.workers import in_order
 from dinoswap.distributed import any_rank, gathered, rank, world_size
-from dinoswap.preemption import Preemption, StopAsked
+from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.values import normalise
 
 SMALL = 96

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dinoswap.evaluation.summary import COLUMNS, Results, cell
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.values import Batch
 
 Picture = NDArray[np.uint8]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dinoswap.row_blocks import row_blocks
+from dinoswap.nn.row_blocks import row_blocks
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, temperature: float, overwrite_logits: bool = False) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dinoswap.distributed import gather_rows, rank
+from dinoswap.nn.precision import full_precision
 from dinoswap.objectives.base import Context, Objective
-from dinoswap.precision import full_precision
 
 OverCrops = Literal["sum", "mean"]
 EPS = 1e-8

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinoswap.distributed.sharding import norms, own_share
 from dinoswap.optim.param_groups import Group
-from dinoswap.sections import ClipBy
+from dinoswap.optim.settings import ClipBy
 
 
 class Clip:

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from dinoswap import __version__
-from dinoswap.command_line import EXIT_USAGE
-from dinoswap.first_check import require_writable
-from dinoswap.schema import ConfigError
+from dinoswap.config.command_line import EXIT_USAGE
+from dinoswap.config.first_check import require_writable
+from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find, read_json
 from dinoswap.studies.measurable import require_measurable

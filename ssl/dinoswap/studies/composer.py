@@ -19,11 +19,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from dinoswap.command_line import compose_config
-from dinoswap.configuration import VERSION_BASE, config_dir, plain
-from dinoswap.files import write_atomically
-from dinoswap.first_check import first_check
-from dinoswap.reading import CONFIG_BYTES, parse_object, read_small
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.config.first_check import first_check
+from dinoswap.files.reading import CONFIG_BYTES, parse_object, read_small
+from dinoswap.files.writing import write_atomically
 
 
 class Composer:
@@ -43,7 +43,7 @@ class Composer:
         config = self._composed(overrides) if known is None else dict(known["config"])
         first_check(config)
         if self.check:
-            from dinoswap.settings import check  # imports torch
+            from dinoswap.config.settings import check  # imports torch
 
             check(config)
         self._accepted.update(overrides)

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dinoswap.run_folder import planned_id
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
+from dinoswap.run.run_folder import planned_id
 from dinoswap.studies import optimal
 from dinoswap.studies.composer import Composer
 from dinoswap.studies.fraction import Fraction, choose_fraction

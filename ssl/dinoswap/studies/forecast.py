@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Design
 from dinoswap.studies.ledger import Entry, Found, record_of
 from dinoswap.studies.overrides import combined, quoted

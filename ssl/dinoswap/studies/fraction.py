@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
 
 LARGEST_SEARCH = 200_000
 """Sets of generators that are gone through, some seconds."""

@@ -22,9 +22,9 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dinoswap.configuration import VERSION_BASE, config_dir, plain
-from dinoswap.run_folder import folder_of, planned_id
-from dinoswap.schema import ConfigError
+from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
+from dinoswap.config.schema import ConfigError
+from dinoswap.run.run_folder import folder_of, planned_id
 from dinoswap.studies.ledger import BUSY, Entry, Found, find
 from dinoswap.studies.overrides import quoted
 
@@ -104,7 +104,7 @@ def job_return(job: Job, at: Found) -> JobReturn:
 
 def train(cfg: DictConfig) -> float | None:
     """The task of every job; by name, so that a node imports it from the installed package."""
-    from dinoswap.job import run_job
+    from dinoswap.run.job import run_job
 
     return run_job(cfg)
 

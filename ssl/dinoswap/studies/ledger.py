@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dinoswap.files import write_atomically
-from dinoswap.lock import holder
-from dinoswap.reading import RECORD_BYTES, parse_object, read_small
-from dinoswap.record import Record, read_record
-from dinoswap.run_folder import followed, relative_folder, runs_root
+from dinoswap.files.lock import holder
+from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.record import Record, read_record
+from dinoswap.run.run_folder import followed, relative_folder, runs_root
 from dinoswap.studies.design import Cell
 from dinoswap.studies.overrides import as_text
 from dinoswap.studies.study import Study

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from dinoswap.facts import build_source
-from dinoswap.notices import is_accuracy, no_accuracy
-from dinoswap.schema import ConfigError
+from dinoswap.config.facts import build_source
+from dinoswap.config.schema import ConfigError
+from dinoswap.run.notices import is_accuracy, no_accuracy
 
 
 def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:

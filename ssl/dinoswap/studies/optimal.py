@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import helmert
 
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
 
 Matrix = NDArray[np.float64]
 Term = tuple[int, ...]

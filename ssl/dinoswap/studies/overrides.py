@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dinoswap import typed_paths
-from dinoswap.schema import ConfigError, nearest
-from dinoswap.typed_paths import as_typed, is_plain
+from dinoswap.config import typed_paths
+from dinoswap.config.schema import ConfigError, nearest
+from dinoswap.config.typed_paths import as_typed, is_plain
 
 Scalar = str | int | float | bool | None
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from dinoswap.configuration import flatten
-from dinoswap.reading import CONFIG_BYTES, clean, one_line, parse_object, read_lines, read_small, shortened
-from dinoswap.record import MAX_INT, MOST, Record, number, read_record
-from dinoswap.run_folder import POINTER
+from dinoswap.config.configuration import flatten
+from dinoswap.files.reading import CONFIG_BYTES, clean, one_line, parse_object, read_lines, read_small, shortened
+from dinoswap.run.record import MAX_INT, MOST, Record, number, read_record
+from dinoswap.run.run_folder import POINTER
 
 DEEPEST = 4
 """Folders from the root to a run: results/ has runs/<study>/<run_id>/seed<k>."""

@@ -36,7 +36,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find, read_points
 
 CACHE = ".runs.parquet"

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dinoswap.reading import one_line, parse_object, read_tail
-from dinoswap.record import number
+from dinoswap.files.reading import one_line, parse_object, read_tail
+from dinoswap.run.record import number
 from dinoswap.studies.ledger import STATES, Entry, Found, State, find
 
 REFRESH_SECONDS = 2.0

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dinoswap.schema import ConfigError, construct, nearest, require_section
+from dinoswap.config.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.overrides import as_overrides, as_text, combined, key_of
 from dinoswap.studies.study_file import StudyFile, of_config, read_file, told_of
 

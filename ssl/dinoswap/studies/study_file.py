@@ -20,11 +20,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from dinoswap.configuration import config_dir
-from dinoswap.reading import CONFIG_BYTES, read_small
-from dinoswap.schema import ConfigError, construct, nearest
+from dinoswap.config.configuration import config_dir
+from dinoswap.config.schema import ConfigError, construct, nearest
+from dinoswap.config.typed_paths import refuse_torn_paths
+from dinoswap.files.reading import CONFIG_BYTES, read_small
 from dinoswap.studies.overrides import as_overrides, combined, key_of, of_hydra
-from dinoswap.typed_paths import refuse_torn_paths
 
 COMMON = ("base", "seeds", "budget")
 REPLACEABLE = (

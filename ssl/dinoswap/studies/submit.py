@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dinoswap.files import write_atomically
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
+from dinoswap.files.writing import write_atomically
 from dinoswap.studies.ledger import read_json
 
 PYTHON = (

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dinoswap import __version__
-from dinoswap.command_line import EXIT_USAGE
-from dinoswap.schema import ConfigError
+from dinoswap.config.command_line import EXIT_USAGE
+from dinoswap.config.schema import ConfigError
 from dinoswap.studies.measurable import require_measurable
 from dinoswap.studies.overrides import combined, of_hydra
 

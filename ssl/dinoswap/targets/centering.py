@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_sum
-from dinoswap.row_blocks import row_blocks
+from dinoswap.nn.row_blocks import row_blocks
 
 
 class Centering(nn.Module):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
-from dinoswap.precision import full_precision
-from dinoswap.row_blocks import row_blocks
+from dinoswap.nn.precision import full_precision
+from dinoswap.nn.row_blocks import row_blocks
 
 MIDDLE = 2.0**64
 """A common factor of u: what belongs to rows far below the largest logit stays within float32, as do the sums."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
-from dinoswap.precision import full_precision
+from dinoswap.nn.precision import full_precision
 
 
 class SinkhornFloored(nn.Module):

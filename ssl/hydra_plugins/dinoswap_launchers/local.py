@@ -55,8 +55,8 @@ class LocalLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from dinoswap.configuration import config_dir
-        from dinoswap.provenance import SUBMITTED_CODE, code_version
+        from dinoswap.config.configuration import config_dir
+        from dinoswap.run.provenance import SUBMITTED_CODE, code_version
         from dinoswap.studies.launch import jobs_of, report
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -100,7 +100,7 @@ class LocalLauncher(Launcher):
 
     def _start(self, job: "Job", slot: int) -> subprocess.Popen[bytes]:
         """Its output goes to output.txt in the run folder."""
-        from dinoswap.run_folder import PLACE
+        from dinoswap.run.run_folder import PLACE
 
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         gpu = {"CUDA_VISIBLE_DEVICES": str(self.gpus[slot % len(self.gpus)])} if self.gpus else {}

@@ -56,10 +56,10 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         self.done, self.idle_turns = 0, 0
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from dinoswap.configuration import config_dir
-        from dinoswap.lock import exclusive
-        from dinoswap.provenance import code_version
-        from dinoswap.schema import ConfigError
+        from dinoswap.config.configuration import config_dir
+        from dinoswap.config.schema import ConfigError
+        from dinoswap.files.lock import exclusive
+        from dinoswap.run.provenance import code_version
         from dinoswap.studies.launch import jobs_of, report, startable
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -80,7 +80,7 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         return report(jobs)
 
     def _submit(self, jobs: Sequence["Job"]) -> None:
-        from dinoswap.schema import ConfigError
+        from dinoswap.config.schema import ConfigError
         from dinoswap.studies.ledger import claim
         from dinoswap.studies.submit import executor, refusal, submitted
 
@@ -116,8 +116,8 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         """On the node, where the config is composed anew and resolved. Raises what the run raised, so that SLURM too
         calls the job failed."""
         from dinoswap.distributed.environment import launched_ranks
-        from dinoswap.provenance import SUBMITTED_CODE
-        from dinoswap.run_folder import PLACE, followed
+        from dinoswap.run.provenance import SUBMITTED_CODE
+        from dinoswap.run.run_folder import PLACE, followed
         from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import listen
 
@@ -134,7 +134,7 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
     def checkpoint(self, *arguments: Any) -> Any:
         """On the node, when SLURM has told the job to stop and all is saved: what is queued again. A start that takes
         longer than the limit would go on like this for all of `max_num_timeout` turns."""
-        from dinoswap.run_folder import followed
+        from dinoswap.run.run_folder import followed
         from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import give_up, near_its_limit
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from dinoswap.configuration import flatten
-from dinoswap.identity import is_volatile
+from dinoswap.config.configuration import flatten
+from dinoswap.config.identity import is_volatile
 from dinoswap.studies.design import Cell, Design, make_design
 from dinoswap.studies.ledger import Entry, Found, entries, find
 from dinoswap.studies.runs import read_curves, read_runs

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Cell, Design
 from dinoswap.studies.ledger import STATES, Entry, Found, State
 from dinoswap.studies.report.canvas import Plot, inline

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from dinoswap.files import write_atomically
+from dinoswap.files.writing import write_atomically
 from dinoswap.studies.report import tables
 from dinoswap.studies.report.analysis import Analysis, analyse, analyse_collected
 from dinoswap.studies.report.canvas import Plot

@@ -17,10 +17,10 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dinoswap.configuration import VERSION_BASE, config_dir
-from dinoswap.files import write_atomically
-from dinoswap.preemption import Preemption
-from dinoswap.provenance import SUBMITTED_CODE, code_version
+from dinoswap.config.configuration import VERSION_BASE, config_dir
+from dinoswap.distributed.preemption import Preemption
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.provenance import SUBMITTED_CODE, code_version
 from dinoswap.studies.ledger import queued_jobs
 from dinoswap.studies.submit import executor
 from dinoswap.studies.tuning.definition import Tuning

@@ -25,11 +25,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from dinoswap.command_line import check_overrides, compose_config
-from dinoswap.facts import IMAGES, WEIGHTS
-from dinoswap.identity import identity, is_volatile
-from dinoswap.run_folder import AS_WRITTEN, planned_folder, planned_identity, runs_root
-from dinoswap.schema import ConfigError, construct, nearest, require_section
+from dinoswap.config.command_line import check_overrides, compose_config
+from dinoswap.config.facts import IMAGES, WEIGHTS
+from dinoswap.config.identity import identity, is_volatile
+from dinoswap.config.schema import ConfigError, construct, nearest, require_section
+from dinoswap.run.run_folder import AS_WRITTEN, planned_folder, planned_identity, runs_root
 from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
 from dinoswap.studies.study import COSTS, MEASURED
 from dinoswap.studies.study_file import StudyFile, read_file, told_of

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from dinoswap.files import write_atomically
-from dinoswap.lock import exclusive
-from dinoswap.reading import open_regular, parse_object, read_tail
+from dinoswap.files.lock import exclusive
+from dinoswap.files.reading import open_regular, parse_object, read_tail
+from dinoswap.files.writing import write_atomically
 
 TAIL_BYTES = 65536
 """Holds the last line but for one that is very long, for which the whole journal is read."""

@@ -14,8 +14,8 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from dinoswap.configuration import flatten
-from dinoswap.files import write_atomically
+from dinoswap.config.configuration import flatten
+from dinoswap.files.writing import write_atomically
 from dinoswap.studies.csv_text import as_csv
 from dinoswap.studies.ledger import Found, find
 from dinoswap.studies.overrides import Scalar, as_text

@@ -19,9 +19,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from dinoswap.lock import exclusive, holder
-from dinoswap.preemption import SIGNALS
-from dinoswap.reading import read_tail
+from dinoswap.distributed.preemption import SIGNALS
+from dinoswap.files.lock import exclusive, holder
+from dinoswap.files.reading import read_tail
 from dinoswap.studies.ledger import record_of
 from dinoswap.studies.overrides import Scalar
 from dinoswap.studies.run_folders import read_points
@@ -30,7 +30,7 @@ from dinoswap.studies.tuning.definition import Tuning
 Status = Literal["completed", "diverged", "failed", "preempted", "killed"]
 
 _processes = multiprocessing.get_context("forkserver")
-_PRELOADED = ["dinoswap.job", "torch._dynamo"]  # takes seconds to import: once for all runs of a worker
+_PRELOADED = ["dinoswap.run.job", "torch._dynamo"]  # takes seconds to import: once for all runs of a worker
 _PREEMPTED = (75, *(-number for number in SIGNALS))  # exit statuses; the signals came before there was a handler
 OUTPUT_BYTES = 65536
 """From the end of what a run printed, to find its last line in."""

@@ -22,8 +22,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dinoswap.lock import exclusive, holder
-from dinoswap.schema import ConfigError, nearest
+from dinoswap.config.schema import ConfigError, nearest
+from dinoswap.files.lock import exclusive, holder
 from dinoswap.studies.tuning.definition import PRUNERS, Tuning, as_begun
 from dinoswap.studies.tuning.journal import open_journal
 from dinoswap.studies.tuning.space import Parameter

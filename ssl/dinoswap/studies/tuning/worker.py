@@ -19,9 +19,9 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from dinoswap.lock import exclusive, holder
-from dinoswap.preemption import Preemption
-from dinoswap.schema import ConfigError
+from dinoswap.config.schema import ConfigError
+from dinoswap.distributed.preemption import Preemption
+from dinoswap.files.lock import exclusive, holder
 from dinoswap.studies.overrides import Scalar
 from dinoswap.studies.submit import listen
 from dinoswap.studies.tuning.definition import Tuning

@@ -1,0 +1,95 @@
+"""What each axis does under a composed config, in words: `dinoswap-train ... --explain`, and the table of the README.
+
+The words stand in one place, at the head of each option's YAML: a comment of one sentence, then `# Source: ` with the
+repository and commit that it follows. Which side an option stands for is what the presets say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from dinoswap.config.configuration import config_dir
+
+SIDES = ("official", "legacy", "aligned")
+"""The presets, in the order in which they are named."""
+SOURCE = "Source: "
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a group as its YAML describes it; `sides` are the presets that choose it for this axis."""
+
+    axis: str
+    name: str
+    does: str
+    source: str
+    sides: tuple[str, ...]
+
+
+def presets() -> dict[str, dict[str, str]]:
+    """Preset -> axis -> option. The axes are what a preset chooses; `group@place` where one is mounted elsewhere."""
+    return {side: _chosen(OmegaConf.load(config_dir() / "preset" / f"{side}.yaml").defaults) for side in SIDES}
+
+
+def _chosen(defaults: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    entries = [entry for line in defaults for entry in line.items()]
+    return {str(key).removeprefix("override /"): str(option) for key, option in entries}
+
+
+def describe(axis: str, name: str) -> Option:
+    group = axis.partition("@")[0]
+    does, source = comment(group, name)
+    return Option(axis, name, does, source, tuple(side for side, axes in presets().items() if axes.get(axis) == name))
+
+
+def comment(group: str, name: str) -> tuple[str, str]:
+    """The sentence at the head of a YAML, and its source ("" where none is named)."""
+    words, source = [], ""
+    for line in (config_dir() / group / f"{name}.yaml").read_text().splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or source:
+            break
+        if text.startswith(SOURCE):
+            source = text.removeprefix(SOURCE)
+        elif not text.startswith("@package"):
+            words.append(text)
+    return " ".join(words), source
+
+
+def options(axis: str) -> list[Option]:
+    """All of an axis, those of the presets first, in their order."""
+    names = sorted(path.stem for path in (config_dir() / axis.partition("@")[0]).glob("*.yaml"))
+    found = [describe(axis, name) for name in names]
+    return sorted(found, key=lambda option: min((SIDES.index(side) for side in option.sides), default=len(SIDES)))
+
+
+def explanation(choices: Mapping[str, str]) -> Table:
+    """A row per axis for the options that a config has chosen (Hydra's `runtime.choices`)."""
+    table = Table("axis", "option", "stands for", "what it does", "follows", title=_title(choices))
+    for axis in presets()["official"]:
+        option = describe(axis, choices[axis])
+        table.add_row(axis.replace("@", " @ "), option.name, ", ".join(option.sides), option.does, option.source)
+    return table
+
+
+def _title(choices: Mapping[str, str]) -> str:
+    title = f"preset={choices['preset']}: {comment('preset', choices['preset'])[0]}"
+    if choices["flip"] != "none":
+        title += f"\nflip={choices['flip']}: {comment('flip', choices['flip'])[0]}"
+    return title
+
+
+def markdown() -> str:
+    """All options of all axes as a Markdown table."""
+    rows = ["| axis | option | stands for | what it does | follows |", "|---|---|---|---|---|"]
+    for axis in presets()["official"]:
+        for option in options(axis):
+            rows.append(_row([f"`{axis}`", f"`{option.name}`", ", ".join(option.sides), option.does, option.source]))
+    return "\n".join(rows) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,121 @@
+"""What a composed config shows to be wrong by its values alone. None of it imports torch, which takes seconds.
+
+The commands make this check before anything else, and `settings.check`, at the beginning of a run, makes it again.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dinoswap.config.schema import (
+    ConfigError,
+    checked,
+    construct,
+    construct_option,
+    nearest,
+    option_class,
+    require_section,
+)
+from dinoswap.config.sections import (
+    LOADING,
+    SECTIONS,
+    Config,
+    CropSettings,
+    EvaluationSettings,
+    RunSettings,
+    TrainerSettings,
+    loading_settings,
+)
+from dinoswap.optim.schedules import ScheduleSettings, steps
+from dinoswap.optim.settings import OptimizerSettings
+
+WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay")
+"""Groups whose options can be built here."""
+WITHIN_THE_RUN = ("warmup", "weight_decay_warmup")
+LENGTHS = (*WITHIN_THE_RUN, "freeze_last_layer", "teacher_temp_warmup")
+"""Of the schedules. After the first two something else follows, so they cannot be longer than the run."""
+
+
+def first_check(cfg: Config) -> None:
+    """Raises ConfigError for a section that is missing, a value out of range, and values that do not fit each other."""
+    run = construct(RunSettings, {key: value for key, value in cfg.items() if key not in SECTIONS}, "")
+    for section in SECTIONS:
+        require_section(cfg.get(section), section)
+    evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
+    if run.objective_metric.startswith("eval/linear") and not evaluation.linear_probe:
+        raise ConfigError(f"objective_metric={run.objective_metric}: needs evaluation.linear_probe=true")
+    construct(OptimizerSettings, cfg["optimizer"], "optimizer")
+    check_schedules(cfg)
+    check_crops(cfg)
+    check_heads(cfg)
+    check_data(cfg)
+    for group in WITHOUT_TORCH:
+        construct_option(cfg[group], group)
+
+
+def require_writable(cfg: Config) -> None:
+    """Raises ConfigError where no run folder can be made below `results_dir`. Nothing is made."""
+    asked = Path(cfg["results_dir"])
+    there = next(folder for folder in (asked.absolute(), *asked.absolute().parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "is not writable" if there.is_dir() else "is no folder"
+        raise ConfigError(f"results_dir={asked}: cannot be written to: {there} {why}; give another results_dir=...")
+
+
+def check_schedules(cfg: Config) -> None:
+    """Lengths are lengths, and what has to end within the run does."""
+    taken, total = lengths(cfg), cfg["trainer"]["max_steps"]
+    for name in WITHIN_THE_RUN:
+        if taken[name] > total:
+            raise ConfigError(
+                f"schedule.{name}={cfg['schedule'][name]}: is longer than the run of trainer.max_steps={total}; give "
+                "fewer steps, a share of the run such as 0.1, or more of trainer.max_steps"
+            )
+
+
+def lengths(cfg: Config) -> dict[str, int]:
+    """The lengths of `schedule` in steps."""
+    schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
+    total = construct(TrainerSettings, cfg["trainer"], "trainer").max_steps
+    try:
+        return {name: steps(getattr(schedule, name), total, f"schedule.{name}") for name in LENGTHS}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_data(cfg: Config) -> None:
+    """The keys of the data, of which nothing is opened."""
+    loading_settings(cfg)
+    section = {name: value for name, value in cfg["data"].items() if name not in LOADING}
+    checked(option_class(section, "data"), section, "data", given=["decoding"])
+
+
+def check_heads(cfg: Config) -> None:
+    """Every head that an objective names exists."""
+    for name, objective in cfg["objectives"].items():
+        head = objective.get("head") if isinstance(objective, Mapping) else None
+        if head is not None and (not isinstance(head, str) or head not in cfg["heads"]):
+            known = list(cfg["heads"])
+            near = nearest(str(head), known)
+            raise ConfigError(f"objectives.{name}.head={head}: is none of {', '.join(known)}.{near}")
+
+
+def check_crops(cfg: Config) -> None:
+    """Crops, and images that are evaluated on, are cut into whole patches."""
+    crops = construct(CropSettings, cfg["crops"], "crops")
+    evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
+    patch = cfg["model"].get("patch_size")
+    if type(patch) is not int:
+        raise ConfigError(f"model.patch_size={patch}: must be a whole number; 14 and 16 are usual")
+    if patch < 1:
+        raise ConfigError(f"model.patch_size={patch}: must be at least 1; 14 and 16 are usual")
+    evaluated = evaluation.size or crops.global_size
+    sizes = {"crops.global_size": crops.global_size, "crops.local_size": crops.local_size, "evaluation.size": evaluated}
+    for key, size in sizes.items():
+        if size < patch or size % patch:
+            raise ConfigError(
+                f"{key}={size}: must be a multiple of model.patch_size={patch}; "
+                f"try {key}={max(round(size / patch), 1) * patch}"
+            )
+    if evaluation.resize is not None and evaluation.resize < evaluated:
+        raise ConfigError(f"evaluation.resize={evaluation.resize}: must be at least the size evaluated on, {evaluated}")

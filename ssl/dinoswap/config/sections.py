@@ -1,0 +1,162 @@
+"""The sections of the config that no option is built from, as frozen dataclasses: their keys, defaults and ranges.
+
+Nothing in here imports torch, which takes seconds: a wrong value is refused before.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from dinoswap.config.schema import construct, nearest
+from dinoswap.data.decoding import DEFAULT, Decoding
+
+Config = Mapping[str, Any]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+SECTIONS = (
+    "forward",
+    "augmentation",
+    "masking",
+    "weight_decay",
+    "layer_decay",
+    "da3",
+    "objectives",
+    "data",
+    "distributed",
+    "model",
+    "crops",
+    "heads",
+    "schedule",
+    "optimizer",
+    "trainer",
+    "evaluation",
+)
+
+ACCURACIES = [f"{kind}_{top}" for kind in ("knn", "knn_patch", "linear", "linear_patch") for top in ("top1", "top5")]
+OBJECTIVE_METRICS = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature_std", "mean_cosine")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The keys outside any section. Besides OBJECTIVE_METRICS, `eval/<objective>/<diagnostic>` can be optimised."""
+
+    seed: int
+    study: str | None
+    results_dir: str
+    objective_metric: str
+    teacher_dropout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be 0 or more")
+        if self.study is not None and not re.fullmatch(r"\w[\w.+-]*", self.study):
+            raise ValueError(f"study={self.study}: names a folder; use letters, digits, '_', '-', '.' and '+'")
+        if not self.results_dir.strip():
+            raise ValueError("results_dir='': names no folder; leave it out, or give one, as in results_dir=results")
+        metric = self.objective_metric
+        if metric not in OBJECTIVE_METRICS and not re.fullmatch(r"eval/\w+/\w+", metric):
+            raise ValueError(
+                f"objective_metric={metric}: no metric of this name is measured.{nearest(metric, OBJECTIVE_METRICS)} "
+                f"Use one of {', '.join(OBJECTIVE_METRICS)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSettings:
+    """Sides of the square crops in pixels, and local crops per image."""
+
+    global_size: int = 224
+    local_size: int = 96
+    local_number: int = 8
+
+    def __post_init__(self) -> None:
+        if self.local_number < 0:
+            raise ValueError(f"local_number={self.local_number}: must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """`checkpoint_every`, `eval_every` and `log_every` count steps; 0 switches the first two off but for the end."""
+
+    max_steps: int
+    precision: Precision = "bf16"
+    accumulate: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 1000
+    checkpoint_minutes: float = 15.0
+    keep_checkpoints: int = 2
+    max_nonfinite_steps: int = 10
+    compile: bool = False
+    tensorboard: bool = True
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "accumulate", "log_every", "keep_checkpoints", "max_nonfinite_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("eval_every", "checkpoint_every", "checkpoint_minutes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 (only at the end) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """`size` of the crops in pixels, None for that of the global crops; `resize` as in `features.EvalImages`.
+
+    `in_loop_images` bounds the images of the quick evaluation, of train and of test each, `images` those of the whole.
+    """
+
+    size: int | None = None
+    resize: int | None = None
+    in_loop_images: int = 2000
+    images: int = 20000
+    batch_size: int = 256
+    linear_probe: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize", "in_loop_images", "images", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingSettings:
+    """The keys of `data` that every source shares. `batch_size` counts images per step over ranks and micro-batches."""
+
+    batch_size: int
+    workers: int = 2
+    max_corrupt_fraction: float = 0.01
+    test_fraction: float = 0.0
+    max_pixels: int = DEFAULT.max_pixels
+    range_16bit: tuple[int, int] = DEFAULT.range_16bit
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.max_pixels, self.range_16bit)
+
+    def __post_init__(self) -> None:
+        _ = self.decoding  # refuses what it cannot use
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers}: must be 0 (load in the training process) or more")
+        if not 0 <= self.max_corrupt_fraction <= 1:
+            raise ValueError(f"max_corrupt_fraction={self.max_corrupt_fraction}: must lie between 0 and 1")
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"test_fraction={self.test_fraction}: a share of the images, 0 or more and below 1")
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"std={list(self.std)}: must be above 0")
+
+
+LOADING = [f.name for f in fields(LoadingSettings)]
+OF_ONE_SET = ("test_fraction",)
+"""Of these keys the ones that do not go along to another data set."""
+
+
+def loading_settings(cfg: Config) -> LoadingSettings:
+    return construct(LoadingSettings, {k: v for k, v in cfg["data"].items() if k in LOADING}, "data")

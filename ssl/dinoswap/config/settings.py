@@ -1,0 +1,65 @@
+"""What is checked before anything of a run is built: keys that nobody reads, and what has to fit between sections.
+
+`check` comes first in every run: what it refuses, and what the constructors refuse after it, has touched no data. It
+reads the signatures of options, whose modules import torch; what the values alone show is in first_check.py.
+"""
+
+from typing import cast
+
+from dinoswap.config.first_check import first_check
+from dinoswap.config.schema import ConfigError, checked, construct, construct_option, option_class
+from dinoswap.config.sections import LOADING, Config, TrainerSettings, loading_settings
+from dinoswap.distributed import Parallel, world_size
+from dinoswap.nn.projection_head import ProjectionHead
+from dinoswap.nn.vit import vit
+
+__all__ = ["GIVEN_TO_DA3", "LOADING", "check"]
+
+GIVEN_TO_DA3 = ("reduction", "mean", "std")
+"""Arguments that the builder gives to the option of `da3`."""
+
+
+def check(cfg: Config) -> None:
+    """Raises ConfigError for a key that nobody reads, and for settings of different sections that do not fit."""
+    first_check(cfg)
+    check_da3(cfg)
+    check_distributed(cfg)
+    checked(vit, cfg["model"], "model", given=["img_size"])
+    for name, head in cfg["heads"].items():
+        checked(ProjectionHead, head, f"heads.{name}", given=["in_dim"])
+    accumulate = construct(TrainerSettings, cfg["trainer"], "trainer").accumulate
+    images, slices = loading_settings(cfg).batch_size, accumulate * world_size()
+    if images % slices:
+        raise ConfigError(
+            f"data.batch_size={images}: trainer.accumulate={accumulate} and {world_size()} ranks cut it into {slices} "
+            f"equal parts; try data.batch_size={max(round(images / slices), 1) * slices}"
+        )
+
+
+def check_da3(cfg: Config) -> None:
+    """`da3.enabled` switches an option on that has been chosen; its keys are checked even where it is off."""
+    section = cfg["da3"]
+    enabled = section.get("enabled")
+    if not isinstance(enabled, bool):
+        raise ConfigError(f"da3.enabled={enabled}: must be true or false")
+    own = {name: value for name, value in section.items() if name not in ("enabled", "reduction")}
+    if "_target_" in own:
+        checked(option_class(section, "da3"), own, "da3", given=GIVEN_TO_DA3)
+        return
+    for name, value in own.items():
+        raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")
+    if enabled:
+        raise ConfigError(f"da3.enabled={enabled}: there is nothing to switch on; choose the option, da3=enabled")
+
+
+def check_distributed(cfg: Config) -> None:
+    """What only some ways of spreading a model can do."""
+    section, precision = cfg["distributed"], cfg["trainer"]["precision"]
+    shards = bool(section) and cast(Parallel, construct_option(section, "distributed")).shards
+    if cfg["da3"].get("use_fsdp") and not shards:
+        raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
+    if (gathered := section.get("param_dtype", "fp32")) not in ("fp32", precision):
+        raise ConfigError(
+            f"distributed.param_dtype={gathered}: does not go with trainer.precision={precision}; make "
+            "the two the same, or gather weights in fp32"
+        )

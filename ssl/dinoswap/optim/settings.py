@@ -1,0 +1,24 @@
+"""The section `optimizer` of the config. Nothing in here imports torch, so that a wrong value is refused at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ClipBy = Literal["per_module", "per_tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad: float | None = 3.0
+    clip: ClipBy = "per_module"
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: both must lie in [0, 1)")
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: must be above 0")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")

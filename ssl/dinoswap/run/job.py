@@ -1,0 +1,229 @@
+"""One run as a job of Hydra: its folder, its record, how it ends and with which exit status."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+
+from dinoswap.build import build_parallel
+from dinoswap.config.command_line import EXIT_USAGE
+from dinoswap.config.configuration import config_dir, flatten, plain
+from dinoswap.config.identity import run_id
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.settings import check
+from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.data.workers import DataWorkerError
+from dinoswap.distributed import RankFailed, is_main, on_main, require_same, together, world_size
+from dinoswap.distributed.group import explained, one_line, process_group
+from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.files.lock import Held, exclusive
+from dinoswap.files.writing import write_atomically
+from dinoswap.optim.nonfinite import Diverged
+from dinoswap.optim.param_groups import group_table
+from dinoswap.run.assemble import build_run
+from dinoswap.run.checkpoint import CheckpointError
+from dinoswap.run.flops import step_flops
+from dinoswap.run.loop import Preempted, Run
+from dinoswap.run.metrics import RunRecord, Status, load_record
+from dinoswap.run.naming import Named, launched_place, name_run
+from dinoswap.run.notices import notices
+from dinoswap.run.progress import logging_to
+from dinoswap.run.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_code
+
+EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
+EXPECTED = (
+    *(KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, DataWorkerError, CheckpointError),
+    *(RankFailed, OSError, ValueError),
+)
+EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_PREEMPTED)}
+
+_log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train, or continue, the run that `cfg` describes; its objective metric. Every rank calls it, the first one holds
+    the folder."""
+    with contextlib.ExitStack() as group:
+        with told_in_a_record(lambda: launched_place(cfg), lambda: plain(cfg, strict=False)):
+            config = plain(cfg)
+            if parallel := build_parallel(config):
+                group.enter_context(process_group(parallel.timeout_minutes))
+            require_same_command(config)
+            together(lambda: check(config))
+            named = name_run(config)
+        try:
+            return hold_and_train(config, named)
+        except ConfigError:
+            if is_main():
+                remove_empty(named.folder)
+            raise
+
+
+def hold_and_train(config: Mapping[str, Any], named: Named) -> float | None:
+    """The same, unless it is complete. Raises Held where somebody else is at it."""
+    record_path = named.folder / "run.json"
+    with contextlib.ExitStack() as held:
+        if not on_main(lambda: is_complete(record_path)):
+            on_main(lambda: held.enter_context(exclusive(named.folder)))
+            if not on_main(lambda: is_complete(record_path)):  # by somebody else, who has let go just now
+                return train(config, named)
+        if is_main():
+            print(f"{named.folder} is complete: nothing is left to do")
+    return objective(load_record(record_path)["metrics"], config["objective_metric"])
+
+
+def require_same_command(config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless all ranks were given the same, but for where files lie on their node (what is in them is
+    compared once they are open) and which device is theirs."""
+    shared = {k: v for k, v in flatten(config).items() if k != "trainer.device" and not k.endswith("path")}
+    require_same(shared, "give all the same command")
+
+
+def is_complete(record_path: Path) -> bool:
+    return record_path.exists() and load_record(record_path)["status"] == "completed"
+
+
+def train(config: Mapping[str, Any], named: Named) -> float | None:
+    """The same, by the only process that writes in the folder."""
+    folder = named.folder
+    built = build(config, named)
+    get_console().quiet = not is_main()
+    get_console().print(group_table(built.trainer.optimizer.param_groups))
+    with logging_to(folder / "log.txt"):
+        if named.news and is_main():
+            _log.info("this run %s", named.news)
+        for sentence in before_the_first_step(built, config):
+            _log.warning(sentence)
+        found = finish(built)
+    if found.results:
+        get_console().print(found.table())
+    get_console().print(f"run folder: {folder}", soft_wrap=True)
+    return objective(built.record.metrics, config["objective_metric"])
+
+
+def build(config: Mapping[str, Any], named: Named) -> Run:
+    """`build_run`, unless the code has changed since the job was submitted."""
+    folder, own, data = named.folder, named.identity, asdict(named.data)
+    with told_in_a_record(lambda: folder, lambda: config, own, data):
+        together(lambda: require_submitted_code(config_dir()))
+        record = partial(start_record, folder, config, own, data)
+        return build_run(config, folder, record, own, named.source)
+
+
+@contextlib.contextmanager
+def told_in_a_record(
+    folder: Callable[[], Path],
+    config: Callable[[], Mapping[str, Any]],
+    own: Mapping[str, Any] = MappingProxyType({}),
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Nobody watches a job that was launched: why it could not begin goes into run.json."""
+    try:
+        yield
+    except Exception as error:
+        if SUBMITTED_CODE in os.environ:
+            with contextlib.suppress(OSError, ValueError):  # a disk that refuses it must not hide the reason
+                place = folder()
+                place.mkdir(parents=True, exist_ok=True)
+                start_record(place, config(), own, data).finish("failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+def before_the_first_step(built: Run, config: Mapping[str, Any]) -> Iterator[str]:
+    data, plan = built.evaluator, built.trainer.model.plan
+    return notices(config, train=data.train, test=data.test, masked_crops=plan.masked_crops, ranks=world_size())
+
+
+def finish(built: Run) -> Evaluation:
+    """Train to the end; however it ends, run.json says so if the disk lets it."""
+    try:
+        if "flops_per_image" not in built.record.cost:
+            built.record.cost["flops_per_image"] = flops_per_image(built)
+        return built.train()
+    except (Preempted, KeyboardInterrupt, Held) as error:  # Held: the folder and its record are somebody else's now
+        if isinstance(error, KeyboardInterrupt) and built.record.status == "running":
+            end(built, "preempted", "interrupted before the state could be saved")
+        raise
+    except Diverged as error:
+        end(built, "diverged", str(error))
+        raise
+    except Exception as raised:
+        reason = explained(raised)
+        if isinstance(reason, OSError) and reason.filename is None:  # writing to an open file does not say to which
+            reason.filename = str(built.folder)
+        if not is_main():
+            _log.error(one_line(reason))  # the first rank's is in run.json
+        if built.record.status != "preempted":  # all is saved then: it is a scheduler that does not queue the job again
+            end(built, "failed", f"{type(reason).__name__}: {reason}")
+        if reason is not raised:
+            raise reason from raised
+        raise
+
+
+def flops_per_image(built: Run) -> float:
+    """Of a training step, by the published algorithm."""
+    batch, trainer = built.dataset[0], built.trainer
+    return step_flops(trainer.shapes, batch, trainer.schedules.at(0)) / batch.images
+
+
+def end(built: Run, status: Status, reason: str) -> None:
+    """The last words in run.json. A disk that refuses them must not hide the reason, which the caller raises."""
+    try:
+        built.write_record(status, reason)
+    except OSError as refused:
+        print(f"dinoswap-train: {built.record.path} could not be brought up to date: {refused}", file=sys.stderr)
+
+
+def start_record(
+    folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], data: Mapping[str, Any]
+) -> RunRecord:
+    """run.json, config.yaml and overrides.txt, once the configuration has been accepted."""
+    hydra_config = HydraConfig.get()
+    overrides = cast(list[str], OmegaConf.to_container(hydra_config.overrides.task))  # as typed: ${...} stays
+    if is_main():
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
+    choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    return RunRecord.start(
+        folder / "run.json",
+        run_id=run_id(identity) if identity else folder.parent.name,
+        study=config["study"] or "single",
+        seed=config["seed"],
+        choices=choices,
+        overrides=overrides,
+        identity=identity,
+        data=data,
+    )
+
+
+def objective(metrics: Mapping[str, float], name: str) -> float | None:
+    return metrics.get(name)
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """`run`, with the user's mistakes and what can happen to a run told in one line."""
+    try:
+        return run(cfg)
+    except EXPECTED as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the launcher files it, and the other jobs go on; Ctrl-C ends them all
+        print(f"dinoswap-train: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(EXIT_CODES.get(type(error), EXIT_FAILED))
+
+
+def remove_empty(folder: Path) -> None:
+    """What Hydra made for a run that was refused: <study>/<run_id>/seed<k>, as far as nothing else is in there."""
+    for each in (folder, *folder.parents[:2]):
+        with contextlib.suppress(OSError):
+            each.rmdir()

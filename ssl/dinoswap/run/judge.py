@@ -1,0 +1,82 @@
+"""What `dinoswap-eval` does to a run or to a weight file: the evaluation that ends a training."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dinoswap.build import build_evaluator
+from dinoswap.config.first_check import check_crops
+from dinoswap.config.schema import ConfigError, construct
+from dinoswap.config.sections import Config, TrainerSettings, loading_settings
+from dinoswap.data.images import ImageSource
+from dinoswap.data.inventory import Inventory, take_inventory
+from dinoswap.evaluation.evaluator import Evaluation, backbone_of
+from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.rng import seed_torch
+from dinoswap.run.assemble import build_run
+from dinoswap.run.checkpoint import Checkpoint
+from dinoswap.run.metrics import RunRecord
+from dinoswap.trainer import AUTOCAST, resolve_device
+
+PROBE_IMAGES = 64
+"""At most, in the batch that target diagnostics are taken on: a run's batch may be that of a hundred GPUs."""
+OFFICIAL_SIZE = 224
+"""Pixels at which the official code evaluates, whatever the size of the position table."""
+
+
+def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network: str, out: Path) -> Evaluation:
+    """The teacher's or the student's backbone, and the targets of the teacher."""
+    batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
+    one_process = {"accumulate": 1, "compile": False}
+    config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
+    record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
+    run = build_run(config, out, lambda: record, source=source)
+    show_found(run.inventory)
+    model = run.trainer.model
+    check_teachers(run.config, trained)
+    model.load_state_dict(trained.state["model"])
+    found = run.evaluator.final(backbone_of(getattr(model, network)), run.random_init)
+    hyper = run.trainer.schedules.at(max(trained.step - 1, 0))
+    run.evaluator.diagnose_objectives(found, model, hyper, run.dataset[0])
+    return found
+
+
+def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
+    """Raises ConfigError when a frozen teacher is not the one that the run was trained with."""
+    for key, now in config.items():
+        if key.endswith(".teacher") and trained.config.get(key) != now:
+            raise ConfigError(
+                f"{key}: is {now}, but the run was trained with {trained.config.get(key)}; "
+                "give the path of these weights, da3.ckpt_path=..."
+            )
+
+
+def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | None) -> Evaluation:
+    """A bare backbone of the architecture that its weights imply. What they cannot say is in the file's metadata, or
+    `heads`; else it is as in the published models, and told."""
+    state = load_official(path)
+    architecture, guessed = architecture_of_file(path, state, heads)
+    if guessed:
+        print(f"{path} does not say, so as in published models: {', '.join(guessed)} (--heads N)", file=sys.stderr)
+    patch = architecture["patch_size"]
+    size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
+    config = {**config, "crops": {"global_size": size, "local_size": size}, "model": {"patch_size": patch}}
+    check_crops(config)
+    settings = construct(TrainerSettings, config["trainer"], "trainer")
+    device = resolve_device(settings.device)
+    backbone = VisionTransformer(**architecture)
+    load_into(backbone, state)
+    seed_torch(config["seed"], "init/backbone")
+    random_init = VisionTransformer(**architecture)
+    show_found(take_inventory(source, 1, loading_settings(config).decoding))
+    evaluator = build_evaluator(config, source, device, AUTOCAST.get(settings.precision))
+    return evaluator.final(backbone.to(device), random_init.to(device))
+
+
+def show_found(inventory: Inventory) -> None:
+    """What the data was found to hold; on standard error what may not be expected."""
+    print(inventory.sentence())
+    for remark in inventory.of_data:
+        print(f"data: {remark}", file=sys.stderr)

@@ -1,0 +1,180 @@
+"""What a run leaves to be read: metrics.jsonl (a line per logged step), run.json (one record), TensorBoard.
+
+All three can be cut back to a step, so that a resumed run repeats no step and leaves no gap.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
+
+from dinoswap.distributed import is_main
+from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
+from dinoswap.files.writing import write_atomically
+from dinoswap.run import provenance
+from dinoswap.run.record import read_record
+
+Status = Literal["running", "completed", "failed", "preempted", "diverged"]
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl: `{"step": n, name: value, ...}`, floats at full precision, non-finite as null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)  # each line reaches the system at once, and survives kill -9
+        self.lines = 0
+        """Those that the file should have: written or found, since `truncate_from`."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.lines += 1
+        self._file.write(json.dumps(_finite({"step": step, **values}), allow_nan=False) + "\n")
+
+    def truncate_from(self, step: int) -> None:
+        """Drop the lines of `step` and later, and a last line that was cut off: a run resumes by logging `step`."""
+        lines = [json.dumps(line) + "\n" for line in read(self.path) if line["step"] < step]
+        self.lines = len(lines)
+        self._file.close()
+        write_atomically(self.path, "".join(lines))
+        self._file = self.path.open("a", buffering=1)
+
+    def sync(self) -> None:
+        """Wait for the disk. Before a checkpoint, or a power failure could leave a gap before its step."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a last one that was cut off. Raises ValueError for any other bad line."""
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            line = parse_object(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); delete this line") from error
+        if type(line.get("step")) is not int:
+            raise ValueError(f"{path}, line {number}: has no step; delete this line")
+        lines.append(line)
+    return lines
+
+
+def lines_up_to(path: Path, step: int) -> int:
+    """How many lines a metrics.jsonl has of `step` and earlier ones; 0 where there is no such file."""
+    return sum(line["step"] <= step for line in read(path)) if path.exists() else 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class RunRecord:
+    """run.json. Set fields, then `write()`; `finish()` at the end. Times are UTC in ISO 8601."""
+
+    path: Path
+    run_id: str
+    study: str
+    seed: int
+    choices: dict[str, str]
+    overrides: list[str]
+    status: Status = "running"
+    error: str | None = None
+    git: dict[str, str | bool] | None = field(default_factory=provenance.git_state)
+    versions: dict[str, str] = field(default_factory=provenance.versions)
+    hardware: dict[str, Any] = field(default_factory=provenance.hardware)
+    started: str = field(default_factory=_now)
+    ended: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    restarts: int = 0
+    throughput: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the run has to know: where its files are not what they should be."""
+    identity: dict[str, Any] = field(default_factory=dict)  # what run_id is a hash of
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        *,
+        run_id: str,
+        study: str,
+        seed: int,
+        choices: Mapping[str, str],
+        overrides: list[str],
+        identity: Mapping[str, Any] = MappingProxyType({}),
+        data: Mapping[str, Any] = MappingProxyType({}),
+    ) -> "RunRecord":
+        """A new record, or the one at `path` continued: one more restart, what was measured so far kept. Written."""
+        record = cls(
+            path, run_id, study, seed, dict(choices), list(overrides), identity=dict(identity), data=dict(data)
+        )
+        if path.exists():
+            load_record(path)
+            before, _ = read_record(path)
+            record.restarts = (before.get("restarts") or 0) + 1
+            for name in ("started", "steps", "throughput", "cost", "metrics", "notes"):
+                setattr(record, name, before.get(name) or getattr(record, name))
+        record.write()
+        return record
+
+    def finish(self, status: Status, error: str | None = None) -> None:
+        self.status, self.error, self.ended = status, error, _now()
+        self.write()
+
+    def write(self) -> None:
+        """By the main process: the others keep a record that nobody reads."""
+        if not is_main():
+            return
+        fields = {name: value for name, value in asdict(self).items() if name != "path"}
+        write_atomically(self.path, json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n")
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """The fields of a run.json. Raises ValueError when it is not one."""
+    try:
+        record = parse_object(read_small(path, RECORD_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); delete it to start the record anew") from error
+    if "run_id" not in record:
+        raise ValueError(f"{path} is not the record of a run: it has no run_id; delete it to start the record anew")
+    return record
+
+
+class TensorBoard:
+    """Scalars and pictures. Points of `first_step` and later, of the run that is being resumed, are superseded."""
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: npt.NDArray[np.uint8]) -> None:
+        """`image`: [H, W, 3]."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,82 @@
+"""What a run has to say before its first step that is no mistake, but seldom meant. None of it costs more than moments.
+
+Each is a sentence that begins with the key that it is about.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dinoswap.config.first_check import lengths
+from dinoswap.config.schema import construct_option
+from dinoswap.config.sections import Config
+from dinoswap.data.images import Images
+
+OFTEN_EMPTY = 0.1
+"""Share of the crops that are to be masked of which it is said that they are not."""
+DRAWN_IMAGES, DRAWN_STEPS = 64, 8
+"""Of which masks are drawn to find that share: some hundreds of crops tell it within a few per cent."""
+
+
+def notices(cfg: Config, *, train: Images, test: Images | None, masked_crops: int, ranks: int) -> Iterator[str]:
+    """`masked_crops` of an image carry a mask; `ranks` processes were started for the run."""
+    yield from beyond_the_end(cfg)
+    yield from empty_masks(cfg, masked_crops)
+    yield from unmeasured(cfg, train, test)
+    if cfg["distributed"] and ranks == 1:
+        yield (
+            "distributed: one process was started, so nothing is distributed; start several, as in "
+            "torchrun --nproc-per-node 8 -m dinoswap.train ..."
+        )
+
+
+def beyond_the_end(cfg: Config) -> Iterator[str]:
+    """Of schedules that may end after the run, as they do where a long recipe is tried for some steps."""
+    total = cfg["trainer"]["max_steps"]
+    meaning = {
+        "freeze_last_layer": "the last layer of the heads is not trained at all",
+        "teacher_temp_warmup": "the teacher's temperature does not reach schedule.teacher_temp",
+    }
+    taken = lengths(cfg)
+    for name, what in meaning.items():
+        if taken[name] > total:
+            yield f"schedule.{name}={taken[name]}: is longer than the run of trainer.max_steps={total}: {what}"
+
+
+def empty_masks(cfg: Config, masked_crops: int) -> Iterator[str]:
+    """Of grids so small that the target count, or the smallest rectangle, often comes to nothing."""
+    size, patch = cfg["crops"]["global_size"], cfg["model"]["patch_size"]
+    sampler = construct_option(cfg["masking"], "masking").sampler(
+        crop_size=(size, size), patch_size=patch, crops=masked_crops, images=DRAWN_IMAGES, seed=int(cfg["seed"])
+    )
+    masks = np.stack([sampler(step) for step in range(DRAWN_STEPS)])  # [steps, P, B, N]
+    meant = int(masked_crops * DRAWN_IMAGES * cfg["masking"].get("mask_sample_probability", 1.0)) * DRAWN_STEPS
+    empty = 1 - masks.any(-1).sum() / meant if meant else 0.0
+    if empty > OFTEN_EMPTY:
+        yield (
+            f"masking: {empty:.0%} of the crops that are to be masked have no masked patch, as there are only "
+            f"{size // patch} x {size // patch} patches; nothing is learnt from them by the patch losses: use a larger "
+            "crops.global_size, a smaller model.patch_size, or masking=bernoulli"
+        )
+
+
+def unmeasured(cfg: Config, train: Images, test: Images | None) -> Iterator[str]:
+    """Where the metric that sweeps maximise is an accuracy, and there are no labels to count it by."""
+    if (why := no_accuracy(train, test)) and is_accuracy(cfg["objective_metric"]):
+        yield (
+            f"objective_metric={cfg['objective_metric']}: will not be measured: {why}; for a sweep choose "
+            "objective_metric=eval/rankme, or data with labelled test images"
+        )
+
+
+def is_accuracy(metric: str) -> bool:
+    return metric.startswith(("eval/knn", "eval/linear"))
+
+
+def no_accuracy(train: Images, test: Images | None) -> str:
+    """Why no accuracy can be measured on this data; "" where it can."""
+    if train.labels is None:
+        return "the training images have no labels"
+    if test is None:
+        return "there are no test images"
+    return "the test images have no labels" if test.labels is None else ""

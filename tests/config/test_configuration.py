@@ -1,0 +1,140 @@
+"""configs/ as a whole: every key is read, later choices win, run names, golden dumps of the presets."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir, flatten
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.sections import (
+    SECTIONS,
+    CropSettings,
+    EvaluationSettings,
+    LoadingSettings,
+    RunSettings,
+    TrainerSettings,
+)
+from dinoswap.nn.projection_head import ProjectionHead
+from dinoswap.nn.vit import vit
+from dinoswap.optim.schedules import ScheduleSettings
+from dinoswap.optim.settings import OptimizerSettings
+from renew_golden import GOLDEN, golden_configs
+
+SMOKE = compose_config(["recipe=smoke"])
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "target", "given"),
+    [
+        ("model", vit, {"img_size"}),
+        ("crops", CropSettings, set()),
+        ("heads.dino_head", ProjectionHead, {"in_dim"}),
+        ("heads.ibot_head", ProjectionHead, {"in_dim"}),
+        ("schedule", ScheduleSettings, set()),
+        ("optimizer", OptimizerSettings, set()),
+        ("trainer", TrainerSettings, set()),
+        ("evaluation", EvaluationSettings, set()),
+        ("data", LoadingSettings, set()),
+    ],
+)
+def test_train_yaml_lists_every_key_and_no_other(section: str, target: Callable[..., Any], given: set[str]) -> None:
+    """So `+new.key=...` is never needed, and `--cfg job` shows all that can be set."""
+    written = OmegaConf.select(OmegaConf.load(config_dir() / "train.yaml"), section)
+    assert set(written) == set(inspect.signature(target).parameters) - given
+
+
+def test_the_root_holds_the_known_sections_and_keys() -> None:
+    assert set(SMOKE) == {*SECTIONS, *inspect.signature(RunSettings).parameters}
+
+
+def test_a_package_directive_is_the_first_line() -> None:
+    """Hydra takes it for a comment anywhere else."""
+    for path in config_dir().rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert not any(line.startswith("# @package") for line in lines[1:]), path
+
+
+def test_recipes_set_keys_of_train_yaml_only() -> None:
+    known = set(flatten(OmegaConf.to_container(OmegaConf.load(config_dir() / "train.yaml"))))
+    known.add("objectives.clustering.prototypes")  # a size, where that objective exists
+    for path in (config_dir() / "recipe").glob("*.yaml"):
+        written = flatten(OmegaConf.to_container(OmegaConf.load(path)))
+        assert set(written) - {"defaults"} <= known, path
+
+
+def test_presets_and_flips_of_axes_choose_options_only() -> None:
+    for group in ("preset", "flip"):
+        for path in (config_dir() / group).glob("*.yaml"):
+            assert path.stem.startswith("details_") or set(OmegaConf.load(path)) <= {"defaults"}, path
+
+
+def test_the_flips_of_details_cover_what_the_details_set() -> None:
+    """Every key that details=legacy changes can be changed alone."""
+    official, legacy = (flatten(compose_config(["recipe=smoke", f"details={side}"])) for side in ("official", "legacy"))
+    changed = {key for key in official.keys() | legacy.keys() if official.get(key) != legacy.get(key)}
+    alone = set()
+    for path in (config_dir() / "flip").glob("details_*_*.yaml"):
+        flipped = flatten(compose_config(["recipe=smoke", f"flip={path.stem}"]))
+        alone |= {key for key in changed if flipped.get(key) == legacy.get(key) != official.get(key)}
+    assert changed <= alone
+
+
+# --- which choice wins ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_options(tmp_path: Path) -> str:
+    """A folder with a second masking option, a preset that takes it and flips to both; the override that adds it."""
+    files = {
+        "masking/loose.yaml": "_target_: dinoswap.masking.block.BlockMasking\nmin_aspect: 0.9\n",
+        "preset/loose.yaml": "# @package _global_\ndefaults:\n  - override /masking: loose\n",
+        "flip/loose.yaml": "# @package _global_\ndefaults:\n  - override /masking: loose\n",
+        "flip/block.yaml": "# @package _global_\ndefaults:\n  - override /masking: block\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return f"hydra.searchpath=['file://{tmp_path}']"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "min_aspect"),
+    [
+        ([], 0.3),
+        (["preset=loose"], 0.9),
+        (["flip=loose"], 0.9),
+        (["preset=loose", "flip=block"], 0.3),
+        (["flip=block", "preset=loose"], 0.3),
+        (["preset=loose", "flip=block", "masking=loose"], 0.9),
+        (["masking=block", "flip=loose", "preset=loose"], 0.3),
+    ],
+)
+def test_the_command_line_beats_the_flip_and_the_flip_beats_the_preset(
+    overrides: list[str], min_aspect: float, two_options: str
+) -> None:
+    assert compose_config([two_options, *overrides])["masking"]["min_aspect"] == min_aspect
+
+
+def test_config_dir_can_be_pointed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINOSWAP_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"no train.yaml in {tmp_path}"):
+        config_dir()
+    (tmp_path / "train.yaml").touch()
+    assert config_dir() == tmp_path
+
+
+# --- golden -----------------------------------------------------------------------------------------------------------
+
+
+def test_presets_compose_as_before() -> None:
+    """Where this fails and the change is meant: python tools/renew_golden.py, and read its difference in git."""
+    expected = {path.name: path.read_text() for path in GOLDEN.iterdir()}
+    assert golden_configs() == expected

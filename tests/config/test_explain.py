@@ -1,0 +1,60 @@
+"""The words about each option: there for all of them, the same in the README, and those of what a config has chosen."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dinoswap.config.command_line import chosen_options
+from dinoswap.config.configuration import config_dir
+from dinoswap.config.explain import SIDES, comment, explanation, markdown, options, presets
+
+AXES = presets()["official"]
+GROUPS = sorted({axis.partition("@")[0] for axis in AXES})
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_option_has_a_sentence_and_a_source(axis: str) -> None:
+    found = options(axis)
+    assert {option.name for option in found} == {p.stem for p in (config_dir() / axis.partition("@")[0]).glob("*.yaml")}
+    for option in found:
+        assert option.does.endswith("."), option
+        assert option.source, option
+
+
+@pytest.mark.parametrize("group", ["flip", "preset", "recipe", "data"])
+def test_every_option_of_the_other_groups_has_a_sentence(group: str) -> None:
+    for path in (config_dir() / group).glob("*.yaml"):
+        assert comment(group, path.stem)[0].endswith("."), path
+
+
+def test_the_presets_choose_the_same_axes() -> None:
+    assert len({tuple(axes) for axes in presets().values()}) == 1
+
+
+def test_a_flip_is_said_and_shown() -> None:
+    choices = chosen_options(["preset=legacy", "flip=masking_block"])
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(explanation(choices))
+    text = console.export_text()
+    masking = next(line for line in text.splitlines() if line.startswith("│ masking"))
+    assert "block" in masking
+    assert "official, aligned" in masking
+    assert comment("masking", "block")[0].split()[0] in masking
+    forward = next(line for line in text.splitlines() if line.startswith("│ forward"))
+    assert "global_3" in forward
+    assert "legacy" in forward
+    assert comment("flip", "masking_block")[0] in text
+
+
+def test_sides_are_what_the_presets_choose() -> None:
+    for side in SIDES:
+        choices = chosen_options([f"preset={side}"])
+        assert {axis: choices[axis] for axis in AXES} == presets()[side]
+
+
+def test_the_table_of_the_readme() -> None:
+    """Where this fails: python tools/renew_golden.py."""
+    assert markdown() in README.read_text()

@@ -1,0 +1,207 @@
+"""What a run is: the name depends on what decides the result, and on no version of the defaults."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir, flatten
+from dinoswap.config.identity import ROOT, described, identity, run_id
+from dinoswap.config.schema import ConfigError
+from dinoswap.run.checkpoint import Checkpoint, require_same_config
+from versioned_defaults import BUNDLES, NAME, appended, as_text, present
+
+SMOKE = compose_config(["recipe=smoke"])
+PARQUET = compose_config(["recipe=smoke", "data=parquet", "data.path=x"])
+KNOWN = json.loads((config_dir() / NAME).read_text())
+
+
+def changed(key: str, value: Any, config: Mapping[str, Any] = SMOKE) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {**config, head: changed(rest, value, config[head]) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 7),
+        ("study", "lr"),
+        ("results_dir", "/elsewhere"),
+        ("objective_metric", "eval/rankme"),
+        ("data.workers", 3),
+        ("trainer.device", "cuda"),
+        ("trainer.log_every", 5),
+        ("trainer.checkpoint_every", 7),
+        ("trainer.tensorboard", False),
+        ("optimizer.clip_grad", 3),  # 3 or 3.0
+        ("crops.global_size", 32.0),
+        ("optimizer.betas", [0.9, 0.9990]),
+        ("masking._target_", "dinoswap.masking.elsewhere.BlockMasking"),  # modules may move
+        ("objectives.clustering.prototypes", 7),  # of an objective that there is not
+    ],
+)
+def test_the_run_id_ignores_what_cannot_change_the_result(key: str, value: Any) -> None:
+    assert identity(changed(key, value)) == identity(SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.precision", "bf16"),
+        ("trainer.max_steps", 11),
+        ("masking.min_aspect", 0.4),
+        ("optimizer.betas", [0.9, 0.99]),
+        ("data.batch_size", 16),
+        ("objectives.koleo", {}),
+        ("teacher_dropout", 1),  # 1 is not true, and neither false
+    ],
+)
+def test_the_run_id_depends_on_what_can(key: str, value: Any) -> None:
+    assert run_id(identity(changed(key, value))) != run_id(identity(SMOKE))
+
+
+def test_only_what_is_not_the_default_is_in_it() -> None:
+    chosen = ["masking=bernoulli", "masking.token_mask_ratio=0.3", "~objectives.koleo", "clustering=masked"]
+    expected = {"masking": "BernoulliMasking", "masking.token_mask_ratio": 0.3, "objectives.koleo": None}
+    more = {"objectives.clustering": "Masked", "objectives.clustering.prototypes": 64}  # 64 of the recipe
+    assert identity(compose_config(["recipe=smoke", *chosen])) == identity(SMOKE) | expected | more
+
+
+def test_what_a_way_of_spreading_rounds_is_in_it() -> None:
+    fsdp2 = ["recipe=smoke", "distributed=fsdp2"]
+    assert identity(compose_config(fsdp2)) == identity(SMOKE)
+    rounded = compose_config([*fsdp2, "distributed.reduce_dtype=bf16", "distributed.timeout_minutes=3"])
+    assert identity(rounded) == identity(SMOKE) | {"distributed.reduce_dtype": "bf16"}
+
+
+def test_the_run_id_does_not_depend_on_the_order_of_overrides() -> None:
+    overrides = ["recipe=smoke", "targets@objectives.dino.targets=centering", "schedule.momentum=0.9", "seed=3"]
+    assert run_id(identity(compose_config(overrides))) == run_id(identity(compose_config(overrides[::-1])))
+
+
+# --- versions of the defaults -----------------------------------------------------------------------------------------
+
+
+def test_every_key_is_in_the_file() -> None:
+    """Where this fails: python tools/renew_golden.py, which appends what is new."""
+    written = yaml.safe_load((config_dir() / "train.yaml").read_text())
+    keys = {key for key in flatten(written) if not key.startswith(("hydra.", "defaults")) and "_target_" not in key}
+    assert keys <= KNOWN[ROOT].keys()
+    for path in config_dir().glob("*/*.yaml"):
+        option = yaml.safe_load(path.read_text()) or {}
+        if path.parent.name not in (*BUNDLES, "hydra") and "_target_" in option:
+            name = option["_target_"].rpartition(".")[2]
+            assert set(flatten(option)) - {"_target_", "defaults"} == KNOWN[name].keys(), path
+    assert as_text(appended(KNOWN, present())) == (config_dir() / NAME).read_text()
+
+
+def test_no_entry_depends_on_another_key() -> None:
+    """An interpolation would be compared as text with what it stands for, and every run would deviate."""
+    assert not [value for values in KNOWN.values() for value in values.values() if "${" in str(value)]
+
+
+def test_a_class_name_stands_for_one_option() -> None:
+    targets = {
+        str(option["_target_"])
+        for path in config_dir().glob("*/*.yaml")
+        if path.parent.name not in (*BUNDLES, "hydra")
+        and "_target_" in (option := yaml.safe_load(path.read_text()) or {})
+    }
+    assert len({target.rpartition(".")[2] for target in targets}) == len(targets)
+
+
+@pytest.fixture(scope="module")
+def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configs of a later version: a new key, a new group with a default option, a key more of an option, and
+    another default; `identity.json` is brought up to date as `make golden` does it."""
+    configs = tmp_path_factory.mktemp("later") / "configs"
+    shutil.copytree(config_dir(), configs)
+    text = (configs / "train.yaml").read_text()
+    for old, new in (
+        ("  - da3: disabled\n", "  - da3: disabled\n  - gram: plain\n"),
+        ("  min_lr: 1.0e-6\n", "  min_lr: 1.0e-6\n  final_lr: 0.5\n"),
+        ("  clip_grad: 3.0 ", "  clip_grad: 1.0 "),
+        ("  workers: 2 ", "  shuffle: 7\n  workers: 2 "),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (configs / "train.yaml").write_text(text)
+    (configs / "gram").mkdir()
+    (configs / "gram" / "plain.yaml").write_text("_target_: dinoswap.gram.plain.Plain\nevery: 100\n")
+    (configs / "gram" / "other.yaml").write_text("_target_: dinoswap.gram.other.Other\nevery: 50\n")
+    with (configs / "masking" / "block.yaml").open("a") as file:
+        file.write("jitter: 0.0\n")
+    (configs / NAME).write_text(as_text(appended(KNOWN, present(configs))))
+    return configs
+
+
+@pytest.fixture
+def later(renewed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DINOSWAP_CONFIG_DIR", str(renewed))
+    return renewed
+
+
+def test_what_is_added_renames_no_run_and_refuses_no_checkpoint(later: Path) -> None:
+    for before, overrides in ((SMOKE, []), (PARQUET, ["data=parquet", "data.path=x"])):
+        config = compose_config(["recipe=smoke", "optimizer.clip_grad=3.0", *overrides])
+        assert "gram" in config
+        assert config["schedule"]["final_lr"] == 0.5
+        assert config["data"]["shuffle"] == 7
+        assert config["masking"]["jitter"] == 0.0
+        assert identity(config) == identity(before, KNOWN)
+        require_same_config(Checkpoint(later, 1, {}, identity(before, KNOWN)), identity(config))
+
+
+def test_what_is_changed_since_is_a_deviation(later: Path) -> None:
+    """Also the default of the later version, where it is another one."""
+    expected = {"gram": "Other", "gram.every": 7, "masking.jitter": 0.1, "schedule.final_lr": 0.4, "data.shuffle": 0}
+    given = ["gram=other", *(f"{key}={value}" for key, value in expected.items() if "." in key)]
+    found = identity(compose_config(["recipe=smoke", *given]))
+    assert found == identity(SMOKE, KNOWN) | expected | {"optimizer.clip_grad": 1}
+
+
+def test_the_file_is_only_appended_to(later: Path) -> None:
+    now = json.loads((later / NAME).read_text())
+    for name, values in KNOWN.items():
+        assert now[name].items() >= values.items() or now[name] | values == now[name]
+    assert now[ROOT]["optimizer.clip_grad"] == 3.0
+    assert now[ROOT]["schedule.final_lr"] == 0.5
+    assert now[ROOT]["gram"] == "Plain"
+    assert now["Other"] == {"every": 50}
+
+
+def test_a_key_that_nobody_recorded_is_a_deviation(later: Path) -> None:
+    """Until `make golden`: a test refuses the commit."""
+    found = identity(compose_config(["recipe=smoke"]), KNOWN)
+    assert found["schedule.final_lr"] == 0.5
+    assert found["gram"] == "Plain"
+
+
+def test_configs_without_it_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.yaml").touch()
+    monkeypatch.setenv("DINOSWAP_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"identity\.json: is missing: copy the folder of configs whole"):
+        identity(SMOKE)
+
+
+def test_options_are_leaves_with_the_name_of_their_class() -> None:
+    config = {
+        "a": {"_target_": "x.y.A", "b": {"_target_": "x.B", "c": 1}, "d": {"e": 2}},
+        "objectives": {"f": {"g": 1}},
+        "h": {},
+        "i": {"enabled": False, "j": 1},
+    }
+    assert [tuple(leaf)[:4] for leaf in described(config)] == [
+        ("a", "", "a", "A"),
+        ("a.b", "A", "b", "B"),
+        ("a.b.c", "B", "c", 1),
+        ("a.d.e", "A", "d.e", 2),
+        ("objectives.f", "", "objectives.f", None),
+        ("h", "", "h", None),
+        ("i", "", "i", None),
+    ]

@@ -1,0 +1,45 @@
+"""What is said of a number format that the device has no instructions for."""
+
+import pytest
+import torch
+
+from dinoswap.nn import precision
+from dinoswap.nn.precision import emulation_notice, slowdown
+from dinoswap.run.provenance import in_words, instruction_set, measured_on
+
+CPU = torch.device("cpu")
+
+
+def test_float32_is_said_nothing_of() -> None:
+    assert emulation_notice("trainer.precision", None, CPU) is None
+
+
+def test_a_slow_format_is_named_with_its_key_and_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.float32: 0.01, torch.bfloat16: 1.1}
+    monkeypatch.setattr(precision, "_product_seconds", lambda dtype, device: seconds[dtype])
+    assert slowdown(torch.bfloat16, CPU) == pytest.approx(110)
+    notice = emulation_notice("da3.precision", torch.bfloat16, CPU)
+    assert notice is not None
+    assert "da3.precision=fp32" in notice and "bfloat16" in notice and "110 times" in notice
+
+
+def test_a_fast_format_is_said_nothing_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.float32: 0.01, torch.bfloat16: 0.004}
+    monkeypatch.setattr(precision, "_product_seconds", lambda dtype, device: seconds[dtype])
+    assert emulation_notice("trainer.precision", torch.bfloat16, CPU) is None
+
+
+def test_measured_products_agree_with_what_onednn_says_of_this_cpu() -> None:
+    """oneDNN's own answer, which knows the instructions and measures nothing, is the independent one."""
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (emulation_notice("trainer.precision", torch.bfloat16, CPU) is None) == native
+
+
+def test_a_table_of_times_says_which_instructions_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    known = torch.backends.cpu.get_cpu_capability()
+    assert instruction_set() in (f"{known}, bf16", f"{known}, no bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert instruction_set().endswith(", limited to AVX2")
+    assert instruction_set() in in_words(measured_on())
+    assert in_words({"cpu": "a CPU", "threads": 2, "torch": "2.9"}).startswith("a CPU (instruction set not noted), 2")

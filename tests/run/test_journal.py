@@ -1,0 +1,81 @@
+"""What a run tells: each value where it belongs, an evaluation once, and no step twice after a resume."""
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dinoswap.evaluation.diagnostics import FEW_STEPS
+from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.run.journal import Journal
+from dinoswap.run.metrics import read
+from dinoswap.run.progress import Display
+
+LOGS = {"loss": torch.tensor(3.0), "dino/local": torch.tensor(2.0), "grad_norm/backbone": torch.tensor(0.5).half()}
+HYPER = {"lr": 0.1 + 0.2}
+
+
+def journal(folder: Path, done: int = 0, tensorboard: bool = False) -> Journal:
+    display = Display(10, 4, console=Console(file=io.StringIO()))
+    return Journal(folder, display, ["dino", "ibot"], done=done, warm_up=4, tensorboard=tensorboard)
+
+
+def evaluation(warning: str | None = None) -> Evaluation:
+    metrics = {"eval/knn_top1": 50.0, "baseline/raw_pixels/knn_top1": 40.0, "baseline/raw_pixels/linear_top1": 45.0}
+    return Evaluation(metrics, {"crops": np.zeros((4, 6, 3), np.uint8)}, warning)
+
+
+def test_a_step_is_logged_exactly_and_its_loss_terms_are_shown(tmp_path: Path) -> None:
+    with journal(tmp_path) as told:
+        told.log(3, LOGS, HYPER)
+    (row,) = read(tmp_path / "metrics.jsonl")
+    assert row == {"step": 3, "loss": 3, "dino/local": 2, "grad_norm/backbone": 0.5, **HYPER, "images_per_second": None}
+    assert "loss 3  dino/local 2 |" in f"{told.display.line()} |"
+    assert "grad_norm" not in told.display.line()
+
+
+def test_an_evaluation_is_written_once_and_a_verdict_waits_for_the_warm_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with journal(tmp_path) as told, caplog.at_level(logging.WARNING):
+        for step in (4, FEW_STEPS, FEW_STEPS + 1, FEW_STEPS + 1):
+            told.log(step, LOGS, HYPER)
+            told.evaluated(step, evaluation("collapsed"))
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval/knn_top1" in row] == [4, FEW_STEPS, FEW_STEPS + 1]
+    assert {record.getMessage() for record in caplog.records} == {f"step {FEW_STEPS + 1}: collapsed"}
+
+
+def test_a_resumed_run_drops_what_it_repeats(tmp_path: Path) -> None:
+    for done, last in ((0, 6), (4, 8)):
+        with journal(tmp_path, done, tensorboard=True) as told:
+            for step in range(done + 1, last + 1):
+                told.log(step, {"loss": torch.tensor(float(done))}, {})
+            told.evaluated(last, evaluation())
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows if "loss" in row] == [(i, 4 * (i > 4)) for i in range(1, 9)]
+    events = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(i, 4 * (i > 4)) for i in range(1, 9)]
+    assert [event.step for event in events.Images("crops")] == [8]
+
+
+def test_a_run_that_starts_again_drops_everything(tmp_path: Path) -> None:
+    with journal(tmp_path) as told:
+        told.evaluated(0, evaluation())
+        told.log(1, LOGS, HYPER)
+    with journal(tmp_path):
+        assert read(tmp_path / "metrics.jsonl") == []
+
+
+def test_pictures_of_the_end(tmp_path: Path) -> None:
+    found = evaluation()
+    with journal(tmp_path) as told:
+        told.log(10, LOGS, HYPER)
+        told.evaluated(10, found)
+        told.save_pictures(found)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"crops.png", "curves.png"}
