@@ -1,6 +1,6 @@
 # make demo    a small study on the images in the package: legacy, official and aligned on three seeds, and its report
 # make test    the whole test-suite, by JOBS=2 processes of one thread each; make check: ruff and mypy
-# make golden  renew tests/golden and the table in README.md after a meant change of configs or numbers
+# make golden  renew tests/golden and the table of axes after a meant change of configs or numbers
 #
 # Each does everything on a fresh machine with Python 3.11+ (another interpreter through PYTHON=): it creates .venv, and
 # uses it again until pyproject.toml changes.

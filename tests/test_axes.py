@@ -1,58 +1,65 @@
-"""The axes together: every preset takes every flip, every pair of options trains, and two arms share what they can."""
+"""The axes together: presets take all switches, every pair of options trains, and two arms share what they can."""
 
-import itertools
 import math
-import random
-from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from axis_arms import FLIPS, PRESETS, Arm, differing_keys
+from axis_arms import AXES, OPTIONS, PAIRWISE, PRESETS, Arm, PairwiseArm, differing_keys, pairs_of, teacher_of
 from dinoswap.config.command_line import chosen_options
 from dinoswap.config.configuration import VERSION_BASE, config_dir, flatten, plain
-from dinoswap.config.explain import options, presets
 from dinoswap.config.settings import check
 from dinoswap.optim.param_groups import Group
-from fixtures import DA3
+from renew_golden import PAIRS
+from switches import DETAILS, Switch, switches, typed
 
-AXES = list(presets()["official"])
-OPTIONS = {axis: [option.name for option in options(axis)] for axis in AXES}
+SWITCHES = list(switches())
 
 
-# --- preset, flip, command line ---------------------------------------------------------------------------------------
+# --- preset, command line ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def composed() -> dict[tuple[str, str], dict[str, object]]:
-    """The flat config of every preset with every flip, each of them accepted."""
+def composed() -> dict[tuple[str, Switch], dict[str, object]]:
+    """The flat config of every preset with every switch, each of them accepted."""
     configs = {}
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        for preset, flip in itertools.product(PRESETS, ["none", *FLIPS]):
-            config = plain(compose("train", ["recipe=smoke", f"preset={preset}", f"flip={flip}"]))
-            check(config)
-            configs[preset, flip] = flatten(config)
+        for preset in PRESETS:
+            for switch in [(), *SWITCHES]:
+                config = plain(compose("train", ["recipe=smoke", f"preset={preset}", *switch]))
+                check(config)
+                configs[preset, switch] = flatten(config)
     return configs
 
 
-def test_every_flip_changes_a_preset(composed: dict[tuple[str, str], dict[str, object]]) -> None:
-    for flip in FLIPS:
-        assert any(composed[preset, flip] != composed[preset, "none"] for preset in PRESETS), flip
+def test_every_switch_changes_a_preset(composed: dict[tuple[str, Switch], dict[str, object]]) -> None:
+    for switch in SWITCHES:
+        assert any(composed[preset, switch] != composed[preset, ()] for preset in PRESETS), switch
 
 
-def test_a_flip_changes_its_axis_alone(composed: dict[tuple[str, str], dict[str, object]]) -> None:
-    """What a flip that names a group's option changes lies in that group's place of the config."""
-    places = {axis.partition("@")[0]: axis.partition("@")[2] or axis for axis in AXES if not axis.startswith("reduc")}
+def test_a_switch_changes_its_axis_alone(composed: dict[tuple[str, Switch], dict[str, object]]) -> None:
+    """What a group's option changes lies in that group's place of the config."""
+    places = {axis: axis.partition("@")[2] or axis for axis in AXES if axis != "details"}
     places["clustering"] = "objectives.clustering"
-    for flip in FLIPS:
-        group = next((group for group in places if flip.startswith(f"{group}_")), "details")
-        if group == "details" or flip.startswith("reduction"):
-            continue
-        before, after = composed["legacy", "none"], composed["legacy", flip]
-        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-        assert all(key.startswith(places[group]) for key in changed), (flip, changed)
+    for axis, place in places.items():
+        for option in OPTIONS[axis]:
+            before, after = composed["legacy", ()], composed["legacy", (f"{axis}={option}",)]
+            changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            assert all(key.startswith(place) for key in changed), (axis, option, changed)
+
+
+def test_details_can_be_changed_one_by_one(composed: dict[tuple[str, Switch], dict[str, object]]) -> None:
+    """Every key that details=legacy changes."""
+    official, legacy = composed["official", ()], composed["official", ("details=legacy",)]
+    changed = {key for key in official.keys() | legacy.keys() if official.get(key) != legacy.get(key)}
+    alone = set()
+    for switch in DETAILS:
+        single = composed["official", switch]
+        alone |= {key for key in changed if single.get(key) == legacy.get(key) != official.get(key)}
+    assert alone == changed
 
 
 def test_the_later_wins() -> None:
@@ -61,54 +68,30 @@ def test_the_later_wins() -> None:
 
     assert masking() == "block"
     assert masking("preset=legacy") == "bernoulli"
-    assert masking("preset=legacy", "flip=masking_block_exact") == "block_exact"
-    assert masking("preset=legacy", "flip=masking_block_exact", "masking=inverse_block") == "inverse_block"
-    assert masking("masking=inverse_block", "flip=masking_block_exact", "preset=legacy") == "inverse_block"
+    assert masking("preset=legacy", "masking=block_exact") == "block_exact"
+    assert masking("masking=block_exact", "preset=legacy") == "block_exact"
 
 
 # --- every pair -------------------------------------------------------------------------------------------------------
 
 
-Pairs = set[frozenset[tuple[str, str]]]
-
-
-def pairs_of(arm: dict[str, str]) -> Pairs:
-    return {frozenset(pair) for pair in itertools.combinations(arm.items(), 2)}
-
-
-def covering_arms(options: dict[str, list[str]], seed: int = 0) -> Iterator[dict[str, str]]:
-    """Choices for every axis, such that each pair of options of two axes occurs: greedy, of some random candidates."""
-    generator = random.Random(seed)
-    left: Pairs = set()
-    for a, b in itertools.combinations(options, 2):
-        left |= {frozenset([(a, x), (b, y)]) for x, y in itertools.product(options[a], options[b])}
-    while left:
-        first = dict(generator.choice(sorted(sorted(pair) for pair in left)))
-        candidates = [{axis: generator.choice(found) for axis, found in options.items()} | first for _ in range(50)]
-        covers = [left & pairs_of(arm) for arm in candidates]
-        best = max(range(len(covers)), key=lambda index: len(covers[index]))
-        left -= covers[best]
-        yield candidates[best]
-
-
-ARMS = list(covering_arms(OPTIONS))
-
-
 def test_the_arms_cover_every_pair() -> None:
-    covered = set().union(*(pairs_of(arm) for arm in ARMS))
+    covered = set().union(*(pairs_of(arm) for arm in PAIRWISE))
     expected = math.comb(sum(map(len, OPTIONS.values())), 2) - sum(math.comb(len(o), 2) for o in OPTIONS.values())
     assert len(covered) == expected
 
 
-def teacher_of(option: str) -> list[str]:
-    """A small one."""
-    return [f"da3.ckpt_path={DA3 / 'da3_tiny.safetensors'}", "da3.projector_hidden_dim=32"] * (option == "enabled")
+@pytest.fixture(scope="module")
+def golden() -> dict[str, list[float]]:
+    """Overrides of an arm -> the losses of its two steps. Where this fails and the change is meant: make golden."""
+    lines = [line.split(" ", 2) for line in PAIRS.read_text().splitlines()]
+    return {overrides: [float(first), float(second)] for first, second, overrides in lines}
 
 
-@pytest.mark.parametrize("choices", ARMS, ids=lambda choices: ",".join(choices.values()))
-def test_every_pair_of_options_trains(choices: dict[str, str]) -> None:
-    arm = Arm(*(f"{axis}={option}" for axis, option in choices.items()), *teacher_of(choices["da3"]))
-    clip, without = arm.trainer.clip, []
+@pytest.mark.parametrize("choices", PAIRWISE, ids=lambda choices: ",".join(choices.values()))
+def test_every_pair_of_options_trains(choices: dict[str, str], golden: dict[str, list[float]]) -> None:
+    arm = PairwiseArm(choices)
+    clip, without, losses = arm.trainer.clip, [], []
 
     def recorded(groups: list[Group]) -> dict[str, Tensor]:
         without.append({n for g in groups for n, p in zip(g["names"], g["params"], strict=True) if p.grad is None})
@@ -120,6 +103,8 @@ def test_every_pair_of_options_trains(choices: dict[str, str]) -> None:
         logs = arm.step(step)
         assert all(value.isfinite() for value in logs.values()), logs
         assert logs["nonfinite"] == 0
+        losses.append(float(logs["loss"]))
+    np.testing.assert_allclose(losses, golden[" ".join(arm.overrides)], rtol=1e-4)
     assert without == [set(), set()]
     moved = {name for name, value in arm.weights().items() if not torch.equal(value, before[name])}
     trained = {f"student.{name}" for name, p in arm.trainer.model.student.named_parameters() if p.requires_grad}
@@ -128,36 +113,31 @@ def test_every_pair_of_options_trains(choices: dict[str, str]) -> None:
 
 # --- pairing ----------------------------------------------------------------------------------------------------------
 
-# What two arms of one seed share although they differ by a flip. `crops` are globals and locals.
+# What two arms of one seed share although they differ by a switch. `crops` are globals and locals.
 OPTIMISATION = {"crops", "mask", "weights", "losses"}
 OBJECTIVE = {"crops", "mask", "weights"}
 SHARED = {
-    "weight_decay": OPTIMISATION,
-    "layer_decay": OPTIMISATION,
-    "details_clip": OPTIMISATION,
-    "details_freeze": OPTIMISATION,
-    "details_lr_scaling": OPTIMISATION,
-    "details_weight_decay_warmup": OPTIMISATION,
-    "details_teacher_temp": OPTIMISATION,
-    "details_weight_g": OPTIMISATION,
-    "details_mask_token": {"crops", "mask", "weights"},
-    "details_koleo": OBJECTIVE,
-    "details_dino_sinkhorn": OBJECTIVE,
-    "details_prototype_sinkhorn": OBJECTIVE,
-    "details_dropout": OBJECTIVE,
-    "details_layerscale": OBJECTIVE,
-    "details_registers": {"crops", "mask", "heads"},
-    "details_ffn": {"crops", "mask", "heads"},
-    "details_official": {"crops", "mask", "heads"},
-    "details_legacy": {"crops", "mask", "heads"},
-    "reduction": OBJECTIVE,
-    "clustering": OBJECTIVE,
-    "da3": OBJECTIVE,
-    "masking": {"crops", "weights"},
-    "forward": {"crops", "weights"},
-    "augmentation": {"mask", "weights"},
+    "weight_decay=": OPTIMISATION,
+    "layer_decay=": OPTIMISATION,
+    "optimizer.": OPTIMISATION,
+    "schedule.": OPTIMISATION,
+    "heads.": OPTIMISATION,
+    "model.mask_token_std": {"crops", "mask", "weights"},
+    "objectives.koleo.": OBJECTIVE,
+    "targets@": OBJECTIVE,
+    "model.residual_dropout": OBJECTIVE,
+    "model.layerscale": OBJECTIVE,
+    "model.registers": {"crops", "mask", "heads"},
+    "model.ffn": {"crops", "mask", "heads"},
+    "details=": {"crops", "mask", "heads"},
+    "reduction@": OBJECTIVE,
+    "clustering=": OBJECTIVE,
+    "da3=": OBJECTIVE,
+    "masking=": {"crops", "weights"},
+    "forward=": {"crops", "weights"},
+    "augmentation=": {"mask", "weights"},
 }
-CHANGED_WEIGHTS = {"details_layerscale": ".gamma", "details_mask_token": "mask_token"}
+CHANGED_WEIGHTS = {"model.layerscale": ".gamma", "model.mask_token_std": "mask_token"}
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +145,12 @@ def bases() -> dict[str, Arm]:
     return {preset: Arm(f"preset={preset}") for preset in ("official", "legacy")}
 
 
-@pytest.mark.parametrize("flip", FLIPS)
-def test_two_arms_share_what_they_can(flip: str, bases: dict[str, Arm]) -> None:
-    key = next(key for key in SHARED if flip.startswith(key))
+@pytest.mark.parametrize("switch", SWITCHES, ids=typed)
+def test_two_arms_share_what_they_can(switch: Switch, bases: dict[str, Arm]) -> None:
+    key = next(key for key in SHARED if switch[0].startswith(key))
     compared = 0
     for preset, base in bases.items():
-        arm = Arm(f"preset={preset}", f"flip={flip}", *teacher_of(flip.removeprefix("da3_")))
+        arm = Arm(f"preset={preset}", *switch, *teacher_of(switch[0].removeprefix("da3=")))
         if differing_keys(arm, base):
             compared += 1
             check_shared(base, arm, SHARED[key], CHANGED_WEIGHTS.get(key))

@@ -34,7 +34,7 @@ FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split(
 
 KNOW_HYDRA = ("train", "evaluate", "build", "config", "run", "studies")
 
-BUNDLES = ("preset", "flip", "details", "recipe", "hydra")  # groups that choose options and have none of their own
+BUNDLES = ("preset", "details", "recipe", "hydra")  # groups that choose options and have none of their own
 ABSENT = ("none", "disabled")  # options that are the absence of something, without a module
 NUMBERED = re.compile(r"(\w+)_(\d+)")  # sinkhorn_5: the module of sinkhorn, with another number
 GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name not in BUNDLES)

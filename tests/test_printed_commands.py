@@ -1,5 +1,5 @@
-"""Every command line that README.md, ablations/README.md and the comments of configs/ print, typed into a shell: what
-the programs then get is accepted, as far as arguments are read and configs composed. The programs are stubs.
+"""Every command line that a README.md and the comments of configs/ print, typed into a shell: what the programs then
+get is accepted, as far as arguments are read and configs composed. The programs are stubs.
 """
 
 import importlib
@@ -21,7 +21,14 @@ from dinoswap.studies.study import read_study
 from dinoswap.studies.tuning.definition import read_tuning
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "ablations/README.md"]
+GUIDES = [
+    "configs",
+    "ablations",
+    "tools",
+    "tests",
+    *(f"ssl/dinoswap/{room}" for room in ("data", "distributed", "run")),
+]
+PAGES = [ROOT / folder / "README.md" for folder in (".", *GUIDES)]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 LAUNCHERS = ("torchrun", "srun", "python")
 PROGRAMS = [*SCRIPTS, *LAUNCHERS, "make"]

@@ -25,7 +25,7 @@ config group with an option per side, so that it can be changed alone. Every sec
 one axis, then shows what they do.
 
 **Blue** is the official side (Meta's DINOv2), **orange** the legacy trainer, **grey** what stands for neither.
-`aligned` is a third preset: official, with clustering. `dinoswap-train preset=legacy flip=masking_block --explain`
+`aligned` is a third preset: official, with clustering. `dinoswap-train preset=legacy masking=block --explain`
 says in words which option of each axis a run uses.
 """
 CREDIT = """

@@ -1,9 +1,9 @@
-"""What each switch costs: FLOPs per image, images per second and peak memory of every flip beside its preset.
+"""What each switch costs: FLOPs per image, images per second and peak memory of every switch beside its preset.
 
     python tools/benchmark_axes.py -o results/reference/axes/cost
-    python tools/benchmark_axes.py -o cost --presets legacy --flips forward_unified masking_block
+    python tools/benchmark_axes.py -o cost --presets legacy --switches forward=unified masking=block
 
-FLOPs are counted for ViT-S/16 at 2 x 224 + 8 x 96. Rates and memory are measured with `recipe=demo`: each flip in a
+FLOPs are counted for ViT-S/16 at 2 x 224 + 8 x 96. Rates and memory are measured with `recipe=demo`: each switch in a
 process of its own, its steps and those of its preset in turn, so that a machine whose clock or neighbours change moves
 both; the ratio is the median over the turns. Memory is what building and training adds to a process that has imported
 everything. Nothing else should run on the machine. Writes cost.json and cost.md after each row; called again, it goes
@@ -16,6 +16,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,17 +27,33 @@ import torch
 from benchmark import SETTINGS, peak_memory, timed_step
 from dinoswap.build import build_pipeline, build_trainer
 from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import flatten
 from dinoswap.config.facts import build_source
 from dinoswap.files.writing import write_atomically
 from dinoswap.run.flops import step_flops
 from dinoswap.run.provenance import in_words, measured_on
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
-from renew_golden import arms
+from switches import Switch, switches, typed
 
 FLOPS_BATCH = 4  # images: masks are drawn over a batch, so its masked share is not that of one image
 BATCHES = 4
 COMMON = ["recipe=demo", "data.workers=0"]
+
+
+def arms(presets: Sequence[str]) -> Iterator[tuple[str, Switch]]:
+    """Each preset, by itself and with every switch that changes its config."""
+    yield from ((preset, ()) for preset in presets)
+    for preset in presets:
+        plain = resolved(f"preset={preset}")
+        yield from ((preset, switch) for switch in switches() if resolved(f"preset={preset}", *switch) != plain)
+
+
+def resolved(*overrides: str) -> dict[str, object]:
+    """The config by key, less what is mounted for an objective that does not exist."""
+    config = compose_config([*COMMON, *overrides])
+    config["objectives"] = {name: section for name, section in config["objectives"].items() if "_target_" in section}
+    return flatten(config)
 
 
 class Arm:
@@ -96,16 +113,16 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     lines = []
     for preset in dict.fromkeys(row["preset"] for row in rows):
         own = [row for row in rows if row["preset"] == preset]
-        base = next((row for row in own if row["flip"] == "none"), own[0])
+        base = next((row for row in own if not row["switch"]), own[0])
         lines += [
             f"\n## preset={preset}\n",
-            "| flip | GFLOP / image (ViT-S/16) | | images / s (demo) | quartiles | memory MiB | data ms / image |",
+            "| switch | GFLOP / image (ViT-S/16) | | images / s (demo) | quartiles | memory MiB | data ms / image |",
             "|---|---|---|---|---|---|---|",
         ]
         for row in own:
             low, high = row["rate_ratio_quartiles"]
             lines.append(
-                f"| {row['flip']} | {row['flops_per_image'] / 1e9:.1f} "
+                f"| {row['switch'] or 'the preset'} | {row['flops_per_image'] / 1e9:.1f} "
                 f"| {row['flops_per_image'] / base['flops_per_image']:.1%} | {row['rate_ratio']:.1%} "
                 f"| {low:.0%} - {high:.0%} | {row['memory_bytes'] / 2**20:.0f} "
                 f"| {row['data_seconds_per_image_and_core'] * 1e3:.2f} |"
@@ -133,7 +150,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """After each row, so that an interrupted table holds what was measured."""
-    rows = sorted(rows, key=lambda row: (row["preset"] != "official", row["flip"] != "none", row["flip"]))
+    rows = sorted(rows, key=lambda row: (row["preset"] != "official", row["switch"]))
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"command": sys.argv[1:], "machine": measured_on(), "rows": rows}, indent=2)
     write_atomically(folder / "cost.json", text + "\n")
@@ -144,20 +161,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of cost.json and cost.md")
     parser.add_argument("--presets", nargs="+", default=["official", "legacy"])
-    parser.add_argument("--flips", nargs="+", help="only these")
+    parser.add_argument("--switches", nargs="+", help="only these")
     parser.add_argument("--turns", type=int, default=12, help="timed steps of each arm")
     arguments = parser.parse_args()
     rows = measured(arguments.output)
-    done = {(row["preset"], row["flip"]) for row in rows}
-    for name, overrides in sorted(arms(), key=lambda arm: not arm[1][1].endswith("=none")):  # presets first
-        preset, flip = overrides[0].partition("=")[2], overrides[1].partition("=")[2]
-        wanted = preset in arguments.presets and (flip == "none" or flip in (arguments.flips or [flip]))
-        if wanted and (preset, flip) not in done:
+    done = {(row["preset"], row["switch"]) for row in rows}
+    for preset, switch in arms(arguments.presets):
+        words = typed(switch)
+        if (preset, words) not in done and (not switch or words in (arguments.switches or [words])):
+            base = [f"preset={preset}"]
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                row = pool.submit(measure, overrides, overrides[:1], arguments.turns).result()
-            rows.append({"preset": preset, "flip": flip, **row})
+                row = pool.submit(measure, [*base, *switch], base, arguments.turns).result()
+            rows.append({"preset": preset, "switch": words, **row})
             write(arguments.output, rows)
-            print(f"{name}: rate {row['rate_ratio']:.1%}, {row['flops_per_image'] / 1e9:.1f} GFLOP", file=sys.stderr)
+            print(
+                f"{preset} {words}: rate {row['rate_ratio']:.1%}, {row['flops_per_image'] / 1e9:.1f} GFLOP",
+                file=sys.stderr,
+            )
     return 0
 
 

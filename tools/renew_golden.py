@@ -4,16 +4,14 @@
 
 tests/golden/configs   the resolved config of every preset with some recipes, a line per key
 configs/identity.json  what is new, with its value: no entry is ever changed
-tests/golden/losses    twenty steps of every preset, and of every flip that changes it: a minute, so only when asked for
-README.md              the table of axes
+tests/golden/losses    twenty steps of each preset; two of arms in which each pair of options occurs: if asked for
+configs/README.md      the table of axes
 
 The difference in git then shows what a change does to each preset, and which arms it moves.
 """
 
 import json
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,51 +26,33 @@ from versioned_defaults import NAME, appended, as_text, present
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN, LOSSES = ROOT / "tests" / "golden" / "configs", ROOT / "tests" / "golden" / "losses"
-README = ROOT / "README.md"
+PAIRS = LOSSES / "pairs.txt"
+AXES = ROOT / "configs" / "README.md"
 BEGIN, END = "<!-- axes: written by tools/renew_golden.py -->", "<!-- /axes -->"
 RECIPES = ("smoke", "vits16")
 TWENTY_STEPS = [
     "recipe=smoke", "trainer.max_steps=20", "trainer.device=cpu", "data.batch_size=4", "schedule.freeze_last_layer=2",
 ]  # fmt: skip
 
-# With a LayerScale of 1e-5 the class tokens of all images begin as one, and rounding decides which is KoLeo's nearest.
-WITHOUT_TIES = {"flip=details_layerscale_1e-5": ["objectives.koleo.loss_weight=0"]}
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in (config_dir() / "preset").glob("*.yaml"))
 
 
 def golden_configs() -> dict[str, str]:
     """File name -> YAML."""
-    presets = sorted(path.stem for path in (config_dir() / "preset").glob("*.yaml"))
     return {
         f"{preset}-{recipe}.yaml": yaml.safe_dump(
             flatten(compose_config([f"preset={preset}", f"recipe={recipe}"])), default_flow_style=None, sort_keys=False
         )
-        for preset in presets
+        for preset in preset_names()
         for recipe in RECIPES
     }
 
 
-def arms() -> Iterator[tuple[str, list[str]]]:
-    """Name and overrides of every preset, and of every flip with official and legacy that changes them."""
-    flips = sorted(path.stem for path in (config_dir() / "flip").glob("*.yaml"))
-    for preset in ("official", "legacy", "aligned"):
-        plain = resolved((f"preset={preset}",))
-        for flip in flips if preset != "aligned" else ["none"]:
-            overrides = [f"preset={preset}", f"flip={flip}"]
-            if flip == "none" or resolved(tuple(overrides)) != plain:
-                yield f"{preset}-{flip}" if flip != "none" else preset, overrides
-
-
-@cache
-def resolved(overrides: tuple[str, ...]) -> dict[str, object]:
-    """Flat, less what is mounted for an objective that does not exist."""
-    config = compose_config([*TWENTY_STEPS, *overrides])
-    config["objectives"] = {name: section for name, section in config["objectives"].items() if "_target_" in section}
-    return flatten(config)
-
-
-def golden_losses(overrides: list[str]) -> str:
+def golden_losses(preset: str) -> str:
     """A line per step: the step and its loss, as many digits as float32 has."""
-    cfg = compose_config([*TWENTY_STEPS, *overrides, *WITHOUT_TIES.get(overrides[1], [])])
+    cfg = compose_config([*TWENTY_STEPS, f"preset={preset}"])
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
     mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
@@ -80,13 +60,23 @@ def golden_losses(overrides: list[str]) -> str:
     return "".join(f"{step} {float(loss):.9g}\n" for step, loss in enumerate(losses))
 
 
+def golden_pairs() -> str:
+    """A line per arm, such that each pair of options occurs in one: the losses of its two steps, and its overrides."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from axis_arms import PAIRWISE, PairwiseArm
+
+    lines = []
+    for choices in PAIRWISE:
+        arm = PairwiseArm(choices)
+        losses = [f"{float(arm.step(step)['loss']):.9g}" for step in range(2)]
+        lines.append(f"{' '.join([*losses, *arm.overrides])}\n")
+    return "".join(lines)
+
+
 def write_losses() -> None:
-    LOSSES.mkdir(parents=True, exist_ok=True)
-    texts = {f"{name}.txt": golden_losses(overrides) for name, overrides in arms()}
-    for outdated in (path for path in LOSSES.iterdir() if path.name not in texts):
-        outdated.unlink()
-    for name, text in texts.items():
-        (LOSSES / name).write_text(text)
+    for preset in preset_names():
+        (LOSSES / f"{preset}.txt").write_text(golden_losses(preset))
+    PAIRS.write_text(golden_pairs())
 
 
 def write_identity() -> None:
@@ -94,16 +84,16 @@ def write_identity() -> None:
     path.write_text(as_text(appended(json.loads(path.read_text()), present())))
 
 
-def readme_with_axes() -> str:
-    """README.md with the table of axes as configs/ describes them."""
-    before, _, rest = README.read_text().partition(BEGIN)
+def page_of_axes() -> str:
+    """configs/README.md with the table of axes as configs/ describes them."""
+    before, _, rest = AXES.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{markdown()}{END}{after}"
 
 
 def main() -> None:
     write_identity()
-    README.write_text(readme_with_axes())
+    AXES.write_text(page_of_axes())
     GOLDEN.mkdir(parents=True, exist_ok=True)
     configs = golden_configs()
     for outdated in (path for path in GOLDEN.iterdir() if path.name not in configs):

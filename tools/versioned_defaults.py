@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from dinoswap.config.configuration import VERSION_BASE, config_dir, flatten, plain
 from dinoswap.config.identity import ROOT, Known, described
 
-BUNDLES = ("recipe", "preset", "flip", "details")
+BUNDLES = ("recipe", "preset", "details")
 """Groups that set keys of others and have none of their own."""
 ABSENT = ("none", "disabled")
 NAME = "identity.json"

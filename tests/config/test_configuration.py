@@ -70,21 +70,9 @@ def test_recipes_set_keys_of_train_yaml_only() -> None:
         assert set(written) - {"defaults"} <= known, path
 
 
-def test_presets_and_flips_of_axes_choose_options_only() -> None:
-    for group in ("preset", "flip"):
-        for path in (config_dir() / group).glob("*.yaml"):
-            assert path.stem.startswith("details_") or set(OmegaConf.load(path)) <= {"defaults"}, path
-
-
-def test_the_flips_of_details_cover_what_the_details_set() -> None:
-    """Every key that details=legacy changes can be changed alone."""
-    official, legacy = (flatten(compose_config(["recipe=smoke", f"details={side}"])) for side in ("official", "legacy"))
-    changed = {key for key in official.keys() | legacy.keys() if official.get(key) != legacy.get(key)}
-    alone = set()
-    for path in (config_dir() / "flip").glob("details_*_*.yaml"):
-        flipped = flatten(compose_config(["recipe=smoke", f"flip={path.stem}"]))
-        alone |= {key for key in changed if flipped.get(key) == legacy.get(key) != official.get(key)}
-    assert changed <= alone
+def test_presets_choose_options_only() -> None:
+    for path in (config_dir() / "preset").glob("*.yaml"):
+        assert set(OmegaConf.load(path)) <= {"defaults"}, path
 
 
 # --- which choice wins ------------------------------------------------------------------------------------------------
@@ -92,12 +80,10 @@ def test_the_flips_of_details_cover_what_the_details_set() -> None:
 
 @pytest.fixture
 def two_options(tmp_path: Path) -> str:
-    """A folder with a second masking option, a preset that takes it and flips to both; the override that adds it."""
+    """A folder with a second masking option and a preset that takes it; the override that adds the folder."""
     files = {
         "masking/loose.yaml": "_target_: dinoswap.masking.block.BlockMasking\nmin_aspect: 0.9\n",
         "preset/loose.yaml": "# @package _global_\ndefaults:\n  - override /masking: loose\n",
-        "flip/loose.yaml": "# @package _global_\ndefaults:\n  - override /masking: loose\n",
-        "flip/block.yaml": "# @package _global_\ndefaults:\n  - override /masking: block\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -110,16 +96,12 @@ def two_options(tmp_path: Path) -> str:
     [
         ([], 0.3),
         (["preset=loose"], 0.9),
-        (["flip=loose"], 0.9),
-        (["preset=loose", "flip=block"], 0.3),
-        (["flip=block", "preset=loose"], 0.3),
-        (["preset=loose", "flip=block", "masking=loose"], 0.9),
-        (["masking=block", "flip=loose", "preset=loose"], 0.3),
+        (["preset=loose", "masking=block"], 0.3),
+        (["masking=block", "preset=loose"], 0.3),
+        (["masking=loose"], 0.9),
     ],
 )
-def test_the_command_line_beats_the_flip_and_the_flip_beats_the_preset(
-    overrides: list[str], min_aspect: float, two_options: str
-) -> None:
+def test_the_command_line_beats_the_preset(overrides: list[str], min_aspect: float, two_options: str) -> None:
     assert compose_config([two_options, *overrides])["masking"]["min_aspect"] == min_aspect
 
 

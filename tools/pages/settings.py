@@ -1,15 +1,12 @@
-"""details: every setting outside the axes that the sides differ in, and the flip that changes it alone."""
+"""details: every setting outside the axes that the sides differ in, and what changes it alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from dinoswap.config.configuration import config_dir, flatten, plain
-from dinoswap.config.explain import comment
+from dinoswap.config.configuration import flatten, plain
 from pages import optimiser, words
 from pages.optimiser import Training
+from switches import DETAILS, typed
 
 Leaves = dict[str, Any]
 
@@ -20,19 +17,6 @@ def differing(one: Leaves, other: Leaves) -> dict[str, tuple[Any, Any]]:
     return {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
 
 
-def flips(base: DictConfig) -> Iterator[tuple[str, Leaves]]:
-    """Every flip of a single detail, and the leaves of `base` with it."""
-    for path in sorted((config_dir() / "flip").glob("details_*.yaml")):
-        flip = OmegaConf.load(path)
-        mounts = [entry for line in flip.pop("defaults", []) for entry in line.items()]
-        cfg = OmegaConf.merge(base, flip)
-        for group, option in mounts:
-            group, _, place = group.removeprefix("override /").partition("@")
-            if place:
-                OmegaConf.update(cfg, place, words.written(group, option), merge=False)
-        yield path.stem, flatten(plain(cfg))
-
-
 def details(out: Path, sides: dict[str, Training]) -> str:
     optimiser.draw_details(out / "details.png", sides)
     text = """
@@ -41,25 +25,28 @@ is sharper); both sides warm up, on a line and on half a cosine. Middle: how the
 images per step, with its square root or in proportion; the sides agree at 64 images and are four times apart at 1024.
 Right: how slowly the teacher follows the student, the same on both sides.
 
-All settings that `details` changes, without a recipe. `flip=...` changes those of its row alone, on top of
-`preset=official`.
+All settings that `details` changes, without a recipe. What stands on the left changes those of its row alone, as in
+`dinoswap-train preset=official model.ffn=swiglu`.
 """
     section = words.section("Details", "details", text, "details.png")
-    return f"{section}\n{words.table(['flip', 'what it does', 'setting', 'official', 'legacy'], rows())}"
+    return f"{section}\n{words.table(['override', 'what it does', 'setting', 'official', 'legacy'], rows())}"
 
 
 def rows() -> list[list[str]]:
-    """A line per flip, in which a setting and its two values stand below each other. Without a recipe: the values of
+    """A line per switch, in which a setting and its two values stand below each other. Without a recipe: the values of
     train.yaml, and what `details=legacy` makes of them."""
-    base = words.composed("~recipe", "preset=official")
-    official = flatten(plain(base))
-    left = differing(official, flatten(plain(words.composed("~recipe", "preset=official", "details=legacy"))))
-    found = []
-    for flip, leaves in flips(base):
-        keys = [key for key, pair in differing(official, leaves).items() if left.get(key) == pair]
+    official = leaves()
+    left = differing(official, leaves("details=legacy"))
+    lines = []
+    for switch, does in DETAILS.items():
+        changed = differing(official, leaves(*switch))
+        keys = [key for key, pair in changed.items() if left.get(key) == pair]
         if keys:
             cells = [(f"`{key}`", *map(words.value, left.pop(key))) for key in keys]
-            found.append(
-                [f"`{flip}`", comment("flip", flip)[0], *("<br>".join(cell) for cell in zip(*cells, strict=True))]
-            )
-    return found + [["-", "", f"`{key}`", *map(words.value, pair)] for key, pair in left.items()]
+            lines.append([f"`{typed(switch)}`", does, *("<br>".join(cell) for cell in zip(*cells, strict=True))])
+    return lines + [["-", "", f"`{key}`", *map(words.value, pair)] for key, pair in left.items()]
+
+
+def leaves(*overrides: str) -> Leaves:
+    """The resolved config of `preset=official` with these overrides, by key."""
+    return flatten(plain(words.composed("~recipe", "preset=official", *overrides)))

@@ -155,7 +155,7 @@ def scenario_overrides(stored: StoredScenario) -> list[str]:
     if "layer_decay=layerwise" in lines:
         lines.append(f"layer_decay.rate={args['lr_decay_rate']}")
     if not args["norm_last_layer"]:
-        lines.append("flip=details_weight_g_trained")
+        lines += [f"heads.{head}.train_weight_g=true" for head in HEADS.values()]
     return lines
 
 

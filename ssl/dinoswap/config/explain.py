@@ -1,4 +1,4 @@
-"""What each axis does under a composed config, in words: `dinoswap-train ... --explain`, and the table of the README.
+"""What each axis does under a composed config, in words: `dinoswap-train ... --explain`, and the table in configs/.
 
 The words stand in one place, at the head of each option's YAML: a comment of one sentence, then `# Source: ` with the
 repository and commit that it follows. Which side an option stands for is what the presets say.
@@ -76,10 +76,7 @@ def explanation(choices: Mapping[str, str]) -> Table:
 
 
 def _title(choices: Mapping[str, str]) -> str:
-    title = f"preset={choices['preset']}: {comment('preset', choices['preset'])[0]}"
-    if choices["flip"] != "none":
-        title += f"\nflip={choices['flip']}: {comment('flip', choices['flip'])[0]}"
-    return title
+    return f"preset={choices['preset']}: {comment('preset', choices['preset'])[0]}"
 
 
 def markdown() -> str:

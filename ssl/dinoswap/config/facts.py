@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from dinoswap.config.guests import used_guests
 from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import LOADING, loading_settings
 from dinoswap.da3.weights import weight_file
@@ -65,7 +66,7 @@ def _data_facts(section: str) -> DataFacts:
 
 def facts(cfg: Mapping[str, Any], data: DataFacts, ranks: int = 1) -> dict[str, Any]:
     """What joins the identity of a configuration. Raises ConfigError, OSError for weights that cannot be read."""
-    found: dict[str, Any] = {IMAGES: data.fingerprint[:SHORT], **weight_facts(cfg)}
+    found: dict[str, Any] = {IMAGES: data.fingerprint[:SHORT], **weight_facts(cfg), **used_guests(cfg)}
     if ranks > 1 and depends_on_ranks(cfg):
         found[RANKS] = ranks
     return found

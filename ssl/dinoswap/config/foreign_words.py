@@ -55,6 +55,7 @@ _WORDS = {
     "momentum_teacher ema ema_decay": "schedule.momentum",
     "optim": "optimizer: AdamW, whose betas, eps and clipping are keys",
     "compile torch_compile use_compile": "trainer.compile",
+    "flip": "one change to a preset is the option or key itself, as in preset=legacy masking=block",
 }  # fmt: skip
 _MEANING = {word: meaning for words, meaning in _WORDS.items() for word in words.split()}
 

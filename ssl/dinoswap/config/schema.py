@@ -12,6 +12,8 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
+from dinoswap.config.guests import modules
+
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
@@ -78,17 +80,19 @@ def require_section(section: object, key: str) -> None:
 
 
 def option_class(section: Mapping[str, Any], key: str) -> type[Any]:
-    """The class that `_target_` names. Only one of the package that `key` speaks of: a config never runs other code."""
+    """The class that `_target_` names. Only one of the package that `key` speaks of, or of an installed guest: a config
+    never runs other code."""
     require_section(section, key)
     target = str(section.get("_target_"))
     module, _, name = target.rpartition(".")
     try:
-        package = module.split(".")[:2]
-        if package not in (["dinoswap", part] for part in key.split(".")):
+        package = next((guest for guest in modules() if module.split(".")[0] == guest), None)
+        package = package or next((p for p in _packages(key) if f"{module}.".startswith(f"{p}.")), None)
+        if package is None:
             raise ImportError("of another package")
         found = getattr(importlib.import_module(module), name)
-        if not isinstance(found, type) or found.__module__.split(".")[:2] != package:
-            raise ImportError(f"{name} is no class of {'.'.join(package)}")
+        if not isinstance(found, type) or not f"{found.__module__}.".startswith(f"{package}."):
+            raise ImportError(f"{name} is no class of {package}")
         if inspect.isabstract(found) or issubclass(found, BaseException):
             raise ImportError(f"{name} is none that is built")
         return cast(type[Any], found)
@@ -96,6 +100,11 @@ def option_class(section: Mapping[str, Any], key: str) -> type[Any]:
         raise ConfigError(
             f"{key}._target_={target}: no class of this group ({error}); choose an option of it"
         ) from error
+
+
+def _packages(key: str) -> list[str]:
+    """Of this package's own: those of the group, and of the section, that a key speaks of."""
+    return [f"dinoswap.{part}" for part in key.split(".")]
 
 
 def _located(message: str, arguments: Iterable[str], key: str) -> str:

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dinoswap.config.guests import guests
+
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("dinoswap", "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "scikit-learn")
 SUBMITTED_CODE = "DINOSWAP_SUBMITTED_CODE"
@@ -37,7 +39,9 @@ def code_version(configs: Path, package: Path = PACKAGE) -> str:
     """A digest of the modules and configs that decide what a run does, and their commit in words: `1f0c9a2b4d6e (commit
     8bc6db5, changed)`. The digest alone tells one version from another: a commit of other files changes nothing."""
     digest = hashlib.sha256()
-    for folder, pattern in ((package, "*.py"), (configs, "*.yaml")):
+    own = [(package, "*.py"), (configs, "*.yaml")]
+    theirs = [(guest.configs.parent, pattern) for guest in guests() for pattern in ("*.py", "*.yaml")]
+    for folder, pattern in own + theirs:
         for path in sorted(folder.rglob(pattern)):
             name = path.relative_to(folder)
             if name.parts[0] not in ("studies", "hydra"):  # how runs are launched and read
@@ -59,7 +63,7 @@ def require_submitted_code(configs: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the packages that can change a number, and CUDA and cuDNN where torch has them."""
+    """Of Python, the packages that can change a number, guests, and CUDA and cuDNN where torch has them."""
     import torch
 
     found = {"python": platform.python_version()}
@@ -68,6 +72,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    found |= {guest.name: guest.version for guest in guests()}
     if torch.version.cuda is not None:
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         found |= {"cuda": torch.version.cuda, "cudnn": str(cudnn)}

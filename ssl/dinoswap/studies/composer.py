@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.config.first_check import first_check
+from dinoswap.config.guests import guests
 from dinoswap.files.reading import CONFIG_BYTES, parse_object, read_small
 from dinoswap.files.writing import write_atomically
 
@@ -78,8 +79,8 @@ def _folder() -> Path:
 def _state_of_the_files(configs: Path) -> str:
     """A hash of what decides on a config and its check."""
     state = hashlib.sha256(f"{version('hydra-core')} {version('omegaconf')}".encode())
-    package = Path(__file__).parents[1]
-    for path in sorted([*configs.rglob("*.yaml"), *package.rglob("*.py")]):
+    folders = [configs, Path(__file__).parents[1], *(guest.configs.parent for guest in guests())]
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml")):
         state.update(f"{path}\n".encode() + path.read_bytes())
     return state.hexdigest()[:16]
 

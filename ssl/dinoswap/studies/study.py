@@ -139,8 +139,9 @@ def _factors(section: Any) -> Factors:
     for factor, levels in factors.items():
         for key in _keys_of(levels):
             if key in owners:
-                remedy = "write <group>=<option> in place of flips" if key == "flip" else "make one factor of the two"
-                raise ConfigError(f"factors.{factor}: the factor {owners[key]} sets {key} as well; {remedy}")
+                raise ConfigError(
+                    f"factors.{factor}: the factor {owners[key]} sets {key} as well; make one factor of the two"
+                )
             owners[key] = factor
     return factors
 

@@ -1,0 +1,101 @@
+"""A package that is installed beside this one brings a mask, an objective with a network of its own, and images.
+
+tests/guests/site is what pip leaves of it: the package, and its metadata with the entry point. The commands run in
+processes that have it on their path, as those of a user who has installed it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinoswap.config.configuration import config_dir
+
+SITE = Path(__file__).parent / "site"
+CHOICES = ["masking=checker", "objective=mean_colour", "data=stripes"]
+RUN = [
+    "recipe=smoke", *CHOICES, "trainer.max_steps=4", "trainer.tensorboard=false", "evaluation.images=20",
+    "evaluation.in_loop_images=20",
+]  # fmt: skip
+
+
+def command(module: str, *arguments: str, site: Path = SITE, cwd: Path | None = None) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    environment["DINOSWAP_CONFIG_DIR"] = str(config_dir())
+    done = subprocess.run(
+        [sys.executable, "-m", f"dinoswap.{module}", *arguments],
+        env=environment, capture_output=True, text=True, timeout=300, cwd=cwd,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def records(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(results.glob("runs/*/*/*/run.json"))]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of four steps."""
+    folder = tmp_path_factory.mktemp("guests")
+    status, output = command("train", *RUN, f"results_dir={folder}")
+    assert status == 0, output
+    return folder
+
+
+def test_it_trains(results: Path) -> None:
+    (record,) = records(results)
+    assert (record["status"], record["steps"], record["data"]["images"]) == ("completed", 4, 64)
+    rows = [json.loads(line) for line in (next(results.glob("runs/*/*/*")) / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["mean_colour/mse"] > 0 for row in rows if "loss" in row)
+    config = (next(results.glob("runs/*/*/*")) / "config.yaml").read_text()
+    assert "guest_options.checker.CheckerMasking" in config
+
+
+def test_its_version_is_in_the_record_and_decides_which_run_it_is(results: Path, tmp_path: Path) -> None:
+    (record,) = records(results)
+    assert record["versions"]["guest-options"] == "1.2"
+    assert record["identity"]["guests.guest-options"] == "1.2"
+    site = tmp_path / "site"
+    shutil.copytree(SITE, site)
+    metadata = site / "guest_options-1.2.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.2", "Version: 1.3"))
+    status, output = command("train", *RUN, f"results_dir={tmp_path}", site=site)
+    assert status == 0, output
+    assert records(tmp_path)[0]["run_id"] != record["run_id"]
+
+
+def test_the_same_command_finds_it_complete(results: Path) -> None:
+    status, output = command("train", *RUN, f"results_dir={results}")
+    assert (status, "is complete: nothing is left to do" in output) == (0, True), output
+
+
+def test_a_study_varies_its_options(tmp_path: Path) -> None:
+    base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "trainer.tensorboard=false", "evaluation.images=20"]
+    study = tmp_path / "guests.yaml"
+    study.write_text(
+        f"# Does the chessboard help?\nbase: {json.dumps(base)}\nfactors:\n  masking: [block, checker]\n"
+        "design: one_at_a_time\nseeds: [0]\nmetrics: {eval/knn_top1: 1.0}\n"
+    )
+    for verb in ("run", "report"):
+        status, output = command("studies.ablate", verb, str(study), f"results_dir={tmp_path}", cwd=tmp_path)
+        assert status == 0, output
+    assert {record["choices"]["masking"] for record in records(tmp_path)} == {"block", "checker"}
+    assert "masking=checker" in next(tmp_path.rglob("report.md")).read_text()
+
+
+def test_without_it_the_option_does_not_exist(tmp_path: Path) -> None:
+    status, output = command("train", *RUN, f"results_dir={tmp_path}", site=tmp_path)
+    assert status == 2
+    assert "the group 'masking' has no option 'checker'" in output
+
+
+@pytest.mark.parametrize("target", ["os.system", "guest_optionsx.checker.CheckerMasking", "subprocess.Popen"])
+def test_nothing_else_is_executed_by_a_config(target: str, tmp_path: Path) -> None:
+    status, output = command("train", *RUN, f"masking._target_={target}", f"results_dir={tmp_path}")
+    assert status == 2
+    assert f"masking._target_={target}: no class of this group" in output
