@@ -1,4 +1,4 @@
-"""The words about each option: there for all of them, the same on the page in configs/, and those of what a config has chosen."""
+"""The words about each option: there for all, the same in configs/README.md, and those of what a config has chosen."""
 
 from io import StringIO
 from pathlib import Path
