@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,22 +15,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
+import optuna
 import pytest
+import slurm_cluster
+from optuna.trial import FrozenTrial, TrialState
+from slurm_cluster import CONF, LAUNCHER, MINUTES, NAME, PARALLEL, WAIT, Command, call, reach
 
-from dinoswap.files.lock import holder
+from dinoswap.run import metrics
 from dinoswap.run.run_folder import followed
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import claimed, entries, read_json
 from dinoswap.studies.study import read_study
+from dinoswap.studies.tuning.trials import storage
 from train_processes import folder_of, last_step, lines, tensor_files, wait_until
 
-CONF = Path(os.environ.get("DINOSWAP_SLURM", "/tmp/dinoswap-slurm")) / "slurm.conf"
-START = "tests/slurm/slurm_up.sh, as root on Debian or Ubuntu, starts the cluster that these tests need"
-STEPS, PARALLEL, MINUTES = 120, 3, 15
-WAIT = 300
-"""Seconds, for what takes a few of them on an idle machine."""
+STEPS = 120
 SETTINGS = f"""
   - recipe=smoke
   - model.drop_path=0.3
@@ -51,72 +50,11 @@ ARMS = {
     "late": "schedule.base_lr=0.0044",
 }
 RUN = [*(line.strip(" -") for line in SETTINGS.splitlines() if line.strip()), ARMS["plain"], "seed=7", "study=fates"]
-NAME = f"fates-{os.getpid()}"
-LAUNCHER = (
-    "hydra/launcher=slurm",
-    f"hydra.launcher.name={NAME}",
-    "hydra.launcher.cpus_per_task=1",
-    f"hydra.launcher.timeout_min={MINUTES}",
-    "hydra.launcher.signal_delay_s=20",
-    "hydra.launcher.poll_seconds=1",
-    f"hydra.launcher.array_parallelism={PARALLEL}",
-)
 PREEMPTING = ("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(CONF))
-        ready = CONF.exists() and shutil.which("sinfo") and "debug" in call("sinfo", "--noheader")
-        if not ready and os.environ.get("CI"):
-            pytest.fail(START)
-        if not ready:
-            pytest.skip(START)
-        yield
-        for command in Command.started:  # of a test that failed
-            command.kill()
-        call("scancel", f"--name={NAME}")
-
-
-def call(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-
-
-class Command:
-    """A command of this package, in the background."""
-
-    started: ClassVar[list["Command"]] = []
-
-    def __init__(self, module: str, *arguments: str | Path) -> None:
-        command = [sys.executable, "-m", f"dinoswap.{module}", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        self.output = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.started.append(self)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.output += line
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def interrupt(self) -> int:
-        self._process.send_signal(signal.SIGINT)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self._process.wait(timeout=WAIT)
-        self._reader.join()
-        return status
+cluster = slurm_cluster.cluster
 
 
 @dataclass
@@ -146,19 +84,6 @@ def folders(results: Path) -> dict[str, Path]:
     study = read_study(study_file(results), [f"results_dir={results}"])
     runs = entries(study, make_design(study, check=False).cells)
     return dict(zip(ARMS, (entry.folder for entry in runs), strict=True))
-
-
-def reach(folder: Path, step: int) -> int:
-    """Wait for a step, and for a process that trains: it."""
-    found: list[re.Match[str]] = []
-
-    def trains() -> bool:
-        who = re.match(r"process (\d+) ", str(holder(folder))) if last_step(folder) >= step else None
-        found.extend([who] if who else [])
-        return who is not None
-
-    wait_until(trains, f"{folder} does not reach step {step}", WAIT)
-    return int(found[0][1])
 
 
 @contextlib.contextmanager
@@ -346,8 +271,9 @@ def test_a_lost_node(cluster: None, tmp_path: Path, reference: dict[str, Path]) 
     folder = folder_of(RUN, tmp_path)
     reach(folder, 14)
     node = call("sinfo", "--noheader", "--format=%n", "--partition=debug").strip()
-    for state in ("DOWN", "RESUME"):
-        subprocess.run(["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"], check=True)
+    update = ("scontrol", "update", f"NodeName={node}", "Reason=test")
+    subprocess.run([*update, "State=DOWN"], check=True)
+    subprocess.run([*update, "State=RESUME"])  # refused where slurmd has registered the node again meanwhile
     assert command.wait() == 0, command.output
     assert_same_result(folder, reference["plain"])
     assert_restarts_counted(folder)
@@ -379,3 +305,77 @@ def test_two_tasks(cluster: None, tmp_path: Path) -> None:
     assert followed(folder_of(run, tmp_path)) == folder  # where a study looks
     assert_restarts_counted(folder)
     assert read_json(folder / "run.json")["hardware"]["ranks"] == 2
+
+
+# --- a search ---------------------------------------------------------------------------------------------------------
+
+SEARCH = """\
+# Which learning rate?
+base:
+  - recipe=smoke
+  - trainer.max_steps=300
+  - trainer.eval_every=100
+  - trainer.checkpoint_every=0
+  - trainer.tensorboard=false
+  - evaluation.in_loop_images=20
+  - evaluation.images=20
+space:
+  schedule.base_lr: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
+objective: eval/knn_top1
+direction: maximize
+trials: 4
+workers: 2
+winners: 0
+seeds: [1]
+"""
+
+
+def test_a_search_survives_its_jobs(cluster: None, tmp_path: Path) -> None:
+    """By the jobs of an array, of which one is killed and one queued again."""
+    path, folder = tmp_path / "mine.yaml", tmp_path / "runs/mine/tune"
+    path.write_text(SEARCH)
+    arguments = (path, f"results_dir={tmp_path}", *LAUNCHER, "hydra.launcher.check_code=false")
+    first = Command("studies.tune", *arguments)
+    wait_until(lambda: "Ctrl-C leaves them there" in first.output, "it does not submit", WAIT)
+    assert first.interrupt() == 75, first.output
+    second = Command("studies.tune", *arguments)
+    wait_until(lambda: "Ctrl-C leaves them there" in second.output, "it does not find the jobs", WAIT)
+    jobs = re.findall(r"\d+_\d", first.output.splitlines()[0])
+    assert len(jobs) == 2
+    assert re.findall(r"\d+_\d", second.output.splitlines()[0]) == jobs
+
+    wait_until((folder / "journal.log").exists, "no trial", WAIT)
+    study = optuna.load_study(study_name="mine", storage=storage(folder))
+    wait_until(lambda: len(under_way(study)) == 2, "no two runs are under way", WAIT)
+    killed, queued_again = under_way(study)
+    os.kill(worker(killed), signal.SIGKILL)
+    os.kill(worker(queued_again), signal.SIGUSR2)  # what SLURM sends before a time limit, and when it preempts
+    assert second.wait() == 0, second.output
+
+    trials = study.trials
+    errors = [trial.user_attrs.get("error") for trial in trials]
+    assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 4, errors
+    assert [trial.state for trial in trials].count(TrialState.FAIL) == 2
+    retries = {trial.user_attrs["retry_of"]: trial for trial in trials if "retry_of" in trial.user_attrs}
+    assert {number: retry.user_attrs["deaths"] for number, retry in retries.items()} == {
+        killed.number: 1,
+        queued_again.number: 0,
+    }
+    for before in (killed, queued_again):
+        retry = retries[before.number]
+        record = metrics.load_record(Path(retry.user_attrs["folder"]) / "run.json")
+        assert (retry.params, retry.user_attrs["folder"]) == (before.params, before.user_attrs["folder"])
+        assert (record["status"], record["restarts"], record["steps"]) == ("completed", 1, 300)
+        rows = metrics.read(Path(retry.user_attrs["folder"]) / "metrics.jsonl")
+        assert [row["step"] for row in rows if "loss" in row] == list(range(1, 301))
+    assert sum("Restarts=1" in call("scontrol", "show", "job", job) for job in jobs) == 1
+
+
+def under_way(study: optuna.Study) -> list[FrozenTrial]:
+    running = study.get_trials(states=[TrialState.RUNNING])
+    return [trial for trial in running if last_step(Path(trial.user_attrs.get("folder", "none yet"))) >= 20]
+
+
+def worker(trial: FrozenTrial) -> int:
+    """Its process."""
+    return int(trial.user_attrs["worker"].split("-")[-2])
