@@ -4,7 +4,7 @@ These are the options of every axis, read from configs/, and the settings beside
 each with both of its values. The pages, the table of costs and the tests go through them.
 """
 
-from dinoswap.config.explain import comment, options, presets
+from dinoswap.config.explain import SIDES, comment, options, presets
 
 Switch = tuple[str, ...]
 """The overrides of one change, mostly a single one."""
@@ -58,6 +58,7 @@ def switches() -> dict[Switch, str]:
         (f"{axis}={option.name}",): comment(axis.partition("@")[0], option.name)[0]
         for axis in presets()["official"]
         for option in options(axis)
+        if len(option.sides) < len(SIDES)  # what all presets choose changes none of them
     }
     return axes | DETAILS
 

@@ -25,7 +25,8 @@ RUN = [
 
 
 def command(module: str, *arguments: str, site: Path = SITE, cwd: Path | None = None) -> tuple[int, str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     environment["DINOSWAP_CONFIG_DIR"] = str(config_dir())
     done = subprocess.run(
         [sys.executable, "-m", f"dinoswap.{module}", *arguments],
