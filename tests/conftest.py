@@ -2,9 +2,23 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))  # tests/fixtures.py, from every folder of tests
 
 # A command that a shell started in the background ignores SIGINT, under nohup SIGHUP too, and so does all that it
 # starts: but tests send them
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+LONGEST = (
+    "test_slurm", "test_rank_failures", "test_survival", "test_plan", "test_equivalence", "test_axes", "test_tune",
+    "test_evaluation", "test_launch", "test_check_parity", "test_file_errors", "test_benchmark_prototypes", "test_fuzz",
+    "test_guests",
+)  # fmt: skip
+"""Files that take a minute each, the longest first: handed out at the end, one of them would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
