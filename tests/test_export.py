@@ -1,5 +1,6 @@
 """run -> tools/export.py -> load_official -> the same features, bit for bit."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dinoswap.trainer import Trainer
 from run_folders import write_run
 from small_models import load_tool, small_batch
 
+README = Path(__file__).parents[1] / "README.md"
 SWIGLU = "+model.ffn=swiglu"
 
 
@@ -52,6 +54,20 @@ def test_exported_teacher_has_the_same_features(
     student = trainer.model.student["backbone"].eval()
     assert not torch.equal(loaded(out)(small_batch(3).global_crops[0]).cls, student(small_batch(3).global_crops[0]).cls)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]  # no temporary file is left
+
+
+def test_the_readme_shows_how_to_load_it(
+    run: tuple[Path, Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, trainer = run
+    monkeypatch.chdir(tmp_path)
+    assert load_tool("export").main([str(folder), "--format", "safetensors", "-o", "backbone.safetensors"]) == 0
+    (block,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    names = {"images": small_batch(3).global_crops[0]}
+    with torch.no_grad():
+        exec(block, names)  # our own page
+    assert_same_features(names["backbone"], trainer.model.teacher["backbone"])
+    assert names["tokens"].patch.ndim == 3
 
 
 def test_names_are_those_of_a_chunked_model(run: tuple[Path, Trainer], tmp_path: Path) -> None:
