@@ -40,7 +40,8 @@ GLOB = re.compile(r"[*?\[]")
 
 def printed() -> Iterator[str]:
     for page in PAGES:
-        for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for block in (text for language, text in blocks if not language):
             yield from (line for line in block.replace("\\\n", "").splitlines() if line.split()[:1] != ["#"])
     for file in config_dir().rglob("*.yaml"):
         yield from re.findall(r"^# +((?:dinoswap-|python |torchrun ).*)$", file.read_text(), re.MULTILINE)
@@ -85,10 +86,22 @@ def test_shells_agree(typed: dict[str, list[list[str]]]) -> None:
         assert not GLOB.search(outside), line
 
 
-def test_every_command_is_accepted(typed: dict[str, list[list[str]]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """What /site holds in README.md: the launcher that it prints."""
+    launcher = tmp_path / "hydra/launcher/site.yaml"
+    launcher.parent.mkdir(parents=True)
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    launcher.write_text(text)
+    return tmp_path
+
+
+def test_every_command_is_accepted(
+    typed: dict[str, list[list[str]]], site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     for program, *arguments in typed[SHELLS[0]]:
-        accept(program, arguments)
+        accept(program, [argument.replace("file:///site", f"file://{site}") for argument in arguments])
 
 
 def accept(program: str, arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from dinoswap import build
 from dinoswap.config.configuration import plain
 from dinoswap.distributed.group import process_group
-from dinoswap.run import job
+from dinoswap.run import assemble, job
 from dinoswap.run.metrics import RunRecord
 from dinoswap.trainer import Trainer
 from ranks import launched
@@ -50,7 +50,7 @@ def jobs(folder: Path) -> dict[str, tuple[dict[str, Any], Patch, str]]:
     cuda = replaced(build, "resolve_device", lambda name: torch.device("cuda"))
     return {
         "command": ({"trainer.log_every": 5}, nothing, "ranks 0 and 1 differ in trainer.log_every: 1 and 5; give all"),
-        "settings": ({}, replaced(build, "check"), alone),
+        "settings": ({}, replaced(assemble, "check"), alone),
         "device": ({}, cuda, "differ in the kind of their device: cpu and cuda; give each a GPU, or set trainer.dev"),
         "teacher": ({"da3.ckpt_path": lost}, nothing, "da3.ckpt_path=.*missing.safetensors: no such file"),
         "optimiser": ({}, replaced(torch.optim, "AdamW"), alone),
@@ -72,7 +72,7 @@ def outcome(config: dict[str, Any], folder: Path) -> tuple[Exception | None, int
 
 def train(config: dict[str, Any], folder: Path) -> int:
     job.require_same_command(config)
-    run = build.build_run(config, folder, partial(started, folder))
+    run = assemble.build_run(config, folder, partial(started, folder))
     run.train()
     return run.steps
 

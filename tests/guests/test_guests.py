@@ -17,7 +17,7 @@ import pytest
 from dinoswap.config.configuration import config_dir
 
 SITE = Path(__file__).parent / "site"
-CHOICES = ["masking=checker", "objective=mean_colour", "data=stripes"]
+CHOICES = ["masking=checker", "extra_objective=mean_colour", "data=stripes"]
 RUN = [
     "recipe=smoke", *CHOICES, "trainer.max_steps=4", "trainer.tensorboard=false", "evaluation.images=20",
     "evaluation.in_loop_images=20",
