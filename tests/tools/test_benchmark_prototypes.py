@@ -26,10 +26,10 @@ def test_forms_have_one_gradient(precision: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the highest memory is read from /proc")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_peak_memory_is_at_most_half_of_the_official_forms(precision: str, tmp_path: Path) -> None:
-    """Of which the last layer's weights are a part too, a small one with features this narrow."""
-    sizes = ["--rows=256", "--prototypes=65536", "--dim=16", "--rounds=1", "--steps=1", f"--precisions={precision}"]
+def test_peak_memory_is_at_most_half_of_the_official_forms(tmp_path: Path) -> None:
+    """In fp32, where less is saved than in bf16. The last layer's weights are a part too, small with features this
+    narrow."""
+    sizes = ["--rows=256", "--prototypes=65536", "--dim=16", "--rounds=1", "--steps=1", "--precisions=fp32"]
     subprocess.run([sys.executable, TOOL, *sizes, "-o", tmp_path], check=True, capture_output=True)
     official, ours = json.loads((tmp_path / "prototypes.json").read_text())["rows"]
     assert (official["form"], ours["form"]) == ("official", "ours")
