@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from dinoswap.config.facts import build_source as build_source  # for callers: there it can be had without torch
 from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
 from dinoswap.config.sections import EvaluationSettings, TrainerSettings, loading_settings
 from dinoswap.data.images import Images, ImageSource
