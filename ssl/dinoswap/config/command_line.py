@@ -1,4 +1,4 @@
-"""From overrides to a composed config, or to what is wrong with them.
+"""Composes a config from command-line overrides, and refuses overrides that are wrong.
 
 Unknown groups, options and keys are refused with the nearest valid name, before Hydra starts a job and before torch is
 imported, which takes seconds.
@@ -36,8 +36,9 @@ SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
 
 
 def check_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `dinoswap-train` as Hydra has to be given them: with paths quoted for its grammar. Raises
-    ConfigError when they name what does not exist, or give values that the values alone show to be wrong."""
+    """Returns the arguments of `dinoswap-train` in the form that Hydra parses: the values of path keys are quoted for
+    its grammar. Raises ConfigError when an argument names a flag, group, option or key that does not exist, or has a
+    value that is wrong whatever the data are."""
     args = _parsed(arguments)
     refuse_torn_paths(args.overrides)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
@@ -56,7 +57,9 @@ def check_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """By Hydra's parser, which ends the process at a flag that it does not know."""
+    """Returns the arguments as Hydra's own parser reads them. Raises ConfigError for a flag that Hydra does not have
+    but another tool has, and for one that is no prefix of a flag of Hydra's; for any other mistake the parser ends the
+    process."""
     parser = get_args_parser()
     known = parser._option_string_actions
     for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
@@ -68,7 +71,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_values(configs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> None:
-    """Those of every config, and in a multirun each swept value beside the first ones of the others."""
+    """Checks the values of every config and, in a multirun, every swept value in the first config, where the other
+    sweeps have their first value. Raises ConfigError for a value that is wrong."""
     for config in configs:
         first_check(config)
         require_writable(config)
@@ -78,12 +82,12 @@ def _check_values(configs: Sequence[Mapping[str, Any]], overrides: Sequence[str]
             continue
         key = override.key_or_group
         for text in override.sweep_string_iterator():
-            if isinstance(_at(configs[0], key), (str, int, float, list, type(None))) and "${" not in text:
-                first_check(_changed(configs[0], key, parser.parse_override(f"{key}={text}").value()))
+            if isinstance(_value_at(configs[0], key), (str, int, float, list, type(None))) and "${" not in text:
+                first_check(_with_value(configs[0], key, parser.parse_override(f"{key}={text}").value()))
 
 
-def _at(config: Any, key: str) -> Any:
-    """The value at a dotted key; an empty section where there is none."""
+def _value_at(config: Any, key: str) -> Any:
+    """Returns the value at a dotted key, or an empty section when there is none."""
     for name in key.split("."):
         if not isinstance(config, Mapping) or name not in config:
             return {}
@@ -91,48 +95,53 @@ def _at(config: Any, key: str) -> Any:
     return config
 
 
-def _changed(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+def _with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Returns a copy of `config` that has `value` at the dotted key."""
     head, _, rest = key.partition(".")
-    return {**config, head: _changed(config[head], rest, value) if rest else value}
+    return {**config, head: _with_value(config[head], rest, value) if rest else value}
 
 
 class Composed(NamedTuple):
-    """A resolved config, and the option that each group has in it."""
+    """Holds a resolved config, and the option that each group has in it."""
 
     config: dict[str, Any]
     choices: dict[str, str]
 
 
 def check_overrides(overrides: Sequence[str], *, config_name: str = "train", multirun: bool = False) -> None:
-    """Raises ConfigError unless the overrides compose, in a multirun with every combination of the swept options."""
+    """Raises ConfigError unless the overrides compose; in a multirun, unless they compose with every combination of the
+    swept options."""
     _composed(overrides, config_name, multirun, strict=not multirun)
 
 
 def compose_config(overrides: Sequence[str] = (), *, strict: bool = True) -> dict[str, Any]:
-    """The resolved config that `dinoswap-train` runs with these overrides; `strict` as in `plain`. ConfigError."""
+    """Returns the resolved config that `dinoswap-train` runs with these overrides; `strict` means what it means in
+    `plain`. Raises ConfigError when they do not compose."""
     (composed,) = _composed(overrides, "train", multirun=False, strict=strict)
     return composed.config
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
-    """The option of each group under these overrides. Raises ConfigError."""
+    """Returns the option of each group under these overrides. Raises ConfigError when they do not compose."""
     (composed,) = _composed(overrides, "train", multirun=False, strict=True)
     return composed.choices
 
 
 def _composed(overrides: Sequence[str], config_name: str, multirun: bool, strict: bool) -> list[Composed]:
-    """One config, or in a multirun one for every combination of the swept options."""
+    """Returns one config, or in a multirun one for every combination of the swept options. Raises ConfigError when the
+    overrides do not compose."""
     overrides = as_typed(overrides, multirun=multirun)
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         loader = typing.cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
         try:
             parsed = OverridesParser.create(loader).parse_overrides(overrides)
-            _, found = loader._parse_overrides_and_create_caching_repo(config_name, overrides)  # once for all groups
-            groups = [group for group in found.get_group_options("", ObjectType.GROUP) if group != "hydra"]
+            # The repository caches what it reads, so it is made once for all groups.
+            _, repository = loader._parse_overrides_and_create_caching_repo(config_name, overrides)
+            groups = [group for group in repository.get_group_options("", ObjectType.GROUP) if group != "hydra"]
             for override in parsed:
                 _check_form(override, multirun)
                 if override.key_or_group in groups:
-                    _check_options(override, found.get_group_options(override.key_or_group, ObjectType.CONFIG))
+                    _check_options(override, repository.get_group_options(override.key_or_group, ObjectType.CONFIG))
             return [_compose(config_name, lines, loader, groups, strict) for lines in _combinations(parsed, groups)]
         except OverrideParseException as error:
             raise ConfigError(_unreadable(str(error.override), _one_line(error))) from error
@@ -141,15 +150,16 @@ def _composed(overrides: Sequence[str], config_name: str, multirun: bool, strict
 
 
 def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, groups: list[str], strict: bool) -> Composed:
-    """First the choice of options, which decides what keys there are; then their values, set as Hydra sets them."""
+    """Returns the config of one job. The choices of options are applied first, since they decide which keys exist; the
+    values are set afterwards, as Hydra sets them."""
     parsed = OverridesParser.create(loader).parse_overrides(overrides)
-    choosing = [o for o in parsed if o.key_or_group in groups or o.is_hydra_override()]
-    setting = [o for o in parsed if o not in choosing]
-    cfg = compose(config_name, [str(o.input_line) for o in choosing], return_hydra_config=True)
+    choosing = [override for override in parsed if override.key_or_group in groups or override.is_hydra_override()]
+    setting = [override for override in parsed if override not in choosing]
+    cfg = compose(config_name, [str(override.input_line) for override in choosing], return_hydra_config=True)
     choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
     keys = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
     leaves = flatten({name: section for name, section in keys.items() if name != "hydra"})
-    known = {key.rsplit(".", n)[0] for key in leaves for n in range(key.count(".") + 1)}
+    known = {key.rsplit(".", parts)[0] for key in leaves for parts in range(key.count(".") + 1)}
     for override in setting:
         _check_key(override, [*known, *groups], choices)
     ConfigLoaderImpl._apply_overrides_to_config(setting, cfg)
@@ -160,6 +170,8 @@ def _compose(config_name: str, overrides: list[str], loader: ConfigLoader, group
 
 
 def _check_form(override: Override, multirun: bool) -> None:
+    """Raises ConfigError for an override that removes anything but an objective, and for a sweep outside of a
+    multirun."""
     key = override.key_or_group
     if override.is_delete() and not override.is_hydra_override() and not re.fullmatch(r"objectives\.\w+", key):
         raise ConfigError(
@@ -173,6 +185,7 @@ def _check_form(override: Override, multirun: bool) -> None:
 
 
 def _check_options(override: Override, options: list[str]) -> None:
+    """Raises ConfigError when the override chooses an option that its group does not have."""
     for value in _values(override):
         if value not in options:
             raise ConfigError(
@@ -183,28 +196,31 @@ def _check_options(override: Override, options: list[str]) -> None:
 
 
 def _check_key(override: Override, known: list[str], choices: dict[str, str]) -> None:
-    """`choices`: the option of each group; a group that is mounted elsewhere is called group@place there."""
+    """Raises ConfigError unless the override sets a key that exists. `choices` holds the option of each group; a group
+    that is mounted elsewhere is called group@place there."""
     key, line = override.key_or_group, str(override.input_line)
     group = next((choice for choice in choices if choice.endswith(f"@{key}")), None)
     if group is not None:
         raise ConfigError(f"{line}: chooses an option; write {group}={override.value()}")
     if key not in known:
         section = key.partition(".")[0]
-        where = f" in {section}={choices[section]}" if section in choices else ""
-        near = meaning(key) or nearest(key, known)
-        raise ConfigError(f"{line}: there is no key or group '{key}'{where}.{near} {SHOW_KEYS}")
+        section_choice = f" in {section}={choices[section]}" if section in choices else ""
+        suggestion = meaning(key) or nearest(key, known)
+        raise ConfigError(f"{line}: there is no key or group '{key}'{section_choice}.{suggestion} {SHOW_KEYS}")
     if override.is_add():
         raise ConfigError(f"{line}: this key exists already; write {line.lstrip('+')}")
 
 
 def _values(override: Override) -> list[str]:
+    """Returns all values of an override as text: those of a sweep, or the one value."""
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [str(override.value())]
 
 
 def _combinations(overrides: list[Override], groups: list[str]) -> Iterator[list[str]]:
-    """Override lists without sweeps: every combination of the swept options, with the first of other swept values."""
+    """Yields override lists without sweeps: one for every combination of the swept options, in which every other sweep
+    has its first value."""
     choices = []
     for override in overrides:
         lines = [str(override.input_line)]
@@ -217,11 +233,12 @@ def _combinations(overrides: list[Override], groups: list[str]) -> Iterator[list
         yield list(combination)
 
 
-def _unreadable(override: str, why: str) -> str:
-    """With what to type where the value was meant as text."""
+def _unreadable(override: str, reason: str) -> str:
+    """Returns the message for an override that Hydra's grammar does not accept. Where the value may have been meant as
+    text, it says what to type instead."""
     key, equals, value = override.partition("=")
     remedy = f"; as one text: {for_the_shell(key, value)}" if equals else ""
-    return f"{override}: cannot be read as key=value: {why}{remedy}"
+    return f"{override}: cannot be read as key=value: {reason}{remedy}"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Where configs live, and what a resolved one is."""
+"""Finds the folder of configs, and turns a composed config into plain containers."""
 
 import os
 import typing
@@ -16,33 +16,37 @@ VERSION_BASE = "1.3"
 
 
 def config_dir() -> Path:
-    """DINOSWAP_CONFIG_DIR, else the configs in the installed package, else those of the checkout."""
-    here = Path(__file__).resolve().parents[1]
-    asked = os.environ.get("DINOSWAP_CONFIG_DIR")
-    for folder in [Path(asked).absolute()] if asked else [here / "configs", here.parents[1] / "configs"]:
+    """Returns the folder that DINOSWAP_CONFIG_DIR names; if it is not set, the folder of configs in the installed
+    package, else that of the checkout. Raises ConfigError when there is no train.yaml in it."""
+    package = Path(__file__).resolve().parents[1]
+    override = os.environ.get("DINOSWAP_CONFIG_DIR")
+    for folder in [Path(override).absolute()] if override else [package / "configs", package.parents[1] / "configs"]:
         if (folder / "train.yaml").is_file():
             return folder
-    raise ConfigError(f"no train.yaml in {asked or here}: point DINOSWAP_CONFIG_DIR at the folder that holds it")
+    raise ConfigError(f"no train.yaml in {override or package}: point DINOSWAP_CONFIG_DIR at the folder that holds it")
 
 
 def plain(cfg: DictConfig, strict: bool = True) -> dict[str, Any]:
-    """The resolved config as plain containers, without Hydra's own node. What cannot be resolved is a ConfigError; not
-    `strict`, it stays as it is written: an environment variable that only a cluster's nodes have."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    """Returns the resolved config as plain containers, without Hydra's own node. Raises ConfigError for an
+    interpolation that cannot be resolved. Without `strict`, one that needs an environment variable stays as it is
+    written, because only the nodes of a cluster may have the variable."""
+    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        return typing.cast(dict[str, Any], OmegaConf.to_container(own, resolve=True))
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except InterpolationResolutionError as error:
         if strict or not _of_the_environment(error):
             raise ConfigError(" ".join(str(error).split())) from error
-    return typing.cast(dict[str, Any], _resolved(own))
+    return typing.cast(dict[str, Any], _resolved(config))
 
 
 def _of_the_environment(error: Exception) -> bool:
+    """Tells whether an interpolation failed because an environment variable is not set."""
     return "Environment variable" in str(error)  # OmegaConf has no class for it
 
 
 def _resolved(node: Any) -> Any:
-    """What can be resolved is."""
+    """Returns the node as plain containers, in which interpolations of missing environment variables stay as they are
+    written."""
     if isinstance(node, DictConfig):
         return {key: _resolved_at(node, key) for key in node}
     return [_resolved_at(node, index) for index in range(len(node))]
@@ -61,7 +65,7 @@ def _resolved_at(node: Any, key: Any) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> leaf. Lists are leaves."""
+    """Returns a dict from each dotted key to its value. A list is one value, and so is an empty section."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

@@ -1,7 +1,8 @@
-"""What each axis does under a composed config, in words: `dinoswap-train ... --explain`, and the table in configs/.
+"""Describes in words what each axis does under a composed config, for `dinoswap-train ... --explain` and the table in
+configs/.
 
 The words stand in one place, at the head of each option's YAML: a comment of one sentence, then `# Source: ` with the
-repository and commit that it follows. Which side an option stands for is what the presets say.
+repository and commit that it follows. The presets say which side an option stands for.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ SOURCE = "Source: "
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a group as its YAML describes it; `sides` are the presets that choose it for this axis."""
+    """Holds an option of a group as its YAML describes it; `sides` are the presets that choose it for this axis."""
 
     axis: str
     name: str
@@ -30,7 +31,8 @@ class Option:
 
 
 def presets() -> dict[str, dict[str, str]]:
-    """Preset -> axis -> option. The axes are what a preset chooses; `group@place` where one is mounted elsewhere."""
+    """Returns for each preset the option of each axis. The axes are the groups that a preset chooses, written
+    `group@place` where one is mounted elsewhere."""
     return {side: _chosen(OmegaConf.load(config_dir() / "preset" / f"{side}.yaml").defaults) for side in SIDES}
 
 
@@ -40,13 +42,14 @@ def _chosen(defaults: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def describe(axis: str, name: str) -> Option:
+    """Returns the description of one option of an axis."""
     group = axis.partition("@")[0]
     does, source = comment(group, name)
     return Option(axis, name, does, source, tuple(side for side, axes in presets().items() if axes.get(axis) == name))
 
 
 def comment(group: str, name: str) -> tuple[str, str]:
-    """The sentence at the head of a YAML, and its source ("" where none is named)."""
+    """Returns the sentence at the head of a YAML and its source, "" when it names none."""
     words, source = [], ""
     for line in (config_dir() / group / f"{name}.yaml").read_text().splitlines():
         text = line.removeprefix("#").strip()
@@ -60,14 +63,15 @@ def comment(group: str, name: str) -> tuple[str, str]:
 
 
 def options(axis: str) -> list[Option]:
-    """All of an axis, those of the presets first, in their order."""
+    """Returns all options of an axis: first those that a preset chooses, in the order of the presets, then the others
+    by name."""
     names = sorted(path.stem for path in (config_dir() / axis.partition("@")[0]).glob("*.yaml"))
-    found = [describe(axis, name) for name in names]
-    return sorted(found, key=lambda option: min((SIDES.index(side) for side in option.sides), default=len(SIDES)))
+    described = [describe(axis, name) for name in names]
+    return sorted(described, key=lambda option: min((SIDES.index(side) for side in option.sides), default=len(SIDES)))
 
 
 def explanation(choices: Mapping[str, str]) -> Table:
-    """A row per axis for the options that a config has chosen (Hydra's `runtime.choices`)."""
+    """Returns a table with a row per axis, for the options that a config has chosen (Hydra's `runtime.choices`)."""
     table = Table("axis", "option", "stands for", "what it does", "follows", title=_title(choices))
     for axis in presets()["official"]:
         option = describe(axis, choices[axis])
@@ -80,7 +84,7 @@ def _title(choices: Mapping[str, str]) -> str:
 
 
 def markdown() -> str:
-    """All options of all axes as a Markdown table."""
+    """Returns all options of all axes as a Markdown table."""
     rows = ["| axis | option | stands for | what it does | follows |", "|---|---|---|---|---|"]
     for axis in presets()["official"]:
         for option in options(axis):

@@ -1,7 +1,8 @@
-"""What a run is beside its configuration: its images, the weights it is taught by, and how many ranks compute it.
+"""Determines what identifies a run beside its configuration: its images, its pretrained weights, and the number of
+ranks.
 
-Data and weights are known by what they hold, not by their names or by where they lie. Nothing here imports torch: the
-driver of a multirun and the plan of a study name runs as well.
+Data and weights are identified by their content, not by their names or locations. Nothing here imports torch: the
+driver of a multirun and the plan of a study name runs as well, and should not wait for it.
 """
 
 import functools
@@ -23,12 +24,13 @@ from dinoswap.files.digest import sha256
 IMAGES, WEIGHTS, RANKS = "data.images", "da3.weights", "ranks"
 """Keys of facts among those of the configuration."""
 SHORT = 16
-"""Characters of a digest that tell one from another."""
+"""The number of hexadecimal digits of a digest that are kept."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The section `data` of run.json: how many images there are to train on and to test with, and a digest of them."""
+    """Holds the section `data` of run.json: the path, the number of images to train on and to test with, and their
+    fingerprint."""
 
     path: str | None
     images: int
@@ -37,24 +39,29 @@ class DataFacts:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], source: ImageSource) -> "DataFacts":
+        """Counts and fingerprints the images of `source`, which `cfg` describes."""
         path, test = cfg["data"].get("path"), source.test()
         images, test_images = len(source.train()), 0 if test is None else len(test)
-        where = None if path is None else str(Path(str(path)).expanduser().absolute())
-        return cls(where, images, test_images, source.fingerprint())
+        absolute = None if path is None else str(Path(str(path)).expanduser().absolute())
+        return cls(absolute, images, test_images, source.fingerprint())
 
 
 def build_source(cfg: Mapping[str, Any]) -> ImageSource:
-    """Where the images are: the option of the `data` group. One that decodes images is told how, and one that does not
-    hold out test images itself has them held out where that is asked for."""
-    own, loading = inspect.signature(option_class(cfg["data"], "data")).parameters, loading_settings(cfg)
-    section = {k: v for k, v in cfg["data"].items() if k not in LOADING or k in own}
-    given = {"decoding": loading.decoding} if "decoding" in own else {}
-    source = cast(ImageSource, construct_option(section, "data", **given))
-    return HeldOut(source, loading.test_fraction) if loading.test_fraction and "test_fraction" not in own else source
+    """Builds the source of images that the option of the `data` group describes. One that decodes images gets the
+    decoding settings. Where `data.test_fraction` is set and the option does not hold out test images itself, it is
+    wrapped in HeldOut. Raises ConfigError when the option or its settings are wrong."""
+    parameters, loading = inspect.signature(option_class(cfg["data"], "data")).parameters, loading_settings(cfg)
+    section = {key: value for key, value in cfg["data"].items() if key not in LOADING or key in parameters}
+    decoding_arguments = {"decoding": loading.decoding} if "decoding" in parameters else {}
+    source = cast(ImageSource, construct_option(section, "data", **decoding_arguments))
+    if loading.test_fraction and "test_fraction" not in parameters:
+        return HeldOut(source, loading.test_fraction)
+    return source
 
 
 def data_facts(cfg: Mapping[str, Any]) -> DataFacts:
-    """Opened once in a process for each way of naming the data."""
+    """Returns the facts about the data of a config. A data set is opened once per process, since the result is
+    cached."""
     return _data_facts(json.dumps({**cfg["data"], "batch_size": 1, "workers": 0}, sort_keys=True))
 
 
@@ -65,15 +72,18 @@ def _data_facts(section: str) -> DataFacts:
 
 
 def facts(cfg: Mapping[str, Any], data: DataFacts, ranks: int = 1) -> dict[str, Any]:
-    """What joins the identity of a configuration. Raises ConfigError, OSError for weights that cannot be read."""
-    found: dict[str, Any] = {IMAGES: data.fingerprint[:SHORT], **weight_facts(cfg), **used_guests(cfg)}
+    """Returns the entries that join the identity of a configuration: fingerprints of data and weights, versions of
+    guests, and the number of ranks where the result depends on it. Raises ConfigError for a wrong `da3` section, and
+    OSError for weights that cannot be read."""
+    entries: dict[str, Any] = {IMAGES: data.fingerprint[:SHORT], **weight_facts(cfg), **used_guests(cfg)}
     if ranks > 1 and depends_on_ranks(cfg):
-        found[RANKS] = ranks
-    return found
+        entries[RANKS] = ranks
+    return entries
 
 
 def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files that frozen networks have their weights from."""
+    """Returns the digest of the file that the frozen teacher's weights come from, or nothing when there is no such
+    file. Raises ConfigError for a wrong `da3.ckpt_path`, and OSError for a file that cannot be read."""
     section = cfg["da3"]
     if not (section.get("enabled") and section.get("ckpt_path")):
         return {}
@@ -84,12 +94,14 @@ def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 
 def depends_on_ranks(cfg: Mapping[str, Any]) -> bool:
-    """Whether a rank's own images decide a term: the neighbours of KoLeo, and the mean of iBOT's tokens, of which
-    there are not as many on every rank, where the centre is the mean of these means."""
+    """Tells whether a term of the loss is computed from the images of one rank alone. KoLeo without `gather` compares
+    the images of a rank with each other. With Centering, iBOT averages the token means of the ranks, which weighs
+    tokens by the number that their rank has."""
     objectives = cfg["objectives"]
     neighbours = any(_is(section, "KoLeo") and not section.get("gather") for section in objectives.values())
     return neighbours or _is((objectives.get("ibot") or {}).get("targets"), "Centering")
 
 
 def _is(section: Any, name: str) -> bool:
+    """Tells whether a section describes an option whose class has this name."""
     return isinstance(section, Mapping) and str(section.get("_target_")).rpartition(".")[2] == name

@@ -1,6 +1,6 @@
-"""What a composed config shows to be wrong by its values alone. None of it imports torch, which takes seconds.
+"""Checks what the values of a composed config show by themselves. Nothing here imports torch, which takes seconds.
 
-The commands make this check before anything else, and `settings.check`, at the beginning of a run, makes it again.
+The commands make this check before anything else, and `settings.check` repeats it at the beginning of a run.
 """
 
 import os
@@ -30,14 +30,15 @@ from dinoswap.optim.schedules import ScheduleSettings, steps
 from dinoswap.optim.settings import OptimizerSettings
 
 WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay")
-"""Groups whose options can be built here."""
+"""Groups whose options can be built without importing torch."""
 WITHIN_THE_RUN = ("warmup", "weight_decay_warmup")
 LENGTHS = (*WITHIN_THE_RUN, "freeze_last_layer", "teacher_temp_warmup")
-"""Of the schedules. After the first two something else follows, so they cannot be longer than the run."""
+"""Keys of `schedule` that are lengths. Those in WITHIN_THE_RUN cannot be longer than the run, because another phase
+follows them."""
 
 
 def first_check(cfg: Config) -> None:
-    """Raises ConfigError for a section that is missing, a value out of range, and values that do not fit each other."""
+    """Raises ConfigError for a section that is missing, a value out of range, and values that contradict each other."""
     run = construct(RunSettings, {key: value for key, value in cfg.items() if key not in SECTIONS}, "")
     for section in SECTIONS:
         require_section(cfg.get(section), section)
@@ -54,19 +55,21 @@ def first_check(cfg: Config) -> None:
 
 
 def require_writable(cfg: Config) -> None:
-    """Raises ConfigError where no run folder can be made below `results_dir`. Nothing is made."""
-    asked = Path(cfg["results_dir"])
-    there = next(folder for folder in (asked.absolute(), *asked.absolute().parents) if folder.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        why = "is not writable" if there.is_dir() else "is no folder"
-        raise ConfigError(f"results_dir={asked}: cannot be written to: {there} {why}; give another results_dir=...")
+    """Raises ConfigError when no run folder can be made below `results_dir`. Nothing is created."""
+    folder = Path(cfg["results_dir"])
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        reason = "is not writable" if existing.is_dir() else "is no folder"
+        raise ConfigError(
+            f"results_dir={folder}: cannot be written to: {existing} {reason}; give another results_dir=..."
+        )
 
 
 def check_schedules(cfg: Config) -> None:
-    """Lengths are lengths, and what has to end within the run does."""
-    taken, total = lengths(cfg), cfg["trainer"]["max_steps"]
+    """Raises ConfigError when a length of `schedule` is not valid, or a warmup is longer than the run."""
+    schedule_steps, total = lengths(cfg), cfg["trainer"]["max_steps"]
     for name in WITHIN_THE_RUN:
-        if taken[name] > total:
+        if schedule_steps[name] > total:
             raise ConfigError(
                 f"schedule.{name}={cfg['schedule'][name]}: is longer than the run of trainer.max_steps={total}; give "
                 "fewer steps, a share of the run such as 0.1, or more of trainer.max_steps"
@@ -74,7 +77,7 @@ def check_schedules(cfg: Config) -> None:
 
 
 def lengths(cfg: Config) -> dict[str, int]:
-    """The lengths of `schedule` in steps."""
+    """Returns the lengths of `schedule` in steps, by key. Raises ConfigError for a value that is no length."""
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
     total = construct(TrainerSettings, cfg["trainer"], "trainer").max_steps
     try:
@@ -84,24 +87,25 @@ def lengths(cfg: Config) -> dict[str, int]:
 
 
 def check_data(cfg: Config) -> None:
-    """The keys of the data, of which nothing is opened."""
+    """Raises ConfigError for a wrong key or value of `data`. The data set itself is not opened."""
     loading_settings(cfg)
     section = {name: value for name, value in cfg["data"].items() if name not in LOADING}
     checked(option_class(section, "data"), section, "data", given=["decoding"])
 
 
 def check_heads(cfg: Config) -> None:
-    """Every head that an objective names exists."""
+    """Raises ConfigError when an objective names a head that does not exist."""
     for name, objective in cfg["objectives"].items():
         head = objective.get("head") if isinstance(objective, Mapping) else None
         if head is not None and (not isinstance(head, str) or head not in cfg["heads"]):
-            known = list(cfg["heads"])
-            near = nearest(str(head), known)
-            raise ConfigError(f"objectives.{name}.head={head}: is none of {', '.join(known)}.{near}")
+            heads = list(cfg["heads"])
+            suggestion = nearest(str(head), heads)
+            raise ConfigError(f"objectives.{name}.head={head}: is none of {', '.join(heads)}.{suggestion}")
 
 
 def check_crops(cfg: Config) -> None:
-    """Crops, and images that are evaluated on, are cut into whole patches."""
+    """Raises ConfigError when a crop, or an image as evaluation sees it, cannot be cut into whole patches, and when
+    evaluation crops more than it resizes to."""
     crops = construct(CropSettings, cfg["crops"], "crops")
     evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
     patch = cfg["model"].get("patch_size")

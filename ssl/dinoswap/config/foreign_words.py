@@ -1,6 +1,5 @@
-"""What other trainers call their settings, and what does it here: for whoever comes from Lightning, timm, transformers,
-torchtitan, or the dino repositories. Only asked for names that are no key, group or flag of ours.
-"""
+"""Translates the setting names of other trainers: Lightning, timm, transformers, torchtitan, and the dino repositories.
+It is only consulted for names that are no key, group or flag of dinoswap."""
 
 import re
 
@@ -60,7 +59,7 @@ _WORDS = {
 _MEANING = {word: meaning for words, meaning in _WORDS.items() for word in words.split()}
 
 _SECTIONS = ("", "trainer", "training", "train", "optimizer", "optim", "data", "dataset")
-"""Where others have them."""
+"""The sections in which other trainers have these keys."""
 _NUMBERS = {
     "weight_decay": "schedule.weight_decay",
     "layer_decay": "layer_decay.rate",
@@ -68,19 +67,21 @@ _NUMBERS = {
     "clustering": "objectives.clustering.loss_weight",
     "da3": "da3.loss_weight",
 }
-"""Group -> the key that is meant where a number is given for it."""
+"""Maps a group to the key that is meant when the group is given a number."""
 
 
 def meaning(name: str) -> str:
-    """What a key or flag of another tool is called here, as the end of a sentence; "" where it is not known."""
+    """Returns how a key or flag of another tool is called in dinoswap, as the end of a sentence; "" when it is not
+    known."""
     word = name.lstrip("-").partition("=")[0].lower().replace("-", "_")
     section, _, last = word.rpartition(".")
-    found = _MEANING.get(last) if section in _SECTIONS else None
-    return f" Here: {found}." if found else ""
+    advice = _MEANING.get(last) if section in _SECTIONS else None
+    return f" Here: {advice}." if advice else ""
 
 
 def meaning_of_value(group: str, value: str) -> str:
-    """What is meant where a group is given a number, or a path, in place of an option."""
+    """Returns, as the end of a sentence, which key is meant when a group is given a number or a path in place of an
+    option; "" when no key is."""
     if group in _NUMBERS and re.fullmatch(r"[-+\d.eE]+", value):
         return f" The number is {_NUMBERS[group]}={value}."
     if group == "data" and ("/" in value or "." in value):

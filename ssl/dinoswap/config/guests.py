@@ -1,4 +1,4 @@
-"""Options that installed packages bring for the groups of this one: a mask, an objective, a source of images.
+"""Finds options that installed packages bring for the groups of dinoswap: a mask, an objective, a source of images.
 
 A package announces itself by an entry point of the group `dinoswap.options`, whose value is its module and, after the
 colon, the folder of its configs within the module's own:
@@ -23,7 +23,8 @@ GROUP = "dinoswap.options"
 
 @dataclass(frozen=True)
 class Guest:
-    """An installed package that brings options: its distribution and version, its module, its folder of configs."""
+    """Describes an installed package that brings options: its distribution and version, its module, its folder of
+    configs."""
 
     name: str
     version: str
@@ -33,22 +34,26 @@ class Guest:
 
 @functools.cache
 def guests() -> tuple[Guest, ...]:
-    """All that are installed, by name."""
+    """Returns all installed packages that bring options, sorted by name. Raises ValueError for an entry point that does
+    not say where its configs are."""
     return tuple(sorted(map(_guest, entry_points(group=GROUP)), key=lambda guest: (guest.name, guest.module)))
 
 
 def modules() -> tuple[str, ...]:
+    """Returns the names of the modules that bring options."""
     return tuple(guest.module for guest in guests())
 
 
 def used_guests(config: Mapping[str, Any]) -> dict[str, str]:
-    """`guests.<distribution>` -> version, of those that an option of this config comes from."""
+    """Returns the version of each package that an option of this config comes from, under the key
+    `guests.<distribution>`."""
     roots = {target.partition(".")[0] for target in _targets(config)}
     return {f"guests.{guest.name}": guest.version for guest in guests() if guest.module in roots}
 
 
 def _guest(point: EntryPoint) -> Guest:
-    """Found without importing the package. Raises ValueError for one that does not say where its configs are."""
+    """Describes the package of an entry point, without importing it. Raises ValueError for an entry point that does not
+    say where the configs are."""
     spec = importlib.util.find_spec(point.module) if "." not in point.module else None
     if spec is None or not spec.submodule_search_locations or not point.attr:
         raise ValueError(
@@ -61,6 +66,7 @@ def _guest(point: EntryPoint) -> Guest:
 
 
 def _targets(section: Mapping[str, Any]) -> Iterator[str]:
+    """Yields every `_target_` in a section and in the sections inside it."""
     for name, value in section.items():
         if isinstance(value, Mapping):
             yield from _targets(value)

@@ -1,6 +1,6 @@
-"""The signature of the class that a config section describes is its schema.
+"""Checks a config section against the signature of the class that it describes: the signature is its schema.
 
-Names and types are checked against it here, ranges by the class itself; either way the message gives the full key.
+Names and types are checked here, ranges by the class itself; either way the message gives the full key.
 """
 
 import difflib
@@ -17,28 +17,30 @@ from dinoswap.config.guests import modules
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
-"""Whole numbers beyond are none that torch, NumPy or a file format can hold."""
+"""The largest whole number that is accepted. torch, NumPy and file formats cannot hold a larger one."""
 MISSING = "???"
-"""What a YAML says where the user has to give a value."""
+"""The value in a YAML that stands for one that the user has to give."""
 
 
 class ConfigError(ValueError):
-    """What a user has to change: the key, the value and the remedy."""
+    """Raised for a configuration that the user has to change; the message gives the key, the value and the remedy."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' or nothing. Compares whole dotted names, then their last parts."""
+    """Returns ' Did you mean ...?' with the most similar known name, or "" when none is similar. Whole dotted names are
+    compared first, then their last parts."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not close:
         tails = {key.rsplit(".", 1)[-1]: key for key in known}
-        tail = difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7)
-        close = [tails[t] for t in tail]
+        close_tails = difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7)
+        close = [tails[tail] for tail in close_tails]
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def construct(target: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:
-    """`target(**section, **given)` after `checked`. `given` are the values that only the builder knows."""
+    """Returns `target(**section, **given)` after `checked`; `given` holds the arguments that only the builder knows.
+    Raises ConfigError for a wrong key or value, also where `target` raises ValueError."""
     values = checked(target, section, key, given)
     try:
         return target(**values, **given)
@@ -49,17 +51,20 @@ def construct(target: Callable[..., T], section: Mapping[str, Any], key: str, **
 
 
 def construct_option(section: Mapping[str, Any], key: str, **given: Any) -> Any:
-    """What a group's YAML describes, built."""
+    """Builds the option that a section with a `_target_` describes. Raises ConfigError when the class or the arguments
+    are wrong."""
     return construct(option_class(section, key), section, key, **given)
 
 
 def checked(
     target: Callable[..., Any], section: Mapping[str, Any], key: str, given: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The section as keyword arguments of `target`, whose signature decides on names and types. `key` is where the
-    section stands in the config ("" at its root); arguments in `given` may not be set there. Raises ConfigError."""
+    """Returns the section as keyword arguments of `target`, whose signature decides on names and types. `key` is where
+    the section stands in the config, "" for the root; the arguments in `given` may not be set there. Raises ConfigError
+    for a key that does not exist, a value of another type, and a missing value."""
     require_section(section, key)
-    free = {n: p for n, p in inspect.signature(target, eval_str=True).parameters.items() if n not in given}
+    parameters = inspect.signature(target, eval_str=True).parameters
+    free = {name: parameter for name, parameter in parameters.items() if name not in given}
     values = {}
     for name, value in section.items():
         if name == "_target_":
@@ -75,27 +80,28 @@ def checked(
 
 
 def require_section(section: object, key: str) -> None:
+    """Raises ConfigError when a value stands where a section is needed."""
     if not isinstance(section, Mapping):
         raise ConfigError(f"{key}={section}: is a section, not a value; set one of its keys, {key}.<name>=...")
 
 
 def option_class(section: Mapping[str, Any], key: str) -> type[Any]:
-    """The class that `_target_` names. Only one of the package that `key` speaks of, or of an installed guest: a config
-    never runs other code."""
+    """Returns the class that `_target_` names. Raises ConfigError for one that is neither of the package that `key`
+    speaks of nor of an installed guest: a config never runs other code."""
     require_section(section, key)
     target = str(section.get("_target_"))
     module, _, name = target.rpartition(".")
     try:
         package = next((guest for guest in modules() if module.split(".")[0] == guest), None)
-        package = package or next((p for p in _packages(key) if f"{module}.".startswith(f"{p}.")), None)
+        package = package or next((name for name in _packages(key) if f"{module}.".startswith(f"{name}.")), None)
         if package is None:
             raise ImportError("of another package")
-        found = getattr(importlib.import_module(module), name)
-        if not isinstance(found, type) or not f"{found.__module__}.".startswith(f"{package}."):
+        option = getattr(importlib.import_module(module), name)
+        if not isinstance(option, type) or not f"{option.__module__}.".startswith(f"{package}."):
             raise ImportError(f"{name} is no class of {package}")
-        if inspect.isabstract(found) or issubclass(found, BaseException):
+        if inspect.isabstract(option) or issubclass(option, BaseException):
             raise ImportError(f"{name} is none that is built")
-        return cast(type[Any], found)
+        return cast(type[Any], option)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}._target_={target}: no class of this group ({error}); choose an option of it"
@@ -103,12 +109,13 @@ def option_class(section: Mapping[str, Any], key: str) -> type[Any]:
 
 
 def _packages(key: str) -> list[str]:
-    """Of this package's own: those of the group, and of the section, that a key speaks of."""
+    """Returns the packages of dinoswap that a key speaks of, e.g. dinoswap.objectives for objectives.koleo."""
     return [f"dinoswap.{part}" for part in key.split(".")]
 
 
 def _located(message: str, arguments: Iterable[str], key: str) -> str:
-    """A constructor's message under its full key: it begins with the argument's name, or says where it is itself."""
+    """Returns a constructor's message with the full key in front. A message that begins with the name of an argument,
+    or already with the key, is not prefixed twice."""
     start = re.match(r"\w+", message)
     if start and start[0] in arguments:
         return _join(key, message)
@@ -116,7 +123,7 @@ def _located(message: str, arguments: Iterable[str], key: str) -> str:
 
 
 def _join(section: str, name: str) -> str:
-    """The full key; the root of the config has no name."""
+    """Returns the full key of `name` in a section; the root of the config has no name."""
     return f"{section}.{name}" if section else name
 
 
@@ -124,7 +131,8 @@ def _join(section: str, name: str) -> str:
 
 
 def _converted(value: Any, hint: Any, key: str) -> Any:
-    """`value` if it is of the hinted type (whole numbers pass for floats, lists for tuples)."""
+    """Returns `value` if it is of the hinted type; whole numbers pass for floats, lists for tuples. Raises ConfigError
+    if it is not."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or value == MISSING:
         return value
@@ -133,7 +141,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        choices = [str(a) for a in arguments]
+        choices = [str(choice) for choice in arguments]
         raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
     if origin in (list, tuple):
         return _converted_sequence(value, origin, arguments, key)
@@ -173,7 +181,8 @@ def _converted_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key
     if fixed and len(value) != len(arguments):
         raise ConfigError(f"{key}={value}: must have {len(arguments)} entries")
     hints = arguments if fixed else [arguments[0]] * len(value)
-    return origin(_converted(v, h, f"{key}[{i}]") for i, (v, h) in enumerate(zip(value, hints, strict=True)))
+    pairs = enumerate(zip(value, hints, strict=True))
+    return origin(_converted(item, item_hint, f"{key}[{i}]") for i, (item, item_hint) in pairs)
 
 
 def _type_name(hint: Any) -> str:

@@ -1,6 +1,7 @@
-"""The sections of the config that no option is built from, as frozen dataclasses: their keys, defaults and ranges.
+"""Defines the sections of the config that no option is built from, as frozen dataclasses with their keys, defaults and
+ranges.
 
-Nothing in here imports torch, which takes seconds: a wrong value is refused before.
+Nothing here imports torch, which takes seconds, so that a wrong value is refused before.
 """
 
 import re
@@ -39,7 +40,8 @@ OBJECTIVE_METRICS = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The keys outside any section. Besides OBJECTIVE_METRICS, `eval/<objective>/<diagnostic>` can be optimised."""
+    """Holds the keys outside of any section. Besides OBJECTIVE_METRICS, `eval/<objective>/<diagnostic>` can be the
+    objective metric. Raises ValueError for a value out of range."""
 
     seed: int
     study: str | None
@@ -64,7 +66,8 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CropSettings:
-    """Sides of the square crops in pixels, and local crops per image."""
+    """Holds the sides of the square crops in pixels, and the number of local crops per image. Raises ValueError when
+    that number is negative."""
 
     global_size: int = 224
     local_size: int = 96
@@ -77,7 +80,8 @@ class CropSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """`checkpoint_every`, `eval_every` and `log_every` count steps; 0 switches the first two off but for the end."""
+    """Holds the keys of `trainer`. `checkpoint_every`, `eval_every` and `log_every` count steps; with 0 checkpoints and
+    evaluations are made at the end only. Raises ValueError for a value out of range."""
 
     max_steps: int
     precision: Precision = "bf16"
@@ -103,9 +107,11 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """`size` of the crops in pixels, None for that of the global crops; `resize` as in `features.EvalImages`.
+    """Holds the keys of `evaluation`. `size` is the side of the crops in pixels, None for that of the global crops;
+    `resize` is described in `features.EvalImages`. Raises ValueError for a value below 1.
 
-    `in_loop_images` bounds the images of the quick evaluation, of train and of test each, `images` those of the whole.
+    `in_loop_images` is the largest number of images that the quick evaluation uses, of train and of test each; `images`
+    is that of the full evaluation.
     """
 
     size: int | None = None
@@ -124,7 +130,8 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingSettings:
-    """The keys of `data` that every source shares. `batch_size` counts images per step over ranks and micro-batches."""
+    """Holds the keys of `data` that every source shares. `batch_size` counts the images of a step over all ranks and
+    micro-batches. Raises ValueError for a value out of range."""
 
     batch_size: int
     workers: int = 2
@@ -137,6 +144,7 @@ class LoadingSettings:
 
     @property
     def decoding(self) -> Decoding:
+        """Returns the settings that decide how an image is decoded."""
         return Decoding(self.max_pixels, self.range_16bit)
 
     def __post_init__(self) -> None:
@@ -149,14 +157,15 @@ class LoadingSettings:
             raise ValueError(f"max_corrupt_fraction={self.max_corrupt_fraction}: must lie between 0 and 1")
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction={self.test_fraction}: a share of the images, 0 or more and below 1")
-        if not all(s > 0 for s in self.std):
+        if not all(deviation > 0 for deviation in self.std):
             raise ValueError(f"std={list(self.std)}: must be above 0")
 
 
-LOADING = [f.name for f in fields(LoadingSettings)]
+LOADING = [field.name for field in fields(LoadingSettings)]
 OF_ONE_SET = ("test_fraction",)
-"""Of these keys the ones that do not go along to another data set."""
+"""Keys among LOADING that are about one data set, and are not taken over for another one."""
 
 
 def loading_settings(cfg: Config) -> LoadingSettings:
-    return construct(LoadingSettings, {k: v for k, v in cfg["data"].items() if k in LOADING}, "data")
+    """Returns the loading settings of a config. Raises ConfigError for a wrong value."""
+    return construct(LoadingSettings, {key: value for key, value in cfg["data"].items() if key in LOADING}, "data")

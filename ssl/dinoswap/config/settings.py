@@ -1,7 +1,8 @@
-"""What is checked before anything of a run is built: keys that nobody reads, and what has to fit between sections.
+"""Checks a config before anything of a run is built: keys that nobody reads, and settings of sections that contradict
+each other.
 
-`check` comes first in every run: what it refuses, and what the constructors refuse after it, has touched no data. It
-reads the signatures of options, whose modules import torch; what the values alone show is in first_check.py.
+`check` comes first in every run, so that what it refuses, and what the constructors refuse after it, has touched no
+data. It reads the signatures of options, whose modules import torch; first_check.py checks what needs no torch.
 """
 
 from typing import cast
@@ -16,11 +17,12 @@ from dinoswap.nn.vit import vit
 __all__ = ["GIVEN_TO_DA3", "LOADING", "check"]
 
 GIVEN_TO_DA3 = ("reduction", "mean", "std")
-"""Arguments that the builder gives to the option of `da3`."""
+"""Arguments that the builder passes to the option of `da3`."""
 
 
 def check(cfg: Config) -> None:
-    """Raises ConfigError for a key that nobody reads, and for settings of different sections that do not fit."""
+    """Raises ConfigError for a key that nobody reads, and for settings of different sections that contradict each
+    other."""
     first_check(cfg)
     check_da3(cfg)
     check_distributed(cfg)
@@ -37,29 +39,29 @@ def check(cfg: Config) -> None:
 
 
 def check_da3(cfg: Config) -> None:
-    """`da3.enabled` switches an option on that has been chosen; its keys are checked even where it is off."""
+    """Raises ConfigError for a wrong section `da3`. Its keys are checked even where `da3.enabled` is false."""
     section = cfg["da3"]
     enabled = section.get("enabled")
     if not isinstance(enabled, bool):
         raise ConfigError(f"da3.enabled={enabled}: must be true or false")
-    own = {name: value for name, value in section.items() if name not in ("enabled", "reduction")}
-    if "_target_" in own:
-        checked(option_class(section, "da3"), own, "da3", given=GIVEN_TO_DA3)
+    arguments = {name: value for name, value in section.items() if name not in ("enabled", "reduction")}
+    if "_target_" in arguments:
+        checked(option_class(section, "da3"), arguments, "da3", given=GIVEN_TO_DA3)
         return
-    for name, value in own.items():
+    for name, value in arguments.items():
         raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")
     if enabled:
         raise ConfigError(f"da3.enabled={enabled}: there is nothing to switch on; choose the option, da3=enabled")
 
 
 def check_distributed(cfg: Config) -> None:
-    """What only some ways of spreading a model can do."""
+    """Raises ConfigError for settings that the chosen way of distributing the model does not support."""
     section, precision = cfg["distributed"], cfg["trainer"]["precision"]
     shards = bool(section) and cast(Parallel, construct_option(section, "distributed")).shards
     if cfg["da3"].get("use_fsdp") and not shards:
         raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
-    if (gathered := section.get("param_dtype", "fp32")) not in ("fp32", precision):
+    if (param_dtype := section.get("param_dtype", "fp32")) not in ("fp32", precision):
         raise ConfigError(
-            f"distributed.param_dtype={gathered}: does not go with trainer.precision={precision}; make "
+            f"distributed.param_dtype={param_dtype}: does not go with trainer.precision={precision}; make "
             "the two the same, or gather weights in fp32"
         )
