@@ -16,7 +16,7 @@ from dinoswap.data.embedded import EmbeddedData
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.image_folder import ImageFolderData
 from dinoswap.data.images import ImageSource
-from dinoswap.data.inventory import counted, dim, look_at, take_inventory
+from dinoswap.data.inventory import counted, dim, summarise, take_inventory
 from dinoswap.run.assemble import build_run
 from dinoswap.run.metrics import RunRecord
 from dinoswap.run.progress import logging_to
@@ -68,8 +68,8 @@ def test_without_labels_and_test_images(tmp_path):
     ],
 )
 def test_channels_and_depth(image, kind, expected):
-    look = look_at(encoded(image, kind), "x", Decoding())
-    assert (look.kind, look.width, look.height) == (expected, 3, 2)
+    summary = summarise(encoded(image, kind), "x", Decoding())
+    assert (summary.kind, summary.width, summary.height) == (expected, 3, 2)
 
 
 def test_colours_of_16_bits():
@@ -77,15 +77,16 @@ def test_colours_of_16_bits():
 
     for suffix in (".png", ".tiff"):
         _, data = cv2.imencode(suffix, np.full((2, 3, 3), 4095, dtype=np.uint16))
-        look = look_at(data.tobytes(), "x", Decoding())
-        assert look.kind == "RGB, 16 bit" and look.used == pytest.approx(15 / 255)
+        summary = summarise(data.tobytes(), "x", Decoding())
+        assert summary.kind == "RGB, 16 bit" and summary.used == pytest.approx(15 / 255)
         assert (
-            "use 5.9 % of their range: they are nearly black; data.range_16bit=[0,4095]" in dim([look], Decoding())[0]
+            "use 5.9 % of their range: they are nearly black; data.range_16bit=[0,4095]"
+            in dim([summary], Decoding())[0]
         )
         spread = Decoding(range_16bit=(0, 4095))
         assert (
-            look_at(data.tobytes(), "x", spread).used == 1.0
-            and dim([look_at(data.tobytes(), "x", spread)], spread) == []
+            summarise(data.tobytes(), "x", spread).used == 1.0
+            and dim([summarise(data.tobytes(), "x", spread)], spread) == []
         )
 
 
@@ -130,7 +131,7 @@ def test_of_many_images_a_few_are_looked_at_always_the_same():
             return None
 
     for _ in range(2):
-        assert len(take_inventory(Source(), 1, Decoding()).looks) == 32
+        assert len(take_inventory(Source(), 1, Decoding()).summaries) == 32
     assert len(loaded) == 32 and set(loaded.values()) == {2}
 
 

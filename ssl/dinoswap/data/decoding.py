@@ -1,14 +1,16 @@
-"""The one place where encoded images become pixels: uint8 [H, W, 3] RGB.
+"""Decodes images to pixels, uint8 [H, W, 3] RGB. No other module does.
 
 The rules, in this order:
-  * EXIF orientation is applied, where it can be read; other metadata is of no consequence (metadata.py);
+
+  * EXIF orientation is applied where it can be read; other metadata has no effect (metadata.py);
   * 16 bits: `Decoding.range_16bit`, by default 0..65535, becomes 0..255 (PIL alone would clip gray at 255);
   * transparency is composited on white (dropping it would show the colours hidden under it);
-  * palette, bilevel, gray, CMYK, YCbCr: PIL's conversion to RGB;
-  * of an animation, the first frame.
-Whatever else there is (float pixels, a truncated file, too many pixels) is a `CorruptImage` with its reason: nothing is
-guessed and nothing is half decoded. Images are converted in bands of rows, so that a large one needs the memory of its
-decoded pixels (at most 4 bytes each) and of its result (3 bytes), and no more than a band beside.
+  * palette, bilevel, gray, CMYK and YCbCr are converted to RGB by PIL;
+  * of an animation, the first frame is taken.
+
+Anything else (float pixels, a truncated file, too many pixels) is a `CorruptImage` with its reason: nothing is guessed
+and no image is decoded in part. Images are converted in bands of rows, so that a large one needs the memory of its
+decoded pixels (at most 4 bytes each), of its result (3 bytes each), and of one band.
 """
 
 import io
@@ -36,7 +38,7 @@ _NOT_DECODED = ("EPS", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 class CorruptImage(Exception):
-    """An image that cannot be decoded: `name` says which, `reason` why, in one line."""
+    """Raised for an image that cannot be decoded: `name` identifies it, `reason` says in one line why."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -49,10 +51,12 @@ class CorruptImage(Exception):
 
 @dataclass(frozen=True)
 class Decoding:
-    """The keys of `data` that decide what is decoded, and how.
+    """Holds the keys of `data` that decide which images are decoded, and how. Raises ValueError for values out of
+    range.
 
-    `max_pixels` guards against files that unpack to more memory than there is: PIL's own limit. `range_16bit`: the
-    values of 16 bits that become black and white, e.g. [0, 4095] for scans of 12 bits; what lies outside is clipped.
+    `max_pixels` is the largest number of pixels that is decoded, which guards against files that unpack to more memory
+    than there is; the default is PIL's own limit. `range_16bit` holds the 16-bit values that become black and white,
+    e.g. [0, 4095] for scans of 12 bits; values outside of it are clipped.
     """
 
     max_pixels: int = 178_956_970
@@ -69,7 +73,8 @@ class Decoding:
 
     @property
     def most_bytes(self) -> int:
-        """Of an encoded image: 16 for each pixel, more than any format needs, and some for what is not pixels."""
+        """Returns the largest size of an encoded image in bytes: 16 for each pixel, more than any format needs, and 16
+        MiB for metadata."""
         return 16 * self.max_pixels + 2**24
 
 
@@ -78,7 +83,8 @@ DEFAULT = Decoding()
 
 @cache
 def formats() -> tuple[str, ...]:
-    """What is decoded: all formats that the installed PIL reads without starting another program, usual ones first."""
+    """Returns the names of the formats that are decoded, usual ones first: all that the installed PIL reads without
+    starting another program."""
     Image.init()
     rest = sorted(set(Image.OPEN) - {*_USUAL, *_NOT_DECODED})
     return (*(name for name in _USUAL if name in Image.OPEN), *rest)
@@ -86,13 +92,13 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def extensions() -> frozenset[str]:
-    """The extensions of those formats, small letters with their dot."""
+    """Returns the file extensions of the formats that are decoded, in small letters with their dot."""
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in {*formats(), "MPO"})
 
 
 @contextmanager
 def corrupt_if_undecodable(name: str) -> Iterator[None]:
-    """Turns whatever a decoder raises, but MemoryError, into CorruptImage(name, reason)."""
+    """Turns every exception that a decoder raises, except MemoryError, into CorruptImage(name, reason)."""
     try:
         yield
     except (CorruptImage, MemoryError):
@@ -109,22 +115,25 @@ def corrupt_if_undecodable(name: str) -> Iterator[None]:
 
 
 def decode(data: bytes | memoryview, name: str, decoding: Decoding = DEFAULT) -> Pixels:
-    """An encoded image as uint8 [H, W, 3], writable. Raises CorruptImage."""
+    """Returns the pixels of an encoded image, uint8 [H, W, 3], writable. An image that cannot be decoded is tried again
+    without its metadata, which may be damaged. Raises CorruptImage when neither works."""
     if not len(data):
         raise CorruptImage(name, "no bytes")
     try:
         return _decode(bytes(data), name, decoding)
     except CorruptImage as first:
-        bare = without_metadata(bytes(data))
-        if bare is None:
+        stripped = without_metadata(bytes(data))
+        if stripped is None:
             raise
         try:
-            return _decode(bare[0], name, decoding, exif_orientation(bare[1]))
+            return _decode(stripped[0], name, decoding, exif_orientation(stripped[1]))
         except CorruptImage:
             raise first from None
 
 
 def _decode(data: bytes, name: str, decoding: Decoding, turn: int | None = None) -> Pixels:
+    """Returns the pixels of an encoded image, uint8 [H, W, 3]; `turn` is its EXIF orientation, None to read it from the
+    image. Raises CorruptImage."""
     with open_image(data, name, decoding) as image:
         if decoding.range_16bit != FULL_RANGE and image.mode in ("RGB", "RGBA") and has_16_bits(image):
             return to_rgb(spread_colours(data, decoding.range_16bit), decoding, turn or orientation(image))
@@ -133,8 +142,8 @@ def _decode(data: bytes, name: str, decoding: Decoding, turn: int | None = None)
 
 @contextmanager
 def open_image(data: bytes | memoryview, name: str, decoding: Decoding = DEFAULT) -> Iterator[Image.Image]:
-    """The header of an encoded image has been read, its pixels are when they are asked for. Raises CorruptImage, also
-    for what is raised inside."""
+    """Opens an encoded image: its header has been read, its pixels are read when they are needed. Raises CorruptImage,
+    also for an exception that is raised within the context."""
     with (
         corrupt_if_undecodable(name),
         _quiet_up_to(decoding.max_pixels),
@@ -145,18 +154,19 @@ def open_image(data: bytes | memoryview, name: str, decoding: Decoding = DEFAULT
 
 @contextmanager
 def _quiet_up_to(max_pixels: int) -> Iterator[None]:
-    """PIL's limit set to `max_pixels`, inside only, and no warnings: of what is unusual in a file, PIL warns on the
-    way to decoding it or to an error."""
-    before = Image.MAX_IMAGE_PIXELS
+    """Sets PIL's limit to `max_pixels` within the context, and silences warnings: PIL warns of unusual things in a file
+    that it then either decodes or refuses."""
+    previous_limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]  # PIL warns at it, and refuses at twice of it
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS = previous_limit
 
 
-# As an image is stored -> how its upright pixels [H, W, 3] are seen from there: views, through which bands are written.
+# Maps an EXIF orientation to the view of upright pixels [H, W, 3] that has the layout of the stored image. Bands are
+# written through this view.
 _STORED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -170,9 +180,10 @@ _STORED: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT, turn: int | None = None) -> Pixels:
-    """A PIL image of any mode as uint8 [H, W, 3]. `turn`: its EXIF orientation; None: as the image says itself.
+    """Returns a PIL image of any mode as uint8 [H, W, 3]; `turn` is its EXIF orientation, None to read it from the
+    image.
 
-    Raises ValueError for modes without a defined range.
+    Raises ValueError for modes without a defined range, and for an image without pixels.
     """
     image.load()
     turn = turn or orientation(image)
@@ -189,7 +200,8 @@ def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT, turn: int | None = 
 
 
 def _levels(image: Image.Image, decoding: Decoding) -> Pixels:
-    """uint8 [h, w, 3], or [h, w, 1] where the three are equal, of an image as it is stored."""
+    """Returns the pixels of an image in the orientation in which it is stored: uint8 [h, w, 3], or [h, w, 1] when the
+    three channels are equal. Raises ValueError for float pixels."""
     if image.mode.startswith("I"):
         return spread(np.asarray(image), decoding.range_16bit)[:, :, None]
     if image.mode == "F":

@@ -1,10 +1,11 @@
-"""The data set shipped in the package: texture tiles of thirteen photographs; the label of a tile is its photograph.
+"""Provides the data set shipped in the package: texture tiles of thirteen photographs; the label of a tile is its
+photograph.
 
-Tiles are grey and each is brought to the same mean and contrast, as is usual in texture recognition (Ojala et al.
-2002, on local binary patterns): otherwise the shade of a tile gives its photograph away, and views that differ in
-colour and brightness would be told to ignore the answer. Tiles without contrast are left out: what is left of them is
-noise. The right-hand part of each photograph is kept for testing, so that no pixel occurs in both parts. Licences:
-data/files/NOTICE.
+Tiles are grey and each is scaled to the same mean and contrast, as is usual in texture recognition (Ojala et al. 2002,
+on local binary patterns). Otherwise the shade of a tile would reveal its photograph, and views that differ in colour
+and brightness would train the network to ignore what the label depends on. Tiles without contrast are left out, since
+scaling them leaves noise. The right-hand part of each photograph is kept for testing, so that no pixel occurs in both
+parts. Licences: data/files/NOTICE.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ MEAN, CONTRAST = 128.0, 40.0  # of every tile, in 8-bit levels
 
 
 class EmbeddedData(ImageSource):
-    """Square tiles of side `tile`, every `stride` pixels in both directions, whose standard deviation is at least
-    `min_contrast` 8-bit levels. The rightmost `test_fraction` of each photograph's width gives the test tiles."""
+    """Provides square tiles of side `tile`, every `stride` pixels in both directions, whose standard deviation is at
+    least `min_contrast` 8-bit levels. The rightmost `test_fraction` of each photograph's width gives the test tiles.
+    Raises ValueError for values out of range, and for tiles that are larger than a part of a photograph."""
 
     def __init__(
         self, tile: int = 32, stride: int = 16, test_fraction: float = 0.25, min_contrast: float = 8.0
@@ -52,7 +54,8 @@ class EmbeddedData(ImageSource):
         self._test = TileImages(right, images.classes or (), tile, stride, min_contrast)
 
     def fingerprint(self) -> str:
-        """Of the shipped file: how tiles are cut from it is said by the configuration."""
+        """Returns the hexadecimal digest of the shipped file. How tiles are cut from it is part of the
+        configuration."""
         return hashlib.sha256(_photos().read_bytes()).hexdigest()
 
     def train(self) -> Images:
@@ -63,7 +66,7 @@ class EmbeddedData(ImageSource):
 
 
 class TileImages(Images):
-    """The tiles of `photos` (uint8 [H, W]). Row order: photo, y, x."""
+    """Holds the tiles of `photos` (uint8 [H, W]), in the order of photo, y, x."""
 
     def __init__(
         self, photos: Sequence[NDArray[np.uint8]], names: Sequence[str], tile: int, stride: int, min_contrast: float
@@ -96,12 +99,13 @@ def _photos() -> Traversable:
 
 
 def _gray(photo: Pixels) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] to [H, W] (ITU-R 601 luma)."""
+    """Converts uint8 [H, W, 3] to uint8 [H, W] (ITU-R 601 luma)."""
     return np.array(Image.fromarray(photo).convert("L"))
 
 
 def _standardised(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [n, tile, tile], none of them flat, to MEAN and CONTRAST; what leaves 0..255 is clipped."""
+    """Returns tiles, uint8 [n, tile, tile], none of them flat, scaled to the mean MEAN and the standard deviation
+    CONTRAST; values outside 0..255 are clipped."""
     pixels = tiles.astype(np.float32)
     centred = pixels - pixels.mean((1, 2), keepdims=True)
     scaled = centred / pixels.std((1, 2), keepdims=True) * CONTRAST + MEAN

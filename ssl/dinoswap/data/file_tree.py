@@ -1,8 +1,8 @@
-"""The image files below a folder: regular files whose extension PIL decodes, each once, in an order of their own.
+"""Lists the image files below a folder: regular files whose extension PIL decodes, each once, in a fixed order.
 
 Files come folder by folder, sorted by name, those of a folder before those of its sub-folders. Links are followed once:
-a folder is entered once for each part of the data set (parts.py), and never from inside itself, so that loops end; of
-several paths to one file, by links or hard links, one is kept, and a test part's is kept before a training part's.
+a folder is entered once for each part of the data set (parts.py), and never from inside itself, so that loops end. When
+several paths lead to one file, by links or hard links, one is kept, and a test part's is kept before a training part's.
 Whatever is left out is counted.
 """
 
@@ -20,26 +20,32 @@ from dinoswap.data.decoding import CorruptImage, Decoding, extensions
 from dinoswap.data.filesystem import part_of
 
 _RANK = {"test": 0, "validation": 1, "train": 2, None: 3}
-"""Which part keeps a file that several of them hold."""
+"""The part with the lowest rank keeps a file that several parts hold."""
 _GONE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 """Errors that are about one file. Any other (an I/O error, a stale handle) is about the disk and ends the run."""
 
 Key = tuple[int, int]
-"""(device, inode) of a folder."""
+"""Device and inode of a folder."""
 
 
 @dataclass(frozen=True)
 class _Folder:
+    """Identifies a folder that is to be entered."""
+
     below: str  # its path relative to the root with a slash at the end, "" for the root itself
     part: str | None
-    above: tuple[Key, ...]  # the folders that it lies in, also as links lead to it
+    above: tuple[Key, ...]  # the folders that it lies in, including those of the links that lead to it
 
     def child(self, name: str, key: Key) -> "_Folder":
+        """Returns the sub-folder `name`; `key` is that of this folder."""
         return _Folder(f"{self.below}{name}/", self.part or part_of(name), (*self.above, key))
 
 
 @dataclass
 class _Walk:
+    """Holds the state of a walk through the folders below `root`: the image files in the order found, and what was
+    ignored."""
+
     root: Path
     files: list[str] = field(default_factory=list)
     inodes: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -50,6 +56,8 @@ class _Walk:
     entered: set[tuple[str | None, Key]] = field(default_factory=set)
 
     def run(self) -> None:
+        """Enters every folder: first those that are no links, then those that links lead to. Raises OSError when the
+        root, or the disk, cannot be read."""
         above = tuple(_key(folder.stat()) for folder in self.root.resolve().parents)
         stack = [_Folder("", None, above)]
         followed = False
@@ -61,7 +69,7 @@ class _Walk:
             self.sort()
 
     def enter(self, folder: _Folder) -> list[_Folder]:
-        """Takes its files; its sub-folders."""
+        """Adds the files of a folder and returns its sub-folders that are no links."""
         path = Path(self.root, folder.below)
         try:
             key = _key(path.stat())
@@ -69,8 +77,8 @@ class _Walk:
                 self.ignored["linked folder"] += 1
                 return []
             self.entered.add((folder.part, key))
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(path) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
             if not folder.below or error.errno not in _GONE:
                 raise
@@ -91,6 +99,7 @@ class _Walk:
         return folders
 
     def follow(self, folder: _Folder, entry: os.DirEntry[str], key: Key) -> None:
+        """Adds the file, or notes the folder, that a link leads to."""
         try:
             target = entry.stat()
         except OSError as error:
@@ -106,6 +115,7 @@ class _Walk:
             self.ignored["special file"] += 1
 
     def take(self, folder: _Folder, name: str, inode: int, linked: bool) -> None:
+        """Adds a file if its extension is one of an image, and counts it as ignored if not."""
         if (suffix := suffix_of(name)) not in self.extensions:
             self.ignored[suffix or "file without extension"] += 1
             return
@@ -114,7 +124,7 @@ class _Walk:
         self.ranks.append((_RANK[folder.part], linked))
 
     def sort(self) -> None:
-        """Into the order of a walk that meets linked folders at their names."""
+        """Sorts the files as if linked folders had been entered at their names."""
 
         def key(row: int) -> tuple[tuple[bool, str], ...]:
             *folders, name = self.files[row].split("/")
@@ -126,15 +136,15 @@ class _Walk:
         self.ranks = [self.ranks[row] for row in order]
 
     def drop_repeated(self) -> None:
-        """Keeps one of the paths that lead to the same file."""
+        """Keeps one of the paths that lead to the same file, and counts the others."""
         inodes, counts = np.unique(np.frombuffer(self.inodes, dtype=np.uint64), return_counts=True)
         shared = set(inodes[(counts > 1) & (inodes > 0)].tolist())  # 0: of file systems that have none
-        kept: dict[int, str] = {}
+        kept_files: dict[int, str] = {}
         dropped = set()
         rows = [row for row, inode in enumerate(self.inodes) if inode in shared] if shared else []
         for row in sorted(rows, key=lambda row: (self.ranks[row], row)):
-            first = kept.setdefault(self.inodes[row], self.files[row])
-            if first != self.files[row] and (self.root / first).samefile(self.root / self.files[row]):
+            kept_file = kept_files.setdefault(self.inodes[row], self.files[row])
+            if kept_file != self.files[row] and (self.root / kept_file).samefile(self.root / self.files[row]):
                 dropped.add(row)
         if dropped:
             self.ignored["repeated link"] += len(dropped)
@@ -142,7 +152,7 @@ class _Walk:
 
 
 def suffix_of(name: str) -> str:
-    """The extension of a file's name in small letters, with its dot; "" where there is none."""
+    """Returns the extension of a file's name in small letters, with its dot; "" when it has none."""
     stem, dot, suffix = name.rpartition(".")
     return (dot + suffix).lower() if stem else ""
 
@@ -152,7 +162,8 @@ def _key(status: os.stat_result) -> Key:
 
 
 class FolderFiles:
-    """The image files below `root`: `files` relative to it; `ignored` counts what else is there, by kind."""
+    """Lists the image files below `root`: `files` are relative to it; `ignored` counts the other files, by kind. Raises
+    OSError when the folder cannot be read."""
 
     def __init__(self, root: Path) -> None:
         walk = _Walk(root)
@@ -171,12 +182,13 @@ class FolderFiles:
         return read_image(self.root / file, decoding)
 
     def checksum(self, file: str) -> bytes | None:
-        """What is known of its content without reading it."""
+        """Returns None: the content of a file in a folder is not known without reading it."""
         return None
 
 
 def read_image(path: Path, decoding: Decoding) -> bytes:
-    """The bytes of a file. Raises CorruptImage for one that is gone or cannot be an image, OSError for a disk."""
+    """Returns the bytes of a file. Raises CorruptImage when the file is gone or too large to be an image, and OSError
+    when the disk fails."""
     try:
         with path.open("rb") as opened:
             if (size := os.fstat(opened.fileno()).st_size) > decoding.most_bytes:
@@ -189,5 +201,5 @@ def read_image(path: Path, decoding: Decoding) -> bytes:
 
 
 def list_images(root: Path) -> list[str]:
-    """Paths of the image files below `root`, relative to it."""
+    """Returns the paths of the image files below `root`, relative to it."""
     return FolderFiles(root).files

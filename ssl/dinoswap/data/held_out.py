@@ -1,7 +1,7 @@
-"""A test part for data that has none: a share of each class, drawn once and for all, that is not trained on.
+"""Provides a test part for data that has none: a fixed share of each class is not trained on.
 
-Which images are held out depends on their number and classes and on nothing else, so that all seeds, arms and ranks
-have the same. Images whose stored bytes are the same stay together: a copy of a test image is not trained on.
+Which images are held out depends only on the number of images and their classes, so all seeds, arms and ranks hold out
+the same ones. Images whose stored bytes are equal stay in the same part, so that no copy of a test image is trained on.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ Rows = NDArray[np.int64]
 
 
 class HeldOut(ImageSource):
-    """`source`, of whose training images about `fraction` become its test part. Raises ValueError, when its images are
-    asked for, if it has a test part already, no labels, or too few images."""
+    """Splits the training images of `source` into a training part and a test part of about `fraction` of them. Raises
+    ValueError, when the images are first requested, if the source already has a test part, has no labels, or has too
+    few images."""
 
     def __init__(self, source: ImageSource, fraction: float) -> None:
         self.source, self.fraction = source, fraction
@@ -40,20 +41,21 @@ class HeldOut(ImageSource):
 
     @cached_property
     def _parts(self) -> tuple["Subset", "Subset"]:
+        """Returns the training part and the test part."""
         key = f"data.test_fraction={self.fraction}"
         images, test = self.source.train(), self.source.test()
         if test is not None:
             raise ValueError(f"{key}: the data has a test part of {len(test)} images already; leave this key at 0")
         if images.labels is None:
             raise ValueError(f"{key}: the images have no labels, so a test part would measure nothing; leave it at 0")
-        chosen = held_out(images, images.labels, self.fraction)
-        if not chosen.any():
+        is_test = held_out(images, images.labels, self.fraction)
+        if not is_test.any():
             raise ValueError(f"{key}: holds none of {len(images)} images out, a class at a time; choose more")
-        return Subset(images, np.flatnonzero(~chosen)), Subset(images, np.flatnonzero(chosen))
+        return Subset(images, np.flatnonzero(~is_test)), Subset(images, np.flatnonzero(is_test))
 
 
 class Subset(Images):
-    """The given rows of `images`, ascending, as a list of their own."""
+    """Holds the given rows of `images`, in ascending order, as images of their own."""
 
     def __init__(self, images: Images, rows: Rows) -> None:
         self.images, self.rows = images, rows
@@ -79,29 +81,30 @@ class Subset(Images):
 
 
 def held_out(images: Images, labels: Labels, fraction: float) -> NDArray[np.bool_]:
-    """bool [len(images)]: about `fraction` of each class, at least one image and never all; copies alike."""
+    """Returns bool [len(images)], true for the images that are held out: about `fraction` of each class, at least one
+    image and never all. Copies of an image are held out together."""
     first = first_copies(images)
     copies = np.bincount(first, minlength=len(images))
-    chosen = np.zeros(len(images), dtype=np.bool_)
+    is_test = np.zeros(len(images), dtype=np.bool_)
     for label in np.unique(labels).tolist():
         leaders = np.flatnonzero((labels == label) & (first == np.arange(len(images))))
         leaders = numpy_generator(0, "data/test_fraction", label).permutation(leaders)
-        wanted = max(round(fraction * copies[leaders].sum()), 1)
+        remaining = max(round(fraction * copies[leaders].sum()), 1)
         for row in leaders[1:].tolist():  # one stays for training
-            if copies[row] <= wanted:
-                chosen[row] = True
-                wanted -= copies[row]
-    return chosen[first]
+            if copies[row] <= remaining:
+                is_test[row] = True
+                remaining -= copies[row]
+    return is_test[first]
 
 
 def first_copies(images: Images) -> Rows:
-    """For every row the first one that is stored in the same bytes, itself where it is the only one. Only images of
-    the same size are read."""
+    """Returns int64 [len(images)]: for every row, the first row whose stored bytes are the same, which is the row
+    itself when there is no earlier copy. Only images that have the same size as another one are read."""
     sizes = np.array([images.size(row) for row in range(len(images))])
-    _, which, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    _, size_group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     first = np.arange(len(images))
     seen: dict[bytes, int] = {}
-    for row in np.flatnonzero(counts[which] > 1).tolist():
+    for row in np.flatnonzero(counts[size_group] > 1).tolist():
         try:
             data = images.encoded(row)
             content = images.load(row).tobytes() if data is None else data

@@ -1,6 +1,6 @@
-"""Image files below a folder or in a zip file; which part and class each belongs to, its folders or a CSV file say.
+"""Reads image files below a folder or in a zip file. Folders or a CSV file name the part and the class of each image.
 
-See file_tree.py for what is found, parts.py for what folders mean, label_file.py for `labels`.
+See file_tree.py for which files are read, parts.py for what folders mean, label_file.py for `labels`.
 """
 
 import hashlib
@@ -24,16 +24,17 @@ from dinoswap.rng import numpy_generator
 __all__ = ["FolderImages", "ImageFolderData", "list_images"]
 
 SAMPLE = 256
-"""Images whose bytes are a part of a folder's fingerprint, at most."""
+"""The largest number of images whose bytes are a part of a folder's fingerprint."""
 _OF_OTHERS = re.compile(
     "(binary|instance|semantic|panoptic|segmentation)?"
     "(masks?|annotations?|labels?|seg(mentation)?s?(class|object)?|gt|groundtruth)"
 )
-"""Folders with pictures that say something of others: COCO's masks, VOC's SegmentationClass, MVTec's ground_truth."""
+"""Names of folders whose pictures annotate other images: COCO's masks, VOC's SegmentationClass, MVTec's
+ground_truth."""
 
 
 class Files(Protocol):
-    """Where image files are."""
+    """Stores image files: a folder or a zip file."""
 
     root: Path
     files: list[str]  # relative to root, in a lasting order
@@ -49,8 +50,9 @@ class Files(Protocol):
 
 
 class ImageFolderData(ImageSource):
-    """The image files below the folder, or in the zip file, `path`. `labels`: a CSV file of paths below it and labels,
-    in place of folders of classes. Raises ValueError for a place without images, or without a training part."""
+    """Reads the image files below the folder, or in the zip file, `path`. `labels` is a CSV file of paths below it and
+    labels, in place of folders of classes. Raises ValueError when there are no images or no training part, and when
+    folders or labels contradict each other."""
 
     def __init__(self, path: str, labels: str | None = None, decoding: Decoding = DEFAULT) -> None:
         self.path, self.decoding = Path(path).expanduser(), decoding
@@ -75,18 +77,22 @@ class ImageFolderData(ImageSource):
         return first_labelled(self._opened[part] for part in ("test", "validation") if part in self._opened)
 
     def _find(self) -> Files:
+        """Returns the image files. Raises ValueError when the path does not exist, is no zip file, or holds no
+        images."""
         if not self.path.exists():
             raise ValueError(f"data.path={self.path}: no such folder; give one that holds train/<class>/ or images")
         try:
-            found: Files = FolderFiles(self.path) if self.path.is_dir() else ZipFiles(self.path)
+            store: Files = FolderFiles(self.path) if self.path.is_dir() else ZipFiles(self.path)
         except ValueError as error:
             raise ValueError(f"data.path={self.path}: {error}") from error
-        if not found.files:
-            counted = ", ".join(f"{count} {kind}" for kind, count in found.ignored.most_common(5)) or "nothing"
+        if not store.files:
+            counted = ", ".join(f"{count} {kind}" for kind, count in store.ignored.most_common(5)) or "nothing"
             raise ValueError(f"data.path={self.path}: no images of a format that PIL decodes; found {counted}")
-        return found
+        return store
 
     def _arrange(self, files: Files) -> dict[str, Part]:
+        """Returns the images of each part, and adds remarks about images in no part and about folders of masks or
+        annotations. Raises ValueError when the folders do not show which images are to be trained on."""
         try:
             parts, left_out = arrange(files.files)
         except ValueError as error:
@@ -97,10 +103,10 @@ class ImageFolderData(ImageSource):
                 f"{len(left_out)} images, e.g. {left_out[0]}, lie in no part, beside {' and '.join(sorted(parts))}: "
                 "they are not used"
             )
-        aside: Counter[str] = Counter()
+        of_others: Counter[str] = Counter()
         for folder, count in Counter(map(folder_of, parts["train"].files)).items():
-            aside.update(dict.fromkeys(_pictures_of_others(folder), count))
-        for name, count in aside.items():
+            of_others.update(dict.fromkeys(_pictures_of_others(folder), count))
+        for name, count in of_others.items():
             self.remarks.append(
                 f"{count} of {len(parts['train'].files)} images lie in folders called {name} and are trained on: where "
                 "they are masks or annotations of the others, move them elsewhere or give the folder of the images"
@@ -108,24 +114,28 @@ class ImageFolderData(ImageSource):
         return parts
 
     def _open(self, files: Files, part: str, classes: Sequence[str] | None) -> "FolderImages":
-        found = self.parts[part]
-        names = found.classes if self._labels is None else [self._labels.get(file) for file in found.files]
-        without = [file for file, name in zip(found.files, names, strict=True) if name is None]
+        """Returns the images of a part. A remark says why labels are not used, if some images have one and others do
+        not."""
+        paths = self.parts[part].files
+        names = self.parts[part].classes if self._labels is None else [self._labels.get(path) for path in paths]
+        without = [path for path, name in zip(paths, names, strict=True) if name is None]
         if without and (part != "train" or len(without) < len(names) or self._labels):
             reason = "lie in no class folder" if self._labels is None else f"have none in {self.label_file}"
             self.remarks.append(
                 f"labels of the {part} part are not used: {len(without)} of its {len(names)} images {reason}, "
                 f"e.g. {without[0]}"
             )
-        return FolderImages(files, found.files, names, classes, self.decoding)
+        return FolderImages(files, paths, names, classes, self.decoding)
 
 
 def _pictures_of_others(folder: str) -> set[str]:
+    """Returns the names in a path that are usual for folders of masks or annotations."""
     return {name for name in folder.split("/") if _OF_OTHERS.fullmatch("".join(re.findall("[a-z]", name.lower())))}
 
 
 class FolderImages(Images):
-    """`files` of `store`, with the class that is known of each. `classes`: names by label; None: those that occur."""
+    """Holds `files` of `store`, each with its class name or None. `classes` are the class names by label; when it is
+    None they are the names that occur. There are labels only if every file has a class."""
 
     def __init__(
         self,
@@ -139,9 +149,9 @@ class FolderImages(Images):
         self.files = np.array([os.fsencode(file) for file in files])  # an array: forked workers share its pages
         self.blocks = [len(files)]
         self.labels, self.classes = None, None
-        known = [name for name in names if name is not None]
-        if len(known) == len(names):
-            self.labels, self.classes = numbered(known, classes or _sorted(known), str(store.root))
+        class_names = [name for name in names if name is not None]
+        if len(class_names) == len(names):
+            self.labels, self.classes = numbered(class_names, classes or _sorted(class_names), str(store.root))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -159,8 +169,8 @@ class FolderImages(Images):
         return self.store.name(self._file(row))
 
     def fingerprint(self) -> str:
-        """Of names relative to the folder, labels, and content: checksums where they are known, else the bytes of
-        `SAMPLE` images at most, always the same ones."""
+        """Returns a hexadecimal digest of names relative to the folder, labels, and content: the checksums where they
+        are known, else the bytes of at most `SAMPLE` images, always the same ones."""
         digest = hashlib.sha256(f"{len(self)}\n".encode())
         for row, file in enumerate(self.files):
             checksum = self.store.checksum(self._file(row)) or b""
@@ -173,6 +183,7 @@ class FolderImages(Images):
         return digest.hexdigest()
 
     def _digest(self, row: int) -> bytes:
+        """Returns the SHA-256 of an encoded image, or the reason why it cannot be read."""
         try:
             return hashlib.sha256(self.encoded(row)).digest()
         except CorruptImage as error:
@@ -183,6 +194,6 @@ class FolderImages(Images):
 
 
 def _sorted(names: Sequence[str]) -> Sequence[str]:
-    """The classes in the order of their labels: numbers by their value."""
+    """Returns the distinct class names in the order of their labels: by value if all are numbers, else as text."""
     distinct = set(names)
     return sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct)

@@ -1,4 +1,4 @@
-"""What every data source offers: images by row, their labels, and what a source says of itself."""
+"""Defines the interfaces of data sources: images by row, their labels, and what a source reports about itself."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -30,39 +30,41 @@ Labels = NDArray[np.int64]
 
 
 class Images(Protocol):
-    """A finite list of images, read at random: safe to use from forked workers."""
+    """Represents a finite list of images that is read at random positions. It is safe to use from forked workers."""
 
     labels: Labels | None
-    """[len(self)], all >= 0; None unless there are images and every one has a label."""
+    """int64 [len(self)], all >= 0; None when there are no images, or one of them has no label."""
     classes: Sequence[str] | None
-    """Class names by label, where the source knows them."""
+    """Class names by label, when the source knows them."""
     blocks: Sequence[int]
-    """Sizes of consecutive blocks of rows that are cheap to read together; one block when reads are random."""
+    """Sizes of consecutive blocks of rows that are cheap to read together; a single block when reads are random."""
 
     def __len__(self) -> int: ...
 
     def load(self, row: int) -> Pixels:
-        """uint8 [H, W, 3], writable. Raises CorruptImage."""
+        """Returns the pixels of an image, uint8 [H, W, 3], writable. Raises CorruptImage when it cannot be decoded."""
         ...
 
     def name(self, row: int) -> str:
-        """A unique name that lets a person find the image."""
+        """Returns a unique name by which a person finds the image."""
         ...
 
     def encoded(self, row: int) -> bytes | memoryview | None:
-        """The image as it is stored; None where only pixels are kept. Raises CorruptImage where that cannot be read."""
+        """Returns the image as it is stored, or None when only pixels are kept. Raises CorruptImage when the stored
+        image cannot be read."""
         return None
 
     def size(self, row: int) -> int:
-        """Bytes of the stored image, 0 where that is not known without reading it."""
+        """Returns the size of the stored image in bytes, or 0 when it is not known without reading the image."""
         return 0
 
     def label(self, row: int) -> int | None:
+        """Returns the label of an image, or None when the images have no labels."""
         return None if self.labels is None else int(self.labels[row])
 
     def fingerprint(self) -> str:
-        """A digest, in hexadecimal, of what these images are and not of where they lie: a moved copy has the same one,
-        other images have another one. Without decoding any."""
+        """Returns a hexadecimal digest of the names and labels of the images, which does not depend on where they are
+        stored: a copy in another folder has the same digest, other images have another one. No image is decoded."""
         digest = hashlib.sha256(f"{len(self)}\n".encode())
         for row in range(len(self)):
             digest.update(f"{self.name(row)} {self.label(row)}\n".encode(errors="surrogateescape"))
@@ -70,33 +72,34 @@ class Images(Protocol):
 
 
 class ImageSource(ABC):
-    """A data option: where its training and its test images are."""
+    """Provides training images and test images: the base class of the options of `data`."""
 
     @cached_property
     def ignored(self) -> Counter[str]:
-        """What was left out -> how many, e.g. ".heic" or "hidden file"."""
+        """Counts what was left out, by kind, e.g. ".heic" or "hidden file"."""
         return Counter()
 
     @cached_property
     def remarks(self) -> list[str]:
-        """Sentences that a run logs as warnings when it starts."""
+        """Returns sentences that a run logs as warnings when it starts."""
         return []
 
     @property
     def labelled_by(self) -> str | None:
-        """What labels are taken from, in a word or two, e.g. "folder", where a source has a choice."""
+        """Returns in a word or two what labels are taken from, e.g. "folder", for a source that has a choice; else
+        None."""
         return None
 
     @abstractmethod
     def train(self) -> Images:
-        """The images to train on, never empty. Raises ValueError when there are none."""
+        """Returns the images to train on, of which there is at least one. Raises ValueError when there are none."""
 
     @abstractmethod
     def test(self) -> Images | None:
-        """Labelled images apart from the training images, or None."""
+        """Returns labelled images that are no training images, or None when there are none."""
 
     def fingerprint(self) -> str:
-        """A digest, in hexadecimal, of the images of both parts: see `Images.fingerprint`."""
+        """Returns a hexadecimal digest of the images of both parts, see `Images.fingerprint`."""
         test = self.test()
         parts = [self.train().fingerprint(), "" if test is None else test.fingerprint()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -108,18 +111,20 @@ class ImageSource(ABC):
     def split(self, part: Literal["test"]) -> Images | None: ...
 
     def split(self, part: str) -> Images | None:
+        """Returns the images of a part, "train" or "test". Raises ValueError for any other name."""
         if part not in ("train", "test"):
             raise ValueError(f"split({part!r}): a data set has the parts 'train' and 'test'")
         return self.train() if part == "train" else self.test()
 
 
 def first_labelled(candidates: Iterable[Images]) -> Images | None:
+    """Returns the first candidate that has labels, or None when no candidate has."""
     return next((images for images in candidates if images.labels is not None), None)
 
 
 def numbered(names: Sequence[str], classes: Sequence[str] | None, where: str) -> tuple[Labels, Sequence[str]]:
-    """Class names as int64 labels, with the classes that the labels count: the given ones, else those that occur,
-    sorted. Raises ValueError, naming `where`, for a name that the given classes lack."""
+    """Returns class names as int64 labels [len(names)], and the classes that the labels index: the given ones, else the
+    names that occur, sorted. Raises ValueError, naming `where`, for a name that is not among the given classes."""
     classes = classes or sorted(set(names))
     unknown = sorted(set(names) - set(classes))
     if unknown:

@@ -1,10 +1,10 @@
-"""Labels of images from a CSV file: a column of paths relative to the images' folder, a column of labels.
+"""Reads the labels of images from a CSV file: a column of paths relative to the images' folder, a column of labels.
 
     path,label                 a first row of names, in any order, or none
     2019/0001.jpg,cat
     2019/0002.jpg,"dog, small"
 
-Separated by commas, semicolons or tabs, in UTF-8. An empty label is none.
+Fields are separated by commas, semicolons or tabs, the text is UTF-8, and an empty label means that there is none.
 """
 
 import csv
@@ -16,31 +16,32 @@ _LABELS = ("label", "class", "target", "category", "class_name", "label_name", "
 
 
 def read_labels(path: Path, files: Collection[str]) -> dict[str, str]:
-    """The labels of those of `files` that have one. Raises ValueError, naming the line, for a row about another file,
-    or that says something else than another row."""
+    """Returns the labels of those of `files` that have one. Raises ValueError, naming the line, for a row about another
+    file, and for a row that contradicts another one."""
     known = set(files)
     rows = _rows(path)
     if not rows:
         raise ValueError(f"data.labels={path}: is empty; a row is a path and a label")
-    header, (at, label_at) = _columns(path, rows[0][1], known)
+    header, (path_column, label_column) = _columns(path, rows[0][1], known)
     labels: dict[str, tuple[str, int]] = {}
     for line, row in rows[header:]:
-        where = f"data.labels={path}, line {line}"
-        if len(row) <= max(at, label_at):
-            raise ValueError(f"{where}: {len(row)} columns, where a path and a label are expected")
-        file, label = row[at].strip().replace("\\", "/").removeprefix("./"), row[label_at].strip()
+        location = f"data.labels={path}, line {line}"
+        if len(row) <= max(path_column, label_column):
+            raise ValueError(f"{location}: {len(row)} columns, where a path and a label are expected")
+        file, label = row[path_column].strip().replace("\\", "/").removeprefix("./"), row[label_column].strip()
         if file not in known:
             raise ValueError(
-                f"{where}: there is no image {file}; paths are relative to data.path, with their extension"
+                f"{location}: there is no image {file}; paths are relative to data.path, with their extension"
             )
-        before = labels.setdefault(file, (label, line))
-        if before[0] != label:
-            raise ValueError(f"{where}: {file} is {label!r}, but {before[0]!r} in line {before[1]}")
+        earlier = labels.setdefault(file, (label, line))
+        if earlier[0] != label:
+            raise ValueError(f"{location}: {file} is {label!r}, but {earlier[0]!r} in line {earlier[1]}")
     return {file: label for file, (label, _) in labels.items() if label}
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Rows that are not empty, with the number of their last line."""
+    """Returns the rows that are not empty, each with the number of its last line. Raises ValueError when the file
+    cannot be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -55,16 +56,17 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise ValueError(f"data.labels={path}, line {reader.line_num}: {error}") from error
 
 
-def _columns(path: Path, first: Sequence[str], known: set[str]) -> tuple[bool, tuple[int, int]]:
-    """Whether the first row is one of names, and the columns of paths and labels."""
-    cells = [cell.strip() for cell in first]
-    found = next((column for column, cell in enumerate(cells) if cell.removeprefix("./") in known), None)
-    if found is not None and len(cells) == 2:
-        return False, (found, 1 - found)
+def _columns(path: Path, first_row: Sequence[str], known: set[str]) -> tuple[bool, tuple[int, int]]:
+    """Returns whether the first row is a header, and the columns of paths and labels. Raises ValueError when it is
+    unclear which columns these are."""
+    cells = [cell.strip() for cell in first_row]
+    path_column = next((column for column, cell in enumerate(cells) if cell.removeprefix("./") in known), None)
+    if path_column is not None and len(cells) == 2:
+        return False, (path_column, 1 - path_column)
     names = [cell.lower() for cell in cells]
     paths = [names.index(name) for name in _PATHS if name in names]
     labels = [names.index(name) for name in _LABELS if name in names]
-    if found is None and paths and labels:
+    if path_column is None and paths and labels:
         return True, (paths[0], labels[0])
     if len(cells) == 2:
         return True, (0, 1)

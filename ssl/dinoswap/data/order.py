@@ -1,14 +1,13 @@
-"""Which image stands at position p of the endless sample sequence: a function of (seed, p), without state.
+"""Maps a position p of the endless sample sequence to an image: a function of (seed, p), without state.
 
-Epoch e = p // n visits every one of the n rows once, in an order of its own. A permutation of 0..n-1 is
-evaluated point by point, so nothing of size n is stored: a Feistel network over pairs (l, r) of digits to the
-base m = ceil(sqrt(n)), round i: (l, r) <- (r, l + f_i(r) mod m), is a bijection of 0..m*m-1 for any f_i, and is
-applied again to results outside 0..n-1 ("cycle walking", Black and Rogaway 2002, "Ciphers with arbitrary finite
-domains").
+Epoch e = p // n visits every one of the n rows once, in an order of its own. A permutation of 0..n-1 is evaluated point
+by point, so nothing of size n is stored: a Feistel network over pairs (l, r) of digits to the base m = ceil(sqrt(n)),
+round i: (l, r) <- (r, l + f_i(r) mod m), is a bijection of 0..m*m-1 for any f_i, and is applied again to results
+outside 0..n-1 ("cycle walking", Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
 
-Rows that live in several blocks (shards, row groups): the blocks are permuted, `shuffle_window` of them after
-one another form a window, and positions are permuted within their window. A reader touches the blocks of one
-window only, and every row is still visited once per epoch.
+Rows that live in several blocks (shards, row groups) are shuffled in windows: the blocks are permuted, every
+`shuffle_window` consecutive ones form a window, and positions are permuted within their window. A reader touches the
+blocks of one window only, and every row is still visited once per epoch.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,8 @@ Rows = NDArray[np.int64]
 
 
 def permuted(index: UInts, size: UInts, key: UInts) -> UInts:
-    """Images of `index` under the permutations of 0..size-1 that `key` names, elementwise; index < size."""
+    """Returns the images of `index` under the permutations of 0..size-1 that `key` selects, elementwise; index <
+    size."""
     base = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
     result = _feistel(index, base, key)
     outside = result >= size
@@ -46,7 +46,7 @@ def _feistel(value: UInts, base: UInts, key: UInts) -> UInts:
 
 
 def _mix(x: UInts) -> UInts:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection whose output bits look random."""
+    """Applies the finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection whose output bits look random."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -54,7 +54,7 @@ def _mix(x: UInts) -> UInts:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of `sum(blocks)` rows. Raises ValueError for an empty set or a window below 1."""
+    """Defines the order of `sum(blocks)` rows. Raises ValueError for an empty set or a window below 1."""
 
     blocks: Sequence[int]
     seed: int
@@ -70,7 +70,7 @@ class Order:
         return sum(self.blocks)
 
     def rows(self, positions: NDArray[np.integer]) -> Rows:
-        """int64 rows at `positions` (>= 0, any order) of the endless sequence, elementwise."""
+        """Returns the int64 rows at `positions` (>= 0, in any order) of the endless sequence, elementwise."""
         epochs, ranks = np.divmod(positions.astype(np.int64), len(self))
         rows = np.empty_like(ranks)
         for epoch in np.unique(epochs):
@@ -78,6 +78,7 @@ class Order:
         return rows
 
     def _epoch_rows(self, epoch: int, ranks: Rows) -> Rows:
+        """Returns the int64 rows at the positions `ranks` within an epoch, elementwise."""
         key = np.uint64(derive(self.seed, "order", epoch))
         sizes = np.asarray(self.blocks, dtype=np.int64)
         count = np.full(len(sizes), len(sizes), dtype=np.uint64)
@@ -91,7 +92,7 @@ class Order:
         keys = _mix(key + (window.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
         mixed = start + permuted((ranks - start).astype(np.uint64), size.astype(np.uint64), keys).astype(np.int64)
 
-        at = ends.searchsorted(mixed, side="right")
-        block = shuffled[at]
-        offset = mixed - (ends[at] - sizes[block])
+        slot = ends.searchsorted(mixed, side="right")
+        block = shuffled[slot]
+        offset = mixed - (ends[slot] - sizes[block])
         return (sizes.cumsum() - sizes)[block] + offset

@@ -1,11 +1,11 @@
-"""Images in Parquet files in the Hugging Face layout, or in Arrow files of `save_to_disk`: a column of images, a column
-of labels.
+"""Reads images in Parquet files in the Hugging Face layout, or in Arrow files of `save_to_disk`: a column of images, a
+column of labels.
 
 The image column is a struct {bytes, path}, plain binary, or text; where there are no bytes, the image is the file at
-the path, relative to the folder of the table. Both columns are found by the `huggingface` entry of the schema
-metadata, which also holds the class names, else by their usual names. Files are assigned to train, validation and test
-by name, as on the hub ("test-00000-of-00001.parquet"); the test part is the first of test and validation whose rows
-all have labels (negative or null labels mean none, as on the hub).
+the path, relative to the folder of the table. Both columns are found by the `huggingface` entry of the schema metadata,
+which also holds the class names, else by their usual names. Files are assigned to train, validation and test by name,
+as on the hub ("test-00000-of-00001.parquet"); the test part is the first of test and validation whose rows all have
+labels (negative or null labels mean none, as on the hub).
 
 Up to `memory_gb` the encoded images are held in memory, which forked workers share. Beyond that, blocks of rows (row
 groups, or slices of those above 256 MB) are read when needed and the last few are kept: the order then shuffles within
@@ -27,7 +27,8 @@ from dinoswap.data.table_files import SUFFIXES, TableFile, open_table, without_c
 
 
 class ParquetData(ImageSource):
-    """`path`: a Parquet or Arrow file, a folder of them, or a glob pattern. Raises ValueError when nothing fits."""
+    """Reads the Parquet or Arrow files at `path`: a file, a folder of them, or a glob pattern. Raises ValueError when
+    there are no training images, or their columns cannot be determined."""
 
     def __init__(
         self,
@@ -40,8 +41,8 @@ class ParquetData(ImageSource):
         if memory_gb < 0:
             raise ValueError(f"data.memory_gb={memory_gb}: gigabytes of encoded images to hold, at least 0")
         self.memory_gb, self.decoding = memory_gb, decoding
-        found, self.ignored = find_files(path, SUFFIXES)
-        files = without_caches(found, self.ignored)
+        candidates, self.ignored = find_files(path, SUFFIXES)
+        files = without_caches(candidates, self.ignored)
         self.names = dict(zip(files, map(str, below_root(files)), strict=True))
         parts = by_part(files)
         if "train" not in parts:
@@ -51,7 +52,7 @@ class ParquetData(ImageSource):
         self.columns = find_columns(self._tables("train"), image_column, label_column, self.remarks)
         self._opened: dict[str, ParquetImages] = {}
         if len(self._open("train")) == 0:
-            raise ValueError(f"data.path={path}: no rows in {[str(f) for f in self.parts['train']]}")
+            raise ValueError(f"data.path={path}: no rows in {[str(file) for file in self.parts['train']]}")
 
     @property
     def labelled_by(self) -> str | None:
@@ -65,17 +66,20 @@ class ParquetData(ImageSource):
         return None if test is None else test.held()
 
     def fingerprint(self) -> str:
-        """Of the files' names relative to the folder that holds them all, their footers, and the labels."""
+        """Returns a hexadecimal digest of the files' names relative to the folder that holds them all, their metadata,
+        and the labels."""
         test = self._test()
         parts = [self._open("train").fingerprint(), "" if test is None else test.fingerprint()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _test(self) -> ParquetImages | None:
-        found = first_labelled(self._open(part) for part in ("test", "validation") if part in self.parts)
-        return found if isinstance(found, ParquetImages) else None
+        """Returns the test images without reading them into memory, or None when no part for testing has labels."""
+        images = first_labelled(self._open(part) for part in ("test", "validation") if part in self.parts)
+        return images if isinstance(images, ParquetImages) else None
 
     def _open(self, part: str) -> ParquetImages:
-        """Opened once, so that remarks are made once."""
+        """Returns the images of a part. They are opened once, so that remarks are made once. Raises ValueError when
+        columns or labels do not fit those of the training files."""
         if part not in self._opened:
             tables, names = self._tables(part), [self.names[file] for file in self.parts[part]]
             check_images(tables, self.columns.image)
@@ -85,7 +89,8 @@ class ParquetData(ImageSource):
         return self._opened[part]
 
     def _labels(self, tables: Sequence[TableFile], names: Sequence[str], part: str) -> Named:
-        """Raises ValueError where labels or the names of classes do not fit those of the training files."""
+        """Returns the labels of a part, int64 [rows], and the class names; None where there are none. Raises ValueError
+        when labels or class names do not fit those of the training files."""
         column = self.columns.label
         classes: Sequence[str] | None = self.columns.classes
         if column is None:

@@ -1,4 +1,4 @@
-"""Images by row from the image column of tables."""
+"""Reads images by row from the image column of tables."""
 
 import errno
 import hashlib
@@ -24,10 +24,8 @@ _SHOWN = 200  # characters of what should be a path
 
 
 class ParquetImages(Images):
-    """The rows of `tables`, one after the other. `names`: of their files, relative to the root of the data set.
-
-    Only what describes the tables is read until an image is asked for.
-    """
+    """Holds the rows of `tables`, one table after the other. `names` are those of their files, relative to the root of
+    the data set. Only the metadata of the tables is read until an image is requested."""
 
     def __init__(
         self,
@@ -42,14 +40,15 @@ class ParquetImages(Images):
         self.tables, self.names, self.column, self.decoding = tables, names, column, decoding
         self._blocks = [(table, block) for table, rows in enumerate(sizes) for block in range(len(rows))]
         self._file_ends = np.cumsum([sum(rows) for rows in sizes])
-        self._block_ends = np.cumsum([n for rows in sizes for n in rows])
+        self._block_ends = np.cumsum([count for rows in sizes for count in rows])
         self.labels, self.classes = labels
         self._in_memory = sum(table.size(column) for table in tables) <= memory_gb * 1e9
-        self.blocks = [len(self)] if self._in_memory else [n for rows in sizes for n in rows]
+        self.blocks = [len(self)] if self._in_memory else [count for rows in sizes for count in rows]
         self._kept: OrderedDict[int, Cells | str] = OrderedDict()
 
     def held(self) -> "ParquetImages":
-        """These images, read into memory where they fit. Raises ValueError when the files that they name are absent."""
+        """Returns these images after reading them into memory, if they fit. Raises ValueError when the files that they
+        name are absent."""
         if self._in_memory and not self._kept:
             for block in range(len(self._blocks)):
                 self._read(block)
@@ -69,7 +68,8 @@ class ParquetImages(Images):
         return cells.data(row_of_block, self.name(row), self.decoding)
 
     def _cell(self, row: int) -> "tuple[Cells, int]":
-        """The block of a row, and the row counted from the block's end. Raises CorruptImage."""
+        """Returns the block that holds a row, and the negative index of the row in it, counted from the end of the
+        block. Raises CorruptImage when the block cannot be read."""
         block = int(self._block_ends.searchsorted(row, side="right"))
         cells = self._read(block)
         if isinstance(cells, str):
@@ -77,7 +77,7 @@ class ParquetImages(Images):
         return cells, int(row - self._block_ends[block])
 
     def name(self, row: int) -> str:
-        """ "file#row of that file"."""
+        """Returns "file#row of that file"."""
         file, row_of_file = self._place(row)
         return f"{self.tables[file].path}#{row_of_file}"
 
@@ -92,15 +92,17 @@ class ParquetImages(Images):
         return digest.hexdigest()
 
     def _has_paths(self, table: TableFile) -> bool:
+        """Tells whether some images of a table are stored as paths of files."""
         return is_text(table.schema.field(self.column).type) or table.lacks_bytes(self.column)
 
     def _place(self, row: int) -> tuple[int, int]:
-        """File, and row of that file."""
+        """Returns the number of the file that holds a row, and the row of that file."""
         file = int(self._file_ends.searchsorted(row, side="right"))
         return file, row - (int(self._file_ends[file - 1]) if file else 0)
 
     def _read(self, block: int) -> "Cells | str":
-        """A block of rows, or why it cannot be read; the most recently used ones are kept."""
+        """Returns a block of rows, or the reason why it cannot be read. The blocks that were used last are kept in
+        memory."""
         if block not in self._kept:
             file, index = self._blocks[block]
             table = self.tables[file]
@@ -114,7 +116,7 @@ class ParquetImages(Images):
         return self._kept[block]
 
     def _check_paths(self) -> None:
-        """Raises ValueError when none of a few rows names a file that is there."""
+        """Raises ValueError when none of a few rows can be loaded."""
         reasons = []
         for row in np.linspace(0, len(self) - 1, _TRIED_PATHS).astype(int).tolist():
             try:
@@ -126,7 +128,7 @@ class ParquetImages(Images):
 
 
 class Cells(NamedTuple):
-    """Rows of an image column."""
+    """Holds consecutive rows of an image column: encoded images, paths of files relative to `folder`, or both."""
 
     images: Any  # chunked array of binary; None: paths only
     paths: Any  # chunked array of strings; None: encoded images only
@@ -134,6 +136,7 @@ class Cells(NamedTuple):
 
     @classmethod
     def of(cls, column: Any, folder: Path) -> "Cells":
+        """Returns the cells of a column whose table lies in `folder`."""
         if is_text(column.type):
             return cls(None, column, folder)
         if not pa.types.is_struct(column.type):
@@ -143,7 +146,7 @@ class Cells(NamedTuple):
         return cls(images, pc.struct_field(column, "path") if has_paths else None, folder)
 
     def data(self, row: int, name: str, decoding: Decoding) -> bytes | memoryview:
-        """The encoded image. Raises CorruptImage."""
+        """Returns the encoded image of a row. Raises CorruptImage when there is none, or its file cannot be read."""
         if self.images is not None and (cell := self.images[row]).is_valid:
             return memoryview(cell.as_buffer())
         path = None if self.paths is None else self.paths[row].as_py()
@@ -158,7 +161,8 @@ class Cells(NamedTuple):
             raise CorruptImage(name, f"{file}: {error.reason}") from error
 
     def load(self, row: int, name: str, decoding: Decoding) -> Pixels:
-        """Raises CorruptImage, which names the file where there is one."""
+        """Returns the pixels of a row, uint8 [H, W, 3]. Raises CorruptImage, which names the file if the image is in
+        one."""
         data = self.data(row, name, decoding)
         try:
             return decode(data, name, decoding)
@@ -169,7 +173,8 @@ class Cells(NamedTuple):
 
 
 def _is_regular(file: Path) -> bool:
-    """Not a pipe, which would never end, nor text that is no path. Raises OSError for a disk that fails."""
+    """Tells whether a path is a regular file. A pipe is not, since reading it would never end, nor is text that cannot
+    be a path. Raises OSError for a disk that fails."""
     try:
         return file.is_file()
     except OSError as error:

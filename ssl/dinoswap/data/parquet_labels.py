@@ -1,4 +1,4 @@
-"""Labels from a column of tables, of every Arrow type in which labels are written."""
+"""Reads labels from a column of tables, of every Arrow type in which labels are written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ _REMEDY = "choose another one as data.label_column, or train without labels: dat
 def read_labels(
     tables: Sequence[TableFile], column: str, classes: Sequence[str] | None, names: Sequence[str], remarks: list[str]
 ) -> Named:
-    """int64 [rows], or None unless every row has a label, with the class names where they are known.
+    """Returns int64 labels [rows], or None unless every row has a label, with the class names where they are known.
 
-    Whole numbers of any type are labels as they are (negative or null: none, as on the hub), texts are numbered in
-    the order of `classes`, else sorted. `names`: of the tables' files. Raises ValueError, naming the file, for a
+    Whole numbers of any type are labels as they are (negative or null: none, as on the hub); texts are numbered in the
+    order of `classes`, else sorted. `names` are those of the tables' files. Raises ValueError, naming the file, for a
     column of another type or content, files whose types do not fit each other, and classes that are not known.
     """
     without = next((table for table in tables if column not in table.schema.names), None)
@@ -49,25 +49,27 @@ def read_labels(
 
 
 def check_alike(tables: Sequence[TableFile], column: str) -> None:
-    """Raises ValueError, naming the odd file, when some have texts as labels and others whole numbers."""
-    having = [table for table in tables if column in table.schema.names]
-    _common_kind(having, [_plain(table, column) for table in having], column)
+    """Raises ValueError, naming the file, when some tables have texts as labels and others whole numbers."""
+    labelled = [table for table in tables if column in table.schema.names]
+    _common_kind(labelled, [_plain(table, column) for table in labelled], column)
 
 
 def _common_kind(tables: Sequence[TableFile], parts: Sequence[Any], column: str) -> Any:
-    """The Arrow type of `parts`, those without a single label apart; None when that is all of them."""
+    """Returns the Arrow type of `parts`, except those without a single label; None when no part has one. Raises
+    ValueError, naming the file, when the types differ."""
     known = [(table, part.type) for table, part in zip(tables, parts, strict=True) if part.null_count < len(part)]
-    odd = next((table for table, kind in known if kind != known[0][1]), None)
-    if odd is not None:
+    different = next((table for table, kind in known if kind != known[0][1]), None)
+    if different is not None:
         raise ValueError(
-            f"{odd.path}: column {column} is {odd.schema.field(column).type}, but {known[0][0].path} has "
+            f"{different.path}: column {column} is {different.schema.field(column).type}, but {known[0][0].path} has "
             f"{known[0][0].schema.field(column).type}: write texts or whole numbers in all files; {_REMEDY}"
         )
     return known[0][1] if known else None
 
 
 def _plain(table: TableFile, column: str) -> Any:
-    """A column as int64, string, or null when nothing in it is known."""
+    """Returns a column as int64 or string, or as null when it has no values. Raises ValueError, naming the file, for a
+    type or values that labels cannot be made of."""
     values = table.column(column)
     kind = values.type
     try:

@@ -1,6 +1,6 @@
-"""Images of 16 bits a channel: a window of their values, (black, white), becomes 0..255.
+"""Converts images of 16 bits a channel to 8 bits: a window of their values, (black, white), becomes 0..255.
 
-PIL keeps 16 bits of gray, and of colours the upper eight: where another window is asked for, OpenCV reads them.
+PIL keeps 16 bits of gray, but only the upper eight bits of colours. For another window OpenCV reads the colours.
 """
 
 import re
@@ -17,19 +17,18 @@ Window = tuple[int, int]
 
 
 def has_16_bits(image: Image.Image) -> bool:
-    """Of an image whose pixels have not been decoded: PIL says then how they are stored, "RGB;16B"."""
+    """Tells whether an image has 16 bits a channel. Its pixels must not have been decoded: only before that PIL says
+    how they are stored, e.g. "RGB;16B"."""
     stored = [str(tile[3]) for tile in getattr(image, "tile", ())][:1]  # "BGR;16" is a pixel of 16 bits
     return image.mode.startswith("I") or any(re.search(r"(?<!BGR);16[BLN]?\b", name) for name in stored)
 
 
 def spread(values: NDArray[np.integer], window: Window) -> NDArray[np.uint8]:
-    """Integers of any shape to uint8: `window` linearly to 0..255 and rounded, clipped outside of it.
-
-    Raises ValueError for values beyond 16 bits, unless a window has been chosen.
-    """
+    """Returns integers of any shape as uint8: `window` is mapped linearly to 0..255 and rounded, values outside of it
+    are clipped. Raises ValueError for values beyond 16 bits, unless a window has been chosen."""
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        known: NDArray[np.uint8] = _table(window)[values]
-        return known
+        looked_up: NDArray[np.uint8] = _table(window)[values]
+        return looked_up
     low, high = window
     darkest, brightest = int(values.min()), int(values.max())
     if window == FULL_RANGE and (darkest < low or brightest > high):
@@ -43,13 +42,13 @@ def spread(values: NDArray[np.integer], window: Window) -> NDArray[np.uint8]:
 
 @lru_cache
 def _table(window: Window) -> NDArray[np.uint8]:
-    """The level of every value of 16 bits."""
+    """Returns the uint8 level of every value of 16 bits, [65536]."""
     return spread(np.arange(65536, dtype=np.int64), window)
 
 
 def spread_colours(data: bytes, window: Window) -> Image.Image:
-    """An encoded image of 16-bit colours as PIL's RGB or RGBA, as it is stored. Raises ValueError where OpenCV does not
-    read it as such."""
+    """Returns an encoded image of 16-bit colours as PIL's RGB or RGBA, in the orientation in which it is stored. Raises
+    ValueError when OpenCV does not read it as such."""
     import cv2  # takes a moment, and is seldom needed
 
     stored: Any = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)  # [h, w, 3 or 4], BGR or BGRA

@@ -1,9 +1,9 @@
-"""The batch of a micro-step as a function of its number: what the data workers run.
+"""Makes the batch of a micro-step as a function of its number. The data workers run this code.
 
-Step s takes positions s * batch_size .. (s + 1) * batch_size - 1 of the endless sample sequence (order.py), cut
-into accumulate * world_size consecutive slices; micro-step m of rank r takes slice m * world_size + r. Crops are
-drawn from a generator keyed by the position and masks are drawn for the whole step, then cut in the same way, so
-neither workers nor ranks nor accumulation change what is trained on, and resuming at a step needs its number only.
+Step s takes positions s * batch_size .. (s + 1) * batch_size - 1 of the endless sample sequence (order.py), cut into
+accumulate * world_size consecutive slices; micro-step m of rank r takes slice m * world_size + r. Crops are drawn from
+a generator keyed by the position. Masks are drawn for the whole step, then cut in the same way. So neither workers nor
+ranks nor accumulation change what is trained on, and resuming at a step needs its number only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +30,11 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class StepDataset(Dataset[Batch]):
-    """Micro-step -> Batch of this rank. `masks(step)` gives bool [P, batch_size, N], True = hidden.
+    """Maps the number of a micro-step to the Batch of this rank. `masks(step)` returns bool [P, batch_size, N], True =
+    hidden.
 
-    Raises ValueError when batch_size does not divide into equal slices or order and images differ in length.
+    Raises ValueError when batch_size does not divide into equal slices, or order and images differ in length. An item
+    raises TooManyCorrupt when too many images in a row cannot be decoded.
     """
 
     images: Images
@@ -70,7 +72,9 @@ class StepDataset(Dataset[Batch]):
         return collate(views, mask, rows, corrupt)
 
     def _load(self, position: int, row: int, corrupt: list[tuple[int, str]]) -> tuple[int, Pixels]:
-        """The row at `position` and its pixels; a corrupt row goes to `corrupt` and a keyed draw replaces it."""
+        """Returns the row at `position` and its pixels, uint8 [H, W, 3]. A row that cannot be decoded is added to
+        `corrupt` and replaced by one that is drawn by position and attempt. Raises TooManyCorrupt after `_ATTEMPTS`
+        rows."""
         for attempt in range(_ATTEMPTS):
             try:
                 return row, self.images.load(row)
@@ -82,12 +86,12 @@ class StepDataset(Dataset[Batch]):
 
 
 def collate(views: Sequence[Views], mask: NDArray[np.bool_], rows: list[int], corrupt: list[tuple[int, str]]) -> Batch:
-    """Crops of B images, crop-major, with their mask [P, B, N]."""
+    """Returns the batch of B images: their crops [crops, B, 3, h, w], and their mask [P, B, N]."""
     return Batch(
-        global_crops=_stack([v.global_crops for v in views]),
-        local_crops=_stack([v.local_crops for v in views]),
-        extra_crops=_stack([v.extra_crops for v in views]),
-        clean_crops=_stack([v.clean_crops for v in views]),
+        global_crops=_stack([view.global_crops for view in views]),
+        local_crops=_stack([view.local_crops for view in views]),
+        extra_crops=_stack([view.extra_crops for view in views]),
+        clean_crops=_stack([view.clean_crops for view in views]),
         mask=torch.from_numpy(mask),
         **masked_positions(torch.from_numpy(mask)),
         indices=torch.tensor(rows),
@@ -96,7 +100,7 @@ def collate(views: Sequence[Views], mask: NDArray[np.bool_], rows: list[int], co
 
 
 def _stack(crops: Sequence[Sequence[Tensor]]) -> Tensor:
-    """crops[image][crop] of [3, h, w] to [crops, B, 3, h, w]; [0, B, 3, 0, 0] when there are none."""
+    """Returns crops[image][crop], each [3, h, w], as [crops, B, 3, h, w]; [0, B, 3, 0, 0] when there are no crops."""
     count = len(crops[0])
     if count == 0:
         return torch.empty(0, len(crops), 3, 0, 0, dtype=torch.uint8)
@@ -105,9 +109,9 @@ def _stack(crops: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def loader(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Batches of steps start .. stop - 1 in order, `dataset.accumulate` of them per step.
+    """Yields the batches of steps start .. stop - 1 in order, `dataset.accumulate` of them per step.
 
-    Raises what `dataset` raises, and DataWorkerError where `workers` is more than 0 and something happens to one.
+    Raises what `dataset` raises, and DataWorkerError when `workers` is more than 0 and one of them fails.
     """
     batches = in_order(
         dataset, range(start * dataset.accumulate, stop * dataset.accumulate), workers, pin_memory=pin_memory

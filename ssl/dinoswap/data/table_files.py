@@ -1,4 +1,4 @@
-"""Files that hold a table of images: Parquet, and Arrow as the package `datasets` writes it (`save_to_disk`).
+"""Reads files that hold a table of images: Parquet, and Arrow as the package `datasets` writes it (`save_to_disk`).
 
 Both are read a block of rows at a time. A block of a Parquet file is a row group, or a slice of one that holds more
 than 256 MB of the column; an Arrow file is mapped into memory and is one block, since its rows are read at random.
@@ -25,38 +25,40 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class TableFile(ABC):
-    """A table in a file, of which only what describes it has been read. Raises Unreadable."""
+    """Represents a table in a file, of which only the metadata has been read. Raises Unreadable when the file is
+    damaged."""
 
     path: Path
     schema: pa.Schema
 
     @abstractmethod
     def blocks(self, column: str) -> Sequence[int]:
-        """Rows of the consecutive blocks that `read` gives."""
+        """Returns the number of rows of each consecutive block of `column`."""
 
     @abstractmethod
     def size(self, column: str) -> int:
-        """Bytes of memory that holding `column` takes."""
+        """Returns the number of bytes of memory that holding `column` takes."""
 
     @abstractmethod
     def read(self, column: str, block: int) -> Any:
-        """A chunked array: `column` of one block. Raises Unreadable for damaged pages."""
+        """Returns `column` of one block as a chunked array. Raises Unreadable for damaged pages."""
 
     @abstractmethod
     def column(self, name: str) -> Any:
-        """A chunked array: a whole column. Raises Unreadable for damaged pages."""
+        """Returns a whole column as a chunked array. Raises Unreadable for damaged pages."""
 
     @abstractmethod
     def lacks_bytes(self, column: str) -> bool:
-        """Whether some rows of a column {bytes, path} are known to have no bytes."""
+        """Tells whether some rows of a column {bytes, path} are known to have no bytes."""
 
     @abstractmethod
     def description(self) -> str:
-        """What tells this table from others, as far as it is known without reading it, and without its path."""
+        """Returns a text that differs between tables, as far as this is known without reading them. The path is not in
+        it."""
 
 
 def open_table(path: Path) -> TableFile:
-    """Raises Unreadable, naming the file, when it is empty, cut or no table."""
+    """Opens a Parquet or Arrow file. Raises Unreadable, naming the file, when it is empty, cut short or no table."""
     if path.stat().st_size == 0:
         raise Unreadable(f"{path}: empty")
     with path.open("rb") as file:
@@ -65,10 +67,12 @@ def open_table(path: Path) -> TableFile:
 
 
 def is_text(kind: Any) -> bool:
+    """Tells whether an Arrow type is one of text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def is_binary(kind: Any) -> bool:
+    """Tells whether an Arrow type is one of byte strings."""
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -78,6 +82,8 @@ def is_binary(kind: Any) -> bool:
 
 
 class ParquetTable(TableFile):
+    """Represents a Parquet file, of which only the footer has been read. Raises Unreadable when the file is damaged."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         with damage_named(path):
@@ -113,45 +119,52 @@ class ParquetTable(TableFile):
 
     def lacks_bytes(self, column: str) -> bool:
         groups = [self.metadata.row_group(g) for g in range(self.metadata.num_row_groups)]
-        leaves = [c for c in range(self.metadata.num_columns) if self._path(c) == [column, "bytes"]]
-        known = [group.column(c).statistics for group in groups for c in leaves]
-        return any(statistics is not None and statistics.null_count for statistics in known)
+        leaves = [leaf for leaf in range(self.metadata.num_columns) if self._path(leaf) == [column, "bytes"]]
+        statistics = [group.column(leaf).statistics for group in groups for leaf in leaves]
+        return any(known is not None and known.null_count for known in statistics)
 
     def description(self) -> str:
-        """The footer: the schema, and of each row group and column the sizes and the statistics."""
+        """Returns the footer as text: the schema, and for each row group and column the sizes and the statistics."""
         groups = [self.metadata.row_group(g) for g in range(self.metadata.num_row_groups)]
-        columns = [g.column(c) for g in groups for c in range(self.metadata.num_columns)]
-        sizes = [(c.num_values, c.total_compressed_size, c.total_uncompressed_size) for c in columns]
-        return repr((str(self.schema.remove_metadata()), sizes, [_statistics(c.statistics) for c in columns]))
+        columns = [group.column(leaf) for group in groups for leaf in range(self.metadata.num_columns)]
+        sizes = [
+            (column.num_values, column.total_compressed_size, column.total_uncompressed_size) for column in columns
+        ]
+        statistics = [_statistics(column.statistics) for column in columns]
+        return repr((str(self.schema.remove_metadata()), sizes, statistics))
 
     def _sliced(self, column: str) -> list[tuple[int, int, int]]:
-        """Row group, first row in it and the row after the last, of each block."""
+        """Returns for each block its row group, its first row in the group, and the row after its last one."""
         if column not in self._slices:
             self._slices[column] = []
             for group, size in enumerate(self._group_sizes(column)):
                 rows = self.metadata.row_group(group).num_rows
                 step = max(1, rows // (1 + size // BLOCK_BYTES))
-                self._slices[column] += [(group, at, min(at + step, rows)) for at in range(0, rows, step)]
+                self._slices[column] += [(group, start, min(start + step, rows)) for start in range(0, rows, step)]
         return self._slices[column]
 
     def _group_sizes(self, column: str) -> list[int]:
+        """Returns the uncompressed bytes of `column` in each row group."""
         groups = [self.metadata.row_group(g) for g in range(self.metadata.num_row_groups)]
-        leaves = [c for c in range(self.metadata.num_columns) if self._path(c)[0] == column]
-        return [sum(group.column(c).total_uncompressed_size for c in leaves) for group in groups]
+        leaves = [leaf for leaf in range(self.metadata.num_columns) if self._path(leaf)[0] == column]
+        return [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
 
     def _path(self, leaf: int) -> list[str]:
+        """Returns the path of a leaf column in the schema, e.g. ["image", "bytes"]."""
         return str(self.metadata.schema.column(leaf).path).split(".")
 
 
-def _statistics(known: Any) -> object:
-    if known is None:
+def _statistics(statistics: Any) -> object:
+    """Returns the limits and the number of nulls of a column in a row group, or None when the file does not have
+    them."""
+    if statistics is None:
         return None
-    limits = (known.min_raw, known.max_raw) if known.has_min_max else ()
-    return (limits, known.null_count)
+    limits = (statistics.min_raw, statistics.max_raw) if statistics.has_min_max else ()
+    return (limits, statistics.null_count)
 
 
 class ArrowTable(TableFile):
-    """An Arrow IPC stream, or file, mapped into memory."""
+    """Represents an Arrow IPC stream, or file, mapped into memory. Raises Unreadable when the file is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -183,7 +196,8 @@ class ArrowTable(TableFile):
         return bool(pa.types.is_struct(cells.type) and pc.struct_field(cells, "bytes").null_count > 0)
 
     def description(self) -> str:
-        """The schema, the rows of each record batch, the size of the file, and those of all texts and images in it."""
+        """Returns the schema, the rows of each record batch, the size of the file, and a digest of the lengths of all
+        texts and byte strings."""
         batches = [len(batch) for batch in self.table.to_batches()]
         lengths = hashlib.sha256()
         for column in self.table.flatten().columns:
@@ -197,7 +211,8 @@ class ArrowTable(TableFile):
 
 
 def _check_end(path: Path) -> None:
-    """A stream may end anywhere for Arrow; only its last mark shows that it is whole."""
+    """Raises Unreadable unless a stream ends with its end mark: Arrow itself accepts a stream that is cut off
+    anywhere."""
     with path.open("rb") as file:
         file.seek(-min(len(_END_OF_STREAM), path.stat().st_size), 2)
         if file.read() != _END_OF_STREAM:
@@ -205,10 +220,13 @@ def _check_end(path: Path) -> None:
 
 
 def without_caches(files: Sequence[Path], ignored: Counter[str]) -> list[Path]:
-    """Of the Arrow files in a folder of `save_to_disk` only those that its state.json lists: the package keeps what it
-    computes later (cache-*.arrow) beside them. Raises ValueError for a state.json that cannot be read."""
+    """Returns the files without the caches of the package `datasets`, which are counted in `ignored`. Of the Arrow
+    files in a folder of `save_to_disk` only those that its state.json lists are data; the package keeps what it
+    computes later (cache-*.arrow) beside them. Raises ValueError for a state.json that cannot be read, or that lists a
+    file that is missing."""
     kept = []
-    listed = {folder: _listed(folder / "state.json") for folder in {f.parent for f in files if f.suffix == ".arrow"}}
+    folders = {file.parent for file in files if file.suffix == ".arrow"}
+    listed = {folder: _listed(folder / "state.json") for folder in folders}
     for file in files:
         names = listed.get(file.parent)
         computed = file.name.startswith("cache-") if names is None else file.name not in names
@@ -224,6 +242,8 @@ def without_caches(files: Sequence[Path], ignored: Counter[str]) -> list[Path]:
 
 
 def _listed(state: Path) -> set[str] | None:
+    """Returns the names of the data files that a state.json lists, or None when there is no such file. Raises
+    ValueError when it cannot be read."""
     if not state.is_file():
         return None
     try:

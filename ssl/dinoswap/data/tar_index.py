@@ -1,7 +1,7 @@
-"""Where the samples of a tar shard are, so that a reader fetches one by its offset and skips the rest.
+"""Indexes the samples of a tar shard, so that a reader fetches one by its offset and skips the rest.
 
 The index is kept beside the shard, or in the user's cache folder where that cannot be written. It is built again when
-the shard's size or time of change differs, when it is damaged in any way (it begins with a digest of itself), and
+the shard's size or modification time differs, when it is damaged in any way (it begins with a digest of itself), and
 when this Pillow decodes other kinds of images.
 """
 
@@ -27,13 +27,15 @@ _DIGEST_SIZE = 32
 
 @dataclass(frozen=True)
 class Texts:
-    """Byte strings one after the other: as few bytes as they have together, also when one of them is very long."""
+    """Stores byte strings one after the other, in as few bytes as they have together, also when one of them is very
+    long."""
 
     data: NDArray[np.uint8]
     ends: NDArray[np.int64]
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> "Texts":
+        """Returns the given byte strings, stored."""
         ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
         return cls(np.frombuffer(b"".join(texts), dtype=np.uint8), ends)
 
@@ -47,7 +49,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Samples in the order of the shard."""
+    """Holds the samples of a shard, in its order."""
 
     keys: Texts  # paths up to the first dot of the file name, as in the shard
     offsets: NDArray[np.int64]  # bytes from the start of the shard to the encoded image
@@ -57,17 +59,15 @@ class TarIndex:
     ignored: Counter[str]  # what was left out -> how many
 
     def digest(self) -> str:
-        """Of the samples, in hexadecimal."""
+        """Returns a hexadecimal digest of the samples."""
         texts = (self.keys.data, self.keys.ends, self.labels.data, self.labels.ends)
         arrays: tuple[NDArray[Any], ...] = (*texts, self.offsets, self.sizes, self.codes)
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def tar_index(shard: Path) -> TarIndex:
-    """The index of an uncompressed tar file, from its cache when that is up to date.
-
-    Raises Unreadable, naming the shard, when it is no plain tar or cut short.
-    """
+    """Returns the index of an uncompressed tar file, from its cache when that is up to date. Raises Unreadable, naming
+    the shard, when it is no plain tar, cut short or damaged."""
     status = shard.stat()
     stamp = repr((_VERSION, status.st_size, status.st_mtime_ns, sorted(image_kinds())))
     places = _cache_places(shard)
@@ -101,6 +101,7 @@ def _index(samples: Sequence[Sample], ignored: Counter[str]) -> TarIndex:
 
 
 def _cache_places(shard: Path) -> list[Path]:
+    """Returns the files in which the index of a shard may be kept, in the order of preference."""
     beside = shard.with_name(f"{shard.name}.index")
     name = hashlib.blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
     try:
@@ -111,6 +112,7 @@ def _cache_places(shard: Path) -> list[Path]:
 
 
 def _packed(index: TarIndex, stamp: str) -> bytes:
+    """Returns the content of a cache file: a digest, then the index as npz."""
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -127,7 +129,7 @@ def _packed(index: TarIndex, stamp: str) -> bytes:
 
 
 def _read(place: Path, stamp: str) -> TarIndex | None:
-    """The index at `place`; None when it is absent, damaged or of another state of the shard."""
+    """Returns the index at `place`; None when it is absent, damaged or of another state of the shard."""
     try:
         content = place.read_bytes()
     except OSError:

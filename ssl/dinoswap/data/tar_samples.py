@@ -1,9 +1,9 @@
-"""The samples of a tar shard, found by reading the headers of its members once.
+"""Finds the samples of a tar shard by reading the headers of its members once.
 
-A sample is all members that share a path up to the first dot of the file name (the WebDataset convention). Its image
-is the member jpg, jpeg, png or webp, else the first of another kind that Pillow decodes; its label the text of `cls`,
-the field `label` of `json`, or of `txt` when that is a whole number (otherwise it is a caption). A hard link is the
-member that it leads to. Whatever is no part of a sample is counted.
+A sample consists of all members that share a path up to the first dot of the file name (the WebDataset convention). Its
+image is the member jpg, jpeg, png or webp, else the first of another kind that Pillow decodes. Its label is the text of
+`cls`, the field `label` of `json`, or the text of `txt` when that is a whole number (otherwise it is a caption). A hard
+link stands for the member that it points to. Members that belong to no sample are counted.
 """
 
 import functools
@@ -32,6 +32,8 @@ _KINDS_COUNTED = 50
 
 
 class Sample(NamedTuple):
+    """Locates the encoded image of a sample in its shard, and holds its label."""
+
     key: bytes
     offset: int  # bytes from the start of the shard to the encoded image
     size: int
@@ -39,21 +41,21 @@ class Sample(NamedTuple):
 
 
 class _Place(NamedTuple):
+    """Locates the content of a member, by offset and size in bytes."""
+
     offset: int
     size: int
 
 
 @functools.cache
 def image_kinds() -> frozenset[str]:
-    """Suffixes, without their dot, of the formats that the installed Pillow decodes."""
+    """Returns the suffixes, without their dot, of the formats that the installed Pillow decodes."""
     return frozenset(extension[1:] for extension in extensions())
 
 
 def read_samples(shard: Path) -> tuple[list[Sample], Counter[str]]:
-    """The samples that have an image, in the order of the shard, and what was left out.
-
-    Raises Unreadable, naming the shard, when it is no plain tar, cut short or damaged.
-    """
+    """Returns the samples that have an image, in the order of the shard, and the counts of what was left out. Raises
+    Unreadable, naming the shard, when it is no plain tar, cut short or damaged."""
     if shard.stat().st_size == 0:
         raise Unreadable(f"{shard}: empty")
     with shard.open("rb", buffering=0) as raw, damage_named(shard, _REMEDY), _Bounded(raw) as file:
@@ -67,7 +69,7 @@ def read_samples(shard: Path) -> tuple[list[Sample], Counter[str]]:
 
 
 class _Bounded(io.BufferedReader):
-    """Never asks for more than the file has: the header of a damaged member may claim any size."""
+    """Reads no more bytes than the file has, since the header of a damaged member may claim any size."""
 
     def __init__(self, raw: io.FileIO) -> None:
         super().__init__(raw)
@@ -79,17 +81,19 @@ class _Bounded(io.BufferedReader):
 
 
 def _advancing(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The members; the list that tarfile keeps of them is not needed. Raises Unreadable for one that leads back."""
-    last = -1
+    """Yields the members of the archive, without the list of them that tarfile keeps. Raises Unreadable for a member
+    that does not begin after the one before it."""
+    last_offset = -1
     while (member := tar.next()) is not None:
         vars(tar)["members"].clear()
-        if member.size < 0 or member.offset_data <= last:
+        if member.size < 0 or member.offset_data <= last_offset:
             raise Unreadable(f"{shard}: damaged at byte {member.offset}: a member of {member.size} bytes")
-        last = member.offset_data
+        last_offset = member.offset_data
         yield member
 
 
 def _check_plain(shard: Path, file: io.BufferedReader) -> None:
+    """Raises Unreadable when the shard is compressed."""
     start = file.read(4)
     file.seek(0)
     for magic, program in _COMPRESSED.items():
@@ -98,11 +102,9 @@ def _check_plain(shard: Path, file: io.BufferedReader) -> None:
 
 
 def _check_end(shard: Path, file: io.BufferedReader, end: int) -> None:
-    """Raises Unreadable unless only zeros follow after `end`, at least one: the blocks that end an archive.
-
-    tarfile stops without a word where a header is cut or damaged, and an archive that is cut between two members has
-    lost some, too.
-    """
+    """Raises Unreadable unless only zeros follow after `end`, at least one: the blocks that end an archive. tarfile
+    stops without an error where a header is cut or damaged, and an archive that is cut between two members has lost
+    some, too."""
     file.seek(end)
     block = file.read(_BLOCK)
     if not block:
@@ -121,17 +123,18 @@ def _check_end(shard: Path, file: io.BufferedReader, end: int) -> None:
 
 
 class _Members:
-    """Gathers the members of a shard into samples."""
+    """Gathers the members of a shard into samples, and counts the members that belong to none."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self.file = file
         self.places: dict[str, _Place] = {}  # of every regular file, for the hard links to it
-        self.images: dict[str, dict[str, _Place]] = {}  # key -> kind -> where
+        self.images: dict[str, dict[str, _Place]] = {}  # key -> kind -> place
         self.labels: dict[str, dict[str, str]] = {}  # key -> kind -> text
         self.dotted: list[tuple[str, str]] = []  # key and suffix of images with a second dot
         self.ignored: Counter[str] = Counter()
 
     def take(self, member: tarfile.TarInfo) -> None:
+        """Adds a member to the images or labels of its sample, or counts it as ignored."""
         place = self._place(member)
         if place is None:
             return
@@ -141,18 +144,20 @@ class _Members:
         if not stem:
             self.ignored["hidden file"] += 1
         elif kind in image_kinds():
-            of_sample = self.images.setdefault(key, {})
-            self.ignored.update(["second member of the same name"] * (kind in of_sample))
-            of_sample[kind] = place
+            images = self.images.setdefault(key, {})
+            self.ignored.update(["second member of the same name"] * (kind in images))
+            images[kind] = place
         elif kind in _LABELS:
             self.labels.setdefault(key, {})[kind] = self._label(kind, place)
         elif suffix in image_kinds():
             self.dotted.append((key, suffix))
         else:
-            known = f".{suffix}" if kind and len(suffix) < 16 else "member without a suffix"
-            self.ignored[known if len(self.ignored) < _KINDS_COUNTED else "member of another kind"] += 1
+            category = f".{suffix}" if kind and len(suffix) < 16 else "member without a suffix"
+            self.ignored[category if len(self.ignored) < _KINDS_COUNTED else "member of another kind"] += 1
 
     def samples(self) -> tuple[list[Sample], Counter[str]]:
+        """Returns the samples that have an image, and the counts of what was left out. It is called once, after all
+        members."""
         for key, suffix in self.dotted:
             self.ignored[f"second .{suffix} of a sample" if key in self.images else SECOND_DOT] += 1
         without = sum(key not in self.images for key in self.labels)
@@ -160,14 +165,16 @@ class _Members:
         return [self._sample(key, places) for key, places in self.images.items()], self.ignored
 
     def _sample(self, key: str, places: dict[str, _Place]) -> Sample:
+        """Returns the sample of a key: the preferred one of its images, which are at `places` by kind, and its
+        label."""
         kind = next((kind for kind in _PREFERRED if kind in places), next(iter(places)))
         self.ignored.update(f"second .{other} of a sample" for other in places if other != kind)
         labels = self.labels.get(key, {})
-        label = next((labels[written] for written in _LABELS if labels.get(written)), "")
+        label = next((labels[label_kind] for label_kind in _LABELS if labels.get(label_kind)), "")
         return Sample(key.encode(errors="surrogateescape"), *places[kind], label)
 
     def _place(self, member: tarfile.TarInfo) -> _Place | None:
-        """Where the content of a member is; None, and counted, when it has none in this shard."""
+        """Returns the place of a member's content, or None, which is counted, when it has none in this shard."""
         if member.islnk():
             place = self.places.get(member.linkname)
             self.ignored.update(["hard link to no member"] * (place is None))
@@ -181,6 +188,7 @@ class _Members:
         return None
 
     def _label(self, kind: str, place: _Place) -> str:
+        """Returns the label that a member holds, "" when it holds none. Undecodable json is counted."""
         self.file.seek(place.offset)
         data = self.file.read(place.size)
         if kind != "json":
@@ -196,6 +204,8 @@ class _Members:
 
 
 def _json_label(value: object) -> str:
+    """Returns the label of a JSON value as text. Raises ValueError for a value that is neither a whole number nor
+    text."""
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return _text_label(str(int(value)))
     if isinstance(value, str):
@@ -204,7 +214,8 @@ def _json_label(value: object) -> str:
 
 
 def _text_label(text: str) -> str:
-    """A negative whole number means that there is no label, as on the hub; leading zeros mean nothing."""
+    """Returns the label of a text. A negative whole number means that there is no label, as on the hub; leading zeros
+    are removed."""
     if re.fullmatch(r"-[0-9]+", text):
         return "" if text.strip("-0") else "0"
     return (text.lstrip("0") or "0") if re.fullmatch(r"[0-9]+", text) else text

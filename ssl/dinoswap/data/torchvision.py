@@ -1,7 +1,7 @@
-"""The data sets of torchvision, by class name.
+"""Reads the data sets of torchvision, by class name.
 
-The parts are chosen by the constructor's own argument: `train` (True, False) or `split`. A class with neither, such
-as FakeData, has a training part only.
+The parts are chosen by the constructor's own argument: `train` (True, False) or `split`. A class with neither, such as
+FakeData, has a training part only.
 """
 
 import difflib
@@ -27,10 +27,10 @@ _PATIENCE = 3600.0  # seconds that a download of another process may take
 
 
 class TorchvisionData(ImageSource):
-    """`name`: a class of torchvision.datasets, e.g. CIFAR10; `path`: its `root`.
+    """Builds the class `name` of torchvision.datasets, e.g. CIFAR10, with `path` as its `root`.
 
-    `train_split` and `test_split` are values of its argument `split`, where it has one; test_split None: no test part.
-    Raises ValueError for an unknown class, when its constructor fails, and when it gives something else than images.
+    `train_split` and `test_split` are values of its argument `split`, if it has one; with test_split None there is no
+    test part. Raises ValueError for an unknown class, when its constructor fails, and when its items are not images.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class TorchvisionData(ImageSource):
         test_split: str | None = "test",
         decoding: Decoding = DEFAULT,
     ) -> None:
-        kind = getattr(datasets, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
-            near = difflib.get_close_matches(name, datasets.__all__, n=1)
-            raise ValueError(f"data.name={name}: no class of torchvision.datasets" + f"; {near[0]}?" * len(near))
-        self.kind, self.decoding = kind, decoding
-        self.arguments = inspect.signature(kind).parameters.keys()
+        dataset_class = getattr(datasets, name, None)
+        if not (isinstance(dataset_class, type) and issubclass(dataset_class, datasets.VisionDataset)):
+            similar = difflib.get_close_matches(name, datasets.__all__, n=1)
+            raise ValueError(f"data.name={name}: no class of torchvision.datasets" + f"; {similar[0]}?" * len(similar))
+        self.kind, self.decoding = dataset_class, decoding
+        self.arguments = inspect.signature(dataset_class).parameters.keys()
         if download and "download" not in self.arguments:
             raise ValueError(f"data.download=true: torchvision cannot download {name}; put its files at {path}")
         self.given: dict[str, Any] = {"root": path, "download": download}
@@ -65,16 +65,19 @@ class TorchvisionData(ImageSource):
         return images if images.labels is not None else None
 
     def _open(self, part: str) -> "TorchvisionImages":
-        """Opened once, so that remarks are made once."""
+        """Returns the images of a part. They are opened once, so that remarks are made once. Raises ValueError when the
+        constructor fails."""
         if part not in self._opened:
-            given = {**self.given, "train": part == "train", "split": self.splits[part]}
-            dataset = self._construct({key: value for key, value in given.items() if key in self.arguments})
+            arguments = {**self.given, "train": part == "train", "split": self.splits[part]}
+            dataset = self._construct({key: value for key, value in arguments.items() if key in self.arguments})
             self._opened[part] = TorchvisionImages(dataset, self.decoding, self.remarks)
         return self._opened[part]
 
     def _construct(self, arguments: dict[str, Any]) -> Any:
+        """Builds the torchvision data set. Raises ValueError, with the reason, when its constructor raises anything but
+        MemoryError."""
         try:
-            with _alone(Path(self.given["root"])) if self.given["download"] else nullcontext():
+            with _download_lock(Path(self.given["root"])) if self.given["download"] else nullcontext():
                 return self.kind(**arguments)
         except MemoryError:
             raise
@@ -87,9 +90,10 @@ class TorchvisionData(ImageSource):
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time downloads into `folder`, and the next one finds the files. A lock and no barrier, since a
-    data set is also opened by one rank alone, and on every node of a job that shares no disk."""
+def _download_lock(folder: Path) -> Iterator[None]:
+    """Lets one process at a time download into `folder`; the next one finds the files. It is a lock and no barrier,
+    since a data set is also opened by one rank alone, and on every node of a job that shares no disk. Raises Held when
+    another process holds the lock for too long."""
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder.expanduser(), _PATIENCE))
@@ -101,7 +105,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 class TorchvisionImages(Images):
-    """A map-style data set of (PIL image, target)."""
+    """Adapts a map-style data set of (PIL image, target) pairs. Raises ValueError when it is empty or its items are not
+    images."""
 
     def __init__(self, dataset: Any, decoding: Decoding, remarks: list[str]) -> None:
         self.dataset, self.decoding = dataset, decoding
@@ -124,7 +129,8 @@ class TorchvisionImages(Images):
         return f"{self.kind}#{row}"
 
     def fingerprint(self) -> str:
-        """Of the class, the number, the labels and a few images, drawn by counter: torchvision says no names."""
+        """Returns a hexadecimal digest of the class, the number of images, the labels and a few fixed images.
+        torchvision knows no names of images."""
         digest = hashlib.sha256(f"{self.kind} {len(self)}\n".encode())
         digest.update(b"" if self.labels is None else self.labels.tobytes())
         for row in numpy_generator(0, "fingerprint").integers(len(self), size=_SAMPLED).tolist():
@@ -136,32 +142,32 @@ class TorchvisionImages(Images):
         return digest.hexdigest()
 
     def _check_kind(self) -> None:
-        """Raises ValueError for a class of something else than images, so far as its first item can be read."""
+        """Raises ValueError when the first item can be read and is not an image."""
         try:
             with corrupt_if_undecodable(self.name(0)):
-                first = self.dataset[0]
+                item = self.dataset[0]
         except CorruptImage:
             return
-        image = first[0] if isinstance(first, tuple) and first else first
+        image = item[0] if isinstance(item, tuple) and item else item
         if not isinstance(image, Image.Image):
             raise ValueError(
                 f"data.name={self.kind}: gives {type(image).__name__}, not PIL images: choose a class of single images"
             )
 
     def _labels(self, remarks: list[str]) -> Labels | None:
-        """int64 [rows] from the list that the class keeps, under one of its usual names; None when there is none, or
-        it is no list of a whole number for each image."""
-        kept = (getattr(self.dataset, name, None) for name in ("targets", "labels", "_labels", "y"))
-        values = next((v for v in kept if v is not None), None)
+        """Returns the labels, int64 [rows], that the data set keeps under one of its usual names; None, with a remark
+        if there is something else, when that is no list of one whole number per image."""
+        candidates = (getattr(self.dataset, name, None) for name in ("targets", "labels", "_labels", "y"))
+        values = next((value for value in candidates if value is not None), None)
         if values is None:
             values = [target for _, target in getattr(self.dataset, "_samples", ())]
         values = values.tolist() if hasattr(values, "tolist") else list(values)
-        odd = next((v for v in values if not isinstance(v, int | np.integer)), None)
-        if len(values) != len(self.dataset) or odd is not None:
+        not_integer = next((value for value in values if not isinstance(value, int | np.integer)), None)
+        if len(values) != len(self.dataset) or not_integer is not None:
             if values:
-                what = f"one is {odd!r:.40}" if odd is not None else f"they are {len(values)}"
+                reason = f"one is {not_integer!r:.40}" if not_integer is not None else f"they are {len(values)}"
                 remarks.append(
-                    f"labels of {self.kind} are not used: {what}, not a number for each of {len(self)} images"
+                    f"labels of {self.kind} are not used: {reason}, not a number for each of {len(self)} images"
                 )
             return None
         labels: Labels = np.array(values, dtype=np.int64)

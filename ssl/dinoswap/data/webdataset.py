@@ -1,7 +1,7 @@
-"""WebDataset tar shards, read at random by offset (tar_index.py).
+"""Reads WebDataset tar shards at random, by offset (tar_index.py).
 
-Every rank and worker fetches the samples of its own slices and no others. A shard is a block of the order, so that
-only the shards of one shuffle window are read at a time.
+Every rank and worker reads only the samples of its own slices. A shard is a block of the order, so that only the shards
+of one shuffle window are read at a time.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ _SUFFIXES = (".tar",)
 
 
 class WebDatasetData(ImageSource):
-    """`path`: a shard, a folder, or a pattern with braces or globs, e.g. "data/train-{000..127}.tar".
-
-    `test_path` likewise; None: the test shards are those of `path` whose names say so (test-*, val-*).
-    """
+    """Reads the shards at `path`: a shard, a folder, or a pattern with braces or globs, e.g.
+    "data/train-{000..127}.tar". `test_path` names the test shards in the same way; when it is None, those of `path`
+    whose names say so (test-*, val-*) are test shards. Raises ValueError when there are no training shards, or no
+    images in them."""
 
     def __init__(self, path: str, test_path: str | None = None, decoding: Decoding = DEFAULT) -> None:
         self.decoding = decoding
@@ -33,13 +33,13 @@ class WebDatasetData(ImageSource):
         self.parts = by_part(shards)
         self.names = dict(zip(shards, map(str, below_root(shards)), strict=True))
         if test_path is not None:
-            others, ignored = find_files(test_path, _SUFFIXES, key="data.test_path")
+            test_shards, ignored = find_files(test_path, _SUFFIXES, key="data.test_path")
             self.ignored += ignored
-            self.names |= dict(zip(others, map(str, below_root(others)), strict=True))
-            tested = {file_key(shard) for shard in others}
-            train = [shard for shard in self.parts.get("train", shards) if file_key(shard) not in tested]
+            self.names |= dict(zip(test_shards, map(str, below_root(test_shards)), strict=True))
+            test_keys = {file_key(shard) for shard in test_shards}
+            train = [shard for shard in self.parts.get("train", shards) if file_key(shard) not in test_keys]
             self.ignored.update(["shard for testing"] * (len(shards) - len(train)))
-            self.parts = {"train": train, "test": others}
+            self.parts = {"train": train, "test": test_shards}
         if not self.parts.get("train"):
             raise ValueError(f"data.path={path}: shards for {sorted(self.parts)} but none to train on: rename them")
         self._opened: dict[str, TarImages] = {}
@@ -57,7 +57,8 @@ class WebDatasetData(ImageSource):
         return first_labelled(self._open(part) for part in ("test", "validation") if part in self.parts)
 
     def _open(self, part: str) -> "TarImages":
-        """Opened once, so that what is left out is counted once."""
+        """Returns the images of a part. They are opened once, so that what is left out is counted once. Raises
+        ValueError when no shard of the part can be read, or its labels do not fit those of the training part."""
         if part not in self._opened:
             train = None if part == "train" else self._open("train")
             indices = open_readable(self.parts[part], tar_index, self.remarks)
@@ -71,10 +72,12 @@ class WebDatasetData(ImageSource):
         return self._opened[part]
 
     def _count(self, ignored: Iterable[Counter[str]]) -> None:
-        before = self.ignored[SECOND_DOT]
+        """Adds the counts of what was left out of shards, and a remark when these are images with a second dot in their
+        names."""
+        previous_count = self.ignored[SECOND_DOT]
         for counts in ignored:
             self.ignored += counts
-        dotted = self.ignored[SECOND_DOT] - before
+        dotted = self.ignored[SECOND_DOT] - previous_count
         if dotted:
             self.remarks.append(
                 f"{dotted} images in shards are left out: a sample's name ends at the first dot, and theirs have a "
@@ -83,8 +86,8 @@ class WebDatasetData(ImageSource):
 
 
 class TarImages(Images):
-    """The samples of shards, one after the other. `names`: of the shards, relative to the root of the data set.
-    `classes`: names by label; None: as found here."""
+    """Holds the samples of shards, one shard after the other. `names` are those of the shards, relative to the root of
+    the data set. `classes` are the class names by label; when it is None they are taken from the shards."""
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class TarImages(Images):
             return file.read(size)
 
     def name(self, row: int) -> str:
-        """ "shard#key"."""
+        """Returns "shard#key"."""
         shard, sample = self._place(row)
         return f"{self.shards[shard]}#{self.indices[shard].keys[sample].decode(errors='backslashreplace')}"
 
@@ -132,7 +135,7 @@ class TarImages(Images):
         return digest.hexdigest()
 
     def _place(self, row: int) -> tuple[int, int]:
-        """Shard, and sample in it."""
+        """Returns the number of the shard that holds a row, and the number of the sample in it."""
         shard = int(self._ends.searchsorted(row, side="right"))
         return shard, row - (int(self._ends[shard - 1]) if shard else 0)
 
@@ -140,15 +143,17 @@ class TarImages(Images):
 def _labels(
     indices: Sequence[TarIndex], classes: Sequence[str] | None, name: Callable[[int], str], remarks: list[str]
 ) -> Named:
-    """Labels as in the shards: whole numbers, or else class names; None unless every sample has one."""
+    """Returns the labels of the shards, int64 [rows], and the class names. Labels are whole numbers, or else class
+    names that are numbered. Returns None for both unless every sample has a label. Raises ValueError for a label that
+    `classes` lacks."""
     codes = np.concatenate([index.codes for index in indices])
     if not complete(codes < 0, name, remarks):
         return None, None
-    texts = [[index.labels[i].decode() for i in range(len(index.labels))] for index in indices]
+    texts = [[index.labels[code].decode() for code in range(len(index.labels))] for index in indices]
     different = sorted({text for shard in texts for text in shard})
     whole = classes is None and all(text.isascii() and text.isdigit() and len(text) < 19 for text in different)
     numbers, named = ([int(text) for text in different], None) if whole else numbered(different, classes, name(0))
     number_of = dict(zip(different, numbers, strict=True))
     lookups = [np.array([number_of[text] for text in shard], dtype=np.int64) for shard in texts]
-    values: Labels = np.concatenate([lookup[i.codes] for lookup, i in zip(lookups, indices, strict=True)])
+    values: Labels = np.concatenate([lookup[index.codes] for lookup, index in zip(lookups, indices, strict=True)])
     return from_numbers(values, None, name(0)) if whole else (values, named)

@@ -1,7 +1,8 @@
-"""Data workers: processes that prepare batches, and whatever can happen to one told in a line that names the remedy.
+"""Runs data workers, processes that prepare batches, and reports each of their failures in one line that names the
+remedy.
 
-A worker sends a `Failure` in the place of a batch that it could not make, or could not hand over: PyTorch would hand on
-the text of a traceback for the first, and for the second print one and leave the training process waiting for ever.
+A worker sends a `Failure` in place of a batch that it could not make or could not hand over. PyTorch would pass on the
+text of a traceback for the first; for the second it would print one and leave the training process waiting for ever.
 """
 
 import contextlib
@@ -28,12 +29,13 @@ from dinoswap.values import Batch
 
 T = TypeVar("T")
 PREFETCH = 2
-"""Batches that a worker prepares ahead."""
+"""The number of batches that a worker prepares ahead."""
 SHARED_MEMORY = Path("/dev/shm")
 ABOUT_THE_DATA = (TooManyCorrupt, OSError, ValueError)
-"""What a data set raises, with or without workers, and says what is wrong by itself."""
+"""Exceptions that a data set raises on purpose. They are passed on as they are, because their message says what is
+wrong."""
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""But for these OSErrors, which are about the number of processes."""
+"""Codes of OSErrors that are not about the data but about the number of processes."""
 REMEDIES = {
     ("shared memory", "/torch_", "SIGBUS"): (
         f"{SHARED_MEMORY} is too small: set data.workers=0 or fewer, or enlarge it (docker run --shm-size=8g)"
@@ -42,35 +44,37 @@ REMEDIES = {
     ("SIGKILL", "memory"): "out of memory? Lower data.workers or data.batch_size, or set data.workers=0",
     ("",): "data.workers=0 shows where it comes from",
 }
-"""What helps, by words of what happened; the first that fits."""
+"""Maps words that occur in an error to what helps against it; the first entry that fits is used."""
 
 
 class DataWorkerError(RuntimeError):
-    """A data worker died, cannot be started, or cannot hand over what it made."""
+    """Raised when a data worker died, cannot be started, or cannot hand over what it made."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Sent in the place of a batch."""
+    """Describes an exception of a worker; it is sent in place of a batch."""
 
     kind: type[Exception]
     text: str
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
+        """Returns the failure that describes `error`."""
         for kind in ABOUT_THE_DATA:
             if isinstance(error, kind) and getattr(error, "errno", None) not in EXHAUSTED:
                 return cls(kind, str(error))
         *_, frame = traceback.extract_tb(error.__traceback__) or [None]
-        where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
-        return cls(DataWorkerError, f"{type(error).__name__}: {_first_line(error)}{where}")
+        location = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
+        return cls(DataWorkerError, f"{type(error).__name__}: {_first_line(error)}{location}")
 
     def error(self, workers: int) -> Exception:
-        return explained(self.text, workers) if self.kind is DataWorkerError else self.kind(self.text)
+        """Returns the exception to raise in the training process."""
+        return worker_error(self.text, workers) if self.kind is DataWorkerError else self.kind(self.text)
 
 
-class Telling(Dataset[T | Failure]):
-    """`dataset` in a worker."""
+class FailureSending(Dataset[T | Failure]):
+    """Wraps `dataset` for a worker: an exception is returned as a Failure."""
 
     def __init__(self, dataset: Dataset[T]) -> None:
         self.dataset = dataset
@@ -85,10 +89,10 @@ class Telling(Dataset[T | Failure]):
 def in_order(
     dataset: Dataset[T], indices: Sequence[int], workers: int, *, pin_memory: bool = False, ahead: int = PREFETCH
 ) -> Iterator[T]:
-    """`dataset[index]` of each of `indices`, made by `workers` processes, `ahead` of them by each before they are asked
-    for, or by this one where that is 0.
+    """Yields `dataset[index]` for each of `indices`. They are made by `workers` processes, each of which is `ahead`
+    items ahead of the consumer, or by this process when `workers` is 0.
 
-    Raises what the data set raises; with workers that is what `ABOUT_THE_DATA` lists, and DataWorkerError otherwise.
+    Raises what the data set raises. With workers, exceptions other than ABOUT_THE_DATA are raised as DataWorkerError.
     """
     if not workers:
         return (dataset[index] for index in indices)
@@ -97,14 +101,14 @@ def in_order(
 
 def _prepared(dataset: Dataset[T], indices: Sequence[int], workers: int, pin_memory: bool, ahead: int) -> Iterator[T]:
     batches: DataLoader[T | Failure] = DataLoader(
-        Telling(dataset),
+        FailureSending(dataset),
         batch_size=None,
         sampler=indices,
         num_workers=workers,
         prefetch_factor=ahead,
-        collate_fn=_as_it_is,
+        collate_fn=_uncollated,
         pin_memory=pin_memory,
-        worker_init_fn=_start,
+        worker_init_fn=_initialise_worker,
         # Forked workers share the images that are held in memory.
         multiprocessing_context="fork" if sys.platform == "linux" else None,
         generator=torch.Generator(),  # its base seed must not be drawn from the training process's generator
@@ -117,48 +121,52 @@ def _prepared(dataset: Dataset[T], indices: Sequence[int], workers: int, pin_mem
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
-            raise explained(_what_happened(error, iterator), workers) from error
+            raise worker_error(_cause_of(error, iterator), workers) from error
         if isinstance(batch, Failure):
             raise batch.error(workers)
         yield batch
 
 
-def _as_it_is(item: T) -> T:
-    """torch would make tensors of arrays, which travel by shared memory, of which there may be little."""
+def _uncollated(item: T) -> T:
+    """Returns the item as it is. PyTorch's default would make tensors of arrays, and tensors travel by shared memory,
+    of which there may be little."""
     return item
 
 
-def explained(what: str, workers: int) -> DataWorkerError:
-    remedy = next(remedy for words, remedy in REMEDIES.items() if any(word in what for word in words))
-    return DataWorkerError(f"data.workers={workers}: {what}; {remedy}")
+def worker_error(cause: str, workers: int) -> DataWorkerError:
+    """Returns the error that describes a failure of a worker, with the remedy for it."""
+    remedy = next(remedy for words, remedy in REMEDIES.items() if any(word in cause for word in words))
+    return DataWorkerError(f"data.workers={workers}: {cause}; {remedy}")
 
 
 def require_shared_memory(batch: Batch, workers: int) -> None:
-    """Raises DataWorkerError where the batches that `workers` prepare ahead, each like `batch`, find no room."""
+    """Raises DataWorkerError when the batches that `workers` prepare ahead, each of the size of `batch`, do not fit
+    into shared memory."""
     if not workers or not SHARED_MEMORY.is_dir():
         return
     size, free = sum(tensor.nbytes for tensor in batch.tensors().values()), shutil.disk_usage(SHARED_MEMORY).free
     count = workers * PREFETCH + 1  # the one that is trained on
     if count * size > free:
         needs = f"{count} batches of {size / 1e6:,.1f} MB are in shared memory at a time, {free / 1e6:,.1f} MB are free"
-        raise explained(needs, workers)
+        raise worker_error(needs, workers)
 
 
 def _started(batches: DataLoader[T | Failure]) -> Iterator[T | Failure]:
-    """With the handler of SIGCHLD that was there before. PyTorch's would raise wherever the training process is when a
-    worker dies, in the middle of a step or of a checkpoint; without it `next` says so, within seconds."""
-    before = signal.getsignal(signal.SIGCHLD)
+    """Starts the workers and restores the previous handler of SIGCHLD. PyTorch's handler would raise when a worker
+    dies, wherever the training process is, in the middle of a step or of a checkpoint; without it `next` raises within
+    seconds."""
+    previous_handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(batches)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, previous_handler if previous_handler is not None else signal.SIG_DFL)
     return iterator
 
 
-def _what_happened(error: Exception, iterator: Any) -> str:
+def _cause_of(error: Exception, iterator: Any) -> str:
+    """Returns which signals killed workers, or else the first line of the error."""
     workers = getattr(iterator, "_workers", [])
-    dying = connection.wait(
-        [worker.sentinel for worker in workers], timeout=1
-    )  # its files are closed before it is dead
+    # A process closes its files before it is dead.
+    dying = connection.wait([worker.sentinel for worker in workers], timeout=1)
     for worker in workers:
         worker.join(timeout=1 if worker.sentinel in dying else 0)
     signals = {signal.Signals(-worker.exitcode).name for worker in workers if (worker.exitcode or 0) < 0}
@@ -172,10 +180,11 @@ def _first_line(error: BaseException) -> str:
 # --- in a worker ------------------------------------------------------------------------------------------------------
 
 
-def _start(worker: int) -> None:
+def _initialise_worker(worker: int) -> None:
+    """Prepares a worker process: one thread, no signals but SIGTERM from the training process."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    multiprocessing.queues.Queue._on_queue_feeder_error = _tell  # type: ignore[attr-defined]
+    multiprocessing.queues.Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]
     # Terminals and schedulers signal every process of a job, but only the training process knows how to stop, and
     # it needs its workers until it has saved. A SIGTERM that it sends itself must end them: on exit it sends one
     # and waits for them.
@@ -186,13 +195,15 @@ def _start(worker: int) -> None:
         threading.Thread(target=_exit_when_terminated_by_parent, daemon=True).start()
 
 
-def _tell(queue: Any, error: Exception, item: tuple[int, Any]) -> None:
-    """The batch could not be put into the pipe; a few words can. The queue's thread calls it, as its hook."""
+def _send_failure(queue: Any, error: Exception, item: tuple[int, Any]) -> None:
+    """Sends a Failure in place of a batch that could not be put into the pipe. The queue's thread calls it as its
+    hook."""
     with contextlib.suppress(OSError):
         queue.put((item[0], Failure.of(error)))
 
 
 def _exit_when_terminated_by_parent() -> None:
+    """Waits for a SIGTERM that the training process sends and ends the worker; others are ignored."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

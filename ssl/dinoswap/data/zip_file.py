@@ -1,7 +1,7 @@
-"""The image files in a zip file, read by offset: nothing is unpacked, and forked workers share no open file.
+"""Reads image files in a zip file by offset: nothing is unpacked, and forked workers share no open file.
 
-The directory at the end of the file says where each member is, how long, how it is packed, and its CRC-32. Members that
-are stored or deflated are read; folders inside mean what they mean on a disk.
+The directory at the end of the file says for each member where it is, how long it is, how it is packed, and its CRC-32.
+Members that are stored or deflated are read; folders inside the zip file mean what they mean on a disk.
 """
 
 import stat
@@ -18,10 +18,8 @@ _ENCRYPTED = 0x1
 
 
 class ZipFiles:
-    """The image members of the zip file `root`: `files`, their names, sorted; `ignored` counts all others, by kind.
-
-    Raises ValueError for a file that is no zip file, or a damaged one.
-    """
+    """Lists the image members of the zip file `root`: `files` are their names, sorted; `ignored` counts all other
+    members, by kind. Raises ValueError for a file that is no zip file, or a damaged one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,6 +40,7 @@ class ZipFiles:
         self.files = sorted(self._members)
 
     def _readable(self, member: zipfile.ZipInfo) -> bool:
+        """Tells whether a member is an image that can be read; if not, it is counted."""
         suffix = suffix_of(member.filename.rpartition("/")[2])
         if any(name.startswith((".", "__MACOSX")) for name in member.filename.split("/")):
             kind = "hidden file"
@@ -65,11 +64,13 @@ class ZipFiles:
         return self._members[file].file_size
 
     def checksum(self, file: str) -> bytes | None:
+        """Returns the size and the CRC-32 of a member."""
         member = self._members[file]
         return f"{member.file_size} {member.CRC:08x}".encode()
 
     def read(self, file: str, decoding: Decoding) -> bytes:
-        """The bytes of a member. Raises CorruptImage where they are not those that the directory describes."""
+        """Returns the bytes of a member. Raises CorruptImage when it is too large, or its bytes do not match the
+        directory."""
         member = self._members[file]
         if member.file_size > decoding.most_bytes:
             raise CorruptImage(self.name(file), f"{member.file_size} bytes; data.max_pixels sets the limit")
