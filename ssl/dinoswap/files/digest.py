@@ -1,7 +1,7 @@
-"""SHA-256 of files that are too large to be read more often than needed, such as weights.
+"""Computes SHA-256 of files that are too large to be read more often than needed, such as weights.
 
-What has been computed is kept in the user's cache folder, with the size, the times of change and the inode of the file
-it was computed of: another file in its place, or the same one written anew, is read again.
+A computed digest is kept in the user's cache folder, with the size, the modification and change times and the inode of
+the file. Another file in its place, or the same one written anew, is read again.
 """
 
 import hashlib
@@ -13,44 +13,46 @@ from pathlib import Path
 from dinoswap.files.writing import write_atomically
 
 LARGE = 32 * 2**20
-"""Bytes from which on a digest is remembered."""
+"""The size in bytes from which on the digest of a file is cached."""
 SETTLED_SECONDS = 2.0
-"""A file that was written just now can be written again within what its clock tells apart."""
+"""The age in seconds from which on the digest of a file is cached. A file that was written just now can be written
+again without a change of its modification time, whose resolution is limited."""
 
 
 def sha256(path: Path) -> str:
-    """In hexadecimal. Raises OSError where the file cannot be read."""
+    """Returns the hexadecimal digest of a file. Raises OSError when the file cannot be read."""
     status = path.stat()
     stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     place = _place(path)
-    if status.st_size >= LARGE and (known := _read(place)) and known.get("stamp") == stamp:
-        return str(known["sha256"])
+    if status.st_size >= LARGE and (record := _read(place)) and record.get("stamp") == stamp:
+        return str(record["sha256"])
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if status.st_size >= LARGE and time.time() - status.st_mtime > SETTLED_SECONDS:
-        _write(place, {"path": str(path.resolve()), "stamp": stamp, "sha256": found})
-    return found
+        _write(place, {"path": str(path.resolve()), "stamp": stamp, "sha256": digest})
+    return digest
 
 
 def _place(path: Path) -> Path:
+    """Returns the cache file of the digest of `path`."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
     return cache / "dinoswap" / "digests" / f"{name}.json"
 
 
 def _read(place: Path) -> dict[str, object]:
-    """Empty where nothing is known."""
+    """Returns the record in a cache file, or an empty one when there is none that can be read."""
     try:
-        known = json.loads(place.read_text())
+        record = json.loads(place.read_text())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _write(place: Path, known: dict[str, object]) -> None:
-    """Without a folder to write to nothing is remembered."""
+def _write(place: Path, record: dict[str, object]) -> None:
+    """Writes a record to a cache file, or does nothing when the cache folder cannot be written."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, json.dumps(known) + "\n")
+        write_atomically(place, json.dumps(record) + "\n")
     except OSError:
         return

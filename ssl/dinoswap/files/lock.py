@@ -1,8 +1,8 @@
-"""One writer per run folder: a lock that the system takes back however its holder ends.
+"""Ensures one writer per run folder, by a lock that the system releases however its holder ends.
 
-It is flock(2) on `<folder>/.lock`, whose text says who holds it. Nodes of a cluster see each other's locks where their
-file system hands them on: NFS does, Lustre when it is mounted with -o flock. Without locks its text is all there is:
-whoever came last is the writer, and one who came before learns of it from `require_sole_writer`.
+The lock is flock(2) on `<folder>/.lock`, whose text says who holds it. Nodes of a cluster see each other's locks if
+their file system supports it: NFS does, Lustre when it is mounted with -o flock. Without support for locks only the
+text is left: whoever wrote it last is the writer, and an earlier one learns of it from `require_sole_writer`.
 """
 
 import contextlib
@@ -18,34 +18,35 @@ from pathlib import Path
 
 NAME = ".lock"
 PATIENCE = 1.0
-"""Seconds. Whoever asks for the holder has the lock for an instant."""
+"""Seconds to wait for the lock. A process that asks for the holder has the lock for an instant."""
 
 _log = logging.getLogger(__name__)
 _descriptors: set[int] = set()
 _unguarded: dict[Path, str] = {}
-"""Text of the locks that this process has written where nothing else keeps a second writer away."""
+"""By folder, the text of the locks that this process has written where the file system has no locks."""
 
 
 class Held(BlockingIOError):
-    """Somebody else writes in this folder."""
+    """Raised when another process writes in the folder."""
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made if need be. Raises Held, with who has it, after `patience` seconds."""
+    """Holds the lock of `folder`, which is created if it does not exist. Raises Held, naming the holder, when the lock
+    is not free within `patience` seconds, and OSError when the folder cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     descriptor, guarded = _acquire(path, time.monotonic() + patience)
     _descriptors.add(descriptor)
-    who = _who()
+    text = _who()
     try:
-        _write(descriptor, path, who)
+        _write(descriptor, path, text)
         if not guarded:
-            _unguarded[folder] = who
+            _unguarded[folder] = text
         yield
     finally:
-        if guarded or _text(path) == who:
-            with contextlib.suppress(OSError):  # it says nothing once nobody holds it
+        if guarded or _text(path) == text:
+            with contextlib.suppress(OSError):  # a file that stays behind does no harm, since nobody holds its lock
                 path.unlink()
         _unguarded.pop(folder, None)
         _descriptors.discard(descriptor)
@@ -53,15 +54,18 @@ def exclusive(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
 
 def require_sole_writer(folder: Path) -> None:
-    """Raises Held where this process has the lock of `folder` by its text alone, and somebody else has written his."""
-    own, now = _unguarded.get(folder), _text(folder / NAME)
-    if own is not None and now not in (own, ""):  # "" is nobody, or one who is just writing it
-        raise Held(f"{folder} has been taken over by {now}; this file system has no locks that would have kept it out")
+    """Raises Held when another process has taken the lock of `folder` over. This is only possible where the file system
+    has no locks, so that this process has the lock by its text alone."""
+    written, writer = _unguarded.get(folder), _text(folder / NAME)
+    if written is not None and writer not in (written, ""):  # "" is nobody, or one who is just writing it
+        raise Held(
+            f"{folder} has been taken over by {writer}; this file system has no locks that would have kept it out"
+        )
 
 
 def holder(folder: Path) -> str | None:
-    """Who has the lock of `folder`, in words; None when nobody does, or nobody can: there is no file of that name, or
-    no locks here. OSError where it cannot be found out."""
+    """Returns who has the lock of `folder`, in words; None when nobody does, when there is no lock file, or when the
+    file system has no locks. Raises OSError when it cannot be found out."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of this name is not waited for
     except OSError as error:
@@ -89,7 +93,7 @@ def _write(descriptor: int, path: Path, text: str) -> None:
 
 
 def _text(path: Path) -> str:
-    """Of a lock; empty when there is none to be read."""
+    """Returns the text of a lock, "" when it cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -97,16 +101,17 @@ def _text(path: Path) -> str:
 
 
 def _acquire(path: Path, deadline: float) -> tuple[int, bool]:
-    """An open descriptor, and whether the system keeps others away."""
+    """Returns an open descriptor of the lock file, and whether the system keeps other processes away. Raises Held at
+    the deadline, which is a time of time.monotonic()."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                who = os.read(descriptor, 1000).decode(errors="replace")
+                text = os.read(descriptor, 1000).decode(errors="replace")
                 os.close(descriptor)
-                raise Held(f"{path.parent} is in use by {who}") from None
+                raise Held(f"{path.parent} is in use by {text}") from None
             time.sleep(0.02)
         except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, ...: each file system has its own word for it
             _log.warning("%s: %s: nothing keeps a second process from writing the same run", path, error.strerror)
@@ -118,7 +123,7 @@ def _acquire(path: Path, deadline: float) -> tuple[int, bool]:
 
 
 def _is_there(descriptor: int, path: Path) -> bool:
-    """Whether the open file still has its name: the one who had the lock may just have deleted it."""
+    """Tells whether the open file still has its name: the previous holder of the lock may just have deleted it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError as error:
@@ -128,6 +133,7 @@ def _is_there(descriptor: int, path: Path) -> bool:
 
 
 def _who() -> str:
+    """Returns the text of a lock of this process: its id, host, SLURM job and the current time."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
     element = os.environ.get("SLURM_ARRAY_TASK_ID")
     scheduled = f" (SLURM job {job}{f'_{element}' if element else ''})" if job else ""
@@ -135,7 +141,8 @@ def _who() -> str:
 
 
 def _close_in_child() -> None:
-    """Data workers are forked, and would keep the lock of a training process that was killed until they notice."""
+    """Closes the lock files in a forked data worker, which would otherwise keep the lock of a training process that was
+    killed until it notices."""
     for descriptor in _descriptors:
         os.close(descriptor)
     _descriptors.clear()

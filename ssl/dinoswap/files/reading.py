@@ -1,8 +1,8 @@
-"""Reading files that others wrote, or that something has damaged: all that is read is bounded, and nothing waits.
+"""Reads files that others wrote, or that something has damaged: everything that is read is bounded, and nothing blocks.
 
-A folder of runs may hold a pipe, a device or a link to /dev/zero in the place of a file, a file of any size, JSON
-as deep as Python's stack. Each is an OSError or a ValueError with a reason, here and nowhere else, so that who reads
-many folders passes over one.
+A folder of runs may hold a pipe, a device or a link to /dev/zero in place of a file, a file of any size, or JSON that
+is nested as deep as Python's stack. Each of these raises an OSError or a ValueError with a reason here, so that a
+reader of many folders can skip one.
 """
 
 import errno
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 RECORD_BYTES = 2**24
-"""Of run.json and job.json, which have some kilobytes."""
+"""The largest size of run.json and job.json, which have some kilobytes."""
 CONFIG_BYTES = 2**20
-"""Of config.yaml, which has some kilobytes, and is slow to read."""
+"""The largest size of config.yaml, which has some kilobytes, and is slow to read."""
 LINE_BYTES = 2**20
-"""Of a line of metrics.jsonl, which has some hundred bytes."""
+"""The largest size of a line of metrics.jsonl, which has some hundred bytes."""
 LONGEST_NUMBER = 309
-"""Digits; a float has no larger one."""
+"""The largest number of digits of a whole number; the largest float has as many."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """To read from. OSError for what is no regular file; a pipe is not waited for."""
+    """Opens a regular file for reading. Raises OSError for anything else; it does not wait for the writer of a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -33,7 +33,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_small(path: Path, limit: int) -> bytes:
-    """The content of a regular file. OSError when it has more than `limit` bytes."""
+    """Returns the content of a regular file. Raises OSError when it has more than `limit` bytes or cannot be read."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -46,7 +46,8 @@ def read_small(path: Path, limit: int) -> bytes:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a regular file, without one that has no end yet. ValueError at one of more than LINE_BYTES."""
+    """Yields the lines of a regular file without their line ends; a last line that has no line end is left out. Raises
+    ValueError at a line of more than LINE_BYTES, and OSError when the file cannot be read."""
     with open_regular(path) as file:
         while line := file.readline(LINE_BYTES):
             if line.endswith(b"\n"):
@@ -56,14 +57,16 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_tail(path: Path, count: int) -> bytes:
-    """The last `count` bytes of a regular file to which somebody may be writing."""
+    """Returns the last `count` bytes of a regular file that another process may be writing. Raises OSError when it
+    cannot be read."""
     with open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - count))
         return file.read(count)
 
 
 def parse_json(content: bytes) -> Any:
-    """ValueError for what is not JSON, too deep, or has a number that no float can hold."""
+    """Returns the value of a JSON text. Raises ValueError for a text that is not JSON, is nested too deep, or has a
+    number that no float can hold."""
     try:
         return json.loads(content, parse_int=_whole)
     except RecursionError:
@@ -71,7 +74,8 @@ def parse_json(content: bytes) -> Any:
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The same, and ValueError for what is not an object."""
+    """Returns the value of a JSON text that is an object. Raises ValueError for any other value, and for what
+    `parse_json` refuses."""
     value = parse_json(content)
     if not isinstance(value, dict):
         raise ValueError(f"not an object but {shortened(value)}")
@@ -79,7 +83,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def shortened(value: Any) -> str:
-    """As it is shown in a message."""
+    """Returns the value as it is shown in a message, in at most 80 characters."""
     try:
         text = repr(value)
     except RecursionError:
@@ -88,13 +92,17 @@ def shortened(value: Any) -> str:
 
 
 def clean(text: str) -> str:
-    """Without halves of characters, which are in names of files that are not UTF-8, and which no file can hold."""
+    """Returns the text without surrogates, which stand in names of files that are not UTF-8, and cannot be written to a
+    file."""
     return text.encode(errors="replace").decode()
 
 
 def one_line(text: str) -> str:
-    """As one line of a terminal: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    """Returns the text as one line of a terminal: characters that are not printable are escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
 
 
 def _whole(text: str) -> int:

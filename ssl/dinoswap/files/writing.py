@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there at all."""
+"""Writes files that are complete or not there at all."""
 
 import contextlib
 import os
@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Readers see the old content or the new one, never a part, also after a crash. A failed write leaves nothing."""
+    """Replaces the content of a file, so that readers see the old content or the new one, never a part, also after a
+    crash. Raises OSError when writing fails; then the old content and no temporary file are left."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
