@@ -1,7 +1,7 @@
-"""Talking to other ranks, and how a model is spread over them: one module per option of the `distributed` group.
+"""Communicates between ranks. The options of the `distributed` group, one module each, spread a model over the ranks.
 
-The only place with collectives. Without a process group every call is the one-rank identity. Every rank calls them, in
-the same order, also when it has nothing to contribute.
+Collectives are called in this package only. Without a process group every call behaves as on a single rank. Every rank
+calls them, in the same order, also when it has nothing to contribute.
 """
 
 import pickle
@@ -18,23 +18,24 @@ T = TypeVar("T")
 
 
 SHOWN = 5
-"""Differences between ranks in a message."""
+"""The largest number of differences between ranks that a message lists."""
 
 
 class RankFailed(RuntimeError):
-    """Another rank failed, was killed, or does not answer."""
+    """Raised when another rank failed, was killed, or does not answer."""
 
 
 class Parallel(Protocol):
-    """An option of the `distributed` group."""
+    """Defines the interface of an option of the `distributed` group."""
 
     timeout_minutes: float
-    shards: bool  # whether a rank holds a share of the weights, or all of them
+    shards: bool  # whether a rank holds a shard of each weight instead of all weights
 
     def prepare(
         self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
     ) -> nn.Module:
-        """Spread `model`, whose loss trains the networks in `trained`; what is called in its place."""
+        """Spreads `model`, whose loss trains the networks in `trained`, over the ranks, and returns the module to call
+        in its place."""
         ...
 
 
@@ -55,7 +56,8 @@ def is_main() -> bool:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """Sum over ranks, in a new tensor. Not differentiable: for targets, centres and counters."""
+    """Returns the sum over ranks in a new tensor; with one rank, `value` itself. It is not differentiable: it is meant
+    for targets, centres and counters."""
     if world_size() == 1:
         return value
     total = value.detach().clone()
@@ -68,7 +70,7 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: Tensor) -> Tensor:
-    """Maximum over ranks, in a new tensor. Not differentiable."""
+    """Returns the maximum over ranks in a new tensor; with one rank, `value` itself. It is not differentiable."""
     if world_size() == 1:
         return value
     largest = value.detach().clone()
@@ -77,8 +79,9 @@ def all_reduce_max(value: Tensor) -> Tensor:
 
 
 def rows_per_rank(rows: Tensor) -> Tensor:
-    """The mean number of rows [R, ...] over the ranks, but at least one row in all: what a sum over this rank's rows is
-    divided by for a mean over those of all ranks, as gradients are averaged over ranks."""
+    """Returns the number of rows [R, ...] averaged over the ranks, a float32 scalar, counting at least one row in all.
+    A sum over this rank's rows divided by it yields the mean over the rows of all ranks, because gradients are averaged
+    over ranks."""
     count = all_reduce_sum(rows.new_full((), float(len(rows)), dtype=torch.float32))
     return count.clamp(min=1) / world_size()
 
@@ -98,8 +101,8 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """[R, ...] of every rank, the same R everywhere, as [ranks * R, ...]. Differentiable: what other ranks' losses make
-    of these rows comes back to them."""
+    """Returns the rows [R, ...] of every rank, with the same R on each, as [ranks * R, ...]. It is differentiable: the
+    backward pass returns to these rows the gradients of the losses of all ranks."""
     if world_size() == 1:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
@@ -107,16 +110,16 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def any_rank(*wishes: bool) -> list[bool]:
-    """Each of `wishes` true on every rank when it is true on one: decisions that all ranks must take together, in one
-    small reduction for all of them. Between the hosts: no device is waited for."""
+    """Returns for each of `wishes` whether it is true on any rank. It is meant for decisions that all ranks must take
+    together, and takes one small reduction for all of them. Hosts reduce it, so that no device is waited for."""
     if world_size() == 1:
         return list(wishes)
-    return [bool(wished) for wished in all_reduce_max(torch.tensor(wishes, dtype=torch.uint8)).tolist()]
+    return [bool(flag) for flag in all_reduce_max(torch.tensor(wishes, dtype=torch.uint8)).tolist()]
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns, or raises, on the main process, on every rank, however long it takes. It travels by pickle,
-    between these processes alone."""
+    """Runs `work` on the main process, however long it takes, and returns its result on every rank. What it raises is
+    raised on every rank. The outcome is sent by pickle, between the processes of this run only."""
     if world_size() == 1:
         return work()
     outcome: list[Any] = [None, None]
@@ -133,22 +136,23 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns here, once it has returned on every rank, however long that takes. Where it raised on another
-    one, RankFailed. `work` may not call this in turn: a rank that fails would not be where the others are."""
+    """Runs `work` on every rank, however long it takes, and returns this rank's result once all ranks have finished.
+    Raises what `work` raised here, and RankFailed when it raised on another rank. `work` must not call this function
+    itself: a rank that fails would not reach the collective in which the others wait."""
     if world_size() == 1:
         return work()
     with patience():
         result, error = _outcome(work)
-    said = gathered(None if error is None else f"{type(error).__name__}: {error}")
+    messages = gathered(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
-    if failed := [f"rank {number}: {text}" for number, text in enumerate(said) if text]:
+    if failed := [f"rank {number}: {text}" for number, text in enumerate(messages) if text]:
         raise RankFailed("; ".join(failed))
     return cast(T, result)
 
 
 def require_same(described: Mapping[str, Any], remedy: str) -> None:
-    """Raises ValueError on every rank, with what differs, unless `described` is the same on all."""
+    """Raises ValueError on every rank, listing the differences, unless `described` is the same on all ranks."""
     first, *others = gathered(dict(described))
     for number, other in enumerate(others, start=1):
         keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
@@ -158,7 +162,8 @@ def require_same(described: Mapping[str, Any], remedy: str) -> None:
 
 
 def gathered(value: T) -> list[T]:
-    """Of every rank, on every rank. It travels by pickle, between these processes alone."""
+    """Returns the values of all ranks, by rank, on every rank. They are sent by pickle, between the processes of this
+    run only."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -167,17 +172,17 @@ def gathered(value: T) -> list[T]:
 
 
 def _outcome(work: Callable[[], Any]) -> list[Any]:
-    """[what it returns, None] or [None, what it raises]."""
+    """Returns [result, None] when `work` returns, and [None, exception] when it raises."""
     try:
         return [work(), None]
-    except Exception as error:  # each rank is told
+    except Exception as error:  # whatever it is: it is sent to the other ranks
         return [None, error]
 
 
 def _portable(error: Exception) -> Exception:
-    """`error`, or its words where it cannot be made again from what pickle keeps."""
+    """Returns `error`, or a RuntimeError with its text when pickle cannot restore it."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its class does when it is made
+    except Exception:  # whatever the constructor of its class raises
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

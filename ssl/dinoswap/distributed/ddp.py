@@ -1,7 +1,8 @@
-"""Every rank holds the whole model; gradients are averaged while the backward pass still runs.
+"""Replicates the whole model on every rank; gradients are averaged while the backward pass still runs.
 
-torch's DistributedDataParallel around the one module that returns the loss. Every trainable parameter gets a gradient
-in every step on every rank, a zero where its rank has no token for it, so unused parameters need no search.
+This is torch's DistributedDataParallel around the one module that returns the loss. Every trainable parameter gets a
+gradient in every step on every rank, a zero when its rank has no token for it, so no search for unused parameters is
+needed.
 """
 
 import warnings
@@ -16,8 +17,8 @@ class DDP:
     shards = False
 
     def __init__(self, timeout_minutes: float = 10.0, bucket_mb: int = 25) -> None:
-        """`timeout_minutes` until a rank that does not answer is given up; gradients travel in buckets of
-        `bucket_mb` MiB."""
+        """A rank that does not answer for `timeout_minutes` counts as failed. Gradients are reduced in buckets of
+        `bucket_mb` MiB. Raises ValueError for values out of range."""
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes={timeout_minutes}: must be above 0")
         if bucket_mb < 1:
@@ -28,7 +29,7 @@ class DDP:
     def prepare(
         self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
     ) -> nn.Module:
-        """`model`, wrapped. Buffers are left alone: what moves them is the same on all ranks."""
+        """Returns `model`, wrapped. Buffers are not synchronised, because their updates are the same on all ranks."""
         with warnings.catch_warnings():  # torch 2.14 renames an argument that 2.9 knows by this name only
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(

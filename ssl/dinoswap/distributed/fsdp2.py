@@ -1,8 +1,8 @@
-"""Every rank holds a share of each weight, its gradient, its moments and its average.
+"""Shards each weight, its gradient, its moments and its average over the ranks.
 
-torch's fully_shard (FSDP2): a block's weights are gathered when it runs and dropped behind it, gradients are averaged
-and scattered. Student and EMA teacher are cut alike, so the average is taken share by share. Each network is a root of
-its own: heads are called several times in a step, and teachers have no backward pass.
+This is torch's fully_shard (FSDP2): a block's weights are gathered when it runs and freed afterwards, gradients are
+averaged and scattered. Student and EMA teacher are sharded alike, so the average is updated shard by shard. Each
+network is a root of its own, because heads are called several times in a step, and teachers have no backward pass.
 """
 
 import warnings
@@ -30,9 +30,10 @@ class FSDP2:
         reduce_dtype: Dtype = "fp32",
         reshard_after_forward: bool = True,
     ) -> None:
-        """Shares are always float32; `param_dtype` is what weights are gathered and computed in, `reduce_dtype` what
-        gradients are averaged in. Without `reshard_after_forward` gathered weights stay until the backward pass: more
-        memory, less traffic. For `timeout_minutes` see `DDP`."""
+        """Shards are always float32; weights are gathered and computed in `param_dtype`, and gradients are averaged in
+        `reduce_dtype`. Without `reshard_after_forward`, gathered weights stay until the backward pass, which takes more
+        memory and less traffic. A rank that does not answer for `timeout_minutes` counts as failed. Raises ValueError
+        when the timeout is not above 0."""
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes={timeout_minutes}: must be above 0")
         self.timeout_minutes = timeout_minutes
@@ -44,7 +45,7 @@ class FSDP2:
     def prepare(
         self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
     ) -> nn.Module:
-        """`model`, with each of these networks cut in place, block by block where it has blocks."""
+        """Returns `model` after sharding each of the given networks in place, block by block if it has blocks."""
         # Tokens are views of what the last norm gives, and are never changed in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (world_size(),))
@@ -57,7 +58,7 @@ class FSDP2:
 
 
 def blocks_of(network: nn.Module) -> Iterable[nn.Module]:
-    """Of a vision transformer, also one that is wrapped."""
+    """Returns the blocks of a vision transformer, also of one that is wrapped; nothing for another network."""
     lists = (
         blocks for module in network.modules() if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList)
     )

@@ -1,9 +1,9 @@
-"""Waiting for what another rank does on its own, however long that takes.
+"""Waits for what another rank does on its own, however long that takes.
 
 A collective gives up after the timeout of its group, and cannot tell a rank that fits a classifier for an hour from one
-that hangs. So while a rank works, a thread of it takes part in small reductions, "has everybody finished?", in a group
-of their own: the other ranks learn at once when its process dies, after the timeout when it is stopped or its node is
-lost, and else wait.
+that hangs. So while a rank works, a thread of it takes part in small reductions, "has every rank finished?", in a group
+of their own. The other ranks learn at once when its process dies, after the timeout when it is stopped or its node is
+lost, and otherwise wait.
 """
 
 import contextlib
@@ -17,36 +17,39 @@ import torch
 import torch.distributed as dist
 
 SHORTEST, LONGEST = 0.001, 0.5
-"""Seconds between two reductions: short at first, as most work is, then twice as long each time."""
+"""Seconds between two reductions. They begin short, as most work is, and double each time."""
 
 _groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
-"""By the process group of a run, with which they end."""
+"""The groups of these reductions, by the process group of the run, with which they end."""
 
 
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
-    """All ranks enter and leave together. Inside, each does what it has to do, without a collective in which another
-    takes no part. What is raised inside is passed on at once, without waiting for the others."""
+    """Waits, when the context is left, until all ranks have left it; all enter it together. Inside, each rank does its
+    own work, without a collective in which another rank takes no part. An exception that is raised inside is passed on
+    at once, without waiting for the others. Raises RuntimeError when a reduction fails."""
     group, finished, errors = _group(), threading.Event(), list[RuntimeError]()
-    asking = threading.Thread(target=_ask, args=(group, finished, errors), daemon=True)
-    asking.start()
+    thread = threading.Thread(target=_reduce_until_finished, args=(group, finished, errors), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         finished.set()
-    asking.join()
+    thread.join()
     if errors:
         raise errors[0]
 
 
-def _ask(group: dist.ProcessGroup, finished: threading.Event, errors: list[RuntimeError]) -> None:
+def _reduce_until_finished(group: dist.ProcessGroup, finished: threading.Event, errors: list[RuntimeError]) -> None:
+    """Reduces whether this rank has finished, again and again until all have. A RuntimeError of a collective is
+    appended to `errors`."""
     pause = SHORTEST
     try:
         while True:
             finished.wait(pause)
-            everybody = torch.tensor(finished.is_set(), dtype=torch.uint8)
-            dist.all_reduce(everybody, dist.ReduceOp.MIN, group)
-            if everybody:
+            all_finished = torch.tensor(finished.is_set(), dtype=torch.uint8)
+            dist.all_reduce(all_finished, dist.ReduceOp.MIN, group)
+            if all_finished:
                 return
             pause = min(2 * pause, LONGEST)
     except RuntimeError as error:
@@ -54,10 +57,10 @@ def _ask(group: dist.ProcessGroup, finished: threading.Event, errors: list[Runti
 
 
 def _group() -> dist.ProcessGroup:
-    """Between the hosts, with the timeout of the run's own group."""
-    whole = dist.group.WORLD
-    assert whole is not None
-    if whole not in _groups:
-        timeout: timedelta = whole._get_backend(torch.device("cpu")).options._timeout
-        _groups[whole] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-    return _groups[whole]
+    """Returns the group of the reductions, over gloo and with the timeout of the run's own group."""
+    world = dist.group.WORLD
+    assert world is not None
+    if world not in _groups:
+        timeout: timedelta = world._get_backend(torch.device("cpu")).options._timeout
+        _groups[world] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+    return _groups[world]

@@ -1,7 +1,7 @@
-"""Tensors of which every rank holds a share (torch's DTensor, as FSDP2 makes them), and ordinary ones alike.
+"""Handles tensors that are sharded over the ranks (torch's DTensor, as FSDP2 makes them) and ordinary tensors alike.
 
-On disk they are safetensors files of torch.distributed.checkpoint: each rank writes its shares, with their place in the
-whole, and reads whatever parts of other files make up the shares that it has now.
+On disk they are safetensors files of torch.distributed.checkpoint: each rank writes its shards, with their offsets in
+the whole tensor, and reads the parts of any files that make up its current shards.
 """
 
 import warnings
@@ -20,33 +20,34 @@ from torch.distributed.tensor import DTensor
 from dinoswap.distributed import all_reduce_sum, rank
 
 FILE_BYTES = 2**30
-"""Of one file, or of its only tensor: a file is put together in memory before it is written."""
+"""The largest size of a file in bytes, unless its only tensor is larger. A file is assembled in memory before it is
+written."""
 
 
 def own_share(tensor: Tensor) -> Tensor:
-    """The memory of this rank's part of a sharded tensor; of any other the tensor itself."""
+    """Returns this rank's shard of a sharded tensor, without a copy; any other tensor is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, on every rank: they call it together."""
+    """Returns the full tensor of a sharded one, on every rank; all ranks call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norms [len(tensors)] of whole tensors, from this rank's shares and one collective."""
-    own = torch.stack(torch._foreach_norm([own_share(tensor) for tensor in tensors]))
+    """Returns the L2 norms [len(tensors)] of the full tensors, computed from this rank's shards and one collective."""
+    local_norms = torch.stack(torch._foreach_norm([own_share(tensor) for tensor in tensors]))
     if not any(isinstance(tensor, DTensor) for tensor in tensors):
-        return own
-    return all_reduce_sum(own.square()).sqrt()
+        return local_norms
+    return all_reduce_sum(local_norms.square()).sqrt()
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
-    """Write `tensors` into safetensors files in `folder`, those of this rank under `files_of_rank`.
+    """Writes `tensors` to safetensors files in `folder`, those of this rank under `files_of_rank`.
 
-    All ranks call it with the same names. Each writes its shares, and of the tensors that all have whole a part of them
-    all; `alone`, this process writes everything, and none may be sharded. Raises OSError where the file system of one
-    rank refuses, on every rank.
+    All ranks call it with the same names. Each writes its shards, and of the tensors that every rank holds in full each
+    writes some; with `alone` this process writes everything, and no tensor may be sharded. Raises OSError on every rank
+    when the file system of one rank refuses.
     """
     separate = _separate(tensors)
     writer = HuggingFaceStorageWriter(str(folder), _file_numbers(separate), save_distributed=True)
@@ -58,15 +59,16 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, alone: bool) -
 
 
 def files_of_rank(alone: bool) -> str:
-    """The pattern of the names."""
+    """Returns the glob pattern of the names of the files that this rank writes."""
     return f"shard-{1 if alone else rank() + 1:05d}-*.safetensors"
 
 
 def read_tensors(folder: Path, names: Iterable[str], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of these names from the safetensors files in `folder`, whichever ranks wrote them.
+    """Returns the tensors of these names from the safetensors files in `folder`, whichever ranks wrote them.
 
-    Where `like` has a sharded tensor of the same shape, this rank's share is read, to that one's device. Others are
-    whole and on the CPU. Raises LookupError for a name that is not there, OSError and ValueError for unreadable files.
+    If `like` has a sharded tensor of the same name and shape, this rank's shard is read to the device of that one.
+    Other tensors are read in full, on the CPU. Raises LookupError for a name that is not there, OSError and ValueError
+    for unreadable files.
     """
     reader = HuggingFaceStorageReader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
@@ -80,14 +82,14 @@ def read_tensors(folder: Path, names: Iterable[str], like: Mapping[str, Tensor])
 
 
 def _room(stored: Any, like: Tensor | None) -> Tensor:
-    """Memory for what is stored, of which torch's TensorStorageMetadata tells."""
+    """Returns an empty tensor to read into; `stored` is torch's TensorStorageMetadata."""
     if isinstance(like, DTensor) and like.shape == stored.size:
         return torch.empty_like(like, dtype=stored.properties.dtype)
     return torch.empty(stored.size, dtype=stored.properties.dtype)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors wants them: contiguous, and no two in the same memory."""
+    """Returns the tensors as safetensors requires them: contiguous, and no two in the same memory."""
     separate, seen = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().contiguous()
@@ -98,7 +100,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """By name, from 1; the first rank's count for all, as its shares are the largest."""
+    """Returns the number of the file of each tensor, from 1. The first rank's numbers hold for all, as its shards are
+    the largest."""
     numbers: dict[str, int] = {}
     number, size = 1, 0
     for name, tensor in tensors.items():
@@ -110,7 +113,7 @@ def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _cause(error: CheckpointException) -> OSError | ValueError:
-    """What happened on the ranks, without their tracebacks."""
+    """Returns an exception that says what happened on each rank, without the tracebacks."""
     failures = {number: reason for number, (reason, _) in error.failures.items()}
     text = "; ".join(f"rank {number}: {type(reason).__name__}: {reason}" for number, reason in failures.items())
     return (OSError if all(isinstance(reason, OSError) for reason in failures.values()) else ValueError)(text)
