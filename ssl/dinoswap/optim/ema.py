@@ -11,17 +11,18 @@ from dinoswap.distributed.sharding import own_share
 
 
 class EMA:
-    """Pairs the parameters once; `update` is one foreach call."""
+    """Updates the teacher from the student. Parameters are paired once, and `update` is one foreach call."""
 
     def __init__(self, teacher: nn.ModuleDict, student: nn.ModuleDict) -> None:
-        of_student = dict(student.named_parameters())
+        student_parameters = dict(student.named_parameters())
         self.teacher: list[Tensor] = [p for _, p in teacher.named_parameters()]
-        self.student: list[Tensor] = [of_student[name] for name, _ in teacher.named_parameters()]
+        self.student: list[Tensor] = [student_parameters[name] for name, _ in teacher.named_parameters()]
 
     @torch.no_grad()
     def update(self, momentum: float, skipped: Tensor) -> None:
-        """`skipped` is a scalar on the device, 1 where the optimiser's step was skipped: then nothing moves. A tensor,
-        so that the host need not wait to know."""
+        """Moves the teacher's parameters towards the student's, in place. `skipped` is a scalar tensor, 1 where the
+        optimiser's step was skipped: the teacher then stays as it is, and the host need not wait for the device."""
         weight = (1 - momentum) * (1 - skipped)
-        teacher, student = ([own_share(p) for p in of] for of in (self.teacher, self.student))  # cut alike
+        # Both are sharded in the same way, so that the shards of one rank belong together
+        teacher, student = ([own_share(p) for p in network] for network in (self.teacher, self.student))
         torch._foreach_lerp_(teacher, student, [weight] * len(teacher))

@@ -1,4 +1,4 @@
-"""Catching a non-finite loss or gradient before the step, without waiting for the device.
+"""Detects a non-finite loss or gradient before the step, without waiting for the device.
 
 `severity` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one
 step later, just before the next update: the state is then still the one that met the bad batch, so both can be kept.
@@ -27,8 +27,9 @@ class Diverged(RuntimeError):
 
 
 class NonFiniteGuard:
-    """`keep(step, batches)`, where it is set, stores batch and state for replay at the first few occurrences. Steps
-    count from 0 here; what a user reads is numbered as in metrics.jsonl, from 1."""
+    """Counts non-finite steps and stops the run after `limit` in a row. `keep(step, batches)`, where it is set, saves
+    batch and state for replay at the first few of them. Steps count from 0 here, and from 1 in messages, as in
+    metrics.jsonl."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -38,8 +39,8 @@ class NonFiniteGuard:
         self._pending: tuple[int, Sequence[Batch], Tensor, torch.cuda.Event | None] | None = None
 
     def severity(self, loss: Tensor, norms: Mapping[str, Tensor], loss_scale: Tensor) -> Tensor:
-        """float32 scalar on the device, the worst of all ranks: 0 when loss and gradient norms are finite, 1 when a
-        gradient is not and a smaller loss scale may mend it, 2 otherwise. Without scaling, `loss_scale` is 1."""
+        """Returns a float32 scalar on the device, the maximum over ranks: 0 when loss and gradient norms are finite,
+        1 when a gradient is not and a smaller loss scale may help, 2 otherwise. `loss_scale` is 1 without scaling."""
         finite = torch.stack([loss.detach().float(), *(norm.float() for norm in norms.values())]).isfinite().all()
         hopeless = ~loss.detach().isfinite() | (loss_scale <= 1)
         return all_reduce_max((~finite).float() * (1 + hopeless))
@@ -54,7 +55,8 @@ class NonFiniteGuard:
         self._pending = (step, batches, on_host, event)
 
     def resolve(self) -> None:
-        """Report and count the watched step; raises Diverged at the limit. To be called before the state changes."""
+        """Counts and logs the watched step if it was not finite. Call it before the state changes. Raises Diverged at
+        the limit."""
         if self._pending is None:
             return
         step, batches, severity, event = self._pending
@@ -66,14 +68,14 @@ class NonFiniteGuard:
             return
         self.in_a_row += 1
         self.total += 1
-        found = f"step {step + 1}: loss or gradients were not finite, so the weights were left as they are"
+        message = f"step {step + 1}: loss or gradients were not finite, so the weights were left as they are"
         if self.keep is not None and self.total <= KEPT_REPLAYS:
-            found += f"; batch and state are in {self.keep(step, batches)}"
-        _log.warning(found)
+            message += f"; batch and state are in {self.keep(step, batches)}"
+        _log.warning(message)
         if self.in_a_row >= self.limit:
             raise Diverged(
-                f"{found}. It was the last of {self.in_a_row} such steps in a row (trainer.max_nonfinite_steps). Lower "
-                "schedule.base_lr, lengthen schedule.warmup, or use trainer.precision=bf16 or fp32"
+                f"{message}. It was the last of {self.in_a_row} such steps in a row (trainer.max_nonfinite_steps). "
+                "Lower schedule.base_lr, lengthen schedule.warmup, or use trainer.precision=bf16 or fp32"
             )
 
     def state_dict(self) -> dict[str, int]:

@@ -25,11 +25,12 @@ class WeightDecay(Protocol):
 
 
 def is_regularised(name: str) -> bool:
+    """Whether the parameter `name` gets weight decay."""
     return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
 
 
 def parameter_groups(student: nn.ModuleDict, layer_decay: LayerDecay, weight_decay: WeightDecay) -> list[Group]:
-    """One group per module and combination of multipliers, in the order of first appearance. A module with
+    """Returns one group per module and combination of multipliers, in the order of first appearance. A module with
     blocks (the backbone) gets lr multipliers by layer, the others 1."""
     groups: dict[tuple[object, ...], Group] = {}
     for module_name, module in student.items():
@@ -62,7 +63,7 @@ def parameter_groups(student: nn.ModuleDict, layer_decay: LayerDecay, weight_dec
 
 
 def group_table(groups: list[Group]) -> Table:
-    """A row per group: what the optimiser does to which parameters."""
+    """Returns a table with a row per group: its parameters, multipliers and schedules."""
     table = Table("module", "tensors", "weights", "lr x", "weight decay x", "schedules", title="parameter groups")
     for group in groups:
         table.add_row(
@@ -77,14 +78,15 @@ def group_table(groups: list[Group]) -> Table:
 
 
 def apply_schedules(groups: list[Group], hyper: Hyper) -> None:
-    """Set lr and weight decay of every group for one step."""
+    """Sets lr and weight decay of every group for one step."""
     for group in groups:
         group["lr"] = hyper[group["lr_schedule"]] * group["lr_multiplier"]
         group["weight_decay"] = hyper[group["wd_schedule"]] * group["wd_multiplier"]
 
 
 def drop_frozen_gradients(groups: list[Group], hyper: Hyper) -> None:
-    """The last layer's while `last_layer_dropped` is 1: the optimiser then passes over it, moments and all."""
+    """Removes the gradients of the last layer while the schedule `last_layer_dropped` is 1: the optimiser then leaves
+    its weights and moments unchanged."""
     if not hyper["last_layer_dropped"]:
         return
     for group in groups:

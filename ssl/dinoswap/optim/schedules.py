@@ -1,4 +1,4 @@
-"""Schedules as arrays: the value at step n is `schedule[n]`, past the end the final value.
+"""Schedules as arrays: the value at step n is `schedule[n]`, and the final value past the end.
 
 cosine:  final + (base - final) * (1 + cos(pi * i / n)) / 2, i < n, after a linear warm-up whose end point is included.
 Follows dinov2/utils/utils.py and dinov2/train/train.py of facebookresearch/dinov2 @ b8931f7.
@@ -19,7 +19,7 @@ WarmupShape = Literal["linear", "cosine"]
 FreezeBy = Literal["zero_lr", "drop_gradients"]
 
 ADAMW_WEIGHT_DECAY = 0.01
-"""Torch's default, which a group keeps that no schedule reaches."""
+"""Torch's default, which a group without a weight-decay schedule keeps."""
 
 
 class Schedule:
@@ -37,43 +37,46 @@ class Schedule:
 
 
 def cosine(base: float, final: float, total: int, *, warmup: int = 0, start: float = 0.0, frozen: int = 0) -> Schedule:
-    """`frozen` steps of 0, `warmup` steps from `start` to `base` (both reached), then a cosine towards `final`."""
-    n = total - warmup - frozen
-    if n < 0:
+    """Returns `frozen` steps of 0, `warmup` steps from `start` to `base` (both reached), then a cosine towards `final`.
+    Raises ValueError where these are longer than `total`."""
+    cosine_steps = total - warmup - frozen
+    if cosine_steps < 0:
         raise ValueError(
             f"a warm-up of {warmup} steps (+ {frozen} frozen) is longer than the schedule of {total} steps: "
             "shorten schedule.warmup or schedule.teacher_temp_warmup, or raise trainer.max_steps"
         )
     rise = np.linspace(start, base, warmup)
-    fall = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(n) / max(n, 1)))
+    fall = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(cosine_steps) / max(cosine_steps, 1)))
     return Schedule(np.concatenate([np.zeros(frozen), rise, fall]), final)
 
 
 def linear_then_constant(start: float, end: float, warmup: int) -> Schedule:
-    """`warmup` steps from `start` to `end`, then `end`."""
+    """Returns `warmup` steps from `start` to `end`, then `end`."""
     return Schedule(np.linspace(start, end, warmup), end)
 
 
 def cosine_then_constant(start: float, end: float, warmup: int) -> Schedule:
-    """`warmup` steps on half a cosine from `start` towards `end`, then `end`: the legacy trainer's (@ 67f6a87)."""
+    """Returns `warmup` steps on half a cosine from `start` towards `end`, then `end`, as the legacy trainer has it
+    (@ 67f6a87)."""
     return Schedule(start + (end - start) * (1 - np.cos(np.pi * np.arange(warmup) / max(warmup, 1))) / 2, end)
 
 
 def with_frozen_start(schedule: Schedule, steps: int) -> Schedule:
-    """The same schedule with its first `steps` values set to 0 (the last layer's freeze)."""
+    """Returns a copy of `schedule` with its first `steps` values set to 0, which freezes the last layer."""
     values = schedule.values.copy()
     values[:steps] = 0.0
     return Schedule(values, schedule.final)
 
 
 def scaled_lr(base_lr: float, batch_size: int, rule: LrScaling) -> float:
-    """The peak lr for `batch_size` images per step over all ranks."""
+    """Returns the peak lr for `batch_size` images per step over all ranks."""
     factor = {"sqrt_1024": math.sqrt(batch_size / 1024), "linear_256": batch_size / 256, "none": 1.0}
     return base_lr * factor[rule]
 
 
 def steps(length: int | float, total: int, name: str) -> int:
-    """A length in steps: an integer is a number of steps, a fraction below 1 a share of `total`."""
+    """Returns a length in steps: an integer is a number of steps, a fraction below 1 a share of `total`. Raises
+    ValueError for a negative number or a fraction from 1 on; `name` is the config key in the message."""
     if isinstance(length, float) and not 0 <= length < 1:
         raise ValueError(f"{name}={length}: give a whole number of steps, or a fraction of the run from 0 to below 1")
     if length < 0:
@@ -116,7 +119,7 @@ class ScheduleSettings:
 
 
 class Schedules(Mapping[str, Schedule]):
-    """All schedules of a run by name; `at(step)` is what the step and the objectives read."""
+    """All schedules of a run by name. `at(step)` returns their values, which the step and the objectives read."""
 
     def __init__(self, schedules: Mapping[str, Schedule]) -> None:
         self._schedules = dict(schedules)
@@ -131,15 +134,18 @@ class Schedules(Mapping[str, Schedule]):
         return len(self._schedules)
 
     def at(self, step: int) -> "Hyper":
+        """Returns the value of every schedule at `step`, counted from 0."""
         return {name: schedule[step] for name, schedule in self._schedules.items()}
 
 
 def build_schedules(settings: ScheduleSettings, *, total: int, batch_size: int) -> Schedules:
-    """lr, last_layer_lr and last_layer_dropped (1 while its gradients are dropped), prototype_lr (which no batch size
-    scales), weight_decay and constant_weight_decay (AdamW's default), momentum, teacher_temp.
+    """Returns the schedules lr, last_layer_lr, last_layer_dropped (1 while its gradients are dropped), prototype_lr
+    (which is not scaled by the batch size), weight_decay, constant_weight_decay (AdamW's default), momentum and
+    teacher_temp. Raises ValueError where a length does not fit into `total` steps.
 
-    The freeze of the heads' last layer by a lr of 0 lets Adam's moments gather meanwhile; by dropping its gradients,
-    as the legacy trainer @ 67f6a87 does, the moments and their bias correction begin with the first real step."""
+    Where the last layer of the heads is frozen by a lr of 0, Adam's moments already accumulate meanwhile. Where its
+    gradients are dropped, as the legacy trainer @ 67f6a87 does, the moments and their bias correction begin with the
+    first real step."""
     s = settings
     warmup = steps(s.warmup, total, "schedule.warmup")
     lr = cosine(scaled_lr(s.base_lr, batch_size, s.lr_scaling), s.min_lr, total, warmup=warmup)

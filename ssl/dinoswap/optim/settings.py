@@ -8,7 +8,7 @@ ClipBy = Literal["per_module", "per_tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW."""
+    """The settings of AdamW and of gradient clipping. Raises ValueError for a value out of range."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

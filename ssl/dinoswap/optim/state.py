@@ -7,20 +7,21 @@ from torch import Tensor
 
 State = dict[str, dict[str, Tensor]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Of the shape of their parameter."""
+"""Names of the entries that have the shape of their parameter."""
 
 
 def named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that it trains, by name."""
+    """Returns all parameters that the optimiser trains, by name."""
     return {n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
-    """Parameter name -> {exp_avg, exp_avg_sq, step}; parameters never stepped are absent."""
+    """Returns {exp_avg, exp_avg_sq, step} by parameter name. Parameters that were never updated are absent."""
     return {name: dict(optimizer.state[p]) for name, p in named_parameters(optimizer).items() if p in optimizer.state}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Loads an `optimizer_state`, as copies on the parameters' devices. Raises ValueError for unknown parameters."""
     named = named_parameters(optimizer)
     unknown = sorted(set(state) - set(named))
     if unknown:
