@@ -21,7 +21,7 @@ class MatmulAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor) -> Tensor:
-        """qkv [b, T, 3, h, d] to [b, T, h, d]."""
+        """Returns the attention of qkv [b, T, 3, h, d], [b, T, h, d], and saves what backward needs."""
         batch, _, _, heads, width = qkv.shape
         packed = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # [3, b h, T, d]: one copy for q, k and v
         q, k, v = packed
@@ -48,7 +48,7 @@ class MatmulAttention(torch.autograd.Function):
 
 
 def attend(qkv: Tensor) -> Tensor:
-    """Attention of each head: qkv [b, T, 3, h, d] to [b, T, h, d]."""
+    """Returns the attention of each head: qkv [b, T, 3, h, d] to [b, T, h, d]."""
     if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
         out: Tensor = MatmulAttention.apply(qkv)
         return out
@@ -57,7 +57,8 @@ def attend(qkv: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Attention up to its output projection: the block applies `proj`, with a LayerScale and maybe to few rows."""
+    """Attention without its output projection: the block applies `proj`, together with the LayerScale and, in the last
+    block, to the rows that are read."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]."""
+        """Returns each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)  # [b, T, 3 D] -> [b, T, 3, h, d]
         return attend(qkv).reshape(batch, length, dim)  # [b, T, h, d] -> [b, T, D]

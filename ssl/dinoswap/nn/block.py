@@ -26,20 +26,23 @@ CLASSIC_RATE = 0.1
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each output channel of a linear map, `init` at first."""
+    """A learnt factor for each output channel of a linear map, with the initial value `init`."""
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        """gamma * linear(x), the factor folded into the weights: a pass over the tokens less each way."""
-        if x.dtype == torch.float16:  # where 1e-5 times a weight would underflow
+        """Returns gamma * linear(x). The factor is multiplied into the weights, which saves a pass over the tokens in
+        forward and backward."""
+        if x.dtype == torch.float16:  # in which 1e-5 times a weight would underflow
             return functional.linear(x, linear.weight, linear.bias) * self.gamma
         return functional.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
 
 
 class NoScale(nn.Module):
+    """Stands for a LayerScale where there is none: calling it returns linear(x)."""
+
     def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
         return functional.linear(x, linear.weight, linear.bias)
 
@@ -53,7 +56,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the last linear map reads: [..., D] to [..., hidden_dim]."""
+        """Returns the input of the last linear map: [..., D] to [..., hidden_dim]."""
         out: Tensor = functional.gelu(self.fc1(x))
         return out
 
@@ -63,7 +66,7 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(a) * b) with (a, b) = w12(x); two thirds of the asked width, rounded up to a multiple of 8."""
+    """w3(silu(a) * b) with (a, b) = w12(x). The width is two thirds of `hidden_dim`, rounded up to a multiple of 8."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(width, dim)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the last linear map reads: [..., D] to [..., width]."""
+        """Returns the input of the last linear map: [..., D] to [..., width]."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         out: Tensor = functional.silu(gate) * value
         return out
@@ -83,17 +86,18 @@ class SwiGLU(nn.Module):
 
 
 def draw_subset(batch: int, rate: float, device: torch.device) -> tuple[Tensor, float]:
-    """The samples [k] a residual branch is computed for, and the weight batch / k it is added with."""
+    """Draws the samples [k] that a residual branch is computed for. Returns them and the branch's weight batch / k."""
     kept = max(int(batch * (1 - rate)), 1)
     return torch.randperm(batch, device=device)[:kept], batch / kept
 
 
 def draw_classic(x: Tensor, rate: float) -> Tensor:
-    """A factor [b] for the branch of each sample of x: 1 / (1 - rate) with probability 1 - rate, else 0."""
+    """Draws a factor [b] for the branch of each sample of x: 1 / (1 - rate) with probability 1 - rate, else 0."""
     return x.new_empty(x.shape[0]).bernoulli_(1 - rate).div_(1 - rate)
 
 
 def check_rates(drop_path: float, residual_dropout: float) -> None:
+    """Raises ValueError for a rate outside [0, 1), and where both rates are above 0."""
     for name, rate in (("drop_path", drop_path), ("residual_dropout", residual_dropout)):
         if not 0 <= rate < 1:
             raise ValueError(f"{name}={rate}: a rate in [0, 1) is needed")
@@ -104,13 +108,14 @@ def check_rates(drop_path: float, residual_dropout: float) -> None:
 
 
 def rising_rates(last: float, depth: int) -> list[float]:
-    """A rate for each block, linearly from 0."""
+    """Returns a rate for each of `depth` blocks, rising linearly from 0 to `last`."""
     rates: list[float] = torch.linspace(0, last, depth, device="cpu").tolist()
     return rates
 
 
 class Block(nn.Module):
-    """One block over a list of token sequences [b, T, D] of any lengths."""
+    """One transformer block for a list of token sequences [b, T, D] of any lengths. Raises ValueError for a number out
+    of range."""
 
     def __init__(
         self,
@@ -143,7 +148,8 @@ class Block(nn.Module):
     def forward(
         self, entries: Sequence[Tensor], rows: Sequence[Tensor] | None = None, single: bool = False
     ) -> list[Tensor]:
-        """Entries [b, T, D] to the same shapes; with `rows`, indices [R] into b * T, to these rows [R, D] alone."""
+        """Returns the entries [b, T, D] after the block. With `rows`, indices [R] into b * T for each entry, only these
+        rows [R, D] are returned, and the feed-forward branch is computed for them alone."""
         if rows is None:
             return self._residual(self._residual(entries, self._attention, single), self._ffn, single)
         if self.training and (self.drop_path or self.residual_dropout):
@@ -171,31 +177,36 @@ class Block(nn.Module):
         ]
 
     def _rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Keys and values for all tokens; everything behind the attention for the rows that are read."""
+        """Returns the rows [R, D] of x [b, T, D] after the block. Only the attention is computed for all tokens."""
         mixed = self.attn(self.norm1(x)).flatten(0, 1).index_select(0, rows)  # [b, T, D] -> [b T, D] -> [R, D]
         read: Tensor = x.flatten(0, 1).index_select(0, rows) + self.ls1(mixed, self.attn.proj)
         return read + self._ffn(read)
 
     def _dropped_rows(self, entries: Sequence[Tensor], rows: Sequence[Tensor], single: bool) -> list[Tensor]:
-        """The feed-forward branch of the rows that are read, times what is drawn for them."""
+        """Returns the rows [R, D] of each entry [b, T, D] after the feed-forward branch with dropout, which is computed
+        for these rows alone."""
         out = []
-        for x, r in zip(entries, rows, strict=True):
-            read = x.flatten(0, 1).index_select(0, r)  # [b, T, D] -> [b T, D] -> [R, D]
+        for x, row_indices in zip(entries, rows, strict=True):
+            read = x.flatten(0, 1).index_select(0, row_indices)  # [b, T, D] -> [b T, D] -> [R, D]
             branch = self._ffn(read)
-            factor = self._element_factors(x, r, branch.dtype) if self.residual_dropout else self._factors(x, r, single)
+            factor = (
+                self._element_factors(x, row_indices, branch.dtype)
+                if self.residual_dropout
+                else self._factors(x, row_indices, single)
+            )
             out.append(read + branch * factor)
         return out
 
     def _factors(self, x: Tensor, rows: Tensor, single: bool) -> Tensor:
-        """What the sample of each row drew, [R, 1]: the same draw as `_residual` makes."""
+        """Returns the stochastic-depth factor of each row's sample, [R, 1], from the same draw as in `_residual`."""
         if single and self.drop_path <= CLASSIC_RATE:
             return draw_classic(x, self.drop_path)[rows // x.shape[1], None]
         kept, weight = draw_subset(x.shape[0], self.drop_path, x.device)
         return x.new_zeros(x.shape[0]).index_fill_(0, kept, weight)[rows // x.shape[1], None]
 
     def _element_factors(self, x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """What each element of these rows drew, [R, D]: the draw of `_residual` for a branch of this type, made for
-        all tokens so that it does not depend on which of them are read."""
+        """Returns the dropout factor of each element of these rows, [R, D], from the same draw as in `_residual`. It is
+        drawn for all tokens, so that it does not depend on which rows are read."""
         drawn = functional.dropout(torch.ones_like(x, dtype=dtype), self.residual_dropout)
         kept = drawn.flatten(0, 1).index_select(0, rows) > 0  # [b, T, D] -> [b T, D] -> [R, D]
         return kept.to(x.dtype) / (1 - self.residual_dropout)

@@ -1,4 +1,4 @@
-"""Checkpoints of the legacy trainer, in and out: the same tensors under other names.
+"""Converts checkpoints of the legacy trainer to our layout and back: the same tensors under other names.
 
 A legacy checkpoint nests three state dicts, `student` and `teacher` (backbone, classhead, patchhead) and, where
 prototypes were trained, `prototype_bank`, beside optimisers, arguments and generator states. The networks are saved
@@ -18,7 +18,7 @@ from torch.serialization import safe_globals
 from dinoswap.nn.official_weights import read_weights, some
 
 NETWORKS = ("student", "teacher")
-BANK = "prototype_bank"  # of the student, in ours
+BANK = "prototype_bank"  # in our layout a part of the student
 WRAPPER = "module."
 
 TOKENS = ("cls_token", "register_tokens", "mask_token", "pos_embed")
@@ -45,7 +45,7 @@ UNREAD = (
 
 
 class Unread:
-    """Stands for the arguments and NumPy values in a checkpoint, of which the conversion needs none."""
+    """A placeholder for the arguments and NumPy values in a checkpoint, which the conversion does not need."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -55,13 +55,14 @@ class Unread:
 
 
 def read_legacy(path: Path) -> dict[str, Any]:
-    """The entries of a checkpoint file, read without executing code of its own. Raises ValueError for another file."""
+    """Returns the entries of a checkpoint file, read without executing code from it. Raises ValueError for another
+    file."""
     with safe_globals([(Unread, name) for name in UNREAD]):
         return read_weights(path)
 
 
 def from_legacy(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The networks of a legacy checkpoint in our layout; its other entries are not looked at.
+    """Returns the networks of a legacy checkpoint in our layout; its other entries are ignored.
 
     Tensors are shared, not copied. Raises ValueError naming the parameters that are missing or unknown.
     """
@@ -77,7 +78,7 @@ def from_legacy(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def to_legacy(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What `from_legacy` gives, back in the layout that the legacy trainer loads.
+    """Returns the networks that `from_legacy` gives in the layout that the legacy trainer loads.
 
     Tensors are shared, not copied. Raises ValueError naming the parameters that are missing or unknown.
     """
@@ -94,7 +95,7 @@ def to_legacy(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _names(part: str, keys: Iterable[str]) -> dict[str, str]:
-    """Legacy name: ours, of every parameter that a part must have whose blocks are those in `keys`."""
+    """Returns {legacy name: our name} of all parameters of a part. Its blocks are those that occur in `keys`."""
     if part == BANK:
         return {f"proto_layer.{kind}": f"student.{BANK}.{kind}" for kind in ("weight", "bias")}
     if part not in NETWORKS:
@@ -104,7 +105,8 @@ def _names(part: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _network_names(depth: int) -> dict[str, str]:
-    """The same of a student or a teacher, without its own name."""
+    """Returns {legacy name: our name} of all parameters of a student or teacher with `depth` blocks, without the
+    network's own name."""
     names = {f"backbone.{token}": f"backbone.{token}" for token in TOKENS}
     linears = {"backbone.patch_embed.project": "backbone.patch_embed.proj", "backbone.norm": "backbone.norm"}
     for block in (f"backbone.blocks.{index}" for index in range(depth)):
@@ -117,6 +119,7 @@ def _network_names(depth: int) -> dict[str, str]:
 
 
 def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str], part: str) -> dict[str, Tensor]:
+    """Returns `state` with its keys renamed by `names`. Raises ValueError unless both have the same keys."""
     problems = [f"missing {key}" for key in names.keys() - state.keys()]
     problems += [f"unknown {key}" for key in state.keys() - names.keys()]
     if problems:
@@ -124,6 +127,7 @@ def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str], part: str) -
     return {names[key]: value for key, value in state.items()}
 
 
-def _require_network(parts: Mapping[str, Any], found: Iterable[str]) -> None:
+def _require_network(parts: Mapping[str, Any], entries: Iterable[str]) -> None:
+    """Raises ValueError where `parts` has neither a student nor a teacher; `entries` are listed in the message."""
     if not parts.keys() & set(NETWORKS):
-        raise ValueError(f"neither student nor teacher among its entries ({some(found)}); give a training checkpoint")
+        raise ValueError(f"neither student nor teacher among its entries ({some(entries)}); give a training checkpoint")

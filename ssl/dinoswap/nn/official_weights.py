@@ -1,10 +1,10 @@
-"""Weight files of backbones, in and out: those of DINOv2, DINO v1, timm's DINOv2, and our own exports.
+"""Reads and writes weight files of backbones: those of DINOv2, DINO v1, timm's DINOv2, and our own exports.
 
 A file holds a flat state dict with the names of `vit`. Models built with block_chunks name their blocks
 blocks.<chunk>.<i> instead of blocks.<i>; training checkpoints nest the dict under "teacher" or "model" and put
 "backbone." before each name. DINO v1 has neither a mask token nor LayerScale. timm calls registers reg_token, gives the
 class token no position where there are registers, and packs SwiGLU into mlp.fc1 and mlp.fc2.
-Tensors do not say how many heads read them, nor how the position table is resampled: our exports say it in the metadata
+Tensors do not show the number of heads, nor how the position table is resampled: our exports state it in the metadata
 of the safetensors file (`architecture_metadata`).
 Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py), facebookresearch/dino @
 7c446df (vision_transformer.py), and the names of timm 1.0.
@@ -34,11 +34,11 @@ HEAD_DIM = 64
 NESTS = ("teacher", "model", "state_dict")
 PREFIXES = ("teacher.backbone.", "backbone.", "")
 UNSAID = ("num_heads", "interpolate_offset", "interpolate_antialias")
-"""Arguments of VisionTransformer that decide what it computes and leave no trace in its tensors."""
+"""Arguments of VisionTransformer that change its outputs and cannot be read off its tensors."""
 
 
 def load_official(path: str | Path) -> dict[str, Tensor]:
-    """The backbone's state dict from a .pth or .safetensors file, named and complete as that of `vit`.
+    """Returns the backbone's state dict from a .pth or .safetensors file, with the names of `vit` and complete.
 
     Raises ValueError for a file that holds anything but tensors in such a layout.
     """
@@ -55,12 +55,13 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
     backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in backbone.items()}
     state = _renamed(plain)
-    state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))  # which no unmasked image meets
+    state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))  # used for masked images only
     return state
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the official names, and a position of 0 for a class token that has none, in the place of timm's."""
+    """Returns `state` with the official names instead of timm's, and with a position of 0 where the class token has
+    none."""
     registers = state.pop("reg_token", None)
     if registers is not None:
         state["register_tokens"] = registers
@@ -70,32 +71,33 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if first is None or second is None or len(first) != 2 * second.shape[1]:
         return state
     packed = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}
-    return {re.sub(r"mlp\.fc[12]\.", lambda found: packed[found[0]], key): value for key, value in state.items()}
+    return {re.sub(r"mlp\.fc[12]\.", lambda match: packed[match[0]], key): value for key, value in state.items()}
 
 
 def architecture_metadata(backbone: VisionTransformer) -> dict[str, str]:
-    """The metadata of an exported safetensors file: the arguments in `UNSAID` as JSON, and that its tensors are
-    torch's."""
+    """Returns the metadata of an exported safetensors file: the arguments in `UNSAID` as JSON, and `format`, which
+    marks its tensors as torch's."""
     heads = cast(Block, backbone.blocks[0]).attn.num_heads
-    said = (heads, backbone.interpolate_offset, backbone.interpolate_antialias)
-    return {"format": "pt", **{name: json.dumps(value) for name, value in zip(UNSAID, said, strict=True)}}
+    values = (heads, backbone.interpolate_offset, backbone.interpolate_antialias)
+    return {"format": "pt", **{name: json.dumps(value) for name, value in zip(UNSAID, values, strict=True)}}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `architecture_metadata` wrote into a safetensors file; nothing of another one. Raises ValueError where it
-    cannot be read."""
+    """Returns the arguments that `architecture_metadata` wrote into a safetensors file, {} for another file. Raises
+    ValueError where the metadata cannot be read."""
     if path.suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-        return {name: json.loads(said[name]) for name in UNSAID if name in said}
+            metadata = file.metadata() or {}
+        return {name: json.loads(metadata[name]) for name in UNSAID if name in metadata}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: its metadata cannot be read ({error}); export it again") from error
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """The dict in a .pth or .safetensors file, read without running code of it. Raises ValueError for another file."""
+    """Returns the dict in a .pth or .safetensors file, read without executing code from it. Raises ValueError for
+    another file."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -113,9 +115,10 @@ def read_weights(path: Path) -> dict[str, Any]:
 def infer_architecture(
     state: Mapping[str, Tensor], num_heads: int | None = None, img_size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Arguments of VisionTransformer that a state dict of `load_official` fits.
+    """Returns the arguments of VisionTransformer for a state dict of `load_official`.
 
     The number of heads is embed_dim / 64 unless given; `img_size` (H, W) is needed for a table that is not square.
+    Raises ValueError where the tensors do not determine the architecture.
     """
     _require(state, "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
     dim, _, patch_size, _ = state["patch_embed.proj.weight"].shape
@@ -143,33 +146,34 @@ def infer_architecture(
 def architecture_of_file(
     path: Path, state: Mapping[str, Tensor], num_heads: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of VisionTransformer for the weights `state` that `load_official` read from `path`, and those of
-    `UNSAID` that neither `num_heads` nor the file's metadata gives, which are as in the published models: 64 channels a
-    head, and positions resampled in one way with registers and in another without."""
-    said = read_metadata(path) | ({} if num_heads is None else {"num_heads": num_heads})
-    inferred = infer_architecture(state, said.get("num_heads"))
+    """Returns the arguments of VisionTransformer for the weights `state` that `load_official` read from `path`, and a
+    list of those that were assumed: arguments in `UNSAID` that neither `num_heads` nor the file's metadata gives. They
+    are as in the published models: 64 channels per head, and a resampling that depends on whether there are registers.
+    """
+    stated = read_metadata(path) | ({} if num_heads is None else {"num_heads": num_heads})
+    inferred = infer_architecture(state, stated.get("num_heads"))
     with_registers = bool(inferred["registers"])
     published = {"interpolate_offset": 0.0 if with_registers else 0.1, "interpolate_antialias": with_registers}
-    architecture = inferred | published | said
-    return architecture, [f"{name} {architecture[name]}" for name in UNSAID if name not in said]
+    architecture = inferred | published | stated
+    return architecture, [f"{name} {architecture[name]}" for name in UNSAID if name not in stated]
 
 
 def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample: bool = False) -> None:
-    """Copy a state dict of `load_official` into a backbone.
+    """Copies a state dict of `load_official` into a backbone.
 
     With `resample` a square position table of another size is resampled to the backbone's grid, as the official code
     does on the fly. Raises ValueError naming the keys that are missing, unexpected or of another shape.
     """
     state = dict(state)
-    own = backbone.state_dict()
+    backbone_state = backbone.state_dict()
     table = state.get("pos_embed")
-    if resample and table is not None and table.shape[1] != own["pos_embed"].shape[1]:
+    if resample and table is not None and table.shape[1] != backbone_state["pos_embed"].shape[1]:
         side = _side(table)
         patches = resample_positions(
             table[:, 1:], (side, side), backbone.grid, backbone.interpolate_offset, backbone.interpolate_antialias
         )
         state["pos_embed"] = torch.cat([table[:, :1], patches], dim=1)
-    if problems := misfits(own, state):
+    if problems := misfits(backbone_state, state):
         remedy = "build the backbone from infer_architecture(state)"
         if any(problem.startswith("pos_embed is") for problem in problems):
             remedy += ", or resample the position table"
@@ -177,18 +181,20 @@ def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample
     backbone.load_state_dict(state)
 
 
-def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded where `own` is the state dict: keys that one of them lacks, other shapes."""
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
-    for key in own.keys() & state.keys():
-        if own[key].shape != state[key].shape:
-            problems.append(f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}")
+def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Returns the differences that keep `state` from being loaded into a module with the state dict `expected`: missing
+    and unexpected keys, and other shapes."""
+    problems = [f"missing {key}" for key in expected.keys() - state.keys()]
+    problems += [f"unexpected {key}" for key in state.keys() - expected.keys()]
+    for key in expected.keys() & state.keys():
+        if expected[key].shape != state[key].shape:
+            problems.append(f"{key} is {list(state[key].shape)}, not {list(expected[key].shape)}")
     return problems
 
 
 def export_official(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tensor]:
-    """The backbone's weights (detached, on CPU) under the official names, for a model built with `block_chunks`."""
+    """Returns the backbone's weights (detached, on the CPU) with the official names for a model of `block_chunks`.
+    Raises ValueError where these do not divide the depth."""
     depth = len(backbone.blocks)
     if block_chunks and (block_chunks < 0 or depth % block_chunks):
         raise ValueError(f"block_chunks={block_chunks}: must divide the depth of {depth}, or be 0")
@@ -203,7 +209,8 @@ def export_official(backbone: VisionTransformer, block_chunks: int = 0) -> dict[
 
 
 def _side(pos_embed: Tensor) -> int:
-    """Patches along each side of a square position table [1, 1 + N, D]."""
+    """Returns the patches along a side of a square position table [1, 1 + N, D]. Raises ValueError where it is not
+    square."""
     positions = pos_embed.shape[1] - 1
     side = math.isqrt(positions)
     if side * side != positions:
@@ -214,12 +221,13 @@ def _side(pos_embed: Tensor) -> int:
 
 
 def _require(state: Mapping[str, Tensor], *keys: str) -> None:
+    """Raises ValueError where `state` lacks one of `keys`."""
     missing = [key for key in keys if key not in state]
     if missing:
         raise ValueError(f"missing {', '.join(missing)}: not the state dict of a DINOv2 backbone")
 
 
 def some(names: Any, limit: int = 8) -> str:
-    """The first few names of a collection, sorted."""
+    """Returns the first `limit` names of a collection, sorted, as text, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens, and the position table at another grid than its own.
+"""Computes patch tokens from pixels, and resamples a position table to another grid of patches.
 
 Follows dinov2/layers/patch_embed.py and dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7.
 """
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class PatchEmbed(nn.Module):
-    """One linear map for all non-overlapping patches, a convolution for the sake of its parameter shapes and init."""
+    """A linear map of non-overlapping patches, as a convolution to have the official parameter shapes and init."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -18,7 +18,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of a crop of height x width pixels."""
+        """Returns the rows and columns of patches of a crop of height x width pixels. Raises ValueError where a side is
+        no multiple of the patch size."""
         rows, columns = height // self.patch_size, width // self.patch_size
         if not rows or not columns or height % self.patch_size or width % self.patch_size:
             raise ValueError(
@@ -31,23 +32,25 @@ class PatchEmbed(nn.Module):
         return max(round(side / self.patch_size), 1) * self.patch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Crops [b, 3, H, W] to tokens [b, N, D], row by row."""
+        """Returns the tokens [b, N, D] of crops [b, 3, H, W], in row-major order."""
         tokens: Tensor = self.proj(x)
         return tokens.flatten(2).transpose(1, 2)  # [b, D, h, w] -> [b, N, D]
 
 
 def resample_positions(
-    table: Tensor, own: tuple[int, int], grid: tuple[int, int], offset: float = 0.0, antialias: bool = False
+    table: Tensor, table_grid: tuple[int, int], grid: tuple[int, int], offset: float = 0.0, antialias: bool = False
 ) -> Tensor:
-    """Position rows [1, own h * own w, D] at another `grid`, bicubic in float32: [1, h * w, D].
+    """Returns a position table [1, H * W, D] of `table_grid` (H, W) resampled to `grid` (h, w): [1, h * w, D], bicubic
+    in float32.
 
-    A non-zero `offset` o samples with the scale (h + o) / own h, as the official code does (0.1), instead of h / own h.
+    A non-zero `offset` o samples with the scale (h + o) / H, as the official code does (0.1), instead of h / H. Raises
+    ValueError for an offset that gives another grid.
     """
-    if own == grid:
+    if table_grid == grid:
         return table
-    image = table.float().view(1, *own, -1).permute(0, 3, 1, 2)  # [1, h w, D] -> [1, D, h, w]
+    image = table.float().view(1, *table_grid, -1).permute(0, 3, 1, 2)  # [1, h w, D] -> [1, D, h, w]
     if offset:
-        scale = ((grid[0] + offset) / own[0], (grid[1] + offset) / own[1])
+        scale = ((grid[0] + offset) / table_grid[0], (grid[1] + offset) / table_grid[1])
         image = functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=antialias)
     else:
         image = functional.interpolate(image, size=grid, mode="bicubic", antialias=antialias)

@@ -1,4 +1,4 @@
-"""The number formats that matrix products are computed in: leaving autocast, and what a format costs on a device."""
+"""Number formats of matrix products: a context without autocast, and a measurement of emulated formats."""
 
 import contextlib
 import time
@@ -6,27 +6,28 @@ import time
 import torch
 
 EMULATED = 2.0
-"""A format in which products take this many times as long as in float32 is not one that the device computes in."""
+"""A format is called emulated where products take this many times as long as in float32."""
 SIDE = {"cpu": 256, "cuda": 4096}
-"""Of the square matrices that are multiplied to find out: on a CPU without bf16 instructions 256 takes a tenth of a
-second, where 1024 would take seven."""
+"""Side of the square matrices that are multiplied to measure it: on a CPU without bf16 instructions 256 takes a tenth
+of a second, where 1024 would take seven."""
 
 
 def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
-    """Autocast off, where there is autocast: not on the meta device, on which FLOPs are counted."""
+    """A context with autocast off. It does nothing on the meta device, where FLOPs are counted without autocast."""
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
 
 
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:
-    """How many times as long as in float32 a matrix product takes in `dtype`: below 1 where the device has instructions
-    for it, 100 and more where it converts number by number, as CPUs without AVX512-BF16 or AMX do with bf16."""
+    """Returns the time of a matrix product in `dtype` divided by that in float32: below 1 where the device has
+    instructions for it, 100 and more where it converts each number, as CPUs without AVX512-BF16 or AMX do with
+    bf16."""
     return _product_seconds(dtype, device) / _product_seconds(torch.float32, device)
 
 
 def emulation_notice(key: str, dtype: torch.dtype | None, device: torch.device) -> str | None:
-    """What to say before the first step of a run that computes in `dtype` (None: float32), which the config key `key`
-    asked for, on a device that does not; None where all is well. It times two products."""
+    """Returns a warning where the device emulates `dtype`, which the config key `key` chose, else None. A `dtype` of
+    None is float32. The function measures the time of a few products."""
     times = 1.0 if dtype is None else slowdown(dtype, device)
     if times < EMULATED:
         return None
@@ -38,7 +39,7 @@ def emulation_notice(key: str, dtype: torch.dtype | None, device: torch.device) 
 
 
 def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The shortest of three, after one that is not counted."""
+    """Returns the shortest time of three products in seconds, after one for warm-up."""
     side = SIDE.get(device.type, SIDE["cpu"])
     matrix = torch.ones(side, side, device=device, dtype=dtype)
     return min([_timed_product(matrix) for _ in range(4)][1:])

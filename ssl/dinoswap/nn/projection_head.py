@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Prototypes(nn.Module):
-    """A linear map without bias whose rows are g v / ||v||. `v` keeps the default init of nn.Linear, `g` is 1."""
+    """A linear map without bias whose rows are g v / ||v||. `v` starts as nn.Linear does by default, `g` as 1."""
 
     def __init__(self, dim: int, prototypes: int, train_weight_g: bool = True) -> None:
         super().__init__()
@@ -20,12 +20,14 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(nn.Linear(dim, prototypes, bias=False).weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[R, dim] to logits [R, K]."""
+        """Returns the logits [R, K] of x [R, dim]."""
         # The fused kernel of torch.nn.utils.weight_norm: for K = 65536 its backward takes a quarter of the time.
         return functional.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class ProjectionHead(nn.Module):
+    """An MLP, L2 normalisation, and prototypes: from tokens to logits. Raises ValueError for a size below 1."""
+
     def __init__(
         self,
         in_dim: int,
@@ -56,7 +58,7 @@ class ProjectionHead(nn.Module):
         self.last_layer = Prototypes(bottleneck_dim, prototypes, train_weight_g)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [R, in_dim], R may be 0, to logits [R, K]."""
+        """Returns the logits [R, K] of tokens [R, in_dim]; R may be 0."""
         x = self.mlp(x)
         x = functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
         logits: Tensor = self.last_layer(x)

@@ -1,4 +1,4 @@
-"""Cutting a tensor [..., K] into blocks of rows: what is computed block by block has small temporaries."""
+"""Cuts a tensor [..., K] into blocks of rows, so that a computation block by block has small temporaries."""
 
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -6,25 +6,25 @@ from math import prod
 from torch import Tensor
 
 CPU_BLOCK = 2**18
-"""Elements. All temporaries of a block stay in the cache: the fastest size for K = 65536 of 2^17 to 2^24, and the one
-with the least memory. A small tensor is one block."""
+"""Number of elements of a block on a CPU. All temporaries of a block then stay in the cache: of 2^17 to 2^24 it is the
+fastest for K = 65536 and needs the least memory. A small tensor is one block."""
 GPU_BLOCK = 2**24
-"""Each block costs a launch of every kernel."""
+"""Number of elements of a block on a GPU, where each block costs a launch of every kernel."""
 
 Rows = tuple[int | slice, ...]
 """Index of a block: what it takes of each leading dimension."""
 
 
 def row_blocks(x: Tensor) -> Iterator[Rows]:
-    """Indices that cover x [..., K] once, of blocks of whole rows: as many as fit into a block, at least one."""
+    """Yields indices of blocks that cover x [..., K] once. A block has as many whole rows as fit, at least one."""
     *leading, width = x.shape
     block = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
     return _cut(leading, max(block // max(width, 1), 1))
 
 
 def _cut(leading: Sequence[int], most: int) -> Iterator[Rows]:
-    """By at most `most` rows. A block spans a dimension only with all that is below it, so that it may be a view of a
-    tensor with any strides."""
+    """Yields indices of blocks of at most `most` rows. A block takes a part of one dimension and all of those after it,
+    so that it is a view for any strides."""
     if not leading:
         yield ()
         return

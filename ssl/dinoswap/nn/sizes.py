@@ -17,17 +17,19 @@ SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads,
 
 
 def size_arguments(size: Size, **given: Any) -> dict[str, Any]:
-    """embed_dim, depth, num_heads and ffn of a name, but for those `given` as something else than None."""
+    """Returns embed_dim, depth, num_heads and ffn of a size name. Those `given` with a value other than None take
+    precedence. Raises ValueError for an unknown name."""
     if size not in SIZES:
         raise ValueError(
             f"size={size!r}: use one of {', '.join(SIZES)}, or any of them with embed_dim, depth, num_heads"
         )
-    own = zip(("embed_dim", "depth", "num_heads", "ffn"), SIZES[size], strict=True)
-    return dict(own) | {name: value for name, value in given.items() if value is not None}
+    named = zip(("embed_dim", "depth", "num_heads", "ffn"), SIZES[size], strict=True)
+    return dict(named) | {name: value for name, value in given.items() if value is not None}
 
 
 def initial_scale(layerscale: InitialScale, depth: int) -> float | None:
-    """The number that `layerscale` stands for. The steps by depth are those of the legacy trainer @ 67f6a87."""
+    """Returns the initial LayerScale that `layerscale` means, None for none. `by_depth` follows the legacy trainer
+    @ 67f6a87. Raises ValueError for any other word."""
     if not isinstance(layerscale, str):
         return layerscale
     if layerscale != "by_depth":

@@ -1,7 +1,7 @@
 """The vision transformer: [cls, registers, patches] through pre-norm blocks and one final norm.
 
-Tokens: patch embedding, mask token where the mask is True, class token before them, position table added, registers put
-behind the class token without a position.
+Tokens: patch embedding, mask token where the mask is True, class token before them, position table added, registers
+inserted after the class token without a position.
 Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with its parameter names and init.
 """
 
@@ -19,7 +19,7 @@ from dinoswap.nn.sizes import InitialScale, Size, initial_scale, size_arguments
 
 
 class Tokens(NamedTuple):
-    """The tokens of one list entry. A tuple: what wraps a network looks for tensors in its outputs."""
+    """The tokens of one list entry. It is a tuple because DDP and FSDP2 look for tensors in outputs of known types."""
 
     cls: Tensor  # [b, D]
     registers: Tensor | None  # [b, R, D]; None where only rows were asked for
@@ -27,6 +27,8 @@ class Tokens(NamedTuple):
 
 
 class VisionTransformer(nn.Module):
+    """The network. Its forward pass takes crops of any sizes as a list, see `forward`."""
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -48,9 +50,10 @@ class VisionTransformer(nn.Module):
         mask_token_std: float = 0.0,
     ) -> None:
         """`img_size` (H, W) is that of the position table; crops may have any other multiple of `patch_size`.
-        `layerscale` is its initial value, None or 0 for none; `drop_path` the rate of every block, or without
-        `drop_path_uniform` of the last one, rising linearly from 0, as `residual_dropout` always does; only one of the
-        two can be positive. `mask_token_std` is that of the mask token's initial values.
+        `layerscale` is its initial value, None or 0 for none. `drop_path` is the rate of every block; without
+        `drop_path_uniform` that of the last block, rising linearly from 0, as `residual_dropout` always does. Only one
+        of the two can be positive. `mask_token_std` is the deviation of the mask token's initial values. Raises
+        ValueError for a number out of range.
         """
         super().__init__()
         hidden_dim = int(embed_dim * mlp_ratio)
@@ -78,8 +81,8 @@ class VisionTransformer(nn.Module):
         self._init_weights(mask_token_std)
 
     def _init_weights(self, mask_token_std: float) -> None:
-        """The patch convolution keeps torch's default. The mask token, zero or random, comes last: it shifts no other
-        weight of the same seed."""
+        """Draws the initial weights; the patch convolution keeps torch's default. The mask token is drawn last, so that
+        it changes no other weight of the same seed."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
@@ -94,11 +97,11 @@ class VisionTransformer(nn.Module):
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches: the class token and the registers."""
+        """Number of tokens before the patches: the class token and the registers."""
         return 1 if self.register_tokens is None else 1 + self.register_tokens.shape[1]
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position table [1, 1 + N, D] at a grid of h x w = N patches."""
+        """Returns the position table [1, 1 + N, D] for a grid of h x w = N patches."""
         if grid == self.grid:
             return self.pos_embed
         table = resample_positions(
@@ -107,7 +110,8 @@ class VisionTransformer(nn.Module):
         return torch.cat([self.pos_embed[:, :1], table], dim=1)
 
     def prepare_tokens_with_masks(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Crops [b, 3, H, W] and mask bool [b, N] (True: hidden) to tokens [b, 1 + R + N, D]."""
+        """Returns the tokens [b, 1 + R + N, D] of crops [b, 3, H, W] under a mask bool [b, N] (True: hidden). Raises
+        ValueError where the mask has another shape."""
         grid = self.patch_embed.grid(*x.shape[-2:])
         patches = self.patch_embed(x)
         if masks is not None:
@@ -135,11 +139,11 @@ class VisionTransformer(nn.Module):
     ) -> list[Tokens]: ...
 
     def forward(self, crops, masks=None, patch_rows=None):  # type: ignore[no-untyped-def]
-        """The normed tokens of crops [b, 3, H, W], one Tokens for each entry of a list.
+        """Returns the normed tokens of crops [b, 3, H, W], one Tokens for each entry of a list.
 
-        `masks` bool [b, N] hides patches. With `patch_rows` only class tokens and these flat rows of b * N are
-        computed behind the last attention; an entry whose rows are None gives its class tokens alone.
-        A list and a plain tensor differ in stochastic depth only, see `block`.
+        `masks` bool [b, N] hides patches. With `patch_rows` only class tokens and these flat rows of b * N are computed
+        after the last attention; an entry whose rows are None gives its class tokens alone. A list and a plain tensor
+        differ in stochastic depth only, see `block`.
         """
         if isinstance(crops, Tensor):
             return self._forward([crops], [masks], None if patch_rows is None else [patch_rows], True)[0]
@@ -165,7 +169,8 @@ class VisionTransformer(nn.Module):
         ]
 
     def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tokens]:
-        """Tokens of crops [b, 3, H, W] behind each of these blocks (-1: the last), through the final norm or raw."""
+        """Returns the tokens of crops [b, 3, H, W] after each of these blocks (-1: the last), with or without the final
+        norm. Raises ValueError for a block that does not exist."""
         depth = len(self.blocks)
         if any(not -depth <= index < depth for index in blocks):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
@@ -187,7 +192,8 @@ class VisionTransformer(nn.Module):
         return Tokens(x[:, 0], x[:, 1 : self.prefix], x[:, self.prefix :])
 
     def _token_rows(self, x: Tensor, patch_rows: Tensor | None) -> Tensor:
-        """Rows of b * T tokens: the class tokens, then those of `patch_rows`, which index b * N."""
+        """Returns indices into the b * T tokens of x [b, T, D]: those of the class tokens, then those of the patches
+        `patch_rows`, which index b * N."""
         batch, length = x.shape[:2]
         cls = torch.arange(0, batch * length, length, device=x.device)
         if patch_rows is None:
@@ -227,7 +233,7 @@ def vit(
     residual_dropout: float = 0.0,
     mask_token_std: float = 0.0,
 ) -> VisionTransformer:
-    """The network of a size name; any number given instead of None overrides the name's."""
+    """Returns the network of a size name. Numbers other than None override those of the name."""
     return VisionTransformer(
         **size_arguments(size, embed_dim=embed_dim, depth=depth, num_heads=num_heads, ffn=ffn),
         img_size=img_size,
