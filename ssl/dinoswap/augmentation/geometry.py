@@ -22,7 +22,7 @@ Pixels = npt.NDArray[Any]
 
 ATTEMPTS = 10
 UNIFORMS = 4 + 2 * ATTEMPTS
-"""How many numbers in [0, 1) `RandomCrop.draw` reads."""
+"""Count of the numbers in [0, 1) that `RandomCrop.draw` reads."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,26 @@ class RandomCrop:
     vertical_flip: float = 0.0
 
     def draw(self, uniforms: Sequence[float], height: int, width: int) -> Crop:
-        """The crop of a height x width image that UNIFORMS numbers in [0, 1) stand for."""
+        """Returns the crop of a height x width image that UNIFORMS numbers in [0, 1) determine."""
         top, left, horizontal, vertical, *attempts = uniforms
         flips = horizontal < self.horizontal_flip, vertical < self.vertical_flip
         extent = self._random_extent(attempts, height, width)
         if extent is None:
-            h, w = self._central_extent(height, width)
-            return Crop((height - h) // 2, (width - w) // 2, h, w, *flips)
-        h, w = extent
-        return Crop(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w, *flips)
+            crop_height, crop_width = self._central_extent(height, width)
+            return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width, *flips)
+        crop_height, crop_width = extent
+        return Crop(
+            int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1)), crop_height, crop_width, *flips
+        )
 
     def _random_extent(self, attempts: Sequence[float], height: int, width: int) -> tuple[int, int] | None:
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for area, aspect in zip(attempts[::2], attempts[1::2], strict=True):
             target = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
             ratio = math.exp(low + aspect * (high - low))
-            h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
-            if 0 < h <= height and 0 < w <= width:
-                return h, w
+            crop_height, crop_width = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                return crop_height, crop_width
         return None
 
     def _central_extent(self, height: int, width: int) -> tuple[int, int]:
@@ -76,7 +78,7 @@ class RandomCrop:
 
 
 def resized_crop(image: Pixels, crop: Crop, size: tuple[int, int]) -> Pixels:
-    """Cut `crop` out of `image`, resize it to `size` = (height, width), then mirror it."""
+    """Returns the `crop` of `image`, resized to `size` = (height, width) and then mirrored."""
     # the copy is a dense, writable block; pixels outside the crop must not reach its border through the filter
     cut = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width].copy()
     channels_first = torch.from_numpy(cut).permute(2, 0, 1)[None]  # [h, w, 3] -> [1, 3, h, w]

@@ -27,8 +27,8 @@ class LegacyAugmentation(MultiCrop):
     """Sizes: pixels, a number or (height, width). `resize`: the side of the square, None for the size of the global
     crops, as the legacy trainer has it. Scales: shares of its area. Flips, `jitter`, `grayscale`, `global2_solarize`
     are probabilities; `brightness`, `contrast`, `saturation` are the largest relative changes and `hue` the largest
-    turn (1 = the full colour circle) of the jitter. What begins with `extra_` is the extra crop's own.
-    ValueError for a value out of range."""
+    turn (1 = the full colour circle) of the jitter. Arguments that begin with `extra_` apply to the extra crop
+    alone. Raises ValueError for a value out of range."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class LegacyAugmentation(MultiCrop):
         square = large if resize is None else height_and_width(resize=resize)
         crop = partial(RandomCrop, horizontal_flip=horizontal_flip)
         blurred = partial(RandomPhotometry, jitter=jitter, blur=1.0, blur_kernel=3)
-        plain = partial(
+        photometry = partial(
             blurred,
             brightness=brightness,
             contrast=contrast,
@@ -76,7 +76,7 @@ class LegacyAugmentation(MultiCrop):
             grayscale=grayscale,
             blur_sigma=(0.1, 0.15),
         )
-        other = blurred(
+        extra_photometry = blurred(
             brightness=extra_brightness,
             contrast=extra_contrast,
             saturation=extra_saturation,
@@ -84,8 +84,8 @@ class LegacyAugmentation(MultiCrop):
             grayscale=extra_grayscale,
             blur_sigma=(0.1, 0.2),
         )
-        global1 = Recipe(large, crop(global_crops_scale), plain())
-        global2 = Recipe(large, crop(global_crops_scale), plain(solarize=global2_solarize, solarize_threshold=64))
-        extra = Recipe(large, crop(global_crops_scale, vertical_flip=extra_vertical_flip), other)
-        local = Recipe(small, crop(local_crops_scale), plain())
+        global1 = Recipe(large, crop(global_crops_scale), photometry())
+        global2 = Recipe(large, crop(global_crops_scale), photometry(solarize=global2_solarize, solarize_threshold=64))
+        extra = Recipe(large, crop(global_crops_scale, vertical_flip=extra_vertical_flip), extra_photometry)
+        local = Recipe(small, crop(local_crops_scale), photometry())
         super().__init__((global1, global2), extra, local, extra_crops, local_crops_number, clean_crops, square)

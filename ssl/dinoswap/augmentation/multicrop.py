@@ -1,6 +1,6 @@
-"""From one image to its views: a recipe for each role, drawn first and applied afterwards.
+"""Makes the views of an image: a recipe for each role, drawn first and applied afterwards.
 
-Every view has a row of uniforms of its own (global 1, global 2, extra, then the locals), so its draws do not depend on
+Every view has its own row of uniforms (global 1, global 2, extra, then the locals), so its draws do not depend on
 the number of local crops, nor on whether extra or clean crops are asked for. A number of a row means the same in every
 augmentation: with the same seed two of them share each draw whose distribution they share.
 """
@@ -22,7 +22,7 @@ Draw = tuple[Crop, Photometry]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The size (height, width) of a view in pixels, and what its crop and its colours are drawn from."""
+    """The size (height, width) of a view in pixels, and the distributions of its crop and its photometry."""
 
     size: tuple[int, int]
     crop: RandomCrop
@@ -30,9 +30,10 @@ class Recipe:
 
 
 class MultiCrop:
-    """Two global views, `extra_crops` (0 or 1) third global views, `local_crops_number` local ones. With `clean_crops`
-    the mask-carrying views (the extra one, or else the two globals) come a second time with untouched colours.
-    With `resize` = (height, width) the image is first brought to this size, whatever its aspect."""
+    """Makes two global views, `extra_crops` (0 or 1) third global views and `local_crops_number` local ones. With
+    `clean_crops` the mask-carrying views (the extra one, or else the two globals) are also returned without photometric
+    changes. With `resize` = (height, width) the image is first resized to this size, whatever its aspect. Raises
+    ValueError for a number out of range."""
 
     def __init__(
         self,
@@ -56,13 +57,13 @@ class MultiCrop:
             self._clean = range(2, 3) if extra_crops else range(2)
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Views:
-        """The views of `image`, uint8 RGB [H, W, 3] of any size. ValueError for another type or shape."""
+        """Returns the views of `image`, uint8 RGB [H, W, 3] of any size. Raises ValueError for any other input."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(f"image={image.dtype}{list(image.shape)}: needs uint8 [H, W, 3]; convert it to RGB first")
         return self.render(image, self.draw(rng, *image.shape[:2]))
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> list[Draw]:
-        """What is done to a height x width image: an entry per global, extra and local view, in this order."""
+        """Draws (crop, photometry) for each global, extra and local view of a height x width image, in this order."""
         height, width = self._resize or (height, width)
         views = len(self._recipes) + 1 - self._extra_crops  # the extra view's row is drawn in any case
         rows = rng.random((views, geometry.UNIFORMS + photometric.UNIFORMS)).tolist()
@@ -77,7 +78,7 @@ class MultiCrop:
         ]
 
     def render(self, image: Pixels, draws: list[Draw]) -> Views:
-        """Apply `draws` to `image`."""
+        """Returns the views that `draws` make of `image`."""
         if self._resize is not None:
             image = geometry.resized_crop(image, Crop(0, 0, *image.shape[:2]), self._resize)
         cuts = [
@@ -95,14 +96,15 @@ class MultiCrop:
 
 
 def _planes(pixels: Pixels) -> Tensor:
-    """[H, W, 3] -> [3, H, W], a copy (OpenCV splits channels several times faster than a strided copy)."""
+    """Returns a copy [3, H, W] of pixels [H, W, 3]. OpenCV splits channels several times faster than a strided copy."""
     planes = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, list(planes))
     return torch.from_numpy(planes)
 
 
 def height_and_width(**size: int | tuple[int, int]) -> tuple[int, int]:
-    """The one size given by name, checked: `height_and_width(local_crops_size=96)` is (96, 96)."""
+    """Returns the one size given by name: `height_and_width(local_crops_size=96)` is (96, 96). Raises ValueError for a
+    size below 1 pixel."""
     ((name, value),) = size.items()
     height, width = (value, value) if isinstance(value, int) else value
     if min(height, width) < 1:
@@ -111,12 +113,14 @@ def height_and_width(**size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def check_scales(**scales: tuple[float, float]) -> None:
+    """Raises ValueError unless each scale is an interval within (0, 1]."""
     for name, (smallest, largest) in scales.items():
         if not 0 < smallest <= largest <= 1:
             raise ValueError(f"{name}={smallest, largest}: shares of the image's area, 0 < smallest <= largest <= 1")
 
 
 def check_within(low: float, high: float, **values: float) -> None:
+    """Raises ValueError unless each value lies from `low` to `high`."""
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name}={value}: use a number from {low} to {high}")

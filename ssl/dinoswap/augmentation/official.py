@@ -7,7 +7,7 @@ Every view: random resized crop, horizontal flip 0.5, colour jitter (0.4, 0.4, 0
   global 2  224   0.32-1     0.9                         0.2, after the blur
   local      96   0.05-0.32  0.5                         0
 
-The official blur passes the probability to *keep* the image where that to *apply* is expected: its "1.0" and "0.1" for
+The official code passes the probability to *keep* the image where that to *blur* is expected: its "1.0" and "0.1" for
 the global crops mean 0 and 0.9. Its models were trained so, and these are the values here.
 """
 
@@ -22,7 +22,7 @@ class OfficialAugmentation(MultiCrop):
     """Sizes: pixels, a number or (height, width). Scales: shares of the image's area. `horizontal_flip`, `jitter`,
     `grayscale`, `*_blur` and `global2_solarize` are probabilities; `brightness`, `contrast`, `saturation` are the
     largest relative changes and `hue` the largest turn (1 = the full colour circle) of the jitter.
-    The extra crop follows global 1. ValueError for a value out of range."""
+    The extra crop follows global 1. Raises ValueError for a value out of range."""
 
     def __init__(
         self,

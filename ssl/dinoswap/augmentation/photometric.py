@@ -21,7 +21,7 @@ from dinoswap.augmentation.geometry import Pixels
 cv2.setNumThreads(0)  # data workers are processes: a thread pool in each would compete with the others
 
 UNIFORMS = 10
-"""How many numbers in [0, 1) `RandomPhotometry.draw` reads."""
+"""Count of the numbers in [0, 1) that `RandomPhotometry.draw` reads."""
 
 _TRUNCATE = -0.4999
 """Added before OpenCV rounds to nearest: PIL drops the fraction."""
@@ -29,7 +29,7 @@ _TRUNCATE = -0.4999
 
 @dataclass(frozen=True)
 class Photometry:
-    """What is done to one crop, in this order: (operation, factor) of the jitter, gray, blur, solarization."""
+    """The changes of one crop, in this order: (operation, factor) of the jitter, gray, blur, solarization."""
 
     jitter: tuple[tuple[str, float], ...] = ()
     grayscale: bool = False
@@ -55,8 +55,8 @@ class RandomPhotometry:
     solarize_threshold: int = 128
 
     def draw(self, uniforms: Sequence[float]) -> Photometry:
-        """The operations that UNIFORMS numbers in [0, 1) stand for. Each number has one use, so that two
-        distributions which share some settings share those draws."""
+        """Returns the changes that UNIFORMS numbers in [0, 1) determine. Each number has one use, so that two
+        distributions with some settings in common share those draws."""
         jitter, order, *factors, grayscale, blur, sigma, solarize = uniforms
         low, high = self.blur_sigma
         return Photometry(
@@ -75,7 +75,7 @@ class RandomPhotometry:
 
 
 def apply(image: Pixels, photometry: Photometry) -> Pixels:
-    """The changed image; `image` itself is left as it is (and returned when nothing is to be done)."""
+    """Returns the changed image. `image` is not modified, and is returned itself where nothing changes."""
     for operation, factor in photometry.jitter:
         image = _JITTER[operation](image, factor)
     if photometry.grayscale:
@@ -101,7 +101,8 @@ def adjust_saturation(image: Pixels, factor: float) -> Pixels:
 
 
 def adjust_hue(image: Pixels, turns: float) -> Pixels:
-    """Hue and saturation are cut to whole 255ths as PIL does: OpenCV's uint8 HSV would be 0.2 to 1 level off."""
+    """Returns the image with its hue moved by `turns` of the colour circle. Hue and saturation are cut to whole 255ths
+    as in PIL: OpenCV's uint8 HSV would be 0.2 to 1 level off."""
     degrees, share, value = cv2.split(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV))
     hue = cv2.convertScaleAbs(degrees, alpha=255 / 360, beta=_TRUNCATE)
     hue += np.uint8(int(turns * 255) % 256)  # wraps around

@@ -1,7 +1,7 @@
 """The prototype bank: a linear map with bias from L2-normalised patch tokens to K prototypes.
 
-Student and teacher share it, so it has no EMA copy. It has an optimiser rule of its own: a fraction of a lr that no
-batch size scales, AdamW's betas, no weight decay, no clipping. Follows the legacy trainer @ 67f6a87.
+Student and teacher share it, so it has no EMA copy. It has its own optimiser settings: a fraction of a lr that is not
+scaled by the batch size, its own betas, no weight decay, no clipping. Follows the legacy trainer @ 67f6a87.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from dinoswap.objectives.koleo import koleo
 
 
 class Assigned(NamedTuple):
-    """What the bank makes of tokens in one call, which is the only way to its weights: they may be shared by ranks."""
+    """What the bank computes in one call. Its weights are used in its forward pass only, as ranks may hold shards of
+    them."""
 
     teacher: Tensor  # logits [R, K], which train the bank
     student: Tensor  # logits [S, K], which do not
@@ -21,10 +22,12 @@ class Assigned(NamedTuple):
 
 
 class LinearPrototypeBank(nn.Linear):
+    """The prototype bank, trained by the teacher's tokens and by KoLeo alone."""
+
     def __init__(
         self, dim: int, prototypes: int, lr_multiplier: float = 0.5, betas: tuple[float, float] = (0.9, 0.95)
     ) -> None:
-        """Weights N(0, 1), bias 0."""
+        """The initial weights are drawn from N(0, 1), the bias is 0."""
         super().__init__(dim, prototypes)
         nn.init.normal_(self.weight)
         nn.init.zeros_(self.bias)
@@ -37,7 +40,7 @@ class LinearPrototypeBank(nn.Linear):
         }
 
     def forward(self, teacher: Tensor, student: Tensor) -> Assigned:  # type: ignore[override]
-        """Unit tokens [R, dim] of the teacher and [S, dim] of the student."""
+        """Returns the logits of L2-normalised tokens, teacher [R, dim] and student [S, dim], and KoLeo of the bank."""
         return Assigned(
             teacher=super().forward(teacher),
             student=functional.linear(student, self.weight.detach(), self.bias.detach()),

@@ -10,6 +10,9 @@ from dinoswap.objectives.base import Context
 
 
 class Masked(PatchPrototypeLoss):
+    """Clustering at the masked positions."""
+
     def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the student's masked tokens [M, D], the mask bool [P, B, N], and its positions int64 [M]."""
         batch = context.batch
         return context.student_features.masked_patch, batch.mask, batch.masked_indices

@@ -1,4 +1,4 @@
-"""Patch-prototype clustering: what its options share. They differ in the student's tokens that learn.
+"""The base class of patch-prototype clustering. Its options differ in the student tokens that the loss is taken on.
 
 With x = token / |token|, logits = bank(x), and targets q of the `targets` group over ALL P B N teacher tokens,
 
@@ -7,8 +7,8 @@ With x = token / |token|, logits = bank(x), and targets q of the `targets` group
     koleo_proto    KoLeo of the bank's weight: prototypes apart from their nearest neighbour
 
 The first trains the student only (the bank in it is detached), the other two the bank only (the teacher has no
-gradient). So one backward and one optimiser do what the legacy trainer @ 67f6a87 does by stepping the bank, then the
-student against the bank as it was before, and throwing away what the student's loss left in the bank. Follows its
+gradient). So one backward and one optimiser do what the legacy trainer @ 67f6a87 does by a step of the bank, then one
+of the student against the bank before its step, and by dropping the bank's gradient of the student's loss. Follows its
 losses/prototype_loss.py; there a batch without selected tokens has no loss at all, here only the first term is 0.
 """
 
@@ -26,6 +26,8 @@ BANK = "prototype_bank"
 
 
 class PatchPrototypeLoss(Objective):
+    """The loss with the terms `clustering`, `arrangement` and `koleo_proto`. An option implements `select`."""
+
     reads_teacher_patches = True
 
     def __init__(
@@ -41,7 +43,8 @@ class PatchPrototypeLoss(Objective):
         bank_betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
         """`targets` maps teacher logits [P B N, K] and a temperature to distributions; `loss_weight` is that of the
-        clustering term; the bank's lr is `bank_lr_multiplier` times the schedule prototype_lr."""
+        clustering term; the bank's lr is `bank_lr_multiplier` times the schedule prototype_lr. Raises ValueError for a
+        number out of range."""
         super().__init__(loss_weight)
         if prototypes < 1:
             raise ValueError(f"prototypes={prototypes}: at least 1 is needed")
@@ -73,7 +76,8 @@ class PatchPrototypeLoss(Objective):
         return {BANK: self.bank}
 
     def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's tokens that learn: [S, D], their mask bool [P, B, N], and where it is True, int64 [S]."""
+        """Returns the student's tokens of the clustering term [S, D], their mask bool [P, B, N], and the flat positions
+        where it is True, int64 [S]."""
         raise NotImplementedError
 
     def teacher_targets(self, context: Context) -> Tensor:
@@ -100,7 +104,7 @@ class PatchPrototypeLoss(Objective):
 
 
 def _unit(tokens: Tensor) -> Tensor:
-    """L2-normalised in float32 or wider."""
+    """Returns tokens L2-normalised, in float32 or wider."""
     tokens = tokens.float() if tokens.dtype in (torch.bfloat16, torch.float16) else tokens
     return functional.normalize(tokens, dim=-1)
 

@@ -11,9 +11,12 @@ from dinoswap.objectives.base import Context
 
 
 class Visible(PatchPrototypeLoss):
+    """Clustering at the positions that are not masked."""
+
     reads_student_patches = True
 
     def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the student's visible tokens [S, D], the inverse mask bool [P, B, N], and its positions int64 [S]."""
         mask, patch = context.batch.mask, context.student_features.patch
         assert patch is not None
         count = mask.numel() - len(context.batch.masked_indices)

@@ -1,6 +1,6 @@
-"""What the forward plans share: the backbone over groups of crops, and the features that come of it.
+"""Functions that the forward plans share: the backbone over groups of crops, and the features from its tokens.
 
-The crops of one call are packed, but never mixed: a second pass is one more entry of the list.
+The groups of one call are packed, but do not attend to each other: a second pass is one more entry of the list.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,20 @@ patch tokens are read, or None for the class tokens alone."""
 
 
 def run(backbone: nn.Module, entries: Sequence[Entry], all_patches: bool) -> list[Tokens]:
-    """The tokens of each entry, in one call; every token of all of them with `all_patches`."""
+    """Returns the tokens of each entry, computed in one call: with `all_patches` every token, else those read."""
     present = [entry for entry in entries if entry[0].shape[0]]
     tokens: list[Tokens] = backbone(
         [crops.flatten(0, 1) for crops, _, _ in present],  # [C, B, ...] -> [C B, ...]
         [None if mask is None else mask.flatten(0, 1) for _, mask, _ in present],  # [C, B, N] -> [C B, N]
         None if all_patches else [rows for _, _, rows in present],
     )
-    nothing = Tokens(tokens[0].cls[:0], None, None)
-    return [*tokens, *[nothing] * (len(entries) - len(present))]
+    empty = Tokens(tokens[0].cls[:0], None, None)
+    return [*tokens, *[empty] * (len(entries) - len(present))]
 
 
 def features(cls: Tensor, local_cls: Tensor, patch: Tensor | None, batch: Batch, all_patches: bool) -> Features:
-    """Class tokens [2 B, D] and [L B, D]; patch tokens [P B, N, D] with `all_patches`, else the masked [M, D]."""
+    """Returns the features from class tokens [2 B, D] and [L B, D] and from patch tokens: [P B, N, D] with
+    `all_patches`, else the masked ones [M, D]."""
     global_cls = cls.view(2, batch.images, -1)  # [2 B, D] -> [2, B, D]
     local = local_cls.view(-1, batch.images, cls.shape[-1])  # [L B, D] -> [L, B, D]
     assert patch is not None

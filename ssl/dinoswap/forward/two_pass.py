@@ -14,8 +14,10 @@ from dinoswap.values import Batch, Features
 
 
 class TwoPass(Unified):
+    """The plan with separate passes over the unmasked and the masked global crops."""
+
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
-        """CLS features of the unmasked global and of the local crops, patch features of the masked globals."""
+        """Returns CLS features of the unmasked global and the local crops, and patch features of the masked globals."""
         crops = (batch.global_crops, None, None)
         masked = (batch.global_crops, batch.mask, batch.masked_indices)
         tokens, second, local = run(backbone, [crops, masked, (batch.local_crops, None, None)], all_patches)

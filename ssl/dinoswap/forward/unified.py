@@ -12,16 +12,18 @@ from dinoswap.values import Batch, Features
 
 
 class Unified:
+    """The plan with one pass over the masked global crops."""
+
     extra_crops = 0
     masked_crops = 2  # P
 
     def teacher(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
-        """Features of the unmasked global crops."""
+        """Returns features of the unmasked global crops."""
         (tokens,) = run(backbone, [(batch.global_crops, None, batch.masked_indices)], all_patches)
         return features(tokens.cls, tokens.cls[:0], tokens.patch, batch, all_patches)
 
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
-        """Features of the masked global crops and of the local crops."""
+        """Returns features of the masked global crops and of the local crops."""
         crops = (batch.global_crops, batch.mask, batch.masked_indices)
         tokens, local = run(backbone, [crops, (batch.local_crops, None, None)], all_patches)
         return features(tokens.cls, local.cls, tokens.patch, batch, all_patches)

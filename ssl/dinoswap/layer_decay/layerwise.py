@@ -12,7 +12,7 @@ BEFORE_BLOCKS = ("patch_embed.", "pos_embed", "cls_token", "mask_token", "regist
 
 
 def layer_id(name: str, depth: int) -> int:
-    """The layer of a backbone parameter, from 0 (embeddings) to depth + 1 (final norm)."""
+    """Returns the layer of a backbone parameter, from 0 (embeddings) to depth + 1 (final norm)."""
     if name.startswith(BEFORE_BLOCKS):
         return 0
     block = re.match(r"blocks\.(\d+)\.", name)
@@ -20,6 +20,8 @@ def layer_id(name: str, depth: int) -> int:
 
 
 class Layerwise:
+    """An lr multiplier that decays towards the input. Raises ValueError for a value out of range."""
+
     def __init__(self, rate: float = 0.9, patch_embed_lr_mult: float = 0.2) -> None:
         if not 0 < rate <= 1:
             raise ValueError(f"rate={rate}: the decay per layer must lie above 0 and not above 1 (1 switches it off)")
@@ -29,6 +31,6 @@ class Layerwise:
         self.patch_embed_lr_mult = patch_embed_lr_mult
 
     def multiplier(self, name: str, depth: int) -> float:
-        """For a parameter `name` of a backbone with `depth` blocks."""
+        """Returns the lr multiplier of the parameter `name` of a backbone with `depth` blocks."""
         factor = self.patch_embed_lr_mult if name.startswith("patch_embed.") else 1.0
         return self.rate ** (depth + 1 - layer_id(name, depth)) * factor

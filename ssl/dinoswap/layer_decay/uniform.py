@@ -2,6 +2,8 @@
 
 
 class Uniform:
+    """An lr multiplier of 1 for all layers."""
+
     def multiplier(self, name: str, depth: int) -> float:
-        """For a parameter `name` of a backbone with `depth` blocks."""
+        """Returns the lr multiplier of the parameter `name` of a backbone with `depth` blocks, which is 1."""
         return 1.0

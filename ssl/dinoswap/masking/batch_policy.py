@@ -1,4 +1,4 @@
-"""Which crops of a batch are masked and how many patches of each, for the options that draw a mask from a target count.
+"""Decides which crops of a batch are masked and how many patches of each, for options that draw a mask from a count.
 
 Of `crops` crops, int(crops * mask_sample_probability) are masked. Their targets are spread evenly over the ratio range
 (one interval of the range each, a uniform draw inside it); the masks are then shuffled over the crops. `scope` says
@@ -20,8 +20,8 @@ from dinoswap.rng import numpy_generator, python_generator
 
 
 class Generators(NamedTuple):
-    """What a mask is drawn from: Python's generator and, where an option fills up patches one by one, NumPy's. The old
-    RandomState, because its `choice` is the one that dinov3 calls."""
+    """The generators that a mask is drawn from: Python's and, where an option adds single patches, NumPy's. The latter
+    is the old RandomState, because dinov3 calls its `choice`."""
 
     python: random.Random
     numpy: np.random.RandomState
@@ -32,20 +32,21 @@ MaskGenerator = Callable[[int, Generators], np.ndarray]
 
 
 def patch_grid(crop_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """(h, w) in patches of a crop in pixels."""
+    """Returns (h, w) in patches of a crop in pixels."""
     return crop_size[0] // patch_size, crop_size[1] // patch_size
 
 
 @lru_cache
 def ratio_edges(low: float, high: float, intervals: int) -> tuple[np.float32, ...]:
-    """The ends of `intervals` equal parts of the ratio range, in the float32 of the official collate."""
+    """Returns the ends of `intervals` equal parts of the ratio range, in float32 as the official collate has them."""
     import torch  # takes seconds, and the settings of a mask are checked without it
 
     return tuple(torch.linspace(low, high, intervals + 1).numpy())
 
 
 class BatchPolicy(ABC):
-    """`mask_sample_probability` of the crops carry a mask over a share of their patches in `mask_ratio_min_max`."""
+    """Masks a share `mask_sample_probability` of the crops, each over a share of its patches in `mask_ratio_min_max`.
+    Raises ValueError for a value out of range."""
 
     def __init__(
         self, mask_sample_probability: float, mask_ratio_min_max: tuple[float, float], scope: Literal["batch", "crop"]
@@ -65,17 +66,18 @@ class BatchPolicy(ABC):
 
     @abstractmethod
     def generator(self, crop_size: tuple[int, int], patch_size: int) -> MaskGenerator:
-        """What draws one mask of a crop of this size (height, width in pixels)."""
+        """Returns the function that draws one mask of a crop of this size (height, width in pixels)."""
 
     def targets(self, masked: int, patches: int, rng: Generators) -> Iterator[int]:
-        """How many of its `patches` each of the `masked` crops is to hide, ascending. Drawn as they are asked for."""
+        """Yields how many of its `patches` each of the `masked` crops is to hide, ascending and drawn lazily."""
         for low, high in itertools.pairwise(ratio_edges(*self.ratio_min_max, masked)):
             # float32 throughout: the official code draws between 0-d float32 tensors
             ratio = low + (high - low) * np.float32(rng.python.random())
             yield int(np.float32(patches) * ratio)
 
     def generate_block_masks(self, generator: MaskGenerator, crops: int, patches: int, rng: Generators) -> np.ndarray:
-        """bool [crops, patches]. A mask is drawn between one target and the next, as in the code that is followed."""
+        """Returns the masks of all crops, bool [crops, patches]. Each mask is drawn right after its target, in the
+        order of the official code."""
         masked = int(crops * self.probability)
         masks = [generator(target, rng) for target in self.targets(masked, patches, rng)]
         masks += [generator(0, rng) for _ in range(crops - masked)]
@@ -85,7 +87,8 @@ class BatchPolicy(ABC):
     def sampler(
         self, *, crop_size: tuple[int, int], patch_size: int, crops: int, images: int, seed: int
     ) -> Callable[[int], np.ndarray]:
-        """step -> bool [crops (P), images (B of all ranks), N], drawn from `seed` and the step alone."""
+        """Returns a function from a step to its masks, bool [crops (P), images (B of all ranks), N], drawn from `seed`
+        and the step alone."""
         height, width = patch_grid(crop_size, patch_size)
         generator = self.generator(crop_size, patch_size)
         draws = 1 if self.scope == "batch" else crops

@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # imported where it draws: a study's plan checks masks withou
 
 
 def bernoulli_masks(crops: int, patches: int, ratio: float, rng: "torch.Generator") -> "torch.Tensor":
-    """bool [crops, patches]. The draws of `rng` are those of the legacy trainer."""
+    """Returns the masks, bool [crops, patches], with the draws of the legacy trainer."""
     import torch
 
     return torch.rand(crops, patches, generator=rng) < ratio
 
 
 class BernoulliMasking:
-    """A patch is hidden with probability `token_mask_ratio`."""
+    """Hides a patch with probability `token_mask_ratio`. Raises ValueError for one outside 0..1."""
 
     def __init__(self, token_mask_ratio: float = 0.4) -> None:
         if not 0 <= token_mask_ratio <= 1:
@@ -35,7 +35,8 @@ class BernoulliMasking:
     def sampler(
         self, *, crop_size: tuple[int, int], patch_size: int, crops: int, images: int, seed: int
     ) -> Callable[[int], np.ndarray]:
-        """step -> bool [crops (P), images (B of all ranks), N], drawn from `seed` and the step alone."""
+        """Returns a function from a step to its masks, bool [crops (P), images (B of all ranks), N], drawn from `seed`
+        and the step alone."""
         height, width = patch_grid(crop_size, patch_size)
 
         def draw(step: int) -> np.ndarray:

@@ -15,18 +15,20 @@ from dinoswap.masking.rectangles import RectangleMaskGenerator, RectangleMasking
 
 
 def max_num_patches(crop_size: tuple[int, int], patch_size: int) -> float:
-    """The official cap of one rectangle: half of the grid, with floor divisions taken from left to right."""
+    """Returns the official maximum of a rectangle in patches: half of the grid, with floor divisions left to right."""
     return 0.5 * crop_size[0] // patch_size * crop_size[1] // patch_size
 
 
 class BlockMaskGenerator(RectangleMaskGenerator):
-    """At most the target count is hidden."""
+    """Draws masks that hide at most the target count."""
 
     def place(self, mask: np.ndarray, cap: float, rng: random.Random) -> int:
         return next(self.attempts(mask, cap, rng), 0)
 
 
 class BlockMasking(RectangleMasking):
+    """The batch policy with masks of `BlockMaskGenerator`."""
+
     def generator(self, crop_size: tuple[int, int], patch_size: int) -> MaskGenerator:
         grid, cap = patch_grid(crop_size, patch_size), max_num_patches(crop_size, patch_size)
         return BlockMaskGenerator(grid, cap, self.min_num_patches, self.min_aspect)

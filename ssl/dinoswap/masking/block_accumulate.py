@@ -18,7 +18,7 @@ from dinoswap.masking.rectangles import RectangleMaskGenerator, RectangleMasking
 
 
 class BlockAccumulateMaskGenerator(RectangleMaskGenerator):
-    """Mostly more than the target count is hidden."""
+    """Draws masks that mostly hide more than the target count."""
 
     def place(self, mask: np.ndarray, cap: float, rng: random.Random) -> int:
         placed = 0
@@ -30,6 +30,8 @@ class BlockAccumulateMaskGenerator(RectangleMaskGenerator):
 
 
 class BlockAccumulateMasking(RectangleMasking):
+    """The batch policy with masks of `BlockAccumulateMaskGenerator` and ratios in float64."""
+
     def generator(self, crop_size: tuple[int, int], patch_size: int) -> MaskGenerator:
         grid = patch_grid(crop_size, patch_size)
         return BlockAccumulateMaskGenerator(grid, min_num_patches=self.min_num_patches, min_aspect=self.min_aspect)

@@ -17,7 +17,7 @@ from dinoswap.masking.rectangles import RectangleMasking
 
 
 class BlockExactMaskGenerator(BlockMaskGenerator):
-    """Exactly the target count is hidden."""
+    """Draws masks that hide exactly the target count."""
 
     def __init__(
         self,
@@ -42,6 +42,8 @@ class BlockExactMaskGenerator(BlockMaskGenerator):
 
 
 class BlockExactMasking(RectangleMasking):
+    """The batch policy with masks of `BlockExactMaskGenerator` and the same targets at every step."""
+
     def __init__(
         self,
         mask_sample_probability: float = 0.5,
@@ -59,5 +61,5 @@ class BlockExactMasking(RectangleMasking):
         return BlockExactMaskGenerator(grid, cap, self.min_num_patches, self.min_aspect, self.circular_shift)
 
     def targets(self, masked: int, patches: int, rng: Generators) -> Iterator[int]:
-        """The upper ends of the parts; nothing is drawn."""
+        """Yields the upper end of each part of the ratio range, in patches. Nothing is drawn."""
         return (int(np.float32(patches) * edge) for edge in ratio_edges(*self.ratio_min_max, masked)[1:])

@@ -19,7 +19,7 @@ from dinoswap.masking.batch_policy import BatchPolicy, Generators, MaskGenerator
 
 
 class InverseBlockMaskGenerator:
-    """Masks for one grid (h, w). Called with a target count and the generators, returns bool [h, w]."""
+    """Draws masks for one grid (h, w). Calling it with a target count and the generators returns bool [h, w]."""
 
     def __init__(self, grid: tuple[int, int], min_aspect: float = 0.5, roll: bool = True) -> None:
         self.height, self.width = grid
@@ -33,12 +33,12 @@ class InverseBlockMaskGenerator:
         return ~self._block(patches - target, rng.python)
 
     def _block(self, count: int, rng: random.Random) -> np.ndarray:
-        """bool [h, w] with `count` patches set."""
+        """Returns the visible block, bool [h, w] with `count` patches set."""
         aspect = math.exp(rng.uniform(*self._log_aspects(count)))
-        h = min(math.ceil(math.sqrt(count * aspect)), self.height)  # min: against the rounding of the root
-        w = min(math.ceil(math.sqrt(count / aspect)), self.width)
-        top, left = rng.randint(0, self.height - h), rng.randint(0, self.width - w)
-        row, column = np.divmod(np.arange(count), w)
+        rows = min(math.ceil(math.sqrt(count * aspect)), self.height)  # min: against the rounding of the root
+        columns = min(math.ceil(math.sqrt(count / aspect)), self.width)
+        top, left = rng.randint(0, self.height - rows), rng.randint(0, self.width - columns)
+        row, column = np.divmod(np.arange(count), columns)
         block = np.zeros((self.height, self.width), dtype=bool)
         block[top + row, left + column] = True
         if self.roll:
@@ -47,13 +47,15 @@ class InverseBlockMaskGenerator:
         return block
 
     def _log_aspects(self, count: int) -> tuple[float, float]:
-        """The bounds that are asked for, as far as a block of `count` patches then fits in the grid."""
+        """Returns the bounds of the log aspect, narrowed so that a block of `count` patches fits into the grid."""
         flattest, tallest = math.log(count / self.width**2), math.log(self.height**2 / count)
         low, high = self.log_aspect
         return max(flattest, min(low, tallest)), min(tallest, max(high, flattest))
 
 
 class InverseBlockMasking(BatchPolicy):
+    """The batch policy with masks of `InverseBlockMaskGenerator`. Raises ValueError for an aspect out of range."""
+
     def __init__(
         self,
         mask_sample_probability: float = 0.5,

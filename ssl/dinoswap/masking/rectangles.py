@@ -1,4 +1,4 @@
-"""Rectangles at random places of the patch grid: what `block`, `block_exact` and `block_accumulate` share.
+"""Rectangles at random places of the patch grid, the base of `block`, `block_exact` and `block_accumulate`.
 
 A rectangle is drawn by its area, uniform from `min_num_patches` to a cap, and its aspect h / w, log-uniform from
 `min_aspect` to the inverse. It has to be smaller than the grid on both sides, and to hide at least one new patch and at
@@ -20,8 +20,8 @@ ATTEMPTS = 10
 
 
 class RectangleMaskGenerator(ABC):
-    """Masks for one grid (h, w). Called with a target count and the generators, returns bool [h, w]. ValueError where
-    the smallest rectangle has more patches than the grid."""
+    """Draws masks for one grid (h, w). Calling it with a target count and the generators returns bool [h, w]. Raises
+    ValueError where the smallest rectangle has more patches than the grid."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class RectangleMaskGenerator(ABC):
 
     @abstractmethod
     def place(self, mask: np.ndarray, cap: float, rng: random.Random) -> int:
-        """Hide rectangles of at most `cap` new patches each; how many patches that were, 0 if none fitted."""
+        """Hides rectangles of at most `cap` new patches each. Returns the number of new patches, 0 if none fitted."""
 
     def __call__(self, target: int, rng: Generators) -> np.ndarray:
         mask = np.zeros((self.height, self.width), dtype=bool)
@@ -54,24 +54,24 @@ class RectangleMaskGenerator(ABC):
         return mask
 
     def attempts(self, mask: np.ndarray, cap: float, rng: random.Random) -> Iterator[int]:
-        """Try ATTEMPTS times, hide each rectangle that fits, and yield how many new patches it hides. Lazy: whoever
-        stops asking stops the attempts."""
+        """Draws up to ATTEMPTS rectangles, hides each that fits, and yields the number of new patches that it hides. It
+        is lazy: no more are drawn once the caller stops."""
         for _ in range(ATTEMPTS):
             area = rng.uniform(self.min_num_patches, cap)
             aspect = math.exp(rng.uniform(*self.log_aspect))
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if not (w < self.width and h < self.height):
+            rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (columns < self.width and rows < self.height):
                 continue
-            top, left = rng.randint(0, self.height - h), rng.randint(0, self.width - w)
-            block = mask[top : top + h, left : left + w]
-            new = h * w - int(np.count_nonzero(block))
-            if 0 < new <= cap:
+            top, left = rng.randint(0, self.height - rows), rng.randint(0, self.width - columns)
+            block = mask[top : top + rows, left : left + columns]
+            new_patches = rows * columns - int(np.count_nonzero(block))
+            if 0 < new_patches <= cap:
                 block[:] = True
-                yield new
+                yield new_patches
 
 
 class RectangleMasking(BatchPolicy):
-    """The batch policy, with the bounds of a rectangle."""
+    """The batch policy with the bounds of a rectangle. Raises ValueError for a bound out of range."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""The losses. Each reads a Context and returns its unweighted terms by name; none of them knows of the others."""
+"""The losses. Each reads a Context and returns its unweighted terms by name; none depends on another."""

@@ -1,4 +1,4 @@
-"""What every objective is: a module that turns a Context into named, unweighted terms."""
+"""The base class of all objectives: a module that computes named, unweighted terms from a Context."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Context:
-    """All that an objective may read. `student` and `teacher` are networks by name (backbone, dino_head, ...)."""
+    """All that an objective may read. `student` and `teacher` hold networks by name (backbone, dino_head, ...)."""
 
     batch: Batch
     hyper: Hyper
@@ -27,10 +27,10 @@ class Context:
 
 @dataclass(frozen=True)
 class TokenComparison:
-    """Tokens of a frozen teacher and what the student makes of the same images, in one space: float32 [n, N, D]."""
+    """Tokens of a frozen teacher and projected tokens of the student for the same images: float32 [n, N, D] each."""
 
     teacher: Tensor
-    student: Tensor  # of the images as they are
+    student: Tensor  # of the unmasked images
     masked: Tensor  # of the images under a mask
 
 
@@ -38,9 +38,9 @@ class Objective(nn.Module):
     """Base class. `forward(context)` returns scalars by term name, each of which is weighted by `weight(term)`."""
 
     reads_student_patches: ClassVar[bool] = False
-    """Whether the student's `Features.patch` is needed. Otherwise its last block works for the masked rows only."""
+    """Whether the student's `Features.patch` is needed. If not, its last block computes the masked rows only."""
     reads_teacher_patches: ClassVar[bool] = False
-    """The same for the teacher."""
+    """Whether the teacher's `Features.patch` is needed. If not, its last block computes the masked rows only."""
     needs_clean_crops: ClassVar[bool] = False
     """Whether `Batch.clean_crops` is needed."""
     checks_first_batch: ClassVar[bool] = False
@@ -53,37 +53,41 @@ class Objective(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, context: Context) -> dict[str, Tensor]:
+        """Returns the unweighted terms, scalars by name."""
         raise NotImplementedError
 
     def weight(self, term: str) -> float | None:
-        """What a term is multiplied with in the loss; None for one that is logged only."""
+        """Returns the factor of a term in the loss, None for a term that is only logged."""
         return self.loss_weight
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
-        """Networks of this objective's own by name, each built from the backbone's width. They are a part of the
-        student, trained with it, and have no copy in the teacher."""
+        """Returns the networks that belong to this objective, by name: functions that build one for the width of the
+        backbone. They are trained as a part of the student and have no copy in the teacher."""
         return {}
 
     def inference_only_models(self) -> Sequence[nn.Module]:
-        """Frozen networks, outside the module tree, that are to be cut into shares where the student is."""
+        """Returns frozen networks, outside the module tree, that are to be sharded where the student is."""
         return ()
 
     def teacher_targets(self, context: Context) -> Tensor | None:
-        """The target distributions [rows, K], for diagnostics; None for an objective without prototypes."""
+        """Returns the target distributions [rows, K] for diagnostics, None for an objective without prototypes."""
         return None
 
     def identity(self) -> Mapping[str, str]:
-        """What decides the result beside the config: a checkpoint made with another one is refused."""
+        """Returns what decides the result beside the config, such as the weights of a frozen teacher. A checkpoint with
+        another identity is refused."""
         return {}
 
     def notices(self) -> Sequence[str]:
-        """What a user has to know before the run starts, in sentences."""
+        """Returns sentences that a user should read before the run starts."""
         return ()
 
     def check_first_batch(self, context: Context) -> str:
-        """One sentence on a batch that nothing is learnt from. Raises ValueError where training would be in vain."""
+        """Returns a sentence on a batch that is not trained on. Raises ValueError where the objective could not learn
+        anything."""
         raise NotImplementedError
 
     def compare_tokens(self, student: nn.ModuleDict, images: Tensor, mask: Tensor) -> TokenComparison | None:
-        """For pictures, of normalised images [n, 3, H, W] and a mask bool [n, N]; None where no teacher is frozen."""
+        """Returns tokens for pictures, of normalised images [n, 3, H, W] and a mask bool [n, N]. Returns None for an
+        objective without a frozen teacher."""
         return None

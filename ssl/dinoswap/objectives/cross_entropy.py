@@ -3,10 +3,10 @@
     loss = -sum_k t_k log p_k,   d loss / d logits = (p sum_k t_k - t) / temperature,
     p = softmax(logits / temperature)
 
-Between forward and backward only targets and logits are kept, in their own precision: what has the size of both at
-K = 65536 is most of a step's memory. log p is computed twice, each time for one block only. Each block takes the steps
-that autograd would take for all rows, so that the numbers are those of the plain formula, to the last bit.
-The gradient may take the place of the logits, as in the official code with xformers (`bw_inplace=True` in
+Between forward and backward only targets and logits are kept, in their own precision: at K = 65536 tensors of this size
+are most of a step's memory. log p is computed twice, each time for one block only. Each block takes the steps
+that autograd would take for all rows, so that the result is that of the plain formula, bit for bit.
+The gradient may overwrite the logits, as in the official code with xformers (`bw_inplace=True` in
 dinov2/loss/ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7).
 """
 
@@ -20,12 +20,12 @@ from dinoswap.nn.row_blocks import row_blocks
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, temperature: float, overwrite_logits: bool = False) -> Tensor:
-    """-sum_k targets_k log softmax(logits / temperature)_k for each row, in float32 or wider: [..., K] -> [...].
+    """Returns -sum_k targets_k log softmax(logits / temperature)_k of each row, in float32 or wider: [..., K] -> [...].
 
-    Targets are constants, and may be fewer than the logits, as one for several crops is. With `overwrite_logits`
-    backward may leave the gradient where the logits were, which saves a tensor of their size: for callers that do not
-    read them afterwards. An operation that has kept them for its own backward, or a second backward, then raises;
-    leaves are never overwritten.
+    Targets have no gradient and are broadcast to the logits, as one target for several crops. With `overwrite_logits`
+    backward may write the gradient into the memory of the logits, which saves a tensor of their size: for callers that
+    do not read them afterwards. An operation that has saved them for its own backward, or a second backward, then
+    raises RuntimeError. Leaves are never overwritten.
     """
     targets = targets.detach().expand_as(logits)
     losses: Tensor = _CrossEntropy.apply(targets, logits, temperature, overwrite_logits and not _is_leaf(logits))
@@ -33,7 +33,7 @@ def cross_entropy(targets: Tensor, logits: Tensor, temperature: float, overwrite
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Of targets and logits of one shape."""
+    """The cross-entropy of targets and logits of the same shape, as an autograd function."""
 
     @staticmethod
     def forward(ctx: Any, targets: Tensor, logits: Tensor, temperature: float, overwrite: bool) -> Tensor:
@@ -48,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         targets, logits = ctx.saved_tensors
-        logits = logits.detach()  # still counts what is written to it, so that other users of the logits notice
+        logits = logits.detach()  # shares the version counter, so that autograd notices writes to the logits
         grad_logits = logits if ctx.overwrite else torch.empty_like(logits)
         for rows in row_blocks(logits):
             log_p = _log_softmax(logits[rows], ctx.temperature)
@@ -63,10 +63,10 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Half precision would lose all but 8 bits of small probabilities."""
+    """Returns float32 for half precision, which would keep 8 bits or so of small probabilities, else `dtype`."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _is_leaf(x: Tensor) -> bool:
-    """Whether it is, or is a view of, a tensor that somebody made rather than computed."""
+    """Whether x is, or is a view of, a leaf of the autograd graph."""
     return x.is_leaf if x._base is None else x._base.is_leaf

@@ -1,4 +1,4 @@
-"""DINO: the student's CLS of one view predicts the teacher's of another.
+"""DINO: the student's CLS token of one view predicts the teacher's distribution for another view.
 
 All 2 L + 2 student-teacher pairs of different crops count the same. With g = 2 and l = max(2 L, 1):
 
@@ -20,10 +20,13 @@ GLOBAL_PAIRS = 2
 
 
 class DINO(Objective):
+    """The DINO loss on CLS tokens, with the terms `global` and, where there are local crops, `local`."""
+
     def __init__(
         self, targets: nn.Module, head: str = "dino_head", loss_weight: float = 1.0, student_temp: float = 0.1
     ) -> None:
-        """`targets` maps teacher logits [2 B, K] and a temperature to distributions; `head` names the network."""
+        """`targets` maps teacher logits [2 B, K] and a temperature to distributions; `head` names the network. Raises
+        ValueError where the temperature is not above 0."""
         super().__init__(loss_weight)
         if not student_temp > 0:
             raise ValueError(f"student_temp={student_temp}: a temperature must be above 0")

@@ -11,6 +11,8 @@ from dinoswap.objectives.cross_entropy import cross_entropy
 
 
 class IBOT(Objective):
+    """The iBOT loss on masked patch tokens, with the term `masked`."""
+
     def __init__(
         self,
         targets: nn.Module,
@@ -19,7 +21,8 @@ class IBOT(Objective):
         loss_weight: float = 1.0,
         student_temp: float = 0.1,
     ) -> None:
-        """`head` names the network: its own (`ibot_head`), or `dino_head` to share DINO's."""
+        """`targets` maps teacher logits [M, K] and a temperature to distributions. `head` names the network:
+        `ibot_head`, or `dino_head` to share DINO's. Raises ValueError where the temperature is not above 0."""
         super().__init__(loss_weight)
         if not student_temp > 0:
             raise ValueError(f"student_temp={student_temp}: a temperature must be above 0")

@@ -1,4 +1,4 @@
-"""KoLeo: keep the CLS tokens of a batch apart from their nearest neighbours.
+"""KoLeo: a loss that keeps each CLS token of a batch away from its nearest neighbour.
 
     -mean_i log(||x_i - x_nn(i) + eps|| + eps),  x L2-normalised, summed over the global crops (or averaged,
                                                   as the legacy trainer @ 67f6a87 does)
@@ -24,18 +24,18 @@ DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a d
 
 
 def koleo(x: Tensor, gather: bool = False) -> Tensor:
-    """x [B, D] -> scalar. With `gather` neighbours are sought among the rows of all ranks."""
+    """Returns the loss of x [B, D], a scalar. With `gather` neighbours are searched among the rows of all ranks."""
     with full_precision(x.device.type):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         x = torch.nn.functional.normalize(x, dim=-1, eps=EPS)
-        everyone, first = (gather_rows(x), rank() * len(x)) if gather else (x, 0)
-        if len(everyone) < 2:
+        candidates, first = (gather_rows(x), rank() * len(x)) if gather else (x, 0)
+        if len(candidates) < 2:
             return x.sum() * 0
         with torch.no_grad():
-            similarity = x @ everyone.T
+            similarity = x @ candidates.T
             similarity[:, first : first + len(x)].fill_diagonal_(-1.0)
             nearest = similarity.argmax(dim=1)
-        difference = x - everyone[nearest] + EPS
+        difference = x - candidates[nearest] + EPS
         duplicate = torch.linalg.vector_norm(difference.detach(), dim=-1, keepdim=True) < DUPLICATE
         difference = torch.where(duplicate, difference.detach(), difference)
         distance = torch.linalg.vector_norm(difference, dim=-1)
@@ -44,9 +44,12 @@ def koleo(x: Tensor, gather: bool = False) -> Tensor:
 
 
 class KoLeo(Objective):
+    """The KoLeo loss on the CLS tokens of the global crops, with the term `cls`."""
+
     def __init__(self, loss_weight: float = 0.1, over_crops: OverCrops = "sum", gather: bool = False) -> None:
-        """`over_crops` says what is done with the values of the two global crops. The official code seeks neighbours
-        within a rank; with `gather` among all, so that the number of ranks changes nothing."""
+        """`over_crops` decides whether the values of the two global crops are summed or averaged. The official code
+        searches neighbours within a rank; with `gather` they are searched among all ranks, so that the loss does not
+        depend on the number of ranks."""
         super().__init__(loss_weight)
         self.over_crops = over_crops
         self.gather = gather

@@ -12,6 +12,8 @@ from dinoswap.distributed import rows_per_rank
 
 
 class PerToken:
+    """Reduces losses with the same weight for every masked token."""
+
     def __call__(self, losses: Tensor, mask: Tensor, masked_indices: Tensor) -> Tensor:
-        """losses [M], mask bool [P, B, N], masked_indices [M] -> scalar; 0, still on the graph, when M = 0."""
+        """Returns a scalar from losses [M], mask bool [P, B, N] and masked_indices [M]: 0, with a graph, if M = 0."""
         return losses.sum() / rows_per_rank(losses)

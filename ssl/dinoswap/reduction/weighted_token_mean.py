@@ -14,6 +14,8 @@ from dinoswap.reduction.per_sample import masks_weight
 
 
 class WeightedTokenMean:
+    """Reduces losses with the weights of `per_sample` and a mean over masked tokens."""
+
     def __call__(self, losses: Tensor, mask: Tensor, masked_indices: Tensor) -> Tensor:
-        """losses [M], mask bool [P, B, N], masked_indices [M] -> scalar; 0, still on the graph, when M = 0."""
+        """Returns a scalar from losses [M], mask bool [P, B, N] and masked_indices [M]: 0, with a graph, if M = 0."""
         return (losses * masks_weight(mask, masked_indices, losses.dtype)).sum() / rows_per_rank(losses)

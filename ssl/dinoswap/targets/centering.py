@@ -1,8 +1,8 @@
 """Centred and sharpened targets: softmax((logits - centre) / temperature), centre an EMA of the mean logits.
 
 The softmax uses the centre of the batches before this one. Follows dinov2/loss/dino_clstoken_loss.py and
-ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; there the update waits in a queue until the next call and is
-lost at a restart, here it is folded in at once and saved, which gives the same numbers.
+ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7; there the update is applied at the next call and is lost
+at a restart, here it is applied at once and saved, which gives the same numbers.
 """
 
 import torch
@@ -13,6 +13,8 @@ from dinoswap.nn.row_blocks import row_blocks
 
 
 class Centering(nn.Module):
+    """Targets from centred logits. Raises ValueError for a momentum outside [0, 1)."""
+
     center: Tensor
 
     def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
@@ -24,7 +26,7 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Teacher logits [rows, K] -> targets [rows, K]; in training mode the centre moves afterwards."""
+        """Returns the targets [rows, K] of teacher logits [rows, K]. In training mode it then updates the centre."""
         targets = logits.new_empty(logits.shape, dtype=torch.result_type(logits, self.center))
         for rows in row_blocks(logits):
             targets[rows] = ((logits[rows] - self.center) / temperature).softmax(dim=-1)
@@ -33,12 +35,12 @@ class Centering(nn.Module):
         return targets
 
     def _move_centre(self, logits: Tensor) -> None:
-        """Mean over each rank's rows, then over the ranks that have rows. A non-finite mean is not let in: one bad
-        batch must not outlive the step that is skipped for it."""
+        """Updates the centre by the mean over each rank's rows and then over the ranks that have rows. A non-finite
+        mean is ignored, as the step of its batch is skipped."""
         rows = logits.shape[0]
         mean = logits.sum(0, keepdim=True, dtype=self.center.dtype) / max(rows, 1)
         ranks = all_reduce_sum(mean.new_tensor(float(rows > 0)))
         mean = all_reduce_sum(mean) / ranks.clamp(min=1)
-        moved = self.center * self.momentum + mean * (1 - self.momentum)
+        updated = self.center * self.momentum + mean * (1 - self.momentum)
         usable = mean.isfinite().all() & (ranks > 0)
-        self.center.copy_(torch.where(usable, moved, self.center))
+        self.center.copy_(torch.where(usable, updated, self.center))

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp targets: prototypes used equally, every row a distribution.
+"""Sinkhorn-Knopp targets: all prototypes have the same mass, and every row is a distribution.
 
 With Q = exp(logits / temperature) the official iteration rescales the rows and columns of Q in place. Only two vectors
 change: u (one factor per row) and v (one per prototype), and
@@ -19,10 +19,12 @@ from dinoswap.nn.precision import full_precision
 from dinoswap.nn.row_blocks import row_blocks
 
 MIDDLE = 2.0**64
-"""A common factor of u: what belongs to rows far below the largest logit stays within float32, as do the sums."""
+"""A common factor of u: with it the factors of rows far below the largest logit, and all sums, stay within float32."""
 
 
 class SinkhornKnopp(nn.Module):
+    """Targets by `iterations` of Sinkhorn-Knopp. Raises ValueError for fewer than one."""
+
     def __init__(self, iterations: int = 3) -> None:
         super().__init__()
         if iterations < 1:
@@ -31,24 +33,24 @@ class SinkhornKnopp(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Teacher logits [rows, K] -> targets [rows, K]. Normalised over the rows of all ranks, of which this rank
-        may hold none."""
+        """Returns the targets [rows, K] of teacher logits [rows, K], normalised over the rows of all ranks. A rank may
+        have no rows."""
         with full_precision(logits.device.type):
             return self._targets(logits, temperature)
 
     def _targets(self, logits: Tensor, temperature: float) -> Tensor:
-        """Beside the logits there is one tensor of their size, Q, which becomes the targets."""
+        """Computes the targets with one tensor Q beside the logits, which is changed in place and returned."""
         q = logits.new_empty(logits.shape, dtype=torch.float32)
         peak = q.new_empty(len(q))
         for rows in row_blocks(q):
             block = logits[rows].float() / temperature
             peak[rows] = block.amax(dim=1)
             q[rows] = block.sub_(peak[rows].unsqueeze(1)).exp_()
-        # On a rank without rows the maximum is -inf, which the other ranks' overrule
+        # On a rank without rows the maximum is -inf, and that of another rank counts
         largest = peak.max() if peak.numel() else peak.new_tensor(-torch.inf)
         u = (peak - all_reduce_max(largest)).exp_() * MIDDLE
         prototypes_per_row = q.shape[1] / all_reduce_sum(q.new_tensor(float(q.shape[0]))).clamp_(min=1)
-        least = torch.finfo(q.dtype).tiny * q.shape[1]  # of a prototype nobody is near: q @ v stays finite
+        least = torch.finfo(q.dtype).tiny * q.shape[1]  # mass of an unused prototype, so that q @ v stays finite
         for _ in range(self.iterations):
             v = 1 / all_reduce_sum(q.T @ u).clamp_(min=least)
             u = prototypes_per_row / (q @ v)

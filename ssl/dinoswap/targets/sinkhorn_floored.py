@@ -1,14 +1,14 @@
 """Sinkhorn-Knopp on Q = exp(logits / temperature - largest of all), with a floor under every mass that divides.
 
-In turn, `iterations` times, with the masses of the Q that each line meets:
+Repeated `iterations` times, each line with the masses of the current Q:
 
     Q_bk <- Q_bk / (eps + sum_b Q_bk)          (prototypes, over the rows of all ranks)
     Q_bk <- Q_bk / (eps + sum_k Q_bk)          (rows)
 
 Because only one number is subtracted, eps is absolute: a prototype whose mass lies below eps, e^-18.4 of the largest
-entry at 1e-8, stays faint, and a row may end with a sum below 1, even with 0 and then no loss. At temperature 0.06 and
-prototypes of standard deviation 1 that decides many targets. With eps = 0 they are those of `sinkhorn`, to rounding,
-but a prototype or row that exp leaves nothing of gives NaN; `sinkhorn` has neither trouble.
+entry at 1e-8, keeps a small mass, and a row may end with a sum below 1, even with 0 and then no loss. At temperature
+0.06 and prototypes of standard deviation 1 that affects many targets. With eps = 0 they are those of `sinkhorn`, to
+rounding, but a prototype or row for which exp underflows gives NaN. `sinkhorn` has neither problem.
 Follows losses/prototype_loss.py of the legacy trainer @ 67f6a87, bit for bit on one rank. Always float32.
 """
 
@@ -20,6 +20,8 @@ from dinoswap.nn.precision import full_precision
 
 
 class SinkhornFloored(nn.Module):
+    """Targets by `iterations` with the floor `eps`. Raises ValueError for fewer than one, or a negative floor."""
+
     def __init__(self, iterations: int = 3, eps: float = 1e-8) -> None:
         super().__init__()
         if iterations < 1:
@@ -31,11 +33,11 @@ class SinkhornFloored(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Teacher logits [rows, K] -> targets [rows, K]. Normalised over the rows of all ranks, of which this rank
-        may hold none."""
+        """Returns the targets [rows, K] of teacher logits [rows, K], normalised over the rows of all ranks. A rank may
+        have no rows."""
         with full_precision(logits.device.type):
-            q = logits.to(torch.float32, copy=True).div_(temperature)  # with one tensor beside the logits
-            # On a rank without rows the maximum is -inf, which the other ranks' overrule
+            q = logits.to(torch.float32, copy=True).div_(temperature)  # the only tensor beside the logits
+            # On a rank without rows the maximum is -inf, and that of another rank counts
             largest = q.max() if q.numel() else q.new_tensor(-torch.inf)
             q.sub_(all_reduce_max(largest)).exp_()
             for _ in range(self.iterations):

@@ -5,6 +5,8 @@ Follows dinov2/train/train.py of facebookresearch/dinov2 @ b8931f7 (`apply_optim
 
 
 class AllGroups:
+    """Weight decay by the schedule for every module."""
+
     def schedule(self, module: str) -> str:
-        """The name of the schedule that the regularised parameters of `module` follow."""
+        """Returns the name of the schedule that the regularised parameters of `module` follow."""
         return "weight_decay"

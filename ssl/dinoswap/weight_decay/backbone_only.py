@@ -6,6 +6,8 @@ the legacy trainer @ 67f6a87, which looks for its groups by index and misses tho
 
 
 class BackboneOnly:
+    """Weight decay by the schedule for the backbone alone."""
+
     def schedule(self, module: str) -> str:
-        """The name of the schedule that the regularised parameters of `module` follow."""
+        """Returns the name of the schedule that the regularised parameters of `module` follow."""
         return "weight_decay" if module == "backbone" else "constant_weight_decay"
