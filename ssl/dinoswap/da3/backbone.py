@@ -1,4 +1,4 @@
-"""The backbone of Depth Anything 3, for scenes of a single view: every image is a scene of its own.
+"""The backbone of Depth Anything 3, for scenes of a single view: every image is a separate scene.
 
 A DINOv2 vision transformer without registers and without a mask token, to which are added, each from a block on:
  - LayerNorm of queries and keys in each head, and then a 2-D rotary embedding (`rope`);
@@ -40,7 +40,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
-        """Tokens [b, T, E] to [b, T, E], heads side by side; b may be 0. `rotation` [2, T, d] is of `rope`."""
+        """Returns the attended tokens [b, T, E] of tokens [b, T, E], heads side by side; b may be 0. `rotation`
+        [2, T, d] is a `rope.rotation_table`."""
         batch, length, dim = x.shape
         shape = batch, length, 3, self.num_heads, dim // self.num_heads
         qkv = self.qkv(x).view(shape)  # [b, T, 3 E] -> [b, T, 3, h, d]
@@ -53,8 +54,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + ls1(attention(norm1 x)), then x + ls2(ffn(norm2 x)). The factors of ls1 and ls2 multiply the outputs, as they
-    officially do: folded into the weights, as in `nn.block`, they would round differently."""
+    """A transformer block: x + ls1(attention(norm1 x)), then x + ls2(ffn(norm2 x)). As in the official code, ls1 and
+    ls2 multiply the outputs: folded into the weights, as in `nn.block`, they would round differently."""
 
     def __init__(self, architecture: Architecture, index: int) -> None:
         super().__init__()
@@ -67,18 +68,18 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, 1.0)
 
     def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
-        """Tokens [b, T, E] to the same shape."""
+        """Returns the tokens after the block, [b, T, E] as `x`."""
         x = x + self.attn.proj(self.attn(self.norm1(x), rotation)) * self.ls1.gamma
         out: Tensor = x + self.mlp.last(self.mlp.hidden(self.norm2(x))) * self.ls2.gamma
         return out
 
 
 class DA3Backbone(nn.Module):
-    """Letters: N images, each a scene of one view; P patches; E width; D channels of an out layer (2 E or E).
+    """The backbone. Letters: N images, each a scene of one view; P patches; E width; D channels of an out layer, 2 E
+    or E.
 
-    The position table and the rotary tables of the grid that was seen last are buffers which no checkpoint holds. They
-    are made without a gradient when another grid comes, and made anew after .to() or new weights: the rotary ones are
-    float32 whatever the weights are.
+    The position table and the rotary tables of the last grid are non-persistent buffers. They are computed without a
+    gradient when the grid changes, and again after .to() or new weights: the rotary ones are always float32.
     """
 
     resampled: Tensor | None  # [1, 1 + P, E]; None at the table's own grid
@@ -106,13 +107,13 @@ class DA3Backbone(nn.Module):
         self.register_load_state_dict_post_hook(DA3Backbone.forget_tables)  # type: ignore[no-untyped-call]
 
     def forget_tables(self, _: Any = None) -> None:
-        """They will be made anew: for weights that were changed in place."""
+        """Drops the tables, so that the next forward pass computes them. Call it after weights changed in place."""
         self.grid: tuple[int, int] | None = None
         for name in TABLES:
             setattr(self, name, None)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        """What .to(), .half() and .cuda() do."""
+        """Drops the tables before the module is moved or cast: .to(), .half() and .cuda() call this method."""
         self.forget_tables()
         moved: Self = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return moved
@@ -131,8 +132,8 @@ class DA3Backbone(nn.Module):
         self.grid = grid
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] to the tokens [N, 1 + P, E] that the first block reads. Raises ValueError for sides that
-        are no multiples of the patch size."""
+        """Returns the tokens [N, 1 + P, E] of images [N, 3, H, W] that the first block reads. Raises ValueError for
+        sides that are no multiples of the patch size."""
         grid = self.patch_embed.grid(*images.shape[-2:])
         if grid != self.grid:
             self._make_tables(grid)
@@ -142,8 +143,8 @@ class DA3Backbone(nn.Module):
         )
 
     def stream(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The raw residual stream behind each block, computed as it is asked for: [N, 1 + P, E] behind the most recent
-        local block, and behind this one. They are the same where this is a local one."""
+        """Yields the raw residual stream after each block, computed lazily: [N, 1 + P, E] after the most recent local
+        block, and after this block. Both are the same for a local block."""
         spec = self.architecture
         local = x = self.embed(images)
         for index, block in enumerate(self.blocks):
@@ -157,8 +158,8 @@ class DA3Backbone(nn.Module):
             yield local, x
 
     def out_layers(self, images: Tensor, blocks: Collection[int]) -> list[tuple[Tensor, Tensor]]:
-        """Patch tokens [N, P, D] and special token [N, D], which is never normed, of each of these out layers, in
-        ascending order."""
+        """Returns the patch tokens [N, P, D] and the special token [N, D], which is never normed, of each of these
+        blocks, in ascending order."""
         return [self._out_layer(*pair) for index, pair in enumerate(self.stream(images)) if index in blocks]
 
     def _out_layer(self, local: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +169,8 @@ class DA3Backbone(nn.Module):
         return torch.cat([local[:, 1:], patches], dim=-1), torch.cat([local[:, 0], special], dim=-1)
 
     def forward(self, images: Tensor, layer: int | None = None) -> Tensor:
-        """Patch tokens [N, P, D] of the last out layer, which is the last block's in every release; with `layer` those
-        of the official feature export: norm(x) of that block alone, [N, P, E]."""
+        """Returns the patch tokens [N, P, D] of the last block, which is the last out layer in every release. With
+        `layer` it returns those of the official feature export: norm(x) of that block alone, [N, P, E]."""
         last = self.architecture.depth - 1 if layer is None else layer
         local, x = next(islice(self.stream(images), last, None))
         tokens: Tensor = self._out_layer(local, x)[0] if layer is None else self.norm(x[:, 1:])

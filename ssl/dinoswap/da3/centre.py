@@ -1,7 +1,7 @@
 """The mean token of a teacher, subtracted so that cosines compare what differs between tokens.
 
-Tokens of a trained network share a large common direction: a constant alone reaches a cosine of .5 and more with them,
-and what remains of the loss is small. With momentum m and this step's tokens t_1 .. t_M over all ranks,
+Tokens of a trained network share a large common direction: a constant alone has a cosine of .5 and more with them, so
+that little of the loss is left to learn. With momentum m and this step's tokens t_1 .. t_M over all ranks,
 
     total <- m total + (1 - m) sum_i t_i      count <- m count + (1 - m) M      centre = total / count
 
@@ -15,6 +15,8 @@ from dinoswap.distributed import all_reduce_sum
 
 
 class TokenCentre(nn.Module):
+    """The moving mean of a teacher's tokens. Raises ValueError for a momentum outside [0, 1)."""
+
     total: Tensor
     count: Tensor
 
@@ -28,7 +30,7 @@ class TokenCentre(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] less the centre, which moves first in training mode."""
+        """Returns tokens [..., D] minus the centre. In training mode the centre is updated first, from all ranks."""
         if self.training:
             self._move(tokens.flatten(0, -2))  # [..., D] -> [R, D]
         return tokens - self.total / self.count.clamp(min=torch.finfo(self.count.dtype).tiny)

@@ -1,6 +1,6 @@
-"""An official DINOv2 weight file as the teacher: the patch tokens of a block, through the final norm.
+"""An official DINOv2 weight file as the teacher: the patch tokens of one block after the final norm.
 
-The architecture is read off the weights, but for the attention heads, which leave no trace in them.
+The architecture is read off the weights, but for the number of attention heads, which they do not show.
 Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, hub/backbones.py).
 """
 
@@ -20,7 +20,7 @@ from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.rng import seed_torch
 
 PATCH_SIZE = 14
-"""Of every published model."""
+"""Patch size in pixels of every published model."""
 
 
 class Dinov2Teacher(Teacher):
@@ -31,25 +31,27 @@ class Dinov2Teacher(Teacher):
         self.backbone = backbone.eval()
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the patch tokens [N, P, D] of images [N, 3, H, W]."""
         patch: Tensor = self.backbone(images).patch
         return patch
 
 
 def build(settings: TeacherSettings) -> Teacher:
-    """Raises ValueError for a setting that means nothing here and for weights that do not fit."""
+    """Returns the teacher, with the weights of a file or random ones. Raises ValueError for a setting that does not
+    apply to DINOv2 and for weights that do not fit."""
     _check(settings)
     path = weight_file(settings.ckpt_path) if settings.ckpt_path else None
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         seed_torch(0, "init/da3_teacher")
         backbone = _random(settings) if path is None else _load(path, settings.num_heads)
     depth, heads = len(backbone.blocks), cast(Block, backbone.blocks[0]).attn.num_heads
-    backbone.blocks = backbone.blocks[: _block(settings.layer, depth) + 1]  # those behind would be computed for nothing
-    what = f"dinov2 {backbone.embed_dim} channels, {heads} heads, {len(backbone.blocks)} of {depth} blocks"
+    backbone.blocks = backbone.blocks[: _block(settings.layer, depth) + 1]  # later blocks are not needed
+    name = f"dinov2 {backbone.embed_dim} channels, {heads} heads, {len(backbone.blocks)} of {depth} blocks"
     if path is None:
-        notice = f"teacher: {what} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a DINOv2 weight file"
-        return Dinov2Teacher(backbone, f"{what} random weights", notice)
-    notice = f"teacher: {what} of {path}, licence: Apache-2.0 if the file is one of those that Meta published as DINOv2"
-    return Dinov2Teacher(backbone, f"{what} sha256:{sha256(path)[:16]}", notice)
+        notice = f"teacher: {name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a DINOv2 weight file"
+        return Dinov2Teacher(backbone, f"{name} random weights", notice)
+    notice = f"teacher: {name} of {path}, licence: Apache-2.0 if the file is one of those that Meta published as DINOv2"
+    return Dinov2Teacher(backbone, f"{name} sha256:{sha256(path)[:16]}", notice)
 
 
 def _check(settings: TeacherSettings) -> None:
@@ -77,7 +79,7 @@ def _random(settings: TeacherSettings) -> VisionTransformer:
 
 
 def _block(layer: int | None, depth: int) -> int:
-    """The block that is read, from 0."""
+    """Returns the index of the block that is read, from 0. Raises ValueError where there is no such block."""
     if layer is None:
         return depth - 1
     if not -depth <= layer < depth:

@@ -1,12 +1,12 @@
-"""Masked-image distillation from a frozen teacher, Depth Anything 3 in the first place.
+"""Masked-image distillation from a frozen teacher, by default Depth Anything 3.
 
-The teacher sees the clean crop (the geometry of the mask-carrying crop, none of its photometry), the student the masked
+The teacher reads the clean crop (the geometry of the mask-carrying crop without its photometry), the student the masked
 one. At every masked position, with t the teacher's token and p the projected token of the student's backbone,
 
     loss = reduction over the masked positions of 1 - cos(p, t)
 
 The teacher is in no optimiser, EMA or checkpoint: the objective holds it outside its module tree. Only crops with a
-masked token are sent through it. No self-supervised code is followed here; the teacher follows
+masked token are sent through it. The objective follows no published code; the teacher follows
 ByteDance-Seed/Depth-Anything-3 @ 2c21ea8.
 """
 
@@ -33,8 +33,8 @@ PROJECTOR = "da3_projector"
 
 
 class Projector(nn.Sequential):
-    """Linear, GELU, Linear from the student's tokens [R, dim] to the teacher's space [R, out_dim], initialised as the
-    heads are."""
+    """An MLP (Linear, GELU, Linear) from the student's tokens [R, dim] to the teacher's space [R, out_dim], initialised
+    like the heads."""
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int, lr_multiplier: float = 1.0) -> None:
         first, last = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, out_dim)
@@ -46,6 +46,8 @@ class Projector(nn.Sequential):
 
 
 class MaskedImageDistillation(Objective):
+    """The objective: its term `cosine` is the loss, all others are only logged."""
+
     needs_clean_crops = True
     checks_first_batch = True
 
@@ -72,8 +74,9 @@ class MaskedImageDistillation(Objective):
         precision: TeacherPrecision = "fp32",
         use_fsdp: bool = False,
     ) -> None:
-        """`mean` and `std` are those of the crops, see `FrozenTeacher`; for the teacher's own arguments see
-        `TeacherSettings`. `embed_dim` None is the teacher's own width."""
+        """`mean` and `std` are those of the crops, see `FrozenTeacher`. `variant` to `normalise_halves` are those of
+        `TeacherSettings`. `embed_dim` None is the teacher's own width. Raises ValueError for a value out of range and
+        for a teacher that cannot be built."""
         super().__init__(loss_weight)
         if projector_hidden_dim < 1:
             raise ValueError(f"projector_hidden_dim={projector_hidden_dim}: must be at least 1")
@@ -107,7 +110,7 @@ class MaskedImageDistillation(Objective):
         return self._outside[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "MaskedImageDistillation":
-        """What `.to()` and its kind call: the teacher goes where the objective goes."""
+        """Moves the teacher with the objective: `.to()`, `.cuda()` and `.half()` call this method."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.teacher._apply(fn)  # type: ignore[no-untyped-call]
         return self
@@ -130,7 +133,8 @@ class MaskedImageDistillation(Objective):
         return self.loss_weight if term == "cosine" else None
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        """`cosine` is the loss; of cosines, and of both norms before they are 1, means over all ranks are logged."""
+        """Returns the loss `cosine`, and for the log the mean and deviation of cosines and the mean norms of the tokens
+        before they are normalised, over the masked tokens of all ranks."""
         batch = context.batch
         targets = self.centre(self.masked_targets(batch, grid_of(context.student, batch.patch_crops)))  # [M, D]
         projected = context.student[PROJECTOR](context.student_features.masked_patch).float()  # [M, D]
@@ -146,9 +150,9 @@ class MaskedImageDistillation(Objective):
         }
 
     def masked_targets(self, batch: Batch, grid: Grid) -> Tensor:
-        """The teacher's tokens [M, D] at the masked positions. The place for a cache of features."""
+        """Returns the teacher's tokens [M, D] at the masked positions, brought to the student's `grid` of patches."""
         crops = batch.clean_crops.flatten(0, 1)  # [P, B, 3, H, W] -> [P B, 3, H, W]
-        all_ranks = self.use_fsdp and not len(batch.masked_crops)  # they run a shared network together
+        all_ranks = self.use_fsdp and not len(batch.masked_crops)  # all ranks have to run a sharded network together
         crops = crops[:1] if all_ranks else crops[batch.masked_crops]  # [C, 3, H, W]
         tokens = self.teacher(crops, grid) if len(crops) else crops.new_empty(0, 1, self.teacher.network.embed_dim)
         patches = batch.mask.shape[-1]
@@ -157,27 +161,28 @@ class MaskedImageDistillation(Objective):
         return tokens.flatten(0, 1).index_select(0, rows)  # [C, N, D] -> [C N, D] -> [M, D]
 
     def check_first_batch(self, context: Context) -> str:
-        """Shapes are checked by the teacher's forward; here: a finite loss, whose gradient reaches the backbone."""
+        """Returns a sentence on the teacher and the first loss. Raises ValueError where the loss is not finite or its
+        gradient does not reach the backbone, and where shapes do not match."""
         teacher = self.teacher.network
         tokens = int(all_reduce_sum(torch.tensor(float(len(context.batch.masked_indices)))))
         if not tokens:
             return f"teacher {teacher.identity}; the first batch has no masked token to check the loss on"
         values = self(context)
-        values["cosine"].backward()  # as in a step: gradients of shares are made by a backward pass alone
+        values["cosine"].backward()  # as in a step: FSDP2 makes sharded gradients in a backward pass only
         gradients = [p.grad for p in context.student["backbone"].parameters() if p.grad is not None]
         norm = float(norms(gradients).norm()) if gradients else 0.0
         context.student.zero_grad(set_to_none=True)
-        found = dict(zip(values, all_reduce_mean(torch.stack([*values.values()]).detach()).tolist(), strict=True))
-        said = (
+        means = dict(zip(values, all_reduce_mean(torch.stack([*values.values()]).detach()).tolist(), strict=True))
+        report = (
             f"teacher {teacher.identity}, {teacher.embed_dim} channels; {tokens} masked tokens: loss "
-            f"{found['cosine']:.4f}, cosine {found['cosine_mean']:.3f} +- {found['cosine_std']:.3f}, norms "
-            f"{found['student_norm']:.3g} (student) and {found['teacher_norm']:.3g} (teacher), gradient {norm:.3g}"
+            f"{means['cosine']:.4f}, cosine {means['cosine_mean']:.3f} +- {means['cosine_std']:.3f}, norms "
+            f"{means['student_norm']:.3g} (student) and {means['teacher_norm']:.3g} (teacher), gradient {norm:.3g}"
         )
-        if not (torch.tensor([norm, *found.values()]).isfinite().all() and norm > 0):
+        if not (torch.tensor([norm, *means.values()]).isfinite().all() and norm > 0):
             raise ValueError(
-                f"da3: nothing can be learnt from this teacher: {said}; are its weights what they should be?"
+                f"da3: nothing can be learnt from this teacher: {report}; are its weights what they should be?"
             )
-        return said
+        return report
 
     def compare_tokens(self, student: nn.ModuleDict, images: Tensor, mask: Tensor) -> TokenComparison:
         backbone = cast(VisionTransformer, student["backbone"])
@@ -188,5 +193,5 @@ class MaskedImageDistillation(Objective):
 
 
 def grid_of(student: nn.ModuleDict, crops: Tensor) -> Grid:
-    """Rows and columns of patches that the student cuts crops [..., H, W] into."""
+    """Returns the rows and columns of patches that the student cuts crops [..., H, W] into."""
     return cast(VisionTransformer, student["backbone"]).patch_embed.grid(crops.shape[-2], crops.shape[-1])

@@ -1,14 +1,14 @@
-"""A frozen teacher as the trainer uses it: on crops with the student's normalisation, at the student's grid of patches.
+"""A frozen teacher for crops with the student's normalisation, whose tokens are brought to the student's patch grid.
 
-How two grids are made one, for a student grid of h x w patches and a teacher with patches of p pixels:
+Ways to match the grids, for a student grid of h x w patches and a teacher with patches of p pixels:
 
     resize_image   the crop is resized to h p x w p: a token of the teacher is one of the student
     pool           the crop is resized to k times that, and k x k tokens are averaged: more detail, about k^2 the cost
     resize_tokens  the crop is resized to multiples of p nearby, or to `input_size`, and its tokens to h x w (bilinear,
                    align_corners False): for a teacher whose tokens are coarser than the student's
 
-Images are resized bicubically with antialiasing. The token counts are compared whatever is chosen: masked positions are
-flat indices, and against another grid they would pick other patches without a word.
+Images are resized bicubically with antialiasing. The token counts are always compared: masked positions are flat
+indices, which would silently pick wrong patches of another grid.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,13 +26,14 @@ Grid = tuple[int, int]
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
-    """To bfloat16, or off. The meta device, on which FLOPs are counted, has none."""
+    """A context with autocast to bfloat16, or off. On the meta device, where FLOPs are counted, it does nothing."""
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def check_input_size(input_size: int, patch_size: int, grid_matching: GridMatching) -> None:
+    """Raises ValueError where `input_size` does not apply or is no multiple of the teacher's patch size."""
     if grid_matching != "resize_tokens":
         raise ValueError(
             f"input_size={input_size}: with grid_matching={grid_matching} the student's grid decides; set null, or "
@@ -61,8 +62,9 @@ class FrozenTeacher(nn.Module):
         input_size: int | None = None,
         precision: TeacherPrecision = "fp32",
     ) -> None:
-        """Crops come in units of `std` around `mean`. `pool` is the k above, `input_size` the side in pixels of the
-        teacher's input, None for the multiples nearest to the crop's own sides. `precision` bf16 is autocast's."""
+        """Crops come in units of `std` around `mean`. With grid_matching=pool, `pool` x `pool` tokens are averaged.
+        `input_size` is the side in pixels of the teacher's input, None for the multiples of its patch size nearest to
+        the crop's sides. `precision` bf16 uses autocast. Raises ValueError for a size or pool that does not fit."""
         super().__init__()
         if pool < 1:
             raise ValueError(f"pool={pool}: must be at least 1; 2 averages 2 x 2 tokens")
@@ -73,18 +75,19 @@ class FrozenTeacher(nn.Module):
         self.grid_matching = grid_matching
         self.pool = pool if grid_matching == "pool" else 1
         self.bf16 = precision == "bf16"
-        ours, theirs = (torch.tensor([m, s]).view(2, 3, 1, 1) for m, s in ((mean, std), (teacher.mean, teacher.std)))
-        self.same_statistics = torch.equal(ours, theirs)
-        self.register_buffer("scale", ours[1] / theirs[1], persistent=False)
-        self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1], persistent=False)
+        statistics = (mean, std), (teacher.mean, teacher.std)
+        of_crops, of_teacher = (torch.tensor(pair).view(2, 3, 1, 1) for pair in statistics)
+        self.same_statistics = torch.equal(of_crops, of_teacher)
+        self.register_buffer("scale", of_crops[1] / of_teacher[1], persistent=False)
+        self.register_buffer("shift", (of_crops[0] - of_teacher[0]) / of_teacher[1], persistent=False)
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """There is no other mode than evaluation."""
+        """Keeps evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def size_of_input(self, crop: tuple[int, int], grid: Grid) -> tuple[int, int]:
-        """Pixels (H, W) that the teacher is given of a crop (H, W) that the student cuts into `grid` patches."""
+        """Returns the size (H, W) in pixels of the teacher's input for a `crop` of (H, W) pixels and `grid` patches."""
         patch = self.network.patch_size
         if self.input_size is not None:
             return self.input_size, self.input_size
@@ -95,7 +98,8 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, crops: Tensor, grid: Grid) -> Tensor:
-        """Crops [C, 3, H, W] to tokens float32 [C, h w, D], row by row."""
+        """Returns the tokens of crops [C, 3, H, W], float32 [C, h w, D] in row-major order. Raises ValueError where
+        their number is not that of `grid`."""
         height, width = size = self.size_of_input((crops.shape[-2], crops.shape[-1]), grid)
         patch = self.network.patch_size
         with autocast(crops.device, enabled=False):
@@ -114,11 +118,11 @@ class FrozenTeacher(nn.Module):
             )
         return tokens
 
-    def _matched(self, tokens: Tensor, own: Grid, grid: Grid) -> Tensor:
-        """Tokens [C, P, D] on the grid `own` brought to `grid`."""
-        if own == grid or tokens.shape[1] != own[0] * own[1]:
+    def _matched(self, tokens: Tensor, teacher_grid: Grid, grid: Grid) -> Tensor:
+        """Returns tokens [C, P, D] on `teacher_grid` pooled or interpolated to `grid`."""
+        if teacher_grid == grid or tokens.shape[1] != teacher_grid[0] * teacher_grid[1]:
             return tokens
-        planes = torch.unflatten(tokens.transpose(1, 2), 2, own)  # [C, P, D] -> [C, D, P] -> [C, D, h', w']
+        planes = torch.unflatten(tokens.transpose(1, 2), 2, teacher_grid)  # [C, P, D] -> [C, D, P] -> [C, D, h', w']
         if self.pool > 1:
             planes = functional.avg_pool2d(planes, self.pool)
         else:

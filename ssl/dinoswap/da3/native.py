@@ -1,8 +1,8 @@
-"""Depth Anything 3 as a teacher, by our own backbone.
+"""Depth Anything 3 as a teacher, computed by the backbone of this package.
 
 Concatenated tokens are [x of the last local block, norm(x of the last block)]: the first half is the raw residual
-stream, and the scales of the two are unrelated. `token_part` keeps one of them, `normalise_halves` puts each that is
-kept through a LayerNorm without weights.
+stream, and the scales of the two are unrelated. `token_part` keeps one of them, `normalise_halves` applies a LayerNorm
+without weights to each half that is kept.
 """
 
 from typing import get_args
@@ -21,8 +21,8 @@ EPS = 1e-6
 
 
 def build(settings: TeacherSettings) -> Teacher:
-    """From an official model.safetensors or its folder, or with random weights. Raises ValueError, with the remedy, for
-    settings that mean nothing here and for weights that do not fit."""
+    """Returns the teacher, built from an official model.safetensors or its folder, or with random weights. Raises
+    ValueError, with the remedy, for settings that do not apply and for weights that do not fit."""
     source = locate(settings)
     if source.path is None:
         with torch.random.fork_rng(devices=[]):
@@ -35,14 +35,14 @@ def build(settings: TeacherSettings) -> Teacher:
 
 
 class DA3Teacher(Teacher):
-    """`network(images, layer)` gives patch tokens [N, P, D] as `DA3Backbone` does."""
+    """A teacher around `network`; `network(images, layer)` returns patch tokens [N, P, D] as `DA3Backbone` does."""
 
     def __init__(self, network: nn.Module, source: Source, settings: TeacherSettings) -> None:
         spec = source.architecture
         _check_parts(settings, spec.cat_token, source.name)
-        whole = settings.layer is None and settings.token_part == "full"
+        full_tokens = settings.layer is None and settings.token_part == "full"
         super().__init__(
-            embed_dim=spec.token_dim if whole else spec.embed_dim,
+            embed_dim=spec.token_dim if full_tokens else spec.embed_dim,
             patch_size=spec.patch_size,
             identity=f"{settings.backend} {source.identity}",
             notice=source.notice,
@@ -54,7 +54,7 @@ class DA3Teacher(Teacher):
         self.width = spec.embed_dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] to [N, P, embed_dim]."""
+        """Returns the patch tokens [N, P, embed_dim] of images [N, 3, H, W]."""
         tokens: Tensor = self.network(images, self.layer)
         if self.token_part != "full":
             tokens = tokens.chunk(2, dim=-1)[HALVES.index(self.token_part)]
@@ -65,6 +65,7 @@ class DA3Teacher(Teacher):
 
 
 def _check_parts(settings: TeacherSettings, halves: bool, name: str) -> None:
+    """Raises ValueError where the settings need two halves and the tokens of the network `name` have none."""
     if settings.token_part not in get_args(TokenPart):
         raise ValueError(f"token_part={settings.token_part}: use one of {', '.join(get_args(TokenPart))}")
     reason = "" if halves else f"the tokens of {name} have no halves"
@@ -77,6 +78,7 @@ def _check_parts(settings: TeacherSettings, halves: bool, name: str) -> None:
 
 
 def _block_index(layer: int | None, depth: int) -> int | None:
+    """Returns the index of the block `layer` from 0, None for None. Raises ValueError where there is no such block."""
     if layer is not None and not -depth <= layer < depth:
         raise ValueError(
             f"layer={layer}: the backbone has {depth} blocks; use 0 to {depth - 1}, or null for its tokens"

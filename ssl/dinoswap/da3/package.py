@@ -1,7 +1,7 @@
-"""The same teacher as `native`, computed by the code of the installed package `depth_anything_3`.
+"""The teacher of `native`, computed by the code of the installed package `depth_anything_3`.
 
-Only its module of the backbone is imported, which needs much less than the whole package. One trap of that code stays:
-it keeps the positions of a grid on the device where that grid was first seen, so move the teacher before its first use.
+Only the module of the backbone is imported, which has few dependencies. Mind one limit of that code: it keeps the
+positions of a grid on the device where the grid was first used, so move the teacher before its first use.
 """
 
 import importlib
@@ -19,24 +19,28 @@ from dinoswap.nn.sizes import SIZES
 from dinoswap.rng import seed_torch
 
 MODULE = "depth_anything_3.model.dinov2.dinov2"
-OWN_PREFIX = "pretrained."
+PACKAGE_PREFIX = "pretrained."
 
 
 def build(settings: TeacherSettings) -> Teacher:
-    """Raises ValueError where the package is missing or does not have that network, and where `native` does."""
+    """Returns the teacher. Raises ValueError where the package is missing or does not have that network, and for
+    settings and weights that `native` refuses."""
     factory = _factory()
     source = locate(settings)
     with torch.random.fork_rng(devices=[]):
         seed_torch(0, "init/da3_teacher")
         network = PackageBackbone(factory, source.architecture)
     if source.path is not None:
-        own = {name.removeprefix(OWN_PREFIX): value for name, value in network.backbone.state_dict().items()}
-        state = read_weights(source.path, source.prefix, own)
-        network.backbone.load_state_dict({OWN_PREFIX + name: value for name, value in state.items()})
+        network_state = {
+            name.removeprefix(PACKAGE_PREFIX): value for name, value in network.backbone.state_dict().items()
+        }
+        state = read_weights(source.path, source.prefix, network_state)
+        network.backbone.load_state_dict({PACKAGE_PREFIX + name: value for name, value in state.items()})
     return DA3Teacher(network, source, settings)
 
 
 def _factory() -> Callable[..., nn.Module]:
+    """Returns the package's class of the backbone. Raises ValueError where it cannot be imported."""
     try:
         factory: Callable[..., nn.Module] = importlib.import_module(MODULE).DinoV2
     except ImportError as error:
@@ -70,7 +74,8 @@ class PackageBackbone(nn.Module):
         )
 
     def forward(self, images: Tensor, layer: int | None = None) -> Tensor:
-        """Images [N, 3, H, W] to tokens [N, P, D], as `DA3Backbone.forward`."""
+        """Returns the patch tokens [N, P, D] of images [N, 3, H, W], as `DA3Backbone.forward`. Raises ValueError for
+        sides that are no multiples of the patch size."""
         if any(side % self.patch_size for side in images.shape[-2:]):
             raise ValueError(f"images of {list(images.shape[-2:])} pixels: give multiples of {self.patch_size}")
         scenes = images[:, None]  # [N, 3, H, W] -> [N, S = 1, 3, H, W]

@@ -1,4 +1,4 @@
-"""What every frozen teacher is, and what one is built from.
+"""The base class of all frozen teachers, and the settings that one is built from.
 
 A teacher maps whole images to patch tokens; the tokens of an image never depend on its batch mates. A backend is a
 module with a function `build(settings) -> Teacher`.
@@ -19,7 +19,8 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
-    """`variant` None is read off the weights, `layer` None is the last block, `num_heads` None is 64 channels a head.
+    """The settings of a teacher. `variant` None is read off the weights, `layer` None is the last block, and
+    `num_heads` None means 64 channels per head.
 
     `ckpt_path` "" builds a network with random weights. `token_part` and `normalise_halves` are for tokens that
     concatenate two halves, as Depth Anything 3's do.
@@ -35,8 +36,9 @@ class TeacherSettings:
 
 
 class Teacher(nn.Module):
-    """Images [N, 3, H, W] in units of `std` around `mean` (pixels in 0..1), H and W multiples of `patch_size`, to
-    tokens [N, P, embed_dim], row by row: P = H / patch_size * W / patch_size. ValueError for other sizes."""
+    """A network from images [N, 3, H, W] in units of `std` around `mean` (pixels in 0..1), H and W multiples of
+    `patch_size`, to tokens [N, P, embed_dim] in row-major order: P = H / patch_size * W / patch_size. Calling it raises
+    ValueError for other sizes."""
 
     def __init__(
         self,
@@ -48,8 +50,8 @@ class Teacher(nn.Module):
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
     ) -> None:
-        """`identity` tells two teachers apart (variant and hash of the weights), `notice` is what a user has to know
-        of this one before training: its licence, or that its weights are random."""
+        """`identity` distinguishes teachers (variant and hash of the weights). `notice` is logged before training: the
+        licence of the weights, or that they are random."""
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size

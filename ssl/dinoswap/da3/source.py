@@ -1,7 +1,7 @@
-"""Which Depth Anything 3 network an official file holds, and its backbone's weights.
+"""Finds out which Depth Anything 3 network an official file holds, and reads the weights of its backbone.
 
-The file is a `model.safetensors`; given its folder, config.json is read too. Names and shapes say which network it is,
-before any tensor is read, and of the tensors those of the backbone alone are.
+The file is a `model.safetensors`; given its folder, config.json is read too. The network is known from names and shapes
+before any tensor is read, and only the tensors of the backbone are read.
 """
 
 import json
@@ -33,7 +33,7 @@ from dinoswap.nn.official_weights import misfits, some
 
 @dataclass(frozen=True)
 class Source:
-    """What network a teacher is, which variants that can be, and where its weights are (`path` None: random ones)."""
+    """The architecture of a teacher, the variants that have it, and the file of its weights (None for random ones)."""
 
     architecture: Architecture
     names: tuple[str, ...]
@@ -51,7 +51,7 @@ class Source:
 
     @property
     def notice(self) -> str:
-        """Licence and origin, in one sentence."""
+        """Licence and origin of the weights, in one sentence."""
         if self.path is None:
             return (
                 f"teacher: Depth Anything 3 {self.name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to "
@@ -62,7 +62,7 @@ class Source:
 
 
 def locate(settings: TeacherSettings) -> Source:
-    """The network that the settings mean. Raises ValueError where the file is of another one, or of none."""
+    """Returns the network of the settings. Raises ValueError where the file holds another network, or none."""
     if settings.variant is not None:
         variant_named(settings.variant)
     if not settings.ckpt_path:
@@ -83,7 +83,7 @@ def locate(settings: TeacherSettings) -> Source:
 
 
 def below(prefix: str, shapes: Shapes) -> Shapes:
-    """Those whose names begin with `prefix`, without it."""
+    """Returns the shapes whose names begin with `prefix`, by the names without it."""
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
@@ -94,18 +94,19 @@ def _random(name: str, num_heads: int | None) -> Source:
     return Source(architecture, (name,))
 
 
-def _require_variant(variant: str, found: Source) -> None:
-    if variant in found.names:
+def _require_variant(variant: str, source: Source) -> None:
+    if variant in source.names:
         return
-    details = difference(found.architecture, VARIANTS[variant].architecture) or "as its config.json says"
+    details = difference(source.architecture, VARIANTS[variant].architecture) or "as its config.json says"
     raise ValueError(
-        f"variant={variant}: {found.path} holds another one, {found.name} ({details}); "
-        f"set variant={found.names[0] if found.names else 'null'}, or give the file of {variant}"
+        f"variant={variant}: {source.path} holds another one, {source.name} ({details}); "
+        f"set variant={source.names[0] if source.names else 'null'}, or give the file of {variant}"
     )
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Of every tensor in a safetensors file, none of which is read."""
+    """Returns the shape of every tensor in a safetensors file, without reading the tensors. Raises ValueError for
+    another file."""
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -115,25 +116,25 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _prefix(variant: str | None, shapes: Shapes, path: Path) -> str:
-    """What the names of the wanted backbone begin with."""
-    found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)]
+    """Returns the prefix of the backbone's names. Raises ValueError where the file has no such backbone."""
+    present = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)]
     wanted = PREFIXES[0] if variant is None else VARIANTS[variant].prefix
-    if wanted in found:
+    if wanted in present:
         return wanted
-    if not found:
+    if not present:
         kinds = {".".join(name.split(".")[:3]) for name in shapes}
         raise ValueError(
             f"ckpt_path={path}: no Depth Anything 3 backbone in it: no name begins with {' or '.join(PREFIXES)}; "
             f"there are {some(kinds) or 'none'}; give an official model.safetensors"
         )
     if wanted == PREFIXES[0]:
-        nested = [name for name, known in VARIANTS.items() if known.prefix in found]
+        nested = [name for name, known in VARIANTS.items() if known.prefix in present]
         raise ValueError(f"variant={variant or 'null'}: {path} holds nested networks; set {' or '.join(nested)}")
     raise ValueError(f"variant={variant}: {path} has no name that begins with {wanted}; set variant=null")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """An official config.json; {} where there is none."""
+    """Returns an official config.json, {} where there is none. Raises ValueError where it is no JSON object."""
     if not path.exists():
         return {}
     try:
@@ -145,13 +146,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(path: Path, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors below `prefix`, float32. Raises ValueError, naming them, unless they are exactly those of the state
-    dict `own` in names and shapes."""
+def read_weights(path: Path, prefix: str, backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors below `prefix`, in float32. Raises ValueError, with the differences, unless names and shapes
+    are exactly those of the state dict `backbone_state`."""
     with safe_open(path, framework="pt") as file:
         names = file.keys()
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
-        if problems := _problems(state, own):
+        if problems := _problems(state, backbone_state):
             raise ValueError(
                 f"ckpt_path={path}: the backbone does not fit: {some(problems)}; give the whole official file"
             )
@@ -159,6 +160,6 @@ def read_weights(path: Path, prefix: str, own: Mapping[str, Tensor]) -> dict[str
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
 
 
-def _problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    whole = [name for name, value in state.items() if not value.is_floating_point()]
-    return misfits(own, state) + [f"{name} is {state[name].dtype}, not floating point" for name in whole]
+def _problems(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tensor]) -> list[str]:
+    integers = [name for name, value in state.items() if not value.is_floating_point()]
+    return misfits(backbone_state, state) + [f"{name} is {state[name].dtype}, not floating point" for name in integers]

@@ -1,4 +1,4 @@
-"""From settings to a frozen teacher."""
+"""Builds a frozen teacher from its settings."""
 
 import logging
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 def build_teacher(settings: TeacherSettings) -> Teacher:
-    """In evaluation mode and without gradients. Raises ValueError for settings or weights that do not fit."""
+    """Returns the teacher, in evaluation mode and without gradients. Raises ValueError for what does not fit."""
     if settings.backend not in BACKENDS:
         raise ValueError(f"backend={settings.backend}: use one of {', '.join(BACKENDS)}")
     return BACKENDS[settings.backend](settings).requires_grad_(False).eval()
 
 
 def build_da3_backbone(da3_cfg: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    """The frozen teacher of a section `da3`, and the width of its tokens.
+    """Returns the frozen teacher of a section `da3`, and the width of its tokens.
 
     The model maps images [N, 3, H, W] in units of its `std` around its `mean` (ImageNet's for DA3 and DINOv2), H and W
     multiples of its `patch_size`, to tokens [N, P, embed_dim]. Each image is a scene of its own, so its tokens do not
@@ -38,7 +38,7 @@ def build_da3_backbone(da3_cfg: Mapping[str, Any]) -> tuple[nn.Module, int]:
 
 
 def check_width(teacher: Teacher, embed_dim: int | None) -> None:
-    """A stated width has to be the teacher's."""
+    """Raises ValueError where `embed_dim` is given and is not the width of the teacher's tokens."""
     if embed_dim not in (None, teacher.embed_dim):
         raise ValueError(
             f"embed_dim={embed_dim}: the tokens of this teacher ({teacher.identity}) have {teacher.embed_dim} "

@@ -21,13 +21,13 @@ from dinoswap.rng import seed_torch
 
 
 class TimmTeacher(Teacher):
-    """The feature map `layer` of a network, row by row."""
+    """The feature map `layer` of a timm network as tokens, in row-major order."""
 
     def __init__(self, network: Any, layer: int, identity: str, notice: str) -> None:
-        described, config = network.feature_info[layer], network.pretrained_cfg
+        info, config = network.feature_info[layer], network.pretrained_cfg
         super().__init__(
-            embed_dim=described.get("num_chs_norm", described["num_chs"]),  # a norm may project, as SAM's neck does
-            patch_size=described["reduction"],
+            embed_dim=info.get("num_chs_norm", info["num_chs"]),  # a norm may project, as SAM's neck does
+            patch_size=info["reduction"],
             identity=identity,
             notice=notice,
             mean=config["mean"],
@@ -35,17 +35,18 @@ class TimmTeacher(Teacher):
         )
         self.network = network.eval()
         self.options = {"indices": [layer], "stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
-        self.options["norm"] = not type(network).__name__.startswith("Hiera")  # which refuses it
+        self.options["norm"] = not type(network).__name__.startswith("Hiera")  # which refuses the option
         any_size = getattr(network, "dynamic_img_size", False) or not config.get("fixed_input_size")
         self.only_size = None if any_size else tuple(config["input_size"][1:])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns tokens [N, P, D] of images [N, 3, H, W]. Raises ValueError for a size that the network refuses."""
         size = height, width = tuple(images.shape[-2:])
         grid = height // self.patch_size, width // self.patch_size
         if size != (grid[0] * self.patch_size, grid[1] * self.patch_size) or self.only_size not in (None, size):
-            alone = f", and {self.only_size} alone" if self.only_size else ""
+            only_size = f", and {self.only_size} alone" if self.only_size else ""
             raise ValueError(
-                f"images of {size} pixels: {self.identity} takes multiples of {self.patch_size}{alone}; give it "
+                f"images of {size} pixels: {self.identity} takes multiples of {self.patch_size}{only_size}; give it "
                 "such images, or choose another network or layer"
             )
         (features,) = self.network.forward_intermediates(images, **self.options)
@@ -59,7 +60,8 @@ class TimmTeacher(Teacher):
 
 
 def build(settings: TeacherSettings) -> Teacher:
-    """Raises ValueError for a setting that means nothing here, an unknown network and weights that do not fit."""
+    """Returns the teacher, with the weights of a file or random ones. Raises ValueError for a setting that does not
+    apply to timm, an unknown network and weights that do not fit."""
     _check(settings)
     timm = _timm()
     variant = _known(timm, settings.variant)
@@ -67,14 +69,14 @@ def build(settings: TeacherSettings) -> Teacher:
         seed_torch(0, "init/da3_teacher")
         network = _create(timm, variant)
     layer = _map(network, variant, settings.layer)
-    what = f"timm {variant} layer {layer}"
+    name = f"timm {variant} layer {layer}"
     if not settings.ckpt_path:
-        notice = f"teacher: {what} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a state dict of it"
-        return TimmTeacher(network, layer, f"{what} random weights", notice)
+        notice = f"teacher: {name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a state dict of it"
+        return TimmTeacher(network, layer, f"{name} random weights", notice)
     path = weight_file(settings.ckpt_path)
     _load(network, path)
-    notice = f"teacher: {what} of {path}, licence: whatever its weights came with"
-    return TimmTeacher(network, layer, f"{what} sha256:{sha256(path)[:16]}", notice)
+    notice = f"teacher: {name} of {path}, licence: whatever its weights came with"
+    return TimmTeacher(network, layer, f"{name} sha256:{sha256(path)[:16]}", notice)
 
 
 def _check(settings: TeacherSettings) -> None:
@@ -94,18 +96,20 @@ def _timm() -> ModuleType:
 
 
 def _known(timm: ModuleType, variant: str | None) -> str:
-    """A name that timm has a network for, with or without the tag of weights. Other forms would fetch something."""
+    """Returns `variant`, the name of a network of timm with or without a tag of weights. Raises ValueError for any
+    other name: some forms would start a download."""
     if variant is None:
         raise ValueError("variant=null: timm needs the name of a network; give one, such as tf_efficientnet_lite0")
     names = {*timm.list_models(), *timm.list_models(include_tags=True)}
     if variant not in names:
-        near = difflib.get_close_matches(variant, sorted(names)) or ["timm.list_models() has all"]
-        raise ValueError(f"variant={variant}: no network of timm {timm.__version__}; {', '.join(near)}?")
+        similar = difflib.get_close_matches(variant, sorted(names)) or ["timm.list_models() has all"]
+        raise ValueError(f"variant={variant}: no network of timm {timm.__version__}; {', '.join(similar)}?")
     return variant
 
 
 def _create(timm: ModuleType, variant: str) -> Any:
-    """Without its classifier; a vision transformer for images of any size, which other networks need not be told."""
+    """Returns the network without its classifier. A vision transformer is made for images of any size; other networks
+    refuse that option and need none. Raises ValueError where the network gives no feature maps."""
     try:
         network = timm.create_model(variant, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
@@ -118,6 +122,7 @@ def _create(timm: ModuleType, variant: str) -> Any:
 
 
 def _map(network: Any, variant: str, layer: int | None) -> int:
+    """Returns the index of the feature map `layer`, from 0. Raises ValueError where there is no such map."""
     strides = [described["reduction"] for described in network.feature_info]
     if layer is None:
         return len(strides) - 1
@@ -130,12 +135,15 @@ def _map(network: Any, variant: str, layer: int | None) -> int:
 
 
 def _load(network: Any, path: Path) -> None:
-    """Everything but the classifier, which a file may have or not, and what batch norms count while they train."""
-    state, own = read_weights(path), network.state_dict()
+    """Loads the weights of a file. The classifier is ignored, and the counters of batch norms may be missing. Raises
+    ValueError where anything else is missing or of another shape."""
+    state, network_state = read_weights(path), network.state_dict()
     heads = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
-    needed = {key: value for key, value in own.items() if key in state or not key.endswith(".num_batches_tracked")}
+    state = {key: value for key, value in state.items() if key in network_state or not key.startswith(heads)}
+    needed = {
+        key: value for key, value in network_state.items() if key in state or not key.endswith(".num_batches_tracked")
+    }
     if problems := misfits(needed, state):
         raise ValueError(f"ckpt_path={path}: {some(problems)}; give the state dict of exactly this timm network")
     network.load_state_dict(state, strict=False)

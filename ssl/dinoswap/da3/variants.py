@@ -1,4 +1,4 @@
-"""The released Depth Anything 3 backbones, and which network a config.json or a state dict describes.
+"""The released Depth Anything 3 backbones, and the network that a config.json or a state dict describes.
 
 A state dict shows every width, the depth, the kind of feed-forward layer and the first block with normed queries and
 keys, where in every release the rotary embedding and the alternation of local and global blocks begin as well. It does
@@ -17,7 +17,7 @@ from dinoswap.nn.official_weights import some
 from dinoswap.nn.sizes import SIZES, Size
 
 HEAD_DIM = 64
-OFF = -1  # a start in config.json that there is none of
+OFF = -1  # value of a start in config.json that means None
 HEAD_NORM = re.compile(r"blocks\.(\d+)\.attn\.[qk]_norm\.")
 NETS: dict[str, Size] = {"vits": "small", "vitb": "base", "vitl": "large", "vitg": "giant"}
 """The official names of `config.net.name`."""
@@ -30,7 +30,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A start is the first block that has something, None where no block has it."""
+    """The architecture of a backbone. A start is the index of the first block with a feature, None without one."""
 
     embed_dim: int
     depth: int
@@ -49,6 +49,7 @@ class Architecture:
         return 2 * self.embed_dim if self.cat_token else self.embed_dim
 
     def is_global(self, block: int) -> bool:
+        """Whether the block attends across all views."""
         return self.alt_start is not None and block >= self.alt_start and block % 2 == 1
 
 
@@ -100,19 +101,20 @@ VARIANTS = {
 
 
 PREFIXES = tuple(dict.fromkeys(variant.prefix for variant in VARIANTS.values()))
-"""That of a single network first."""
+"""Prefixes of all releases, that of a single network first."""
 
 
 def variant_named(name: str) -> Variant:
+    """Returns the variant of this name. Raises ValueError for an unknown name."""
     if name not in VARIANTS:
         raise ValueError(f"variant={name}: use one of {', '.join(VARIANTS)}, or null to read it off the weights")
     return VARIANTS[name]
 
 
 def names_of(architecture: Architecture, prefix: str, model_name: str | None = None) -> tuple[str, ...]:
-    """The variants that a network with keys of this prefix can be: that of a known `model_name`, else all of this
-    architecture, which are two for mono and metric and none for a network that is not released. Raises ValueError for
-    a `model_name` of another network."""
+    """Returns the names of the variants that a network with keys of this prefix can be: that of a known `model_name`,
+    else all of this architecture (two for mono and metric, none for a network that is not released). Raises ValueError
+    for a `model_name` of another network."""
     stated = [n for n, v in VARIANTS.items() if (v.prefix, v.model_name) == (prefix, model_name)]
     for name in stated:
         _require_same(VARIANTS[name].architecture, architecture)
@@ -121,14 +123,14 @@ def names_of(architecture: Architecture, prefix: str, model_name: str | None = N
 
 
 def difference(one: Architecture, other: Architecture) -> str:
-    """'embed_dim=384 instead of 768, ...' for each field in which `one` is not `other`."""
+    """Returns 'embed_dim=384 instead of 768, ...' for each field in which `one` differs from `other`."""
     pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Architecture))
     return ", ".join(f"{name}={a} instead of {b}" for name, a, b in pairs if a != b)
 
 
 def from_shapes(shapes: Shapes, num_heads: int | None = None) -> Architecture:
-    """The architecture that a state dict shows. Raises ValueError where it is none of such a backbone, or leaves the
-    number of heads open."""
+    """Returns the architecture of a state dict with these `shapes`. Raises ValueError where it is of no such backbone,
+    or where the number of heads is neither shown nor given."""
     needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2}
     if wrong := [name for name, dimensions in needed.items() if len(shapes.get(name, ())) != dimensions]:
         raise ValueError(f"missing {some(wrong)}, or of another shape: give an official model.safetensors, whole")
@@ -150,7 +152,8 @@ def from_shapes(shapes: Shapes, num_heads: int | None = None) -> Architecture:
 
 
 def _heads(dim: int, width: int | None, given: int | None) -> int:
-    """`width`: channels a head, where the weights show them."""
+    """Returns the number of heads for `dim` channels. `width` is the number of channels per head, where the weights
+    show it. Raises ValueError where `given` contradicts them or nothing decides."""
     if width is not None and given not in (None, dim // width):
         raise ValueError(f"num_heads={given}: the weights have {dim // width} heads; leave it null")
     if width is None and given is None and dim % HEAD_DIM:
@@ -165,9 +168,9 @@ def _heads(dim: int, width: int | None, given: int | None) -> int:
 
 
 def from_config(config: Mapping[str, Any], prefix: str, shown: Architecture) -> Architecture:
-    """What an official config.json says of the backbone with keys of this prefix. What it does not say (the sizes, if
-    `net.name` is not an official name; everything, if it has no such section) is what the weights have `shown`. Raises
-    ValueError where the two disagree."""
+    """Returns the architecture that an official config.json states for the backbone with keys of this prefix. What it
+    does not state (the sizes, if `net.name` is not an official name; everything, if it has no such section) is taken
+    from `shown`, the architecture of the weights. Raises ValueError where the two disagree."""
     net = _section(config, next(variant.section for variant in VARIANTS.values() if variant.prefix == prefix))
     if net is None:
         return shown
@@ -175,7 +178,7 @@ def from_config(config: Mapping[str, Any], prefix: str, shown: Architecture) -> 
     def start(name: str) -> int | None:
         return None if net.get(name, OFF) == OFF else int(net[name])
 
-    unseen: dict[str, Any] = {  # by weights: q_norm alone is
+    unseen: dict[str, Any] = {  # in the weights, which only show where q_norm starts
         "alt_start": start("alt_start"),
         "rope_start": start("rope_start"),
         "cat_token": bool(net.get("cat_token", True)),
@@ -194,8 +197,8 @@ def _section(config: Any, keys: Sequence[str]) -> Mapping[str, Any] | None:
     return config if isinstance(config, Mapping) else None
 
 
-def _require_same(stated: Architecture, found: Architecture) -> None:
-    if wrong := difference(stated, found):
+def _require_same(stated: Architecture, shown: Architecture) -> None:
+    if wrong := difference(stated, shown):
         raise ValueError(
             f"its config.json is of another network than the weights: {wrong}; give the two that belong together, or "
             "model.safetensors itself"

@@ -1,13 +1,13 @@
-"""Where the file is that a teacher's weights are in."""
+"""Finds the file with a teacher's weights."""
 
 from pathlib import Path
 
 WEIGHTS = "model.safetensors"
-"""The name in every folder of the Hugging Face hub."""
+"""Name of the weight file in every folder of the Hugging Face hub."""
 
 
 def weight_file(ckpt_path: str) -> Path:
-    """The file at `ckpt_path`, or the `model.safetensors` in that folder. Raises ValueError where there is none."""
+    """Returns the file at `ckpt_path`, or `model.safetensors` in that folder. Raises ValueError where there is none."""
     path = Path(ckpt_path)
     if path.is_dir():
         path = path / WEIGHTS
