@@ -1,7 +1,7 @@
-"""What a network has to beat: features that need no training, judged by the same classifiers on the same split.
+"""Baselines for a network: features that need no training, evaluated by the same classifiers on the same split.
 
-The third baseline, the same network at its random initialisation, is a backbone built afresh by the caller and judged
-like the trained one.
+The third baseline, the same network at its random initialisation, is built by the caller and evaluated like the trained
+one.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PIXELS, HISTOGRAM = "raw pixels", "colour histogram"
 
 
 def pixel_features(images: Tensor, side: int = 32) -> Tensor:
-    """Pixels in 0..1, averaged down to at most side x side: uint8 [n, 3, H, W] to float32 [n, 3 * h * w].
+    """Returns pixels in 0..1, averaged down to at most side x side: uint8 [n, 3, H, W] to float32 [n, 3 * h * w].
 
     Without the bound a linear probe of 224-pixel images would fit 150,528 weights per class.
     """
@@ -27,16 +27,18 @@ def pixel_features(images: Tensor, side: int = 32) -> Tensor:
 
 
 def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in units of the training images' deviation around their mean, per dimension; constant ones become 0."""
+    """Returns both feature matrices [m, D] and [n, D], standardised per dimension by mean and deviation of the training
+    images. Dimensions that are constant in training become 0."""
     mean, std = train.mean(0), train.std(0, correction=0)
     std = torch.where(std > 1e-6, std, torch.inf)
     return (train - mean) / std, (test - mean) / std
 
 
 def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
-    """Square roots of the joint RGB histogram: uint8 [n, 3, H, W] to float32 [n, bins ** 3], each row of norm 1.
+    """Returns square roots of the joint RGB histogram: uint8 [n, 3, H, W] to float32 [n, bins ** 3], rows of norm 1.
 
     The cosine of two rows is then their Bhattacharyya coefficient, so that k-NN on it is k-NN by Hellinger distance.
+    Raises ValueError for `bins` outside 1..256.
     """
     if not 1 <= bins <= 256:
         raise ValueError(f"bins={bins}: 1 to 256 levels per channel")
@@ -48,14 +50,14 @@ def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
 
 
 def baseline_features(images: Tensor) -> dict[str, Tensor]:
-    """Both baselines, by the name of their row in the table: a `features.Reader`."""
+    """Returns both baselines by the name of their row in the table, for uint8 [n, 3, H, W]: a `features.Reader`."""
     return {PIXELS: pixel_features(images), HISTOGRAM: colour_histogram(images)}
 
 
 def evaluate_features(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, linear: bool = True
 ) -> dict[str, float]:
-    """Accuracies in per cent: `knn_top1` (k = 20), `knn_top1_k<k>`, `knn_top5...`, `linear_top1`, and `linear_c`.
+    """Returns accuracies in per cent: `knn_top1` (k = 20), `knn_top1_k<k>`, `knn_top5...`, `linear_top1`; `linear_c`.
 
     Features [m, D] and [n, D], labels int [m] and [n]. k is fixed rather than the best on the test images; it is
     capped to m (see `knn_accuracy`). `linear=False` leaves the probe out.
@@ -77,7 +79,8 @@ def evaluate_network(
     test_labels: Tensor,
     linear: bool = True,
 ) -> dict[str, float]:
-    """`evaluate_features` of each kind that a `FrozenBackbone` reads: `cls/knn_top1`, `patch_mean/knn_top1`, ..."""
+    """Returns the scores of `evaluate_features` for each kind of features of a `FrozenBackbone`: `cls/knn_top1`,
+    `patch_mean/knn_top1`, ..."""
     return {
         f"{kind}/{name}": score
         for kind, train in train_features.items()
@@ -92,7 +95,7 @@ def evaluate_baselines(
     test_labels: Tensor,
     linear: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """`evaluate_features` of each of the `baseline_features`; the pixels are standardised first."""
+    """Returns the scores of `evaluate_features` for each of the `baseline_features`; pixels are standardised first."""
     split = {name: (train, test_features[name]) for name, train in train_features.items()}
     split[PIXELS] = standardise(*split[PIXELS])
     return {

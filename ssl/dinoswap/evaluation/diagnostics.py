@@ -1,4 +1,4 @@
-"""Is the network collapsing, and how? Numbers from the teacher's targets and from frozen features, and a plain verdict.
+"""Diagnostics of collapse, computed from the teacher's targets and from frozen features, and a verdict in a sentence.
 
 Targets p_r over K prototypes, r = 1..R, with mean m (entropies in nats):
   * target_entropy          mean_r H(p_r): near ln K when uniform, near 0 when one-hot
@@ -20,46 +20,47 @@ from torch.nn import functional as F
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
 
 UNIFORM = 0.995
-"""Targets are called uniform from this share of ln K on. An untrained network may be there as well."""
+"""Targets are called uniform when their entropy exceeds this share of ln K, as that of an untrained network may."""
 CONSTANT = 0.005
-"""Targets are called constant when they tell fewer than this share of the nats that they could."""
+"""Targets are called constant when their information is below this share of its maximum."""
 FEW_STEPS = 50
-"""After so many there was hardly anything to learn: an untrained network looks collapsed, and there is no verdict."""
+"""No verdict is given after so many steps or fewer, as a network that is hardly trained looks collapsed."""
 LOW_RANK = 0.02
-"""Features are called collapsed below this share of the dimensions, or below 2 of them."""
+"""Features are called collapsed when RankMe is below this share of the dimensions, or below 2."""
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """-sum_k p_k ln p_k of each row, in nats: [..., K] -> [...]."""
+    """Returns -sum_k p_k ln p_k of each row, in nats: [..., K] -> [...]."""
     terms: Tensor = torch.special.entr(probabilities.float())
     return terms.sum(-1)
 
 
 def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of each row, in nats: probabilities p [..., K] and logarithms of q [..., K] -> [...]."""
+    """Returns KL(p || q) of each row, in nats: probabilities p [..., K] and logarithms of q [..., K] -> [...]."""
     return -entropy(p) - (p.float() * log_q.float()).sum(-1)
 
 
 def target_diagnostics(targets: Tensor, student_log_probabilities: Tensor | None = None) -> dict[str, float]:
-    """Of teacher targets [R, K] (rows sum to 1), and the KL from them to the student's predictions of the same rows.
+    """Returns the diagnostics of teacher targets [R, K] (rows sum to 1), and the KL divergence from them to the
+    student's predictions of the same rows, where they are given.
 
-    The rows are those of all ranks, which call it together with R each. Without rows (nothing was masked) there is
-    nothing to say, and the result is empty.
+    All ranks call it together, each with its own R rows, and get the values for the rows of all. The result is empty
+    where there are no rows, because nothing was masked.
     """
     prototypes = targets.shape[1]
     rows = int(all_reduce_sum(torch.tensor(len(targets))))
     if rows == 0:
         return {}
-    row = all_reduce_sum(entropy(targets).sum()) / rows
-    mean = entropy(all_reduce_sum(targets.float().sum(0)) / rows)
-    used = torch.zeros(prototypes).index_fill(0, targets.argmax(1).cpu(), 1)
+    row_entropy = all_reduce_sum(entropy(targets).sum()) / rows
+    mean_entropy = entropy(all_reduce_sum(targets.float().sum(0)) / rows)
+    is_used = torch.zeros(prototypes).index_fill(0, targets.argmax(1).cpu(), 1)
     values = {
-        "target_entropy": row,
+        "target_entropy": row_entropy,
         "target_entropy_max": torch.tensor(math.log(prototypes)),
-        "target_information": mean - row,
+        "target_information": mean_entropy - row_entropy,
         "target_information_max": torch.tensor(math.log(min(rows, prototypes))),
-        "prototype_perplexity": mean.exp(),
-        "prototypes_used": all_reduce_max(used).mean(),
+        "prototype_perplexity": mean_entropy.exp(),
+        "prototypes_used": all_reduce_max(is_used).mean(),
     }
     if student_log_probabilities is not None:
         divergence = kl_divergence(targets, student_log_probabilities)
@@ -68,13 +69,14 @@ def target_diagnostics(targets: Tensor, student_log_probabilities: Tensor | None
 
 
 def feature_std(features: Tensor) -> float:
-    """Of features [n, D], n >= 2: 0 when all directions agree, 1 when they fill the sphere evenly."""
+    """Returns the deviation of the directions of features [n, D], n >= 2: 0 when all agree, 1 when they fill the sphere
+    evenly."""
     return float(F.normalize(features.float(), dim=1).std(0, correction=0).mean()) * math.sqrt(features.shape[1])
 
 
 def rankme(features: Tensor) -> float:
-    """Effective number of dimensions of features [n, D], not centred, as in the paper. 0 when all are zero, nan when
-    one is not finite."""
+    """Returns the effective number of dimensions of features [n, D], not centred, as in the paper. 0 when all are zero,
+    nan when one is not finite."""
     if not features.isfinite().all():
         return math.nan
     singular = torch.linalg.svdvals(features.double())
@@ -83,14 +85,16 @@ def rankme(features: Tensor) -> float:
 
 
 def mean_cosine(features: Tensor) -> float:
-    """Mean cosine over pairs of different rows of [n, D], n >= 2, from the length of the sum of unit rows."""
+    """Returns the mean cosine over pairs of different rows of [n, D], n >= 2, computed from the length of the sum of
+    unit rows."""
     unit = F.normalize(features.double(), dim=1)
     count = len(unit)
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1)))
 
 
 def feature_diagnostics(features: Tensor) -> dict[str, float]:
-    """Of features [n, D] of n >= 2 different images."""
+    """Returns feature_std, rankme, its maximum, and mean_cosine of features [n, D] of n >= 2 different images. Raises
+    ValueError for another shape."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features={list(features.shape)}: needs [n, D] of at least two images")
     return {
@@ -102,7 +106,7 @@ def feature_diagnostics(features: Tensor) -> dict[str, float]:
 
 
 def verdict(diagnostics: Mapping[str, float], targets: str = "teacher targets") -> str | None:
-    """A sentence on what is collapsing and what to try, or None while nothing is.
+    """Returns a sentence on what is collapsing and what to try, or None where nothing is.
 
     `diagnostics`: the values of `target_diagnostics` or `feature_diagnostics`, or both together; `targets` names the
     first in the sentence. Trust it after the warm-up: an untrained network can look uniform.
@@ -110,31 +114,35 @@ def verdict(diagnostics: Mapping[str, float], targets: str = "teacher targets") 
     broken = [name for name, value in diagnostics.items() if not math.isfinite(value)]
     if broken:
         return f"{', '.join(broken)} not finite: training has diverged; lower the learning rate, or use bf16 or fp32"
-    found = _target_verdict(diagnostics, targets) if "target_entropy" in diagnostics else None
-    return found or (_feature_verdict(diagnostics) if "rankme" in diagnostics else None)
+    target_warning = _target_verdict(diagnostics, targets) if "target_entropy" in diagnostics else None
+    return target_warning or (_feature_verdict(diagnostics) if "rankme" in diagnostics else None)
 
 
-def _target_verdict(d: Mapping[str, float], targets: str) -> str | None:
-    row, top = d["target_entropy"], d["target_entropy_max"]
-    if row > UNIFORM * top:
+def _target_verdict(diagnostics: Mapping[str, float], targets: str) -> str | None:
+    """Returns a sentence where teacher targets are uniform or constant, else None. `targets` names them."""
+    level, maximum = diagnostics["target_entropy"], diagnostics["target_entropy_max"]
+    prototypes, used = math.exp(maximum), diagnostics["prototype_perplexity"]
+    if level > UNIFORM * maximum:
         return (
-            f"{targets} are uniform: entropy {row:.3f} of ln K = {top:.3f} (K = {math.exp(top):.0f}), so nothing can "
-            "be learnt from them; try a lower teacher temperature, a lower learning rate, more prototypes, or more "
+            f"{targets} are uniform: entropy {level:.3f} of ln K = {maximum:.3f} (K = {prototypes:.0f}), so nothing "
+            "can be learnt from them; try a lower teacher temperature, a lower learning rate, more prototypes, or more "
             "images per batch"
         )
-    if d["target_information"] < CONSTANT * d["target_information_max"]:
+    if diagnostics["target_information"] < CONSTANT * diagnostics["target_information_max"]:
         return (
-            f"{targets} are constant: every image gets the same one, of entropy {row:.3f} "
-            f"({d['prototype_perplexity']:.1f} of {math.exp(top):.0f} prototypes in use); try Sinkhorn-Knopp instead "
+            f"{targets} are constant: every image gets the same one, of entropy {level:.3f} "
+            f"({used:.1f} of {prototypes:.0f} prototypes in use); try Sinkhorn-Knopp instead "
             "of centering, a higher teacher temperature, or a lower learning rate"
         )
     return None
 
 
-def _feature_verdict(d: Mapping[str, float]) -> str | None:
-    if d["rankme_max"] <= 2 or d["rankme"] >= max(2.0, LOW_RANK * d["rankme_max"]):
+def _feature_verdict(diagnostics: Mapping[str, float]) -> str | None:
+    """Returns a sentence where features span few dimensions, else None."""
+    dimensions, maximum = diagnostics["rankme"], diagnostics["rankme_max"]
+    if maximum <= 2 or dimensions >= max(2.0, LOW_RANK * maximum):
         return None
     return (
-        f"features are collapsing: RankMe {d['rankme']:.1f} of {d['rankme_max']:.0f} dimensions (mean cosine "
-        f"{d['mean_cosine']:.3f}); try a larger KoLeo weight, a lower learning rate, or more images per batch"
+        f"features are collapsing: RankMe {dimensions:.1f} of {maximum:.0f} dimensions (mean cosine "
+        f"{diagnostics['mean_cosine']:.3f}); try a larger KoLeo weight, a lower learning rate, or more images per batch"
     )

@@ -1,10 +1,10 @@
-"""The evaluations of a run: a quick one while it trains, the whole one at its end.
+"""The evaluations of a run: a quick one while it trains, a complete one at its end.
 
-Judged are frozen features of a data set's labelled test images with its training images as memory. Without labels or
-test images there is no accuracy; pictures and diagnostics need neither.
+Frozen features of the labelled test images are classified, with those of the training images as memory. Without labels
+or test images there is no accuracy; pictures and diagnostics need neither.
 
-Ranks evaluate together: each reads its share of the images, and what is computed from the features of all is computed
-by the first one, for all.
+Ranks evaluate together: each reads its part of the images, and the first rank computes the results from the features of
+all and sends them to the others.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,18 +36,18 @@ from dinoswap.values import Batch, Hyper
 T = TypeVar("T")
 TRAINED, RANDOM, BASELINES = "trained", "random init", "baselines"
 SHOWN = 8
-"""Images in a picture of patch tokens."""
+"""Number of images in a picture of patch tokens."""
 KEEP_BYTES = 2**29
-"""Up to this size the quick evaluation keeps its crops, of train and of test each: decoding them at every evaluation
-would take longer than all else in it. 2,000 crops of 224 pixels are 0.3 GB."""
+"""Up to this many bytes, of train and of test each, the quick evaluation keeps its crops: decoding them each time would
+take longer than all the rest. 2,000 crops of 224 pixels are 0.3 GB."""
 SHORT_NAMES = {"cls": "", "patch_mean": "patch_"}
-"""Kind of features -> what stands for it in a metric's name: eval/knn_top1, eval/knn_patch_top1."""
+"""Kind of features -> its short name in a metric, as in eval/knn_top1 and eval/knn_patch_top1."""
 
 
 @dataclass
 class Evaluation:
-    """Metrics by the name that metrics.jsonl and run.json give them, pictures by name, what is going wrong, and the
-    accuracies as the table has them."""
+    """The result of an evaluation: metrics by their name in metrics.jsonl and run.json, pictures by name, a warning
+    where something is wrong, and the accuracies by row of the table."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, visualise.Picture] = field(default_factory=dict)
@@ -57,20 +57,23 @@ class Evaluation:
     examples: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))  # of the pictures
 
     def warn(self, *sentences: str | None) -> None:
+        """Appends sentences to the warning; None is skipped."""
         self.warning = "; ".join(s for s in (self.warning, *sentences) if s) or None
 
     def save_pictures(self, folder: Path) -> None:
+        """Writes every picture as `<name>.png` into `folder`, which is made."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in self.pictures.items():
             visualise.save_png(folder / f"{name}.png", picture)
 
     def table(self) -> Table:
+        """Returns the table of accuracies."""
         return summary_table(self.results)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """`test` stands for the training images where there are no others: diagnostics and pictures need some."""
+    """Training and test images. Without test images `test` is `train`, as diagnostics and pictures need some."""
 
     train: EvalImages
     test: EvalImages
@@ -81,18 +84,18 @@ class _Split:
 
     @property
     def corrupt(self) -> int:
-        """Images that were met so far and could not be decoded."""
+        """Number of images that could not be decoded so far."""
         return len(self.train.corrupt) + (len(self.test.corrupt) if self.test is not self.train else 0)
 
     def reasons(self) -> dict[str, str]:
-        """Why not, by the names of those images."""
+        """Returns why images could not be decoded, by image name."""
         parts = (self.train, self.test)
         return {part.images.name(row): reason for part in parts for row, reason in part.corrupt.items()}
 
 
 class Evaluator:
-    """Evaluates backbones on one data set. Where `preemption` is set and notes a signal, an evaluation is left by
-    StopAsked, on all ranks."""
+    """Evaluates backbones on one data set. When `preemption` notes a signal, an evaluation raises StopAsked on all
+    ranks."""
 
     def __init__(
         self,
@@ -107,69 +110,70 @@ class Evaluator:
         autocast: torch.dtype | None,
         workers: int = 0,
     ) -> None:
-        """`size` in pixels is used where the settings have none; `mean` and `std` [3] are those of the training.
-        `workers` processes decode."""
+        """`size` is the side of a crop in pixels, used where the settings have none. `mean` and `std` [3] are those of
+        training. `workers` is the number of processes that decode images."""
         self.settings = settings
         self.train, self.test = train, test
         self.size = settings.size or size
         self.mean, self.std = mean, std
         self.device, self.autocast = device, autocast
         self.workers = workers
-        self.preemption = Preemption()  # that of a run, while it trains
+        self.preemption = Preemption()  # a run sets its own while it trains
 
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
-        """The teacher on at most `in_loop_images`: k-NN, diagnostics of features and targets, pictures.
+        """Returns the evaluation of the teacher on at most `in_loop_images`: k-NN, diagnostics of features and targets,
+        pictures. Raises StopAsked after a signal.
 
         `probe` is a uint8 batch, the same in every evaluation of a run.
         """
-        found, backbone = Evaluation(), self._frozen(backbone_of(model.teacher))
+        evaluation, backbone = Evaluation(), self._frozen(backbone_of(model.teacher))
         train, test = self._read(self._quick, {TRAINED: backbone.features})
-        found.corrupt = self._quick.reasons()
-        self._diagnose(found, backbone, self._quick.test, test)
+        evaluation.corrupt = self._quick.reasons()
+        self._diagnose(evaluation, backbone, self._quick.test, test)
         if train is not None:
-            found.metrics |= self._by_one(lambda: neighbours_only(train, test))
-        self.diagnose_objectives(found, model, hyper, probe)
-        return found
+            evaluation.metrics |= self._on_main(lambda: neighbours_only(train, test))
+        self.diagnose_objectives(evaluation, model, hyper, probe)
+        return evaluation
 
-    def diagnose_objectives(self, found: Evaluation, model: SelfDistillation, hyper: Hyper, probe: Batch) -> None:
-        """Adds diagnostics of the targets that the teacher gives for `probe`, the picture of its crops, and how the
-        student's tokens of `found.examples` compare with those of frozen teachers."""
+    def diagnose_objectives(self, evaluation: Evaluation, model: SelfDistillation, hyper: Hyper, probe: Batch) -> None:
+        """Adds to `evaluation` the diagnostics of the teacher's targets for `probe`, the picture of its crops, and the
+        comparison of the student's tokens of `evaluation.examples` with those of frozen teachers."""
         batch = probe.to(self.device).normalised(self.mean, self.std)
         with evaluating(model, self.device, self.autocast):
             targets = model.teacher_targets(batch, hyper)
         for name, rows in targets.items():
             values = target_diagnostics(rows)
-            found.metrics |= {f"eval/{name}/{key}": value for key, value in values.items()}
-            found.warn(verdict(values, f"{name}'s teacher targets"))
+            evaluation.metrics |= {f"eval/{name}/{key}": value for key, value in values.items()}
+            evaluation.warn(verdict(values, f"{name}'s teacher targets"))
         patch = backbone_of(model.student).patch_size
         grid = (probe.patch_crops.shape[-2] // patch, probe.patch_crops.shape[-1] // patch)
-        found.pictures["crops"] = visualise.crops_figure(probe, grid, self.mean, self.std)
+        evaluation.pictures["crops"] = visualise.crops_figure(probe, grid, self.mean, self.std)
         with evaluating(model, self.device, self.autocast):
-            metrics, pictures = compare_with_teachers(model, found.examples, self.mean, self.std)
-        found.metrics |= metrics
-        found.pictures |= pictures
+            metrics, pictures = compare_with_teachers(model, evaluation.examples, self.mean, self.std)
+        evaluation.metrics |= metrics
+        evaluation.pictures |= pictures
 
     def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
-        """k-NN and linear probe of the network, of `random_init`, and of features that need no network; diagnostics
-        and pictures."""
-        found, split, trained = Evaluation(), self._split(self.settings.images), self._frozen(backbone)
+        """Returns the complete evaluation: k-NN and linear probe of the backbone, of `random_init`, and of features
+        that need no network; diagnostics and pictures. Raises StopAsked after a signal."""
+        evaluation, split, trained = Evaluation(), self._split(self.settings.images), self._frozen(backbone)
         readers: dict[str, Reader] = {TRAINED: trained.features}
         if split.labelled and random_init is not None:
             readers[RANDOM] = self._frozen(random_init).features
         if split.labelled:
             readers[BASELINES] = baseline_features
         train, test = self._read(split, readers)
-        found.corrupt = split.reasons()
+        evaluation.corrupt = split.reasons()
         if split.corrupt:
-            found.warn(f"{split.corrupt} images that cannot be decoded were left out")
-        self._diagnose(found, trained, split.test, test)
+            evaluation.warn(f"{split.corrupt} images that cannot be decoded were left out")
+        self._diagnose(evaluation, trained, split.test, test)
         if train is not None:
-            found.results = self._by_one(lambda: self._results(train, test))
-            found.metrics |= flat(found.results)
-            found.pictures["accuracy"] = visualise.accuracy_bars(found.results)
+            evaluation.results = self._on_main(lambda: self._results(train, test))
+            evaluation.metrics |= flat(evaluation.results)
+            evaluation.pictures["accuracy"] = visualise.accuracy_bars(evaluation.results)
         elif usable(test.features[TRAINED]):
-            found.warn("no accuracies: the data set has no labelled test images of two classes or more")
-        return found
+            evaluation.warn("no accuracies: the data set has no labelled test images of two classes or more")
+        return evaluation
 
     @cached_property
     def _quick(self) -> _Split:
@@ -187,30 +191,30 @@ class Evaluator:
         return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast)
 
     def _read(self, split: _Split, readers: Mapping[str, Reader]) -> tuple[Extracted | None, Extracted]:
-        """Of the training and the test images, each decoded once. None where no accuracy can be had: one class, no
-        labels, no test images, or features that are not finite."""
+        """Returns the features of the training and of the test images, each decoded once. The first is None where no
+        accuracy can be computed: with one class, no labels, no test images, or features that are not finite."""
         test = extract(split.test, readers, self.preemption)
         if not split.labelled or not usable(test.features[TRAINED]):
             return None, test
         train = extract(split.train, readers, self.preemption)
         return (train if len(torch.unique(train.labels)) > 1 else None), test
 
-    def _diagnose(self, found: Evaluation, backbone: FrozenBackbone, images: EvalImages, test: Extracted) -> None:
-        """Adds diagnostics of the test images' features and the picture of patch tokens."""
+    def _diagnose(self, evaluation: Evaluation, backbone: FrozenBackbone, images: EvalImages, test: Extracted) -> None:
+        """Adds to `evaluation` the diagnostics of the test images' features and the picture of their patch tokens."""
         if len(test.rows) > 1:
-            values = self._by_one(lambda: feature_diagnostics(test.features[TRAINED]["cls"]))
-            found.metrics |= {f"eval/{name}": value for name, value in values.items()}
-            found.warn(verdict(values))
+            values = self._on_main(lambda: feature_diagnostics(test.features[TRAINED]["cls"]))
+            evaluation.metrics |= {f"eval/{name}": value for name, value in values.items()}
+            evaluation.warn(verdict(values))
         rows = test.rows[:: max(len(test.rows) // SHOWN, 1)][:SHOWN]
-        found.examples = self._by_one(lambda: torch.from_numpy(np.stack([images.crop(row) for row in rows])))
-        tokens = backbone.patch_tokens(found.examples)
+        evaluation.examples = self._on_main(lambda: torch.from_numpy(np.stack([images.crop(row) for row in rows])))
+        tokens = backbone.patch_tokens(evaluation.examples)
         side = self.size // cast(VisionTransformer, backbone.backbone).patch_size
         if tokens.isfinite().all():
-            found.pictures["pca"] = visualise.pca_figure(found.examples, tokens, (side, side))
+            evaluation.pictures["pca"] = visualise.pca_figure(evaluation.examples, tokens, (side, side))
 
-    def _by_one(self, work: Callable[[], T]) -> T:
-        """What `work`, which leaves nothing behind, returns on the first rank. It is broken off by a signal to that
-        one."""
+    def _on_main(self, work: Callable[[], T]) -> T:
+        """Calls `work`, which must have no side effects, on the first rank and returns its result on all ranks. A
+        signal to the first rank interrupts it."""
 
         def interruptible() -> T:
             with self.preemption.at_once():
@@ -219,7 +223,7 @@ class Evaluator:
         return on_main(interruptible)
 
     def _results(self, train: Extracted, test: Extracted) -> Results:
-        """Accuracies by row of the table, those of the two baselines last."""
+        """Returns the accuracies by row of the table, those of the two baselines last."""
         results: dict[str, dict[str, float]] = {}
         for reader, memory in train.features.items():
             split = memory, train.labels, test.features[reader], test.labels
@@ -231,7 +235,7 @@ class Evaluator:
 
 
 def neighbours_only(train: Extracted, test: Extracted) -> dict[str, float]:
-    """`eval/knn_top1` and `eval/knn_patch_top1` of the trained network."""
+    """Returns `eval/knn_top1` and `eval/knn_patch_top1` of the trained network, in per cent."""
     k, metrics = min(PRIMARY_K, len(train.labels)), {}
     for kind, short in SHORT_NAMES.items():
         memory, held_out = (part.features[TRAINED][kind] for part in (train, test))
@@ -245,13 +249,13 @@ def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:
 
 
 def usable(features: Mapping[str, Tensor]) -> bool:
-    """Whether a classifier can be fitted; the diagnostics have said so where not."""
+    """Whether all features are finite, so that a classifier can be fitted. Where not, the diagnostics warn of it."""
     return all(bool(values.isfinite().all()) for values in features.values())
 
 
 def flat(results: Results) -> dict[str, float]:
-    """`eval/knn_top1`, `eval/knn_patch_top1`, `eval/linear_top1`, ... of the trained network; the same of the others as
-    `baseline/<row>/...`."""
+    """Returns the metrics of all results: `eval/knn_top1`, `eval/knn_patch_top1`, `eval/linear_top1`, ... of the
+    trained network, and `baseline/<row>/...` of the others."""
     metrics = {}
     for row, scores in results.items():
         prefix = "eval" if row == TRAINED else f"baseline/{row.replace(' ', '_')}"

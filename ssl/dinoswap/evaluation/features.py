@@ -1,12 +1,12 @@
-"""Frozen features of whole images: what k-NN, the linear probe and the diagnostics read.
+"""Frozen features of whole images, which k-NN, the linear probe and the diagnostics read.
 
 The clean transform is that of the official evaluation: the shorter side is resized to `resize` (bicubic, antialiased)
 and the centre is cropped to `size`, with no other change. Both are done in one resampling of the centre box.
 Two feature vectors are kept per image: the class token and the mean of the patch tokens, after the final norm.
-Pixels live for one batch: every kind of features is read from it before the next is decoded.
+Pixels are kept for one batch: every kind of features is computed from it before the next is decoded.
 
-Of several ranks each decodes and reads every so many-th batch; which images a batch has depends neither on the number
-of ranks nor on which of them can be decoded, and so no feature does. Afterwards each rank has the features of all.
+With R ranks each decodes every R-th batch. Which images a batch has depends neither on the number of ranks nor on which
+images can be decoded, and so no feature does. Afterwards each rank has the features of all images.
 """
 
 import math
@@ -31,26 +31,28 @@ from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.values import normalise
 
 SMALL = 96
-"""Sizes below this are those of thumbnails: their objects fill the frame, so the margin is not cut off."""
+"""Crops of fewer pixels a side are thumbnails, whose objects fill the frame, so no margin is cut off."""
 
 IN_PROCESS = 64
-"""Up to so many images are decoded before a worker would have begun."""
+"""Up to so many images are decoded in this process, in less time than a worker takes to start."""
 AHEAD = 32
-"""Images that a worker decodes while a batch is read."""
+"""Number of images that workers decode ahead while a batch is read."""
 
 Reader = Callable[[Tensor], Mapping[str, Tensor]]
-"""Features by kind, of each image on its own: uint8 [n, 3, S, S] to float32 [n, D] on the CPU."""
+"""A function from images, uint8 [n, 3, S, S], to their features by kind, float32 [n, D] on the CPU."""
 Features = Mapping[str, Mapping[str, Tensor]]
-"""By reader and kind, float32 [n, D]."""
+"""Features by reader and kind, float32 [n, D] each."""
 
 
 def default_resize(size: int) -> int:
-    """Shorter side before the crop: 256 for 224 and in proportion (official), `size` itself below `SMALL` pixels."""
+    """Returns the shorter side in pixels before the crop: 256 for 224 and in proportion (official), and `size` itself
+    below `SMALL` pixels."""
     return size if size < SMALL else round(size * 256 / 224)
 
 
 def eval_rows(total: int, limit: int | None = None) -> NDArray[np.int64]:
-    """The rows that are evaluated: all of them, or the same `limit` of them in every run; ascending int64 [n]."""
+    """Returns the rows that are evaluated, ascending int64 [n]: all of them, or the same `limit` of them in every run.
+    Raises ValueError for a limit below 1."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: at least one image is needed; use None for all of them")
     if limit is None or limit >= total:
@@ -60,7 +62,8 @@ def eval_rows(total: int, limit: int | None = None) -> NDArray[np.int64]:
 
 
 def clean_crop(pixels: NDArray[np.uint8], size: int, resize: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] to [size, size, 3]: shorter side to `resize`, then the centre, in one resampling."""
+    """Returns the centre crop of an image, uint8 [H, W, 3] to [size, size, 3]: the shorter side is resized to `resize`
+    and the centre is cut out, in one resampling."""
     height, width = pixels.shape[:2]
     side = min(height, width) * size / resize
     left, top = (width - side) / 2, (height - side) / 2
@@ -77,11 +80,11 @@ class EvalBatch:
 
 
 class EvalImages(Dataset[NDArray[np.uint8] | str]):
-    """The rows `eval_rows(len(images), limit)` through the clean transform, `size` pixels square, in that order.
+    """The rows `eval_rows(len(images), limit)` after the clean transform, `size` pixels square, in that order.
 
-    They are cut into batches of `batch_size` rows, the last one smaller. Iterating gives this rank's batches. They are
-    decoded anew each time, by `workers` processes, unless the pixels of all take at most `keep_bytes`. Images that
-    cannot be decoded are missing in their batch, which may leave none, and are noted in `corrupt`.
+    They are cut into batches of `batch_size` rows, the last one smaller. Iterating yields this rank's batches. They are
+    decoded again each time, by `workers` processes, unless the pixels of all take at most `keep_bytes`. An image that
+    cannot be decoded is missing in its batch, which may become empty, and is noted in `corrupt`.
     """
 
     def __init__(
@@ -110,12 +113,12 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
 
     @property
     def rounds(self) -> int:
-        """In each of them every rank has at most one batch."""
+        """Number of rounds of reading, in each of which every rank has at most one batch."""
         return math.ceil(len(self.rows) / (self.batch_size * world_size()))
 
     @property
     def _starts(self) -> range:
-        """Of this rank's batches in `rows`."""
+        """Positions in `rows` where this rank's batches start."""
         return range(0, len(self.rows), self.batch_size)[rank() :: world_size()]
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -126,23 +129,23 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
         return self.images.labels is not None
 
     def labels(self, rows: Sequence[int]) -> Tensor:
-        """int64 [len(rows)], -1 in a data set without labels."""
+        """Returns the labels of these rows, int64 [len(rows)], -1 in a data set without labels."""
         known = self.images.labels
         return torch.full((len(rows),), -1) if known is None else torch.from_numpy(known[list(rows)])
 
     def crop(self, row: int) -> NDArray[np.uint8]:
-        """[3, S, S]. Raises CorruptImage."""
+        """Returns the clean crop of a row, uint8 [3, S, S]. Raises CorruptImage where it cannot be decoded."""
         return clean_crop(self.images.load(row), self.size, self.resize).transpose(2, 0, 1)  # [S, S, 3] -> [3, S, S]
 
     def __getitem__(self, row: int) -> NDArray[np.uint8] | str:
-        """What a worker makes of it: the crop, or why there is none."""
+        """Returns what a worker sends back: the crop of a row, or why it cannot be decoded."""
         try:
             return self.crop(row)
         except CorruptImage as error:
             return error.reason
 
     def _keeping(self) -> Iterator[EvalBatch]:
-        """What is decoded, which is kept once it is all there."""
+        """Yields the decoded batches and keeps them once all have been decoded."""
         batches = []
         for batch in self._decoded():
             batches.append(batch)
@@ -151,7 +154,8 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
             yield batch
 
     def _decoded(self) -> Iterator[EvalBatch]:
-        """No generator: that would hold a batch of its own while the next one is decoded."""
+        """Returns an iterator over the decoded batches. It is no generator: that would keep a reference to a batch
+        while the next one is decoded."""
         batches = [self.rows[start : start + self.batch_size].tolist() for start in self._starts]
         rows = [row for batch in batches for row in batch]
         workers = self.workers if len(rows) > IN_PROCESS else 0
@@ -159,25 +163,25 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
         return iter(partial(self._next, iter(batches), decoded), None)
 
     def _next(self, batches: Iterator[list[int]], decoded: Iterator[NDArray[np.uint8] | str]) -> EvalBatch | None:
-        """The next of `batches`, None when there are no more."""
+        """Returns the next batch, decoded, and None when there are no more."""
         rows = next(batches, None)
         if rows is None:
             return None
         pixels = np.empty((len(rows), 3, self.size, self.size), dtype=np.uint8)
-        used: list[int] = []
+        decoded_rows: list[int] = []
         for row in rows:
             crop = next(decoded)
             if isinstance(crop, str):
                 self.corrupt[row] = crop
                 continue
-            pixels[len(used)] = crop
-            used.append(row)
-        return EvalBatch(torch.from_numpy(pixels[: len(used)]), used)
+            pixels[len(decoded_rows)] = crop
+            decoded_rows.append(row)
+        return EvalBatch(torch.from_numpy(pixels[: len(decoded_rows)]), decoded_rows)
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What was read of `rows`, the images that could be decoded."""
+    """Features and labels of `rows`, the images that could be decoded."""
 
     features: Features
     rows: list[int]
@@ -185,38 +189,41 @@ class Extracted:
 
 
 def extract(images: EvalImages, readers: Mapping[str, Reader], preemption: Preemption | None = None) -> Extracted:
-    """Every reader's features, in one pass that ranks share; each has all of them afterwards.
+    """Returns the features of every reader, computed in one pass over the images. Ranks share the work, and each gets
+    all features.
 
-    Raises ValueError when not one image can be decoded, and StopAsked between two batches, on every rank, where
-    `preemption` has noted a signal on one.
+    Raises ValueError when not one image can be decoded, and StopAsked between two batches, on every rank, when
+    `preemption` has noted a signal on one of them.
     """
-    own = iter(images)
+    batches_here = iter(images)
 
-    def read() -> tuple[list[int], Features]:
-        """Of the next batch. A rank without one reads what is dropped: weights may be gathered while they compute."""
+    def read_next() -> tuple[list[int], Features]:
+        """Returns rows and features of the next batch. A rank without one computes features that are dropped: sharded
+        weights are gathered in the forward pass, in which all ranks take part."""
         if any_rank(preemption is not None and preemption.requested is not None)[0]:
             raise StopAsked
-        batch = next(own, None)
+        batch = next(batches_here, None)
         if batch is not None and batch.rows:
             return batch.rows, {name: reader(batch.pixels) for name, reader in readers.items()}
         for reader in readers.values() if world_size() > 1 else ():
             reader(torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8))
         return [], {}
 
-    read_here = [read() for _ in range(images.rounds)]  # a loop's variable would hold a batch beside the next one
-    everywhere = gathered((read_here, images.corrupt))
-    for _, corrupt in everywhere:
+    # A loop variable would keep a batch in memory while the next one is decoded
+    parts_here = [read_next() for _ in range(images.rounds)]
+    per_rank = gathered((parts_here, images.corrupt))
+    for _, corrupt in per_rank:
         images.corrupt |= corrupt
-    in_order_of_rows = zip(*(batches for batches, _ in everywhere), strict=True)
-    parts = [part for of_a_round in in_order_of_rows for part in of_a_round if part[0]]
+    rounds = zip(*(batches for batches, _ in per_rank), strict=True)
+    parts = [part for parts_of_round in rounds for part in parts_of_round if part[0]]
     if not parts:
-        some = list(images.corrupt.items())[:3]
-        raise ValueError(f"evaluation: none of {len(images.corrupt)} images could be decoded {some}; check the data")
+        first = list(images.corrupt.items())[:3]
+        raise ValueError(f"evaluation: none of {len(images.corrupt)} images could be decoded {first}; check the data")
     features = {
-        name: {kind: torch.cat([found[name][kind] for _, found in parts]) for kind in parts[0][1][name]}
+        name: {kind: torch.cat([features_of[name][kind] for _, features_of in parts]) for kind in parts[0][1][name]}
         for name in readers
     }
-    rows = [row for used, _ in parts for row in used]
+    rows = [row for decoded_rows, _ in parts for row in decoded_rows]
     return Extracted(features, rows, images.labels(rows))
 
 
@@ -224,7 +231,7 @@ def extract(images: EvalImages, readers: Mapping[str, Reader], preemption: Preem
 def evaluating(
     module: nn.Module, device: torch.device | str = "cpu", autocast: torch.dtype | None = None
 ) -> Iterator[None]:
-    """Evaluation mode and autocast inside; every submodule's own training flag back afterwards."""
+    """A context with evaluation mode and autocast. Afterwards every submodule has its own training flag again."""
     flags = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -237,10 +244,10 @@ def evaluating(
 
 @dataclass(frozen=True)
 class FrozenBackbone:
-    """A backbone as it reads uint8 images [n, 3, H, W].
+    """Computes the features of a backbone for uint8 images [n, 3, H, W].
 
-    It is called as `backbone([crops])[0]` and keeps its training flags; nothing is drawn from any generator. It and
-    `mean` and `std` [3] are on `device`. `autocast` is the type to compute in, None for the parameters' own.
+    The backbone is called as `backbone([crops])[0]` and keeps its training flags; nothing is drawn from any generator.
+    It and `mean` and `std` [3] are on `device`. `autocast` is the type to compute in, None for that of the parameters.
     """
 
     backbone: nn.Module
@@ -253,7 +260,7 @@ class FrozenBackbone:
     # an inference tensor could not be used in the next training step.
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """`cls` and `patch_mean`, float32 [n, D] on the CPU."""
+        """Returns `cls` and `patch_mean` (the mean over patch tokens), float32 [n, D] on the CPU."""
         with evaluating(self.backbone, self.device, self.autocast):
             tokens = self._tokens(images)
             patch_mean = tokens.patch.float().mean(1)  # [n, N, D] -> [n, D]
@@ -261,7 +268,7 @@ class FrozenBackbone:
 
     @torch.no_grad()
     def patch_tokens(self, images: Tensor) -> Tensor:
-        """Those of a few images for the pictures: float32 [n, N, D], CPU."""
+        """Returns the patch tokens of a few images, for pictures: float32 [n, N, D] on the CPU."""
         with evaluating(self.backbone, self.device, self.autocast):
             patch: Tensor = self._tokens(images).patch
         return patch.float().cpu()

@@ -17,7 +17,7 @@ PRIMARY_K = 20
 
 
 def check_labelled(features: Tensor, labels: Tensor, part: str) -> None:
-    """Refuse what no classifier can use: unequal lengths, unlabelled images, non-finite features."""
+    """Raises ValueError for what no classifier can use: unequal lengths, unlabelled images, non-finite features."""
     if len(features) != len(labels) or len(features) == 0:
         raise ValueError(f"{part}: {len(features)} features and {len(labels)} labels; one label per image is needed")
     if labels.min() < 0:
@@ -29,9 +29,10 @@ def check_labelled(features: Tensor, labels: Tensor, part: str) -> None:
 def class_votes(
     similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float
 ) -> list[Tensor]:
-    """For each k the votes [n, classes] of the k most similar of m memory images. similarity [n, m], labels [m]."""
-    nearest, where = similarity.topk(max(ks), dim=1)  # [n, k], most similar first
-    weights, voted = (nearest / temperature).exp(), labels[where]
+    """Returns for each k the votes [n, classes] of the k most similar of m memory images. `similarity` is [n, m],
+    `labels` [m]."""
+    nearest, neighbours = similarity.topk(max(ks), dim=1)  # [n, k], most similar first
+    weights, voted = (nearest / temperature).exp(), labels[neighbours]
     empty = similarity.new_zeros(len(similarity), classes)
     return [empty.scatter_add(1, voted[:, :k], weights[:, :k]) for k in ks]
 
@@ -46,25 +47,27 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> dict[str, float]:
-    """Per cent of test images classified rightly, by `top1_k<k>` (and `top5_k<k>` when there are over 5 classes).
+    """Returns the per cent of correct test images by `top1_k<k>`, and `top5_k<k>` when there are over 5 classes.
 
     Features [m, D] and [n, D] of any float type and device, labels int [m] and [n]. A k above m is capped to m, and
     the key then names the k that was used: with 50 memory images the official list gives k10, k20 and k50.
     `chunk` test images are compared at a time, so memory is O(chunk * m).
+    Raises ValueError for features or labels that `check_labelled` refuses, and where k or the temperature is not
+    positive.
     """
     check_labelled(train_features, train_labels, "train")
     check_labelled(test_features, test_labels, "test")
     if temperature <= 0 or not ks or min(ks) < 1:
         raise ValueError(f"ks={list(ks)}, temperature={temperature}: both must be positive")
-    used = sorted({min(k, len(train_labels)) for k in ks})
+    ks_used = sorted({min(k, len(train_labels)) for k in ks})
     memory = F.normalize(train_features.float(), dim=1)
     labels, truth = train_labels.long().to(memory.device), test_labels.long().to(memory.device)
     classes = int(max(labels.max(), truth.max())) + 1
     tops = (1, 5) if classes > 5 else (1,)
-    hits = {f"top{top}_k{k}": 0 for top in tops for k in used}
+    hits = {f"top{top}_k{k}": 0 for top in tops for k in ks_used}
     for rows, answer in zip(torch.split(test_features, chunk), torch.split(truth, chunk), strict=True):
         similarity = F.normalize(rows.float().to(memory.device), dim=1) @ memory.T  # [n, D] x [D, m] -> [n, m]
-        for k, votes in zip(used, class_votes(similarity, labels, classes, used, temperature), strict=True):
+        for k, votes in zip(ks_used, class_votes(similarity, labels, classes, ks_used, temperature), strict=True):
             weight, guess = votes.topk(tops[-1], dim=1)
             right = (guess == answer[:, None]) & (weight > 0)  # [n, 1 or 5]; a class without a vote is no guess
             for top in tops:

@@ -26,7 +26,7 @@ HOLD_OUT = 5
 
 
 def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """True for a fifth of the images of each class (of a class with under five: none). labels [n] -> bool [n]."""
+    """Returns a mask, labels [n] -> bool [n]: True for a fifth of the images of each class with at least five."""
     order = rng.numpy_generator(0, "evaluation/held_out", len(labels)).permutation(len(labels))
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
@@ -35,7 +35,7 @@ def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def fit(features: NDArray[np.float32], labels: NDArray[np.int64], c: float, max_iterations: int = 200) -> Pipeline:
-    """Standardise, then classify. A constant feature is left at zero."""
+    """Returns a fitted classifier that standardises its features first. A constant feature becomes zero."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-3, max_iter=max_iterations))
     with warnings.catch_warnings():
         # Weak penalties on separable features have no finite optimum nearby; stopping early is a penalty too.
@@ -44,17 +44,17 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], c: float, max_
 
 
 def pick_c(features: NDArray[np.float32], labels: NDArray[np.int64], grid: Sequence[float]) -> float:
-    """The inverse penalty that is best on the held-out images, from the strongest penalty to weaker ones.
+    """Returns the inverse penalty with the best accuracy on the held-out images, tried from the strongest penalty on.
 
     Of equals the strongest is taken; where no class has five images, the middle of the grid. The search ends after two
     values in a row below the best: accuracy has one peak in C, and the weakest penalties take the longest to fit.
     """
-    grid, out = sorted(grid), held_out(labels)
-    if not out.any():
+    grid, held = sorted(grid), held_out(labels)
+    if not held.any():
         return grid[len(grid) // 2]
     scores: list[float] = []
     for c in grid:
-        scores.append(float(fit(features[~out], labels[~out], c).score(features[out], labels[out])))
+        scores.append(float(fit(features[~held], labels[~held], c).score(features[held], labels[held])))
         if len(scores) - 1 - int(np.argmax(scores)) == 2:
             break
     return grid[int(np.argmax(scores))]
@@ -67,18 +67,18 @@ def linear_probe(
     test_labels: Tensor,
     grid: Sequence[float] = GRID,
 ) -> dict[str, float]:
-    """`top1`, per cent of test images classified rightly, and `c`, the chosen inverse penalty.
+    """Returns `top1`, the per cent of test images that are classified correctly, and `c`, the chosen inverse penalty.
 
-    Features [m, D] and [n, D], labels int [m] and [n]; at least two classes to train on.
+    Features [m, D] and [n, D], labels int [m] and [n]. Raises ValueError with fewer than two classes to train on.
     """
     check_labelled(train_features, train_labels, "train")
     check_labelled(test_features, test_labels, "test")
     if not grid or min(grid) <= 0:
         raise ValueError(f"grid={list(grid)}: inverse penalties must be positive")
-    x, test_x = (f.detach().float().cpu().numpy() for f in (train_features, test_features))
-    y, test_y = (v.to(device="cpu", dtype=torch.int64).numpy() for v in (train_labels, test_labels))
-    if len(np.unique(y)) < 2:
+    train_x, test_x = (f.detach().float().cpu().numpy() for f in (train_features, test_features))
+    train_y, test_y = (v.to(device="cpu", dtype=torch.int64).numpy() for v in (train_labels, test_labels))
+    if len(np.unique(train_y)) < 2:
         raise ValueError("train: images of one class only; a linear probe needs at least two classes")
-    c = pick_c(x, y, grid)
-    right = int((fit(x, y, c).predict(test_x) == test_y).sum())
-    return {"top1": 100 * right / len(test_y), "c": c}
+    c = pick_c(train_x, train_y, grid)
+    correct = int((fit(train_x, train_y, c).predict(test_x) == test_y).sum())
+    return {"top1": 100 * correct / len(test_y), "c": c}

@@ -1,4 +1,4 @@
-"""The table that answers "has it learnt?": the network beside its baselines, on the same split."""
+"""The table that compares the accuracies of a network with those of its baselines, on the same split."""
 
 from collections.abc import Mapping
 
@@ -17,13 +17,14 @@ COLUMNS = {
 
 
 def cell(scores: Mapping[str, float], column: str) -> float | None:
-    """The score of one row in one of COLUMNS, None where it was not computed."""
+    """Returns the score of one row in one of COLUMNS, None where it was not computed."""
     kind, metric = COLUMNS[column]
     return scores.get(f"{kind}/{metric}", scores.get(metric))
 
 
 def summary_table(results: Results, title: str = "top-1 accuracy, %") -> Table:
-    """A row per entry of `results`, a column per entry of COLUMNS that any row has; the best of each is bold."""
+    """Returns a table with a row per entry of `results` and a column per entry of COLUMNS that any row has. The best of
+    each column is bold."""
     table = Table(title=title)
     table.add_column("features")
     known = {c: [v for row in results.values() if (v := cell(row, c)) is not None] for c in COLUMNS}

@@ -1,6 +1,6 @@
-"""How the student's tokens compare with those of a frozen teacher: cosines, and a picture of both.
+"""Compares the student's tokens with those of a frozen teacher: by cosines, and in a picture of both.
 
-The images are held out, and the mask is the same in every run, whatever the run itself masks.
+The images are held out, and the mask is the same in every run, whatever masking the run itself uses.
 """
 
 from typing import cast
@@ -19,15 +19,16 @@ from dinoswap.rng import torch_generator
 from dinoswap.values import normalise
 
 HIDDEN = 0.4
-"""Share of the patches that the student does not see in the masked half of the comparison."""
+"""Share of the patches that are hidden from the student in the masked half of the comparison."""
 
 
 @torch.no_grad()
 def compare_with_teachers(
     model: SelfDistillation, examples: Tensor, mean: Tensor, std: Tensor
 ) -> tuple[dict[str, float], dict[str, Picture]]:
-    """Metrics and pictures for each objective with a frozen teacher: the mean cosine over all tokens of the images as
-    they are, and over the hidden ones of the masked images. `examples` uint8 [n, 3, H, W]; `mean` and `std` [3]."""
+    """Returns metrics and pictures for each objective with a frozen teacher: the mean cosine over all tokens of the
+    unmasked images, and over the hidden tokens of the masked images. `examples` is uint8 [n, 3, H, W]; `mean` and `std`
+    are [3]."""
     metrics: dict[str, float] = {}
     pictures: dict[str, Picture] = {}
     backbone = cast(VisionTransformer, model.student["backbone"])
@@ -36,33 +37,40 @@ def compare_with_teachers(
     mask = (draws < HIDDEN).to(mean.device)
     images = normalise(examples.to(mean.device), mean, std)
     for name, objective in model.objectives.items():
-        found = cast(Objective, objective).compare_tokens(model.student, images, mask)
-        if found is not None:
-            seen, hidden = cosines(found)
+        comparison = cast(Objective, objective).compare_tokens(model.student, images, mask)
+        if comparison is not None:
+            clean, hidden = cosines(comparison)
             metrics |= {
-                f"eval/{name}/cosine": seen.mean().item(),
+                f"eval/{name}/cosine": clean.mean().item(),
                 f"eval/{name}/cosine_masked": hidden[mask].mean().item(),
             }
-            pictures[f"{name}_tokens"] = comparison_figure(examples, found, mask, grid)
+            pictures[f"{name}_tokens"] = comparison_figure(examples, comparison, mask, grid)
     return metrics, pictures
 
 
-def cosines(found: TokenComparison) -> list[Tensor]:
-    """Of the teacher's tokens with the student's, of the images as they are and masked: [n, N] each."""
-    return [functional.cosine_similarity(found.teacher, part, dim=-1) for part in (found.student, found.masked)]
+def cosines(comparison: TokenComparison) -> list[Tensor]:
+    """Returns the cosines [n, N] of the teacher's tokens with the student's tokens of the unmasked images, and with
+    those of the masked images."""
+    return [
+        functional.cosine_similarity(comparison.teacher, part, dim=-1)
+        for part in (comparison.student, comparison.masked)
+    ]
 
 
 def comparison_figure(
-    images: Tensor, found: TokenComparison, mask: Tensor, grid: tuple[int, int], cell_size: int = 96
+    images: Tensor, comparison: TokenComparison, mask: Tensor, grid: tuple[int, int], cell_size: int = 96
 ) -> Picture:
-    """A frozen teacher's tokens beside the student's, a row per image: uint8 images [n, 3, H, W], mask bool [n, N].
+    """Returns a picture of a frozen teacher's tokens beside the student's, with a row per image: uint8 images
+    [n, 3, H, W], mask bool [n, N].
 
-    The colours are one PCA of all tokens at unit length, as the loss has them; the maps are cosines from 0 (dark) to 1.
+    The colours are one PCA of all tokens, L2-normalised as in the loss; the maps are cosines from 0 (dark) to 1.
     """
-    tokens = [functional.normalize(part, dim=-1) for part in (found.teacher, found.student, found.masked)]
+    tokens = [
+        functional.normalize(part, dim=-1) for part in (comparison.teacher, comparison.student, comparison.masked)
+    ]
     teacher, student, masked = np.split(pca_rgb(torch.cat(tokens), grid), 3)
     viridis = colormaps["viridis"]
-    maps = [viridis(torch.unflatten(part.cpu().clamp(0, 1), 1, grid).numpy())[..., :3] for part in cosines(found)]
+    maps = [viridis(torch.unflatten(part.cpu().clamp(0, 1), 1, grid).numpy())[..., :3] for part in cosines(comparison)]
     shown = images.permute(0, 2, 3, 1).cpu().numpy()
     hidden = torch.unflatten(mask.cpu(), 1, grid).numpy()
     size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])

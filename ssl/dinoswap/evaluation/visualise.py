@@ -1,4 +1,4 @@
-"""Pictures: what the network is shown, what its patch tokens see, and how it got on.
+"""Pictures: of the crops that the network reads, of its patch tokens, and of the curves and accuracies of a run.
 
 Every function returns uint8 [H, W, 3], the same for the same arguments, for TensorBoard or for `save_png`. Photographs
 are laid out by hand; charts are drawn on a canvas of their own, without pyplot and its global state.
@@ -31,14 +31,14 @@ HEADER = 16
 
 
 def save_png(path: Path, picture: Picture) -> None:
-    """A PNG at `path`, whole or not at all; its folder must exist."""
+    """Writes a PNG at `path`, whole or not at all. Its folder must exist."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
 
 
 def to_uint8(crops: Tensor, mean: Pixel, std: Pixel) -> Tensor:
-    """Normalised crops [..., 3, H, W] back to uint8; uint8 crops as they are."""
+    """Returns normalised crops [..., 3, H, W] as uint8, and uint8 crops unchanged."""
     if crops.dtype == torch.uint8:
         return crops
     centre, scale = (torch.as_tensor(v, dtype=torch.float32, device=crops.device).view(3, 1, 1) for v in (mean, std))
@@ -48,7 +48,8 @@ def to_uint8(crops: Tensor, mean: Pixel, std: Pixel) -> Tensor:
 def crops_figure(
     batch: Batch, grid: tuple[int, int], mean: Pixel, std: Pixel, images: int = 4, cell_size: int = 96
 ) -> Picture:
-    """A row per image, a column per crop: globals, extra, locals, to scale; masked patches are grey and hatched.
+    """Returns a picture with a row per image and a column per crop: globals, extra, locals, to scale. Masked patches
+    are grey and hatched.
 
     `batch` holds uint8 or normalised crops, on any device; `grid` is (rows, columns) of patches of a mask-carrying
     crop, which is the extra crop where there is one and each global otherwise.
@@ -71,7 +72,7 @@ def crops_figure(
 
 
 def mask_drawn(image: Picture, mask: NDArray[np.bool_]) -> Picture:
-    """The image [H, W, 3] with the patches of `mask` [rows, columns] turned grey under diagonal lines."""
+    """Returns the image [H, W, 3] with the patches of `mask` [rows, columns] grey and hatched."""
     height, width = image.shape[:2]
     y, x = np.arange(height), np.arange(width)
     hidden = mask[(y * mask.shape[0] // height)[:, None], x * mask.shape[1] // width]  # [H, W]
@@ -81,7 +82,7 @@ def mask_drawn(image: Picture, mask: NDArray[np.bool_]) -> Picture:
 
 
 def pca_rgb(tokens: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Three principal components of the patch tokens of all images together: [n, N, D] to [n, rows, columns, 3], 0..1.
+    """Returns three principal components of all images' patch tokens: [n, N, D] to [n, rows, columns, 3], 0..1.
 
     Each component runs from its 1st to its 99th percentile. Its largest loading is positive, so that colours do not
     flip between runs of the same network. A component without variance is 0.5.
@@ -100,7 +101,8 @@ def pca_rgb(tokens: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size: int = 96, pairs: int = 4) -> Picture:
-    """uint8 images [n, 3, H, W], each beside its `pca_rgb` of tokens [n, N, D], `pairs` of them in a row."""
+    """Returns a picture of uint8 images [n, 3, H, W], each beside the `pca_rgb` of its tokens [n, N, D], with `pairs`
+    of them in a row."""
     colours = (pca_rgb(tokens, grid) * 255).round().astype(np.uint8)
     shown = images.permute(0, 2, 3, 1).cpu().numpy()
     size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])
@@ -117,7 +119,8 @@ def curves_figure(
     evaluations: Sequence[str] = ("eval/knn_top1",),
     baselines: Mapping[str, float] | None = None,
 ) -> Picture:
-    """Loss terms and accuracies over steps. `rows` as in metrics.jsonl: each has "step" and some of the names.
+    """Returns a chart of loss terms and accuracies over steps. `rows` are those of metrics.jsonl, each with "step" and
+    some of the names.
 
     `baselines` (name -> per cent) are drawn as levels beside the accuracies.
     """
@@ -137,7 +140,7 @@ def curves_figure(
 
 
 def accuracy_bars(results: Results) -> Picture:
-    """The summary table as bars: a group per column, a bar per row."""
+    """Returns the summary table as a bar chart: a group per column, a bar per row."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(len(results), 1)
@@ -167,13 +170,13 @@ def _rendered(figure: Figure) -> Picture:
 
 
 def resized(image: Picture, height: int, width: int) -> Picture:
-    """Enlarged with its pixels visible, or reduced smoothly: [h, w, 3] to [height, width, 3]."""
+    """Returns an image enlarged with its pixels visible, or reduced smoothly: [h, w, 3] to [height, width, 3]."""
     method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
 def mosaic(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
-    """Columns of pictures of equal height per row, under their titles, on white."""
+    """Returns columns of pictures, with equal heights in each row, under their titles on white."""
     row_height = max(p.shape[0] for column in columns for p in column) + GAP
     widths = [max(max(p.shape[1] for p in column), 52) + GAP for column in columns]
     canvas = Image.new("RGB", (sum(widths) + GAP, row_height * len(columns[0]) + HEADER + GAP), "white")
