@@ -1,4 +1,4 @@
-"""All the parts of one run, put together by its configuration.
+"""Builds all the parts of one run from its configuration.
 
 Order matters: everything that can be refused is built before data is opened, and data before the run folder is touched.
 """
@@ -30,43 +30,47 @@ def build_run(
     identity: Config = MappingProxyType({}),
     source: ImageSource | None = None,
 ) -> Run:
-    """Everything of one run, which a checkpoint knows by its `identity`. `source`: of `cfg`, where it is open already.
-    `start_record` is called once nothing can be refused any more. Ranks go through it together, see `build_trainer`,
-    and only if they have the same images and weights."""
+    """Returns the run that `cfg` describes, ready to train.
+
+    `identity` is what its checkpoints are compared by; `source` is the image source of `cfg` where it is open already.
+    `start_record` writes run.json and is called last, when nothing can be refused any more. Every rank calls this
+    function (see `build_trainer`). Raises ConfigError for a wrong config and ValueError where the ranks do not have
+    the same images and weights.
+    """
     together(lambda: check(cfg))
     trainer = build_trainer(cfg)
     loading = loading_settings(cfg)
 
-    def over_images() -> tuple[Evaluator, StepDataset, Inventory, dict[str, Any], str]:
+    def with_images() -> tuple[Evaluator, StepDataset, Inventory, dict[str, Any], str]:
         pipeline, images = build_pipeline(cfg, trainer.model), source or build_source(cfg)
         evaluator = build_evaluator(cfg, images, trainer.device, trainer.dtype)
         inventory = take_inventory(images, loading.batch_size, loading.decoding)
-        described = {**identity, **frozen_identity(trainer.model), "seed": int(cfg["seed"])}
-        seen = images.fingerprint()[:12] if world_size() > 1 else ""
-        return evaluator, pipeline(evaluator.train), inventory, described, seen
+        run_identity = {**identity, **frozen_identity(trainer.model), "seed": int(cfg["seed"])}
+        fingerprint = images.fingerprint()[:12] if world_size() > 1 else ""
+        return evaluator, pipeline(evaluator.train), inventory, run_identity, fingerprint
 
-    evaluator, dataset, inventory, described, seen = together(over_images)
+    evaluator, dataset, inventory, run_identity, fingerprint = together(with_images)
     require_same(
-        {"training images": len(dataset.images), **described, "the fingerprint of the images": seen},
+        {"training images": len(dataset.images), **run_identity, "the fingerprint of the images": fingerprint},
         "each has to see the same files, under data.path and wherever else they are read from",
     )
 
-    def recorded() -> Run:
+    def with_record() -> Run:
         record = start_record()
         record.data |= inventory.record()
-        others = 0 if evaluator.test is None else len(evaluator.test)
+        test_images = 0 if evaluator.test is None else len(evaluator.test)
         return Run(
             folder=folder,
-            config=described,
+            config=run_identity,
             trainer=trainer,
             settings=construct(TrainerSettings, cfg["trainer"], "trainer"),
             dataset=dataset,
             workers=loading.workers,
             evaluator=evaluator,
-            corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, others),
+            corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, test_images),
             inventory=inventory,
             record=record,
             random_init=initial_backbone(cfg).to(trainer.device),
         )
 
-    return together(recorded)
+    return together(with_record)

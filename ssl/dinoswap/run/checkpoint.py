@@ -58,7 +58,8 @@ Entry = dict[str, int | str]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`state` is what `save` was given: tuples as lists, and tensors on the CPU, but for shares."""
+    """A checkpoint that was read. `state` is what `save` was given, with tuples as lists and all tensors on the CPU but
+    for the sharded ones."""
 
     path: Path
     step: int
@@ -69,10 +70,10 @@ class Checkpoint:
 def save(
     folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int, shared: bool = False
 ) -> Path:
-    """Write the state after `step` steps, then delete all but the last `keep` checkpoints.
+    """Write the state after `step` steps, then delete all but the last `keep` checkpoints. Returns the new folder.
 
-    A `shared` checkpoint is that of all ranks: they call it with the same folder, each writes a part of the state, and
-    it counts once all have. Otherwise each process writes a whole one into a folder of its own.
+    A `shared` checkpoint is written by all ranks: they call `save` with the same folder, each writes a part of the
+    state, and the checkpoint is complete once all have. Otherwise each process writes a whole one into its own folder.
 
     `state` nests mappings (str keys without '/') and lists of tensors, int, float, str, bool and None. Tensors that
     share storage load as separate ones. Raises CheckpointError, on every rank, when the file system of one refuses,
@@ -82,21 +83,23 @@ def save(
         raise ValueError(f"keep={keep}: at least one checkpoint must be kept; set it to 1 or more")
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
-    described = json.dumps({"config": config, "state": tree}).encode()
+    content = json.dumps({"config": config, "state": tree}).encode()
     target = folder / f"step-{step:08d}"
     temporary = folder / f"{target.name}{UNFINISHED}"
     first = is_main() or not shared
-    agreed: Callable[[Callable[[], Any]], Any] = together if shared else (lambda work: work())
+    collectively: Callable[[Callable[[], Any]], Any] = together if shared else (lambda work: work())
     try:
-        agreed(lambda: begin(temporary) if first else None)
+        collectively(lambda: begin(temporary) if first else None)
         write_tensors(temporary, tensors if shared else {n: whole(t) for n, t in tensors.items()}, alone=not shared)
-        own = agreed(lambda: {path.name: _entry(path) for path in temporary.glob(files_of_rank(alone=not shared))})
-        files = {name: entry for part in (gathered(own) if shared else [own]) for name, entry in part.items()}
-        agreed(lambda: _finish(temporary, target, step, files, described) if first else None)
+        entries = collectively(
+            lambda: {path.name: _entry(path) for path in temporary.glob(files_of_rank(alone=not shared))}
+        )
+        files = {name: entry for part in (gathered(entries) if shared else [entries]) for name, entry in part.items()}
+        collectively(lambda: _finish(temporary, target, step, files, content) if first else None)
     except (OSError, RankFailed) as error:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
-        needed = len(described) + sum(tensor.nbytes for tensor in tensors.values())
+        needed = len(content) + sum(tensor.nbytes for tensor in tensors.values())
         raise CheckpointError(_failure(target, needed, error)) from error
     if first:
         retain(folder, step, keep)
@@ -104,22 +107,24 @@ def save(
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact checkpoint, whole. See `newest_intact`."""
+    """Reads the newest intact checkpoint, with whole tensors. Returns None, or raises CheckpointError, where
+    `newest_intact` does."""
     path = newest_intact(folder, report)
     return None if path is None else read(path, verify=False)
 
 
 def newest_intact(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of which every byte verifies, None where there is none at all; `report` gets a sentence for
-    each damaged one that was passed over.
+    """Returns the newest checkpoint of which every byte verifies, None where there is none at all. `report` is called
+    with a sentence for each damaged checkpoint that was passed over.
 
-    Raises CheckpointError, with each and its reason, where all are damaged: whoever starts over has to say so. And for
-    the first that the disk does not hand over, or that another version wrote: it is no reason to go further back.
+    Raises CheckpointError, with the reason for each, where all checkpoints are damaged: the user has to decide to start
+    over. Also raises it for the first checkpoint that the disk does not hand over or that another version wrote, which
+    is no reason to go back to an older one.
     """
     damaged = []
     for path in reversed(listed(folder).values()):
         try:
-            _described(path, verify=True)
+            _read_verified(path, verify=True)
         except Damaged as error:
             damaged.append(str(error))
         else:
@@ -137,26 +142,27 @@ def newest_intact(folder: Path, report: Callable[[str], None]) -> Path | None:
 def read(path: Path, *, like: Mapping[str, Tensor] = MappingProxyType({}), verify: bool = True) -> Checkpoint:
     """Load one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged.
 
-    Where `like` has a sharded tensor under the '/'-joined name, this rank's share is read and nothing else. Without
-    `verify` the files are taken to be what was written: for ranks that read what the first one has verified.
+    Where `like` has a sharded tensor under the '/'-joined name, only this rank's shard of it is read. Without `verify`
+    no checksum is computed: for ranks that read what the first one has verified.
     """
-    step, described = _described(path, verify)
+    step, content = _read_verified(path, verify)
     try:
-        tensors = read_tensors(path, _names(described["state"]), like)
-        return Checkpoint(path, step, _join(described["state"], tensors), described["config"])
+        tensors = read_tensors(path, _names(content["state"]), like)
+        return Checkpoint(path, step, _join(content["state"], tensors), content["config"])
     except (OSError, ValueError, LookupError, SafetensorError) as error:
         raise unreadable(path, error) from error
 
 
 def named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors in nested mappings and lists, by their '/'-joined names."""
+    """Returns the tensors in nested mappings and lists, by their '/'-joined names."""
     tensors: dict[str, Tensor] = {}
     _split(state, "", tensors)
     return tensors
 
 
 def config_difference(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
-    """'key: old -> new' for each dotted key that differs; `ignore` names keys, or groups of keys, to leave out."""
+    """Returns 'key: old -> new' for each dotted key that differs. `ignore` names keys, or groups of keys, to leave
+    out."""
     before, after = _flat(old), _flat(new)
     pairs = {key: (before.get(key, _ABSENT), after.get(key, _ABSENT)) for key in before | after}
     ignored = {key for key in pairs for name in ignore if key == name or key.startswith(f"{name}.")}
@@ -174,7 +180,8 @@ def require_same_config(checkpoint: Checkpoint, config: Mapping[str, Any], ignor
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors` under their '/'-joined path."""
+    """Returns `value` as JSON, and adds its tensors to `tensors` under their '/'-joined path. Raises TypeError or
+    ValueError for what a checkpoint cannot hold."""
     if isinstance(value, Tensor):
         if value.dtype not in _DTYPES or value.layout != torch.strided:
             raise TypeError(f"state {path}: no checkpoint format for a {value.layout} tensor of {value.dtype}")
@@ -193,6 +200,7 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _names(tree: Any) -> list[str]:
+    """Returns the names of all tensors that the state `tree` of a state.json refers to."""
     if isinstance(tree, dict) and TENSOR_KEY in tree:
         return [tree[TENSOR_KEY]]
     inside = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
@@ -200,6 +208,7 @@ def _names(tree: Any) -> list[str]:
 
 
 def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns the state that `_split` was given, with the `tensors` back in their places."""
     if isinstance(tree, list):
         return [_join(item, tensors) for item in tree]
     if not isinstance(tree, dict):
@@ -209,9 +218,9 @@ def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: _join(item, tensors) for key, item in tree.items()}
 
 
-def _finish(temporary: Path, target: Path, step: int, files: Mapping[str, Entry], described: bytes) -> None:
-    """What the first rank adds to the tensors; then it is a checkpoint."""
-    meta = {"format": FORMAT, "step": step, "files": {**files, STATE: _write(temporary / STATE, described)}}
+def _finish(temporary: Path, target: Path, step: int, files: Mapping[str, Entry], content: bytes) -> None:
+    """Writes state.json and meta.json beside the tensors and renames the folder, which makes it a checkpoint."""
+    meta = {"format": FORMAT, "step": step, "files": {**files, STATE: _write(temporary / STATE, content)}}
     _write(temporary / META, json.dumps(meta).encode())
     place(temporary, target)
 
@@ -225,38 +234,41 @@ def _write(path: Path, content: bytes) -> Entry:
 
 
 def _entry(path: Path) -> Entry:
-    """Size and SHA-256."""
+    """Returns the size in bytes and the SHA-256 of a file, as meta.json has them."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _described(path: Path, verify: bool) -> tuple[int, dict[str, Any]]:
-    """Step and state.json, after a look at every byte. Raises CheckpointError."""
+def _read_verified(path: Path, verify: bool) -> tuple[int, dict[str, Any]]:
+    """Returns the step and the content of state.json. With `verify` every file is compared with its checksum first.
+    Raises CheckpointError where the checkpoint is damaged or cannot be read."""
     meta = meta_of(path)
     try:
         if unknown := {file.name for file in path.glob(TENSORS)} - meta["files"].keys():
             raise ValueError(f"it did not have {', '.join(sorted(unknown))} when it was written")
         for name, entry in meta["files"].items() if verify else ():
             _verify(path / name, entry)
-        described: dict[str, Any] = json.loads((path / STATE).read_bytes())
-        return meta["step"], described
+        content: dict[str, Any] = json.loads((path / STATE).read_bytes())
+        return meta["step"], content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise unreadable(path, error) from error
 
 
 def _verify(path: Path, entry: Entry) -> None:
     size = path.stat().st_size
-    if size != entry["bytes"]:  # said before the long look
+    if size != entry["bytes"]:  # cheap, so it is compared before the checksum
         raise ValueError(f"{path.name} has {size:,} bytes instead of {entry['bytes']:,}")
     if _entry(path) != entry:
         raise ValueError(f"{path.name} does not match its checksum")
 
 
 def _failure(target: Path, needed: int, error: Exception) -> str:
+    """Returns the message for a checkpoint that could not be written: why, the space it needs in bytes, what is
+    left."""
     try:
         last = list(listed(target.parent).values())[-1:]
         free = f", {shutil.disk_usage(next(p for p in target.parents if p.exists())).free:,} free"
-    except (OSError, CheckpointError):  # the disk answers no question either
+    except (OSError, CheckpointError):  # nothing else can be read from this disk either
         last, free = [], ""
     intact = f"{last[0].name} is the last complete checkpoint and is intact" if last else "there is no earlier one"
     return (
@@ -266,7 +278,7 @@ def _failure(target: Path, needed: int, error: Exception) -> str:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a config by dotted key."""
+    """Returns the leaves of a config by dotted key."""
     if isinstance(value, Mapping):
         below = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
         return {key: leaf for leaves in below for key, leaf in leaves.items()}

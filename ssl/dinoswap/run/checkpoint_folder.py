@@ -20,7 +20,7 @@ _STEP_FOLDER = re.compile(r"step-(\d+)")
 UNFINISHED, _DISCARDED, _ASIDE = ".tmp-unfinished", ".tmp-discarded", ".damaged"
 _LEFT_BEHIND = re.compile(rf"step-\d+({re.escape(UNFINISHED)}|{re.escape(_DISCARDED)})")
 _DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""OSErrors that tell of a file that is not there. The others tell of a disk that does not hand it over."""
+"""OSErrors that mean that a file is missing. All others mean that the disk does not hand it over at the moment."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +30,12 @@ class CheckpointError(RuntimeError):
 
 
 class Damaged(CheckpointError):
-    """What lies there is not what was written. It will never be readable again, so one before it may be used."""
+    """A checkpoint is not what was written and will never be readable again, so an earlier one may be used."""
 
 
 def listed(folder: Path) -> dict[int, Path]:
-    """Whatever is named as a checkpoint, by step, oldest first. Raises CheckpointError where that cannot be known."""
+    """Returns all paths in `folder` that are named as a checkpoint, by step, oldest first. Raises CheckpointError where
+    the folder cannot be listed."""
     try:
         names = [path.name for path in folder.iterdir()]
     except FileNotFoundError as error:
@@ -47,7 +48,8 @@ def listed(folder: Path) -> dict[int, Path]:
 
 
 def meta_of(path: Path) -> dict[str, Any]:
-    """The checkpoint's meta.json: `format`, `step`, `files`. Raises CheckpointError."""
+    """Returns the checkpoint's meta.json: `format`, `step`, `files`. Raises CheckpointError where it is damaged, cannot
+    be read, or has another format."""
     try:
         meta: dict[str, Any] = json.loads((path / META).read_bytes())
         if meta["format"] != FORMAT:
@@ -63,7 +65,8 @@ def meta_of(path: Path) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
-    """Damaged, or a CheckpointError where the disk may hand the checkpoint over another time."""
+    """Returns the exception for a checkpoint that could not be read because of `error`: Damaged, or a plain
+    CheckpointError where it may be readable again later."""
     reason = f"{type(error).__name__}: {error}"
     unmounted = isinstance(error, FileNotFoundError) and path.is_symlink() and not path.exists()
     if unmounted or (isinstance(error, OSError) and not isinstance(error, _DAMAGE)):
@@ -75,7 +78,7 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def begin(temporary: Path) -> None:
-    """Make the temporary folder; those of processes that died are deleted."""
+    """Makes the temporary folder and deletes those that killed processes left behind."""
     temporary.parent.mkdir(parents=True, exist_ok=True)
     for stale in [path for path in temporary.parent.iterdir() if _LEFT_BEHIND.fullmatch(path.name)]:
         if _is_folder(stale):
@@ -86,7 +89,8 @@ def begin(temporary: Path) -> None:
 
 
 def place(temporary: Path, target: Path) -> None:
-    """The rename that makes a checkpoint of it. Killed within it, a step that was saved before is saved again."""
+    """Renames the temporary folder to `target`, which makes it a checkpoint. A process killed in between leaves no
+    `target`, even where this step had been saved before: it is then computed and saved again."""
     sync(temporary)
     if _is_ours(target):
         _discard(target)
@@ -97,7 +101,7 @@ def place(temporary: Path, target: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what stands in the way, or is damaged; its new path."""
+    """Renames a path that stands in the way, or is damaged, and returns its new path."""
     aside = path.with_name(f"{path.name}{_ASIDE}")
     number = 1
     while os.path.lexists(aside):
@@ -107,7 +111,8 @@ def set_aside(path: Path) -> Path:
 
 
 def set_aside_later(folder: Path, step: int) -> None:
-    """Those of later steps than the one that the run goes on from, all of them damaged: their names will be needed."""
+    """Renames all checkpoints of steps after `step`, from which the run continues. They are damaged, and the run will
+    need their names."""
     for path in [path for later, path in listed(folder).items() if later > step]:
         try:
             _log.warning("%s is kept as %s", path, set_aside(path).name)
@@ -116,8 +121,8 @@ def set_aside_later(folder: Path, step: int) -> None:
 
 
 def retain(folder: Path, step: int, keep: int) -> None:
-    """Delete the checkpoints of this run but for the last `keep` up to `step`. A failure is logged: the one that has
-    just been written counts for more."""
+    """Deletes the checkpoints of this run but for the last `keep` up to `step`. A failure is only logged, as the
+    checkpoint that was just written is more important."""
     try:
         ours = [path for number, path in listed(folder).items() if number <= step and _is_ours(path)]
         for path in ours[:-keep]:
@@ -140,7 +145,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """A checkpoint, and in this very place: where a link leads to is somebody's own business."""
+    """Whether `path` is a checkpoint of this run and no link. What a link leads to is never deleted."""
     try:
         return _is_folder(path) and bool(meta_of(path))
     except CheckpointError:
@@ -148,5 +153,6 @@ def _is_ours(path: Path) -> bool:
 
 
 def _discard(path: Path) -> None:
-    """Renamed first: killed halfway, it must not leave what looks like a damaged checkpoint."""
+    """Deletes a checkpoint. It is renamed first: a process killed halfway must not leave what looks like a damaged
+    checkpoint."""
     shutil.rmtree(path.rename(path.with_name(f"{path.name}{_DISCARDED}")))

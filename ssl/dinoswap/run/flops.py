@@ -13,7 +13,8 @@ from dinoswap.values import Batch, Hyper
 
 
 def step_flops(model: SelfDistillation, batch: Batch, hyper: Hyper, *, pruned: bool = False) -> int:
-    """FLOPs of teacher, student, heads, losses and backward for `batch`, whose shapes alone are read."""
+    """Returns the FLOPs of teacher, student, heads, losses and backward for `batch`. Only the shapes of `batch` are
+    read."""
     shadow = shapes_of(model)
     if not pruned:
         shadow.student_patches = shadow.teacher_patches = True

@@ -1,4 +1,4 @@
-"""One run as a job of Hydra: its folder, its record, how it ends and with which exit status."""
+"""Runs one training as a job of Hydra: makes its folder and record, handles how it ends, sets the exit status."""
 
 import contextlib
 import logging
@@ -52,10 +52,10 @@ _log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train, or continue, the run that `cfg` describes; its objective metric. Every rank calls it, the first one holds
-    the folder."""
+    """Trains, or continues, the run that `cfg` describes and returns its objective metric. Every rank calls it; the
+    first one holds the lock on the folder. Raises ConfigError for a wrong config, and what `hold_and_train` raises."""
     with contextlib.ExitStack() as group:
-        with told_in_a_record(lambda: launched_place(cfg), lambda: plain(cfg, strict=False)):
+        with failure_recorded(lambda: launched_place(cfg), lambda: plain(cfg, strict=False)):
             config = plain(cfg)
             if parallel := build_parallel(config):
                 group.enter_context(process_group(parallel.timeout_minutes))
@@ -71,12 +71,13 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def hold_and_train(config: Mapping[str, Any], named: Named) -> float | None:
-    """The same, unless it is complete. Raises Held where somebody else is at it."""
+    """Trains the run `named` under an exclusive lock on its folder, unless it is complete, and returns its objective
+    metric. Raises Held where another process has the lock."""
     record_path = named.folder / "run.json"
     with contextlib.ExitStack() as held:
         if not on_main(lambda: is_complete(record_path)):
             on_main(lambda: held.enter_context(exclusive(named.folder)))
-            if not on_main(lambda: is_complete(record_path)):  # by somebody else, who has let go just now
+            if not on_main(lambda: is_complete(record_path)):  # another process may have completed it meanwhile
                 return train(config, named)
         if is_main():
             print(f"{named.folder} is complete: nothing is left to do")
@@ -84,8 +85,8 @@ def hold_and_train(config: Mapping[str, Any], named: Named) -> float | None:
 
 
 def require_same_command(config: Mapping[str, Any]) -> None:
-    """Raises ValueError unless all ranks were given the same, but for where files lie on their node (what is in them is
-    compared once they are open) and which device is theirs."""
+    """Raises ValueError unless all ranks were given the same config, apart from paths, which may differ between nodes
+    (contents are compared once the files are open), and the device."""
     shared = {k: v for k, v in flatten(config).items() if k != "trainer.device" and not k.endswith("path")}
     require_same(shared, "give all the same command")
 
@@ -95,7 +96,8 @@ def is_complete(record_path: Path) -> bool:
 
 
 def train(config: Mapping[str, Any], named: Named) -> float | None:
-    """The same, by the only process that writes in the folder."""
+    """Builds and trains the run, prints its results, and returns its objective metric. The caller holds the lock on the
+    run's folder."""
     folder = named.folder
     built = build(config, named)
     get_console().quiet = not is_main()
@@ -105,53 +107,57 @@ def train(config: Mapping[str, Any], named: Named) -> float | None:
             _log.info("this run %s", named.news)
         for sentence in before_the_first_step(built, config):
             _log.warning(sentence)
-        found = finish(built)
-    if found.results:
-        get_console().print(found.table())
+        evaluation = finish(built)
+    if evaluation.results:
+        get_console().print(evaluation.table())
     get_console().print(f"run folder: {folder}", soft_wrap=True)
     return objective(built.record.metrics, config["objective_metric"])
 
 
 def build(config: Mapping[str, Any], named: Named) -> Run:
-    """`build_run`, unless the code has changed since the job was submitted."""
-    folder, own, data = named.folder, named.identity, asdict(named.data)
-    with told_in_a_record(lambda: folder, lambda: config, own, data):
+    """Returns the run, built by `build_run`. Raises CodeChanged where the code has changed since the job was
+    submitted."""
+    folder, identity, data = named.folder, named.identity, asdict(named.data)
+    with failure_recorded(lambda: folder, lambda: config, identity, data):
         together(lambda: require_submitted_code(config_dir()))
-        record = partial(start_record, folder, config, own, data)
-        return build_run(config, folder, record, own, named.source)
+        record = partial(start_record, folder, config, identity, data)
+        return build_run(config, folder, record, identity, named.source)
 
 
 @contextlib.contextmanager
-def told_in_a_record(
+def failure_recorded(
     folder: Callable[[], Path],
     config: Callable[[], Mapping[str, Any]],
-    own: Mapping[str, Any] = MappingProxyType({}),
+    identity: Mapping[str, Any] = MappingProxyType({}),
     data: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Nobody watches a job that was launched: why it could not begin goes into run.json."""
+    """A context that writes the exception of a launched job into run.json in `folder()` before it is raised again:
+    nobody watches the output of such a job."""
     try:
         yield
     except Exception as error:
         if SUBMITTED_CODE in os.environ:
-            with contextlib.suppress(OSError, ValueError):  # a disk that refuses it must not hide the reason
-                place = folder()
-                place.mkdir(parents=True, exist_ok=True)
-                start_record(place, config(), own, data).finish("failed", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError, ValueError):  # a disk that refuses the record must not hide the error
+                run_folder = folder()
+                run_folder.mkdir(parents=True, exist_ok=True)
+                start_record(run_folder, config(), identity, data).finish("failed", f"{type(error).__name__}: {error}")
         raise
 
 
 def before_the_first_step(built: Run, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the warnings that a user should read before the run starts."""
     data, plan = built.evaluator, built.trainer.model.plan
     return notices(config, train=data.train, test=data.test, masked_crops=plan.masked_crops, ranks=world_size())
 
 
 def finish(built: Run) -> Evaluation:
-    """Train to the end; however it ends, run.json says so if the disk lets it."""
+    """Trains to the end and returns the final evaluation. However the run ends, run.json gets its status, if the disk
+    lets it. Raises whatever ended the run."""
     try:
         if "flops_per_image" not in built.record.cost:
             built.record.cost["flops_per_image"] = flops_per_image(built)
         return built.train()
-    except (Preempted, KeyboardInterrupt, Held) as error:  # Held: the folder and its record are somebody else's now
+    except (Preempted, KeyboardInterrupt, Held) as error:  # Held: another process owns the folder and its record now
         if isinstance(error, KeyboardInterrupt) and built.record.status == "running":
             end(built, "preempted", "interrupted before the state could be saved")
         raise
@@ -164,7 +170,7 @@ def finish(built: Run) -> Evaluation:
             reason.filename = str(built.folder)
         if not is_main():
             _log.error(one_line(reason))  # the first rank's is in run.json
-        if built.record.status != "preempted":  # all is saved then: it is a scheduler that does not queue the job again
+        if built.record.status != "preempted":  # then all is saved, and only queueing the job again failed
             end(built, "failed", f"{type(reason).__name__}: {reason}")
         if reason is not raised:
             raise reason from raised
@@ -172,13 +178,14 @@ def finish(built: Run) -> Evaluation:
 
 
 def flops_per_image(built: Run) -> float:
-    """Of a training step, by the published algorithm."""
+    """Returns the FLOPs of a training step per image, counted for the published algorithm."""
     batch, trainer = built.dataset[0], built.trainer
     return step_flops(trainer.shapes, batch, trainer.schedules.at(0)) / batch.images
 
 
 def end(built: Run, status: Status, reason: str) -> None:
-    """The last words in run.json. A disk that refuses them must not hide the reason, which the caller raises."""
+    """Writes the final status and its reason into run.json. A disk error is only printed: it must not hide the reason,
+    which the caller raises."""
     try:
         built.write_record(status, reason)
     except OSError as refused:
@@ -188,7 +195,8 @@ def end(built: Run, status: Status, reason: str) -> None:
 def start_record(
     folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], data: Mapping[str, Any]
 ) -> RunRecord:
-    """run.json, config.yaml and overrides.txt, once the configuration has been accepted."""
+    """Writes config.yaml, overrides.txt and run.json for a configuration that has been accepted, and returns the
+    record."""
     hydra_config = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydra_config.overrides.task))  # as typed: ${...} stays
     if is_main():
@@ -208,22 +216,25 @@ def start_record(
 
 
 def objective(metrics: Mapping[str, float], name: str) -> float | None:
+    """Returns the metric that a sweep maximises, None where it was not measured."""
     return metrics.get(name)
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """`run`, with the user's mistakes and what can happen to a run told in one line."""
+    """Calls `run`. For expected errors, such as a wrong config or a full disk, it prints one line and exits with the
+    status in `EXIT_CODES`; in a multirun it raises them for the launcher."""
     try:
         return run(cfg)
     except EXPECTED as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the launcher files it, and the other jobs go on; Ctrl-C ends them all
+            raise  # the launcher records it and goes on with the other jobs; Ctrl-C ends them all
         print(f"dinoswap-train: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(EXIT_CODES.get(type(error), EXIT_FAILED))
 
 
 def remove_empty(folder: Path) -> None:
-    """What Hydra made for a run that was refused: <study>/<run_id>/seed<k>, as far as nothing else is in there."""
-    for each in (folder, *folder.parents[:2]):
+    """Removes the folders <study>/<run_id>/seed<k> that Hydra made for a run that was refused, as far as they are
+    empty."""
+    for parent in (folder, *folder.parents[:2]):
         with contextlib.suppress(OSError):
-            each.rmdir()
+            parent.rmdir()

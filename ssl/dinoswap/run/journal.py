@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, the line that the user sees, the pictures at its end."""
+"""The log of a running run: metrics.jsonl, TensorBoard, the line that the user sees, the pictures at its end."""
 
 import logging
 import os
@@ -20,10 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """A context manager. Steps are counted as in metrics.jsonl: the first is 1, and 0 is before it.
+    """Writes logs and evaluations of one run; a context manager. Steps are counted as in metrics.jsonl: the first is 1,
+    and 0 is before it.
 
-    `done`: steps that are not repeated; what was written of later ones is dropped. `objectives`: their names tell loss
-    terms from other values. `warm_up`: steps, if more than FEW_STEPS, after which a verdict is worth reading: an
+    `done`: number of steps that are not repeated; lines of later steps are dropped. `objectives`: their names tell loss
+    terms from other values. `warm_up`: warnings are shown only after this many steps, and after FEW_STEPS, as an
     untrained network looks collapsed. Only the main process writes.
     """
 
@@ -31,7 +32,7 @@ class Journal:
         self, folder: Path, display: Display, objectives: Collection[str], *, done: int, warm_up: int, tensorboard: bool
     ) -> None:
         self.folder, self.display, self.objectives, self.warm_up = folder, display, objectives, warm_up
-        # The other ranks log the same, to nowhere: what they evaluate is evaluated by all
+        # The other ranks log to nowhere: their metrics are the same
         self.metrics = MetricsLog(folder / "metrics.jsonl" if is_main() else Path(os.devnull))
         if is_main():
             self.metrics.truncate_from(done + 1 if done else 0)
@@ -48,7 +49,8 @@ class Journal:
             self.board.close()
 
     def log(self, step: int, logs: Mapping[str, Tensor], hyper: Mapping[str, float]) -> None:
-        """The means over ranks; one transfer from the device for all scalars of the step."""
+        """Logs the means of `logs` over all ranks, and the schedules' values `hyper`. All scalars of the step take one
+        transfer from the device."""
         numbers = all_reduce_mean(torch.stack([value.float() for value in logs.values()])).tolist()
         values = dict(zip(logs, numbers, strict=True))
         self._write(step, {**values, **hyper, "images_per_second": self.display.images_per_second})
@@ -57,38 +59,37 @@ class Journal:
         )
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether metrics.jsonl holds one after `step`."""
+        """Whether metrics.jsonl holds an evaluation after `step`."""
         return any(row["step"] == step and "loss" not in row for row in read(self.metrics.path))
 
-    def evaluated(self, step: int, found: Evaluation) -> None:
-        if not self.has_evaluation(
-            step
-        ):  # as it is when a run is resumed that was stopped just after its final evaluation
-            self._write(step, found.metrics)
-        for name, picture in found.pictures.items():
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """Logs the metrics and pictures of an evaluation after `step`, and its warning."""
+        if not self.has_evaluation(step):  # there is one when a run stopped just after its final evaluation resumes
+            self._write(step, evaluation.metrics)
+        for name, picture in evaluation.pictures.items():
             if self.board is not None:
                 self.board.picture(step, name, picture)
-        if found.warning and step > max(self.warm_up, FEW_STEPS):
-            _log.warning("step %d: %s", step, found.warning)
+        if evaluation.warning and step > max(self.warm_up, FEW_STEPS):
+            _log.warning("step %d: %s", step, evaluation.warning)
 
-    def save_pictures(self, found: Evaluation) -> None:
-        """Those of the final evaluation, and the curves of the whole run."""
+    def save_pictures(self, evaluation: Evaluation) -> None:
+        """Saves the pictures of the final evaluation and the curves of the whole run as PNG files."""
         if not is_main():
             return
         rows = read(self.metrics.path)
         terms = list(dict.fromkeys(name for row in rows for name in row if self._is_term(name)))
-        split = {tuple(name.split("/")): value for name, value in found.metrics.items()}
+        split = {tuple(name.split("/")): value for name, value in evaluation.metrics.items()}
         baselines = {name[1]: value for name, value in split.items() if (name[0], name[-1]) == ("baseline", "knn_top1")}
-        found.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
-        found.save_pictures(self.folder / "pictures")
+        evaluation.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
+        evaluation.save_pictures(self.folder / "pictures")
 
     @property
     def lines(self) -> int:
-        """Of metrics.jsonl, up to now. On other than the main process it means nothing."""
+        """The number of lines in metrics.jsonl. Only the main process knows it."""
         return self.metrics.lines
 
     def sync(self) -> None:
-        """Wait until the disk has what metrics.jsonl holds."""
+        """Waits until all lines of metrics.jsonl are on the disk."""
         if is_main():
             self.metrics.sync()
 

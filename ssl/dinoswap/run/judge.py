@@ -1,4 +1,4 @@
-"""What `dinoswap-eval` does to a run or to a weight file: the evaluation that ends a training."""
+"""The evaluations of `dinoswap-eval`: of a run or of a weight file, the same as at the end of a training."""
 
 import sys
 from collections.abc import Mapping
@@ -21,26 +21,27 @@ from dinoswap.run.metrics import RunRecord
 from dinoswap.trainer import AUTOCAST, resolve_device
 
 PROBE_IMAGES = 64
-"""At most, in the batch that target diagnostics are taken on: a run's batch may be that of a hundred GPUs."""
+"""Largest batch that target diagnostics are computed on: the batch of a run may have been that of a hundred GPUs."""
 OFFICIAL_SIZE = 224
-"""Pixels at which the official code evaluates, whatever the size of the position table."""
+"""Side in pixels of the crops that the official code evaluates on, whatever the size of the position table."""
 
 
 def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network: str, out: Path) -> Evaluation:
-    """The teacher's or the student's backbone, and the targets of the teacher."""
+    """Returns the evaluation of the backbone of `network` (teacher or student) in the checkpoint `trained`, with
+    diagnostics of the teacher's targets. Raises ConfigError where a frozen teacher is another one than in training."""
     batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
     one_process = {"accumulate": 1, "compile": False}
     config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
     record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
     run = build_run(config, out, lambda: record, source=source)
-    show_found(run.inventory)
+    print_inventory(run.inventory)
     model = run.trainer.model
     check_teachers(run.config, trained)
     model.load_state_dict(trained.state["model"])
-    found = run.evaluator.final(backbone_of(getattr(model, network)), run.random_init)
+    evaluation = run.evaluator.final(backbone_of(getattr(model, network)), run.random_init)
     hyper = run.trainer.schedules.at(max(trained.step - 1, 0))
-    run.evaluator.diagnose_objectives(found, model, hyper, run.dataset[0])
-    return found
+    run.evaluator.diagnose_objectives(evaluation, model, hyper, run.dataset[0])
+    return evaluation
 
 
 def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
@@ -54,8 +55,9 @@ def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
 
 
 def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | None) -> Evaluation:
-    """A bare backbone of the architecture that its weights imply. What they cannot say is in the file's metadata, or
-    `heads`; else it is as in the published models, and told."""
+    """Returns the evaluation of the backbone in the weight file `path`, whose architecture is read off the weights. The
+    number of heads comes from `heads` or the file's metadata; otherwise it is that of the published models, which is
+    printed. Raises ValueError for a file that holds no such weights."""
     state = load_official(path)
     architecture, guessed = architecture_of_file(path, state, heads)
     if guessed:
@@ -70,13 +72,13 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     load_into(backbone, state)
     seed_torch(config["seed"], "init/backbone")
     random_init = VisionTransformer(**architecture)
-    show_found(take_inventory(source, 1, loading_settings(config).decoding))
+    print_inventory(take_inventory(source, 1, loading_settings(config).decoding))
     evaluator = build_evaluator(config, source, device, AUTOCAST.get(settings.precision))
     return evaluator.final(backbone.to(device), random_init.to(device))
 
 
-def show_found(inventory: Inventory) -> None:
-    """What the data was found to hold; on standard error what may not be expected."""
+def print_inventory(inventory: Inventory) -> None:
+    """Prints what the data holds, and on standard error what a user may not expect."""
     print(inventory.sentence())
     for remark in inventory.of_data:
         print(f"data: {remark}", file=sys.stderr)

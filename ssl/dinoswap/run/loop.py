@@ -1,4 +1,4 @@
-"""A run from its first step, or its last checkpoint, to its last: data, steps, evaluations, checkpoints, signals."""
+"""The loop of a run, from its first step or its last checkpoint on: data, steps, evaluations, checkpoints, signals."""
 
 import logging
 import math
@@ -34,7 +34,7 @@ from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 
 LOGGED = "lines_of_metrics"
-"""In a checkpoint's state: how many lines metrics.jsonl had."""
+"""Key in a checkpoint's state of the number of lines that metrics.jsonl had."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Preempted(Exception):
 
 @dataclass
 class Run:
-    """One run and its folder. `config` holds what decides the result: a checkpoint written under another one is
-    refused."""
+    """One run and its folder. `config` holds what decides the result: a checkpoint that was written under another
+    config is refused."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -74,7 +74,8 @@ class Run:
         return self.folder / "checkpoints"
 
     def save(self, journal: Journal) -> None:
-        """Checkpoint after the steps done so far, once."""
+        """Saves a checkpoint after the steps done so far, unless there is one already. Raises CheckpointError where it
+        cannot be written, Held where another process has taken the folder, and Diverged."""
         if self.steps == self.saved_step:
             return
         on_main(lambda: require_sole_writer(self.folder))
@@ -87,47 +88,50 @@ class Run:
         self.write_record()
 
     def save_replay(self, step: int, batches: Sequence[Batch]) -> Path:
-        """Batch and state of non-finite step `step`, counted from 0, for `tools/replay.py`; each rank its own."""
+        """Saves batches and state of the non-finite step `step`, counted from 0, for `tools/replay.py`, and returns the
+        folder. Each rank has a folder of its own."""
         folder = self.folder / ("nonfinite" if is_main() else f"nonfinite.rank{rank()}")
         state = {"batches": [batch.tensors() for batch in batches], "trainer": self.trainer.state_dict()}
         return checkpoint.save(folder, step + 1, state, config=self.config, keep=KEPT_REPLAYS)
 
     def resume(self) -> int:
-        """Load the newest intact checkpoint, if there is one; the number of steps done. Raises CheckpointError where
-        there are some and none can be read."""
+        """Loads the newest intact checkpoint, if there is one, and returns the number of steps done. Raises
+        CheckpointError where there are checkpoints and none can be read, ValueError where it has another config."""
         path = on_main(lambda: checkpoint.newest_intact(self.checkpoints, _log.warning))
         if path is None:
             if self.record.steps:
                 _log.warning("none of the %d steps done before was saved: beginning at step 0", self.record.steps)
             return 0
-        found = checkpoint.read(path, like=self.trainer.sharded_like(), verify=False)
-        checkpoint.require_same_config(found, self.config)
-        on_main(lambda: checkpoint.set_aside_later(self.checkpoints, found.step))
-        on_main(lambda: self._note_lost_lines(found))
-        self.trainer.load_state_dict(found.state)
-        self.steps = self.saved_step = found.step
-        _log.info("resumed after step %d from %s", found.step, found.path)
-        return found.step
+        saved = checkpoint.read(path, like=self.trainer.sharded_like(), verify=False)
+        checkpoint.require_same_config(saved, self.config)
+        on_main(lambda: checkpoint.set_aside_later(self.checkpoints, saved.step))
+        on_main(lambda: self._note_lost_lines(saved))
+        self.trainer.load_state_dict(saved.state)
+        self.steps = self.saved_step = saved.step
+        _log.info("resumed after step %d from %s", saved.step, saved.path)
+        return saved.step
 
-    def _note_lost_lines(self, found: checkpoint.Checkpoint) -> None:
-        """The weights are what they were, so the run can go on; that its curves have a gap is said, here and wherever
-        the run is read."""
-        path, logged = self.folder / "metrics.jsonl", found.state.get(LOGGED, 0)
-        there = lines_up_to(path, found.step)
-        if there < logged:
-            note = f"{path.name} had {there} of the {logged} lines logged up to step {found.step} when the run resumed"
+    def _note_lost_lines(self, saved: checkpoint.Checkpoint) -> None:
+        """Notes in the log and in run.json where metrics.jsonl has lost lines, so that the curves have a gap. The run
+        can continue, as the weights are complete."""
+        path, logged = self.folder / "metrics.jsonl", saved.state.get(LOGGED, 0)
+        present = lines_up_to(path, saved.step)
+        if present < logged:
+            note = (
+                f"{path.name} had {present} of the {logged} lines logged up to step {saved.step} when the run resumed"
+            )
             self.record.notes.append(f"{note}: its curves have a gap")
             _log.warning("%s: %s", self.folder, self.record.notes[-1])
 
     def write_record(self, status: Status = "running", error: str | None = None) -> None:
-        """run.json with its counters brought up to date. Hours are those of every process that worked on the run."""
+        """Updates the counters of run.json and writes it. Hours are summed over all processes of the run."""
         record, device = self.record, self.trainer.device
         units = world_size() * (1 if device.type == "cuda" else torch.get_num_threads())
         record.steps = self.steps
         record.cost["core_or_gpu_hours"] = self.hours_before + (time.monotonic() - self.began) / 3600 * units
         record.cost["peak_memory_bytes"] = max(peak_memory(device), record.cost.get("peak_memory_bytes", 0))
         rate = self.display.mean_images_per_second
-        if math.isfinite(rate):  # else what an earlier process measured stands
+        if math.isfinite(rate):  # otherwise the rate that an earlier process measured is kept
             record.throughput = {"images_per_second": rate}
         if status == "running":
             record.write()
@@ -135,7 +139,8 @@ class Run:
             record.finish(status, error)
 
     def train(self) -> Evaluation:
-        """All steps and evaluations that are left. Raises Preempted, Diverged, TooManyCorrupt, CheckpointError."""
+        """Runs all steps and evaluations that are left and returns the final evaluation. Raises Preempted, Diverged,
+        TooManyCorrupt, CheckpointError."""
         self.inventory.tell(_log)
         start = self.resume()
         objectives, board = list(self.trainer.model.objectives), self.settings.tensorboard
@@ -150,7 +155,8 @@ class Run:
                 self._stop(journal, preemption)
 
     def _train(self, start: int, journal: Journal, preemption: Preemption) -> Evaluation:
-        """The same from step `start`. Raises StopAsked where all ranks can save: after a step, or in an evaluation."""
+        """Trains from step `start` and returns the final evaluation. Raises StopAsked, after a signal, at a point where
+        all ranks can save: after a step or in an evaluation."""
         if start == 0:
             self._introduce()
         due = is_due(self.settings.eval_every, start) and start < self.settings.max_steps
@@ -165,7 +171,7 @@ class Run:
         return self._finish(journal)
 
     def _steps(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
-        """(step, its micro-batches on the device, seconds waited for them)."""
+        """Yields (step, its normalised micro-batches on the device, seconds waited for them)."""
         stop, accumulate, device = self.settings.max_steps, self.settings.accumulate, self.trainer.device
         mean, std = self.evaluator.mean, self.evaluator.std
         if start == stop:
@@ -174,18 +180,18 @@ class Run:
             require_shared_memory(self._probe, self.workers)
         batches = iter(loader(self.dataset, start, stop, self.workers, device.type == "cuda"))
         for step in range(start, stop):
-            began = time.perf_counter()
-            loaded = [next(batches) for _ in range(accumulate)]
-            waited = time.perf_counter() - began
-            for batch in loaded:
+            start_time = time.perf_counter()
+            micro_batches = [next(batches) for _ in range(accumulate)]
+            waited = time.perf_counter() - start_time
+            for batch in micro_batches:
                 self.corrupt.add(batch.corrupt)
-            yield step, [batch.to(device).normalised(mean, std) for batch in loaded], waited
+            yield step, [batch.to(device).normalised(mean, std) for batch in micro_batches], waited
 
     def _after_step(self, journal: Journal, logs: Mapping[str, Tensor], preemption: Preemption) -> None:
-        """The logs, an evaluation and a checkpoint, each where it is due; the end, where a signal asked for it.
+        """Logs, evaluates and saves a checkpoint, each where it is due. Raises StopAsked where a signal asked for it.
 
-        Steps are the same on all ranks. A signal to any of them is one to all, and of their clocks only the first
-        rank's counts, so that all save the same step.
+        All ranks are at the same step. A signal to any rank counts for all, and only the first rank's clock is read, so
+        that all save the same step.
         """
         settings, step = self.settings, self.steps
         if is_due(settings.log_every, step) or step in (1, settings.max_steps):
@@ -203,7 +209,7 @@ class Run:
         return 0 < self.settings.checkpoint_minutes <= minutes
 
     def _stop(self, journal: Journal, preemption: Preemption) -> NoReturn:
-        """The state saved, the launcher told."""
+        """Saves the state, records why the run ends, forwards the signal to the launcher, and raises Preempted."""
         self.save(journal)
         reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"
         self.write_record("preempted", reason)
@@ -212,7 +218,7 @@ class Run:
         raise Preempted(reason)
 
     def _introduce(self) -> None:
-        """What there is to say before the first step, by the device and by the objectives, in the log."""
+        """Logs what the device and the objectives have to report before the first step."""
         objectives = self.trainer.model.objectives
         if emulated := emulation_notice("trainer.precision", self.trainer.dtype, self.trainer.device):
             _log.warning(emulated)
@@ -220,51 +226,51 @@ class Run:
             for sentence in cast(Objective, objective).notices():
                 _log.warning("%s: %s", name, sentence)
         if not any(objective.checks_first_batch for objective in objectives.values()):
-            return  # and no batch is made
+            return  # before a batch is made, which takes time
         probe = self._probe.to(self.trainer.device).normalised(self.evaluator.mean, self.evaluator.std)
         for sentence in self.trainer.check_first_batch(probe):
             _log.info(sentence)
 
     @cached_property
     def _probe(self) -> Batch:
-        """The batch of the first step: the same for every evaluation."""
+        """The batch of the first step, which every evaluation uses for its diagnostics."""
         return self.dataset[0]
 
     def _evaluate(self, journal: Journal) -> None:
-        """k-NN and diagnostics on held-out images; the record is brought up to date."""
+        """Evaluates by k-NN and diagnostics on held-out images, and records the result."""
         model, hyper = self.trainer.model, self.trainer.schedules.at(max(self.steps - 1, 0))
         self.trainer.guard.resolve()
         with self.display.paused("evaluating"):
-            found = self.evaluator.in_loop(model, hyper, self._probe)
-            self._record(journal, found)
-        self.display.report(self.steps, found.metrics)
+            evaluation = self.evaluator.in_loop(model, hyper, self._probe)
+            self._record(journal, evaluation)
+        self.display.report(self.steps, evaluation.metrics)
 
     def _finish(self, journal: Journal) -> Evaluation:
-        """The final evaluation."""
+        """Runs the final evaluation, records it, marks the run as completed, and returns the evaluation."""
         model, hyper = self.trainer.model, self.trainer.schedules.at(self.steps - 1)
         with self.display.paused("final evaluation"):
-            found = self.evaluator.final(model.teacher["backbone"], self.random_init)
-            self.evaluator.diagnose_objectives(found, model, hyper, self._probe)
-            self._record(journal, found)
-            journal.save_pictures(found)
-        self.display.report(self.steps, found.metrics)
+            evaluation = self.evaluator.final(model.teacher["backbone"], self.random_init)
+            self.evaluator.diagnose_objectives(evaluation, model, hyper, self._probe)
+            self._record(journal, evaluation)
+            journal.save_pictures(evaluation)
+        self.display.report(self.steps, evaluation.metrics)
         self.write_record("completed")
-        return found
+        return evaluation
 
-    def _record(self, journal: Journal, found: Evaluation) -> None:
-        journal.evaluated(self.steps, found)
-        self.corrupt.note(found.corrupt)
-        self.record.metrics |= found.metrics
+    def _record(self, journal: Journal, evaluation: Evaluation) -> None:
+        journal.evaluated(self.steps, evaluation)
+        self.corrupt.note(evaluation.corrupt)
+        self.record.metrics |= evaluation.metrics
         self.write_record()
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether `step` is one of every `every` steps; 0 is never."""
+    """Whether `step` is a multiple of `every`; never where `every` is 0."""
     return every > 0 and step % every == 0
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or of this process."""
+    """Returns the peak memory in bytes: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: metrics.jsonl (a line per logged step), run.json (one record), TensorBoard.
+"""The files that a run writes for its readers: metrics.jsonl (a line per logged step), run.json, TensorBoard.
 
 All three can be cut back to a step, so that a resumed run repeats no step and leaves no gap.
 """
@@ -34,7 +34,7 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", buffering=1)  # each line reaches the system at once, and survives kill -9
         self.lines = 0
-        """Those that the file should have: written or found, since `truncate_from`."""
+        """Lines that the file should have: those kept by `truncate_from` and those written since."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.lines += 1
@@ -49,7 +49,8 @@ class MetricsLog:
         self._file = self.path.open("a", buffering=1)
 
     def sync(self) -> None:
-        """Wait for the disk. Before a checkpoint, or a power failure could leave a gap before its step."""
+        """Waits until the disk has all lines. It is called before a checkpoint is saved, as a power failure could
+        otherwise leave a gap before the checkpoint's step."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -57,7 +58,8 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last one that was cut off. Raises ValueError for any other bad line."""
+    """Returns the lines of a metrics.jsonl, without a last one that was cut off. Raises ValueError for any other bad
+    line."""
     lines = []
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
@@ -71,7 +73,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def lines_up_to(path: Path, step: int) -> int:
-    """How many lines a metrics.jsonl has of `step` and earlier ones; 0 where there is no such file."""
+    """Returns the number of lines in a metrics.jsonl of `step` and earlier steps; 0 where there is no such file."""
     return sum(line["step"] <= step for line in read(path)) if path.exists() else 0
 
 
@@ -81,7 +83,7 @@ def _now() -> str:
 
 @dataclass
 class RunRecord:
-    """run.json. Set fields, then `write()`; `finish()` at the end. Times are UTC in ISO 8601."""
+    """The content of run.json. Set fields and call `write()`, at the end `finish()`. Times are UTC in ISO 8601."""
 
     path: Path
     run_id: str
@@ -103,7 +105,7 @@ class RunRecord:
     cost: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What a reader of the run has to know: where its files are not what they should be."""
+    """Sentences on what is wrong with the files of the run, for its readers."""
     identity: dict[str, Any] = field(default_factory=dict)  # what run_id is a hash of
 
     @classmethod
@@ -119,7 +121,8 @@ class RunRecord:
         identity: Mapping[str, Any] = MappingProxyType({}),
         data: Mapping[str, Any] = MappingProxyType({}),
     ) -> "RunRecord":
-        """A new record, or the one at `path` continued: one more restart, what was measured so far kept. Written."""
+        """Writes and returns a new record, or the one at `path` continued: with one more restart, and with what was
+        measured so far. Raises ValueError where the file at `path` is no record."""
         record = cls(
             path, run_id, study, seed, dict(choices), list(overrides), identity=dict(identity), data=dict(data)
         )
@@ -133,11 +136,12 @@ class RunRecord:
         return record
 
     def finish(self, status: Status, error: str | None = None) -> None:
+        """Sets the status, the error and the time of the end, and writes the record."""
         self.status, self.error, self.ended = status, error, _now()
         self.write()
 
     def write(self) -> None:
-        """By the main process: the others keep a record that nobody reads."""
+        """Writes run.json. Only the main process does; the records of the other ranks are never read."""
         if not is_main():
             return
         fields = {name: value for name, value in asdict(self).items() if name != "path"}
@@ -145,7 +149,7 @@ class RunRecord:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """The fields of a run.json. Raises ValueError when it is not one."""
+    """Returns the fields of a run.json. Raises ValueError when the file is not the record of a run."""
     try:
         record = parse_object(read_small(path, RECORD_BYTES))
     except ValueError as error:
@@ -156,7 +160,8 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Scalars and pictures. Points of `first_step` and later, of the run that is being resumed, are superseded."""
+    """Writes scalars and pictures for TensorBoard. Points of `first_step` and later steps that a resumed run wrote
+    before are replaced."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
@@ -166,7 +171,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """`image`: [H, W, 3]."""
+        """Adds a picture, uint8 [H, W, 3]."""
         self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -174,7 +179,7 @@ class TensorBoard:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Returns `value` with None for every NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

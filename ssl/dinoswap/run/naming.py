@@ -1,4 +1,4 @@
-"""A job of Hydra finds out which run it is: once its images can be seen, and before its folder is there."""
+"""Names the run of a Hydra job, once its images can be read and before its folder exists."""
 
 import os
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from dinoswap.run.run_folder import PLACE, folder_of, leave_word, own_identity, 
 
 @dataclass(frozen=True)
 class Named:
-    """A run before it begins: its folder, what decides its result but the seed, its images. `news` is what it has to do
-    with runs that are there. `source`, on the main process, is open already."""
+    """A run before it begins: its folder, the identity that decides its result together with the seed, and its images.
+    `news` tells which existing run is nearly the same. `source` is the open image source, on the main process only."""
 
     folder: Path
     identity: dict[str, Any]
@@ -31,27 +31,29 @@ class Named:
 
 
 def name_run(config: Mapping[str, Any]) -> Named:
-    """By the first rank, which looks at the images. Raises ConfigError, on every rank, where these are not those that
-    the run was begun on."""
+    """Returns the named run, on every rank; the first rank reads the images to name it. Raises ConfigError, on every
+    rank, where the run was begun on other images."""
     opened: list[ImageSource] = []
 
-    def look() -> Named:
+    def named_by_main() -> Named:
         opened.append(build_source(config))
         data = DataFacts.of(config, opened[0])
-        own = own_identity(config, data, world_size())
-        folder, news = folder_of(config, run_id(own), HydraConfig.get()), None
-        if not (folder / "run.json").exists() and folder.parent.name == run_id(own):  # else it is where the user says
-            require_same_images(folder.parents[1], config["seed"], own, asdict(data))
-            news = nearest(folder.parents[1], own)
-        leave_word(config, folder, own)
-        return Named(folder, own, data, news)
+        identity = own_identity(config, data, world_size())
+        folder, news = folder_of(config, run_id(identity), HydraConfig.get()), None
+        if not (folder / "run.json").exists() and folder.parent.name == run_id(
+            identity
+        ):  # otherwise the user chose the folder
+            require_same_images(folder.parents[1], config["seed"], identity, asdict(data))
+            news = nearest(folder.parents[1], identity)
+        leave_word(config, folder, identity)
+        return Named(folder, identity, data, news)
 
-    named = on_main(look)
+    named = on_main(named_by_main)
     return replace(named, source=opened[0] if opened else None)
 
 
 def launched_place(cfg: DictConfig) -> Path:
-    """Where a launcher looks for this run, which cannot be named."""
+    """Returns the folder where a launcher looks for this run when the run cannot be named."""
     config = plain(cfg, strict=False)
-    asked = os.environ.get(PLACE)
-    return Path(asked) if asked else folder_of(config, planned_id(config), HydraConfig.get())
+    launcher_folder = os.environ.get(PLACE)
+    return Path(launcher_folder) if launcher_folder else folder_of(config, planned_id(config), HydraConfig.get())

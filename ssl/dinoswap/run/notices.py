@@ -1,6 +1,6 @@
-"""What a run has to say before its first step that is no mistake, but seldom meant. None of it costs more than moments.
+"""Warnings before the first step of a run about settings that are valid but seldom intended. None takes long to find.
 
-Each is a sentence that begins with the key that it is about.
+Each is a sentence that begins with the config key that it is about.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ from dinoswap.config.sections import Config
 from dinoswap.data.images import Images
 
 OFTEN_EMPTY = 0.1
-"""Share of the crops that are to be masked of which it is said that they are not."""
+"""A warning is given when more than this share of the crops that are to be masked have no masked patch."""
 DRAWN_IMAGES, DRAWN_STEPS = 64, 8
-"""Of which masks are drawn to find that share: some hundreds of crops tell it within a few per cent."""
+"""Masks are drawn for so many images and steps to find that share: hundreds of crops give it within a few per cent."""
 
 
 def notices(cfg: Config, *, train: Images, test: Images | None, masked_crops: int, ranks: int) -> Iterator[str]:
-    """`masked_crops` of an image carry a mask; `ranks` processes were started for the run."""
+    """Yields all warnings for the resolved config `cfg`. `masked_crops` crops of each image carry a mask, and `ranks`
+    processes were started for the run."""
     yield from beyond_the_end(cfg)
     yield from empty_masks(cfg, masked_crops)
     yield from unmeasured(cfg, train, test)
@@ -31,27 +32,29 @@ def notices(cfg: Config, *, train: Images, test: Images | None, masked_crops: in
 
 
 def beyond_the_end(cfg: Config) -> Iterator[str]:
-    """Of schedules that may end after the run, as they do where a long recipe is tried for some steps."""
+    """Yields a warning for each schedule that ends after the run, as happens when a long recipe is tried for a few
+    steps."""
     total = cfg["trainer"]["max_steps"]
     meaning = {
         "freeze_last_layer": "the last layer of the heads is not trained at all",
         "teacher_temp_warmup": "the teacher's temperature does not reach schedule.teacher_temp",
     }
-    taken = lengths(cfg)
-    for name, what in meaning.items():
-        if taken[name] > total:
-            yield f"schedule.{name}={taken[name]}: is longer than the run of trainer.max_steps={total}: {what}"
+    steps = lengths(cfg)
+    for name, consequence in meaning.items():
+        if steps[name] > total:
+            yield f"schedule.{name}={steps[name]}: is longer than the run of trainer.max_steps={total}: {consequence}"
 
 
 def empty_masks(cfg: Config, masked_crops: int) -> Iterator[str]:
-    """Of grids so small that the target count, or the smallest rectangle, often comes to nothing."""
+    """Yields a warning where the patch grid is so small that many crops get no mask, because the target count or the
+    smallest rectangle is too small or too large for it."""
     size, patch = cfg["crops"]["global_size"], cfg["model"]["patch_size"]
     sampler = construct_option(cfg["masking"], "masking").sampler(
         crop_size=(size, size), patch_size=patch, crops=masked_crops, images=DRAWN_IMAGES, seed=int(cfg["seed"])
     )
     masks = np.stack([sampler(step) for step in range(DRAWN_STEPS)])  # [steps, P, B, N]
-    meant = int(masked_crops * DRAWN_IMAGES * cfg["masking"].get("mask_sample_probability", 1.0)) * DRAWN_STEPS
-    empty = 1 - masks.any(-1).sum() / meant if meant else 0.0
+    expected = int(masked_crops * DRAWN_IMAGES * cfg["masking"].get("mask_sample_probability", 1.0)) * DRAWN_STEPS
+    empty = 1 - masks.any(-1).sum() / expected if expected else 0.0
     if empty > OFTEN_EMPTY:
         yield (
             f"masking: {empty:.0%} of the crops that are to be masked have no masked patch, as there are only "
@@ -61,10 +64,10 @@ def empty_masks(cfg: Config, masked_crops: int) -> Iterator[str]:
 
 
 def unmeasured(cfg: Config, train: Images, test: Images | None) -> Iterator[str]:
-    """Where the metric that sweeps maximise is an accuracy, and there are no labels to count it by."""
-    if (why := no_accuracy(train, test)) and is_accuracy(cfg["objective_metric"]):
+    """Yields a warning where the metric that sweeps maximise is an accuracy and the data has no labels for it."""
+    if (reason := no_accuracy(train, test)) and is_accuracy(cfg["objective_metric"]):
         yield (
-            f"objective_metric={cfg['objective_metric']}: will not be measured: {why}; for a sweep choose "
+            f"objective_metric={cfg['objective_metric']}: will not be measured: {reason}; for a sweep choose "
             "objective_metric=eval/rankme, or data with labelled test images"
         )
 
@@ -74,7 +77,7 @@ def is_accuracy(metric: str) -> bool:
 
 
 def no_accuracy(train: Images, test: Images | None) -> str:
-    """Why no accuracy can be measured on this data; "" where it can."""
+    """Returns why no accuracy can be measured on this data, "" where it can."""
     if train.labels is None:
         return "the training images have no labels"
     if test is None:

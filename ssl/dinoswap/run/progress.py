@@ -1,7 +1,7 @@
-"""What the user sees while a run trains: a live line on a terminal, plain lines elsewhere, and those in log.txt.
+"""Shows the progress of a run: a live line on a terminal, plain lines elsewhere, and plain lines in log.txt.
 
-Only host numbers come here. `update` is called every step and costs microseconds; `report` when numbers have been
-fetched from the device anyway. Plain lines go through `logging`, with what every other module has to say.
+All numbers are already on the host. `update` is called every step and costs microseconds; `report` is called when
+numbers have been fetched from the device anyway. Plain lines go through `logging`, as those of all other modules.
 """
 
 import logging
@@ -69,7 +69,8 @@ class Display:
             self._live.stop()
 
     def update(self, step: int, data_wait_seconds: float) -> None:
-        """`step` steps are done; the loop waited `data_wait_seconds` for the data of the last one."""
+        """Notes that `step` steps are done and that the loop waited `data_wait_seconds` for the data of the last
+        one."""
         now = time.perf_counter()
         self._step = step
         self._waited += data_wait_seconds
@@ -82,8 +83,8 @@ class Display:
             self._refresh()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """`values` are the loss terms to show from now on, or those of an evaluation (some names begin with eval/), of
-        which the k-NN accuracy is shown, in per cent."""
+        """Shows `values`: loss terms, which are shown from now on, or metrics of an evaluation (some names begin with
+        eval/), of which only the k-NN accuracy in per cent is shown."""
         self._step = step
         evaluated = any(name.startswith("eval/") for name in values)
         first = not evaluated and not self._terms
@@ -96,7 +97,8 @@ class Display:
 
     @contextmanager
     def paused(self, doing: str) -> Iterator[None]:
-        """Time that is not training, as an evaluation is: left out of the rates and the ETA."""
+        """A context for work that is not training, such as an evaluation: its time is left out of the rates and the
+        ETA, and `doing` is shown meanwhile."""
         start = time.perf_counter()
         self._doing = doing
         self._refresh()
@@ -108,20 +110,22 @@ class Display:
 
     @property
     def images_per_second(self) -> float:
-        """Over the last steps; NaN before the second one."""
+        """Images per second over the last `WINDOW` steps; NaN before the second step."""
         return self._rates(self._marks[0])[0] if self._marks else math.nan
 
     @property
     def mean_images_per_second(self) -> float:
-        """Since the first step, which starts workers and compiles, was done; NaN before the second one."""
+        """Images per second since the end of the first step, which starts workers and compiles; NaN before the second
+        step."""
         return self._rates(self._first)[0] if self._first else math.nan
 
     @property
     def data_wait_share(self) -> float:
-        """Share of the last steps' time in which the loop had no data, 0..1; NaN before the second one."""
+        """Share of the time of the last steps in which the loop waited for data, 0..1; NaN before the second step."""
         return self._rates(self._marks[0])[1] if self._marks else math.nan
 
     def line(self) -> str:
+        """Returns the progress line: step, loss terms, images per second, data wait, ETA, k-NN accuracy."""
         rate, wait = self.images_per_second, self.data_wait_share
         left = (self._total - self._step) * self._images / rate if rate > 0 else math.nan
         parts = [
@@ -136,7 +140,7 @@ class Display:
         return " | ".join(part for part in parts if part)
 
     def _rates(self, since: tuple[int, float, float]) -> tuple[float, float]:
-        """Images per second, and share of waiting, from the mark `since` to the last one."""
+        """Returns images per second and the share of waiting, from the mark `since` to the last one."""
         steps, seconds, waited = (b - a for a, b in zip(since, self._marks[-1], strict=True))
         return (steps * self._images / seconds, waited / seconds) if seconds > 0 else (math.nan, math.nan)
 
@@ -156,25 +160,25 @@ class Display:
 
 
 class _LogFile(logging.FileHandler):
-    """A line that the disk refuses is lost, which is said once, and the run goes on: it says so where it matters."""
+    """A log file whose disk errors are printed once and otherwise ignored: lines are lost, the run continues."""
 
-    told = False
+    reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.told:
-            self.told = True
+        elif not self.reported:
+            self.reported = True
             print(f"{self.baseFilename}: {error.strerror}: lines are lost", file=sys.stderr)
 
 
 @contextmanager
 def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
-    """Send what the package logs to the file `path`, appended, and to standard output, for the time of one run.
+    """A context in which the package logs to the file `path`, appended, and to standard output.
 
-    On a terminal it appears above the live line, without the plain progress lines. Of several ranks only the first does
-    that; each of the others has a file of its own, log.rank1.txt, and is silent.
+    On a terminal the lines appear above the live line, without the plain progress lines. Of several ranks only the
+    first prints; each other rank has a file of its own, log.rank1.txt, and is silent.
     """
     path = path if is_main() else path.with_suffix(f".rank{rank()}{path.suffix}")
     console = console or get_console()
@@ -202,5 +206,6 @@ def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
 
 
 def _interactive(console: Console) -> bool:
-    """Rich takes FORCE_COLOR for a terminal; a live line in a log file is not wanted."""
+    """Whether `console` is a real terminal. Rich also takes FORCE_COLOR for one, but a log file should have no live
+    line."""
     return console.file.isatty() and not console.is_dumb_terminal

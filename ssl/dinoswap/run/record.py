@@ -1,8 +1,8 @@
-"""run.json, the record of a run: its fields and their types, read from whatever state the file is in.
+"""Reads run.json, the record of a run, and checks the types of its fields, whatever state the file is in.
 
-Whoever reads a record gets the fields that are listed here with their types, or without: what is of another type, and
-what no run can have (an accuracy of 1e200, a date in words), is left out, and the reason is told. Records of older
-versions have fewer, so who needs a field asks whether it is there. Fields that are not listed are as in the file.
+A field that is listed here is returned with its type or not at all: a value of another type, or one that no run can
+have (an accuracy of 1e200, a date in words), is left out with a reason. Records of older versions have fewer fields, so
+a caller checks whether a field is there. Fields that are not listed are returned as in the file.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ from typing import Any
 from dinoswap.files.reading import RECORD_BYTES, clean, parse_object, read_small, shortened
 
 MOST = 2000
-"""Entries of a section, and letters of a name."""
+"""Limit of the entries of a section and of the letters of a name."""
 LARGEST = 1e100
-"""Of a number: sums of squares of these are still finite."""
+"""Largest absolute value of a number: sums of squares are still finite."""
 MAX_INT = 2**63
 
 Record = dict[str, Any]
 
 
 def read_record(path: Path) -> tuple[Record, list[str]]:
-    """The fields of a run.json, and why others were left out. OSError where it cannot be read, ValueError where it is
-    not JSON or not an object."""
+    """Returns the fields of a run.json, and a sentence for each field that was left out. Raises OSError where the file
+    cannot be read, ValueError where it is not a JSON object."""
     content = parse_object(read_small(path, RECORD_BYTES))
     record: Record = {name: value for name, value in content.items() if name not in FIELDS}
     faults: list[str] = []
@@ -34,7 +34,7 @@ def read_record(path: Path) -> tuple[Record, list[str]]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number; None for a missing or infinite one, which a record has as null. ValueError for anything else."""
+    """Returns a finite number, or None for a missing, NaN or infinite one. Raises ValueError for anything else."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -46,11 +46,11 @@ def number(value: Any) -> float | None:
     return value
 
 
-def _take(into: Record, name: str, value: Any, convert: Callable[[Any, list[str]], Any], faults: list[str]) -> None:
-    """The converted value; what an entry of a section lacks is among the `faults` with the section's name."""
+def _take(record: Record, name: str, value: Any, convert: Callable[[Any, list[str]], Any], faults: list[str]) -> None:
+    """Sets `record[name]` to the converted value, or adds to `faults` why it or an entry of it was left out."""
     try:
         inner: list[str] = []
-        into[name] = convert(value, inner)
+        record[name] = convert(value, inner)
         faults += [f"{name}.{fault}" for fault in inner]
     except (ValueError, OverflowError) as error:
         faults.append(f"{name} is {shortened(value)}: {error}")
@@ -88,7 +88,7 @@ def _scalar(value: Any, faults: list[str]) -> Any:
 
 
 def _moment(value: Any, _: list[str]) -> str | None:
-    """In UTC, as ISO 8601 has it."""
+    """Returns a date in UTC, in ISO 8601. Raises ValueError for anything else than such a date or None."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -97,21 +97,23 @@ def _moment(value: Any, _: list[str]) -> str | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
-def _section(of: Callable[[Any, list[str]], Any], **special: Callable[[Any, list[str]], Any]) -> Any:
-    """Names with values of one type, but for those of the `special` names."""
+def _section(convert_value: Callable[[Any, list[str]], Any], **special: Callable[[Any, list[str]], Any]) -> Any:
+    """Returns a converter for a section: its values are converted by `convert_value`, those of the `special` names by
+    their own converters."""
 
     def convert(value: Any, faults: list[str]) -> Record:
         if not isinstance(value, Mapping) or len(value) > MOST or any(len(name) > MOST for name in value):
             raise ValueError("not a section")
-        found: Record = {}
+        section: Record = {}
         for name, item in value.items():
-            _take(found, clean(name), item, special.get(name, of), faults)
-        return found
+            _take(section, clean(name), item, special.get(name, convert_value), faults)
+        return section
 
     return convert
 
 
 def _or_null(convert: Any) -> Any:
+    """Returns a converter that keeps None and converts anything else by `convert`."""
     return lambda value, faults: None if value is None else convert(value, faults)
 
 
@@ -126,4 +128,4 @@ FIELDS: Mapping[str, Any] = {
     "versions": _section(_scalar),
     "hardware": _section(_scalar, gpus=_or_null(_texts)),
 }
-"""Name -> what makes it of its type."""
+"""Name of a field -> the function (value, faults) that returns it with its type or raises ValueError."""

@@ -1,8 +1,8 @@
-"""Where a run lies: results_dir/runs/<study or "single">/<run_id>/seed<k>.
+"""The folder of a run: results_dir/runs/<study or "single">/<run_id>/seed<k>.
 
-Whoever asks for a run before it begins (a launcher, the plan of a study) names its folder by the same function as the
-run itself. What only the run will know is missing there: images that are on the nodes alone, or how many ranks there
-are. The folder is then named by what is known, and the run, once it has named its own, leaves a pointer in it.
+A launcher or the plan of a study names the folder of a run before it begins, by the same function as the run itself.
+It may not know all that the run will know, such as images that are only on the nodes, or the number of ranks. It then
+names a folder by what it knows, and the run, once it has named its own folder, writes a pointer into that one.
 """
 
 import json
@@ -22,28 +22,28 @@ from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
 from dinoswap.files.writing import write_atomically
 
 HARMLESS = "."
-"""hydra.run.dir and hydra.sweep.subdir in train.yaml: Hydra wants a folder before anything is known of a run."""
+"""Value of hydra.run.dir and hydra.sweep.subdir in train.yaml, as Hydra needs a folder before a run can be named."""
 POINTER = "elsewhere.json"
-"""In the folder that a run was asked for under, where that is not its own: `{"folder": relative path}`."""
+"""Name of the pointer file in the folder planned for a run that has another one: `{"folder": relative path}`."""
 PLACE = "DINOSWAP_RUN_PLACE"
-"""In the environment of a job that was launched: the folder where its launcher looks for the run."""
+"""Environment variable of a launched job: the folder where its launcher looks for the run."""
 NAMED_BY_TEXT = ("data.path", "data.test_path", "da3.ckpt_path")
 AS_WRITTEN = " as written"
-"""What stands for images and weights that cannot be read here, and what is added to its name."""
+"""Suffix of the keys in `NAMED_BY_TEXT` where a path stands for images or weights that cannot be read here."""
 
 _log = logging.getLogger(__name__)
-_told: set[str] = set()
+_logged_reasons: set[str] = set()
 
 
 def runs_root(config: Mapping[str, Any]) -> Path:
-    """The folder of all studies. Raises ConfigError where nothing can be written."""
+    """Returns the folder of all studies. Raises ConfigError where nothing can be written."""
     require_writable(config)
     return Path(config["results_dir"]) / "runs"
 
 
 def folder_of(config: Mapping[str, Any], name: str, hydra: Any) -> Path:
-    """Absolute: the folder of the run `name`, by the node `hydra` of its config. hydra.run.dir, or sweep.dir and
-    subdir, count where the user has given them; Hydra's own folder is the one that it is started in."""
+    """Returns the absolute folder of the run `name`; `hydra` is the node `hydra` of its config. hydra.run.dir, or
+    hydra.sweep.dir and subdir, decide where the user has given them."""
     multirun = hydra.mode == RunMode.MULTIRUN
     given = str(hydra.sweep.subdir if multirun else hydra.run.dir)
     if given != HARMLESS:
@@ -53,33 +53,35 @@ def folder_of(config: Mapping[str, Any], name: str, hydra: Any) -> Path:
 
 
 def relative_folder(config: Mapping[str, Any], name: str) -> Path:
-    """<study or "single">/<name>/seed<k>."""
+    """Returns the folder of a run below `runs_root`: <study or "single">/<name>/seed<k>."""
     return Path(str(config["study"] or "single"), name, f"seed{config['seed']}")
 
 
 def own_identity(config: Mapping[str, Any], data: DataFacts, ranks: int = 1) -> dict[str, Any]:
-    """All that decides the result of a run but its seed."""
+    """Returns all that decides the result of a run but its seed, by dotted key."""
     return dict(sorted({**identity(config), **facts(config, data, ranks)}.items()))
 
 
 def planned_id(config: Mapping[str, Any], ranks: int = 1) -> str:
+    """Returns the run_id of a run that has not begun, as far as it is known here."""
     return run_id(planned_identity(config, ranks))
 
 
 def planned_identity(config: Mapping[str, Any], ranks: int = 1) -> dict[str, Any]:
-    """Of a run that has not begun, as far as it is known here: its own where images and weights can be read."""
+    """Returns the identity of a run that has not begun. Where images or weights cannot be read here, the paths in
+    `NAMED_BY_TEXT` stand for them, and the reason is logged once."""
     try:
         return own_identity(config, data_facts(config), ranks)
     except Exception as error:  # whatever a reader raises; the run will raise it too, or has what is missing here
-        if (reason := " ".join(str(error).split())) not in _told:
-            _told.add(reason)
+        if (reason := " ".join(str(error).split())) not in _logged_reasons:
+            _logged_reasons.add(reason)
             _log.warning("%s: the run is named when it begins", reason)
     written = flatten(config)
     return identity(config) | {f"{key}{AS_WRITTEN}": written[key] for key in NAMED_BY_TEXT if written.get(key)}
 
 
 def planned_folder(config: Mapping[str, Any], ranks: int = 1) -> Path:
-    """Below `runs_root`."""
+    """Returns the folder, below `runs_root`, of a run that has not begun."""
     return relative_folder(config, planned_id(config, ranks))
 
 
@@ -87,7 +89,7 @@ def planned_folder(config: Mapping[str, Any], ranks: int = 1) -> Path:
 
 
 def followed(place: Path) -> Path:
-    """The folder of the run that was asked for at `place`: itself, or where its pointer leads."""
+    """Returns the folder of the run that was planned at `place`: `place` itself or the folder its pointer names."""
     try:
         pointer = parse_object(read_small(place / POINTER, RECORD_BYTES))
         return Path(os.path.normpath(place / pointer["folder"]))
@@ -95,21 +97,23 @@ def followed(place: Path) -> Path:
         return place
 
 
-def leave_word(config: Mapping[str, Any], folder: Path, own: Mapping[str, Any]) -> None:
-    """That the run of identity `own` is in `folder`, wherever else it is looked for: by its launcher, and by its study,
-    which does not know how many ranks there are and asks for one."""
+def leave_word(config: Mapping[str, Any], folder: Path, run_identity: Mapping[str, Any]) -> None:
+    """Writes pointers to `folder`, which has the run of `run_identity`, where else it is looked for: by its launcher,
+    and by its study, which does not know the number of ranks and names the run as one of a single rank."""
     if place := os.environ.get(PLACE):
         point(Path(place), folder)
-    if RANKS in own and config["study"] and folder.parent.name == run_id(own):
-        alone = folder.parents[1] / run_id({key: own[key] for key in own if key != RANKS}) / folder.name
+    if RANKS in run_identity and config["study"] and folder.parent.name == run_id(run_identity):
+        alone = (
+            folder.parents[1] / run_id({key: run_identity[key] for key in run_identity if key != RANKS}) / folder.name
+        )
         if not (alone / "run.json").exists():
             point(alone, folder)
     (folder / POINTER).unlink(missing_ok=True)
 
 
 def point(place: Path, folder: Path) -> None:
-    """Leave word at `place` that the run is in `folder`; what a job left there that could not begin is superseded. The
-    job that SLURM has for this run is the run's."""
+    """Writes a pointer at `place` to the run in `folder`. It replaces the run.json of a job that could not begin there,
+    and copies job.json, the claim of the SLURM job, to `folder`."""
     if place.resolve() == folder.resolve():
         return
     place.mkdir(parents=True, exist_ok=True)
