@@ -1,4 +1,4 @@
-"""From a resolved configuration to model, trainer and evaluator. The only module that imports across groups."""
+"""Builds model, trainer and evaluator from a resolved config. The only module that imports across groups."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -31,18 +31,19 @@ Config = Mapping[str, Any]
 
 
 LEFT_BY_OTHERS = {"targets", "reduction", "prototypes"}
-"""What groups and recipes write into an objective's section, whether or not there is such an objective."""
+"""Keys that groups and recipes write into an objective's section, whether or not there is such an objective."""
 
 
 def initial_backbone(cfg: Config) -> VisionTransformer:
-    """The backbone with the initial weights of this run's seed."""
+    """Returns the backbone with the initial weights of this run's seed."""
     seed_torch(int(cfg["seed"]), "init/backbone")
     return construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
 
 
 def build_student(cfg: Config, objectives: Mapping[str, Objective]) -> dict[str, nn.Module]:
-    """Backbone, the heads that objectives name, and the networks that are their own, by name. Each network's initial
-    weights are keyed by its name, so that another network, or none, changes no other's."""
+    """Returns the student's networks by name: the backbone, the heads that the objectives use, and the objectives' own
+    networks. The initial weights of each are drawn from a generator keyed by its name, so that no network changes the
+    weights of another. Raises ConfigError where an objective names a head that is not configured."""
     seed = int(cfg["seed"])
     backbone = initial_backbone(cfg)
     student: dict[str, nn.Module] = {"backbone": backbone}
@@ -59,8 +60,8 @@ def build_student(cfg: Config, objectives: Mapping[str, Objective]) -> dict[str,
 
 
 def build_objectives(cfg: Config) -> dict[str, Objective]:
-    """The configured objectives by name. An empty section, or one that holds what others leave there, does not
-    exist."""
+    """Returns the configured objectives by name. A section is skipped where it is empty or has no keys but those in
+    `LEFT_BY_OTHERS`. Raises ConfigError where no objective is left."""
     objectives = {}
     for name, section in cfg["objectives"].items():
         key = f"objectives.{name}"
@@ -72,8 +73,8 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
             parts["targets"] = _build_targets(cfg, section, f"{key}.targets")
         if "reduction" in section:
             parts["reduction"] = construct_option(section["reduction"], f"{key}.reduction")
-        own = {k: v for k, v in section.items() if k not in parts}
-        objectives[name] = cast(Objective, construct_option(own, key, **parts))
+        arguments = {k: v for k, v in section.items() if k not in parts}
+        objectives[name] = cast(Objective, construct_option(arguments, key, **parts))
     if cfg["da3"]["enabled"]:
         objectives["da3"] = build_da3(cfg)
     if not objectives:
@@ -82,7 +83,8 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
 
 
 def build_da3(cfg: Config) -> Objective:
-    """The objective of the group `da3`, teacher and all. It sees crops as the data section normalises them."""
+    """Returns the objective of the group `da3` with its frozen teacher. It is told the mean and std that crops are
+    normalised by."""
     section = {name: value for name, value in cfg["da3"].items() if name not in ("enabled", "reduction")}
     reduction, loading = construct_option(cfg["da3"]["reduction"], "da3.reduction"), loading_settings(cfg)
     built = construct_option(section, "da3", reduction=reduction, mean=loading.mean, std=loading.std)
@@ -90,22 +92,24 @@ def build_da3(cfg: Config) -> Objective:
 
 
 def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
-    """A normaliser that asks for `prototypes` (it holds a centre) is told how many its objective, or its head, has."""
+    """Returns the normaliser of teacher logits. One that takes `prototypes`, as it holds a centre, gets the number of
+    its objective or of the objective's head."""
     option = option_class(section["targets"], key)
     wants = "prototypes" in inspect.signature(option).parameters
-    given = {"prototypes": cfg["heads"].get(section.get("head"), section).get("prototypes")} if wants else {}
-    return cast(nn.Module, construct(option, section["targets"], key, **given))
+    arguments = {"prototypes": cfg["heads"].get(section.get("head"), section).get("prototypes")} if wants else {}
+    return cast(nn.Module, construct(option, section["targets"], key, **arguments))
 
 
 def build_model(cfg: Config) -> SelfDistillation:
+    """Returns student, teacher and objectives as one module, on the CPU."""
     plan = cast(ForwardPlan, construct_option(cfg["forward"], "forward"))
     objectives = build_objectives(cfg)
     return SelfDistillation(build_student(cfg, objectives), objectives, plan, teacher_dropout=cfg["teacher_dropout"])
 
 
 def build_parallel(cfg: Config) -> Parallel | None:
-    """The option of the `distributed` group. Raises ConfigError where it does not go with how many processes there
-    are."""
+    """Returns the option of the `distributed` group, None where there is none. Raises ConfigError where several
+    processes were started without one."""
     ranks = launched_ranks()
     if cfg["distributed"]:
         return cast(Parallel, construct_option(cfg["distributed"], "distributed"))
@@ -120,7 +124,8 @@ def build_parallel(cfg: Config) -> Parallel | None:
 def prepare_for_distributed_training(
     model: SelfDistillation, parallel: Parallel | None, device: torch.device
 ) -> nn.Module:
-    """The one place where a model is spread over ranks; what is called in its place. A single process needs nothing."""
+    """Replicates or shards the model over the ranks and returns the module to call instead of it; for a single process
+    the model itself."""
     if parallel is None or world_size() == 1:
         return model
     frozen = [network for o in model.objectives.values() for network in cast(Objective, o).inference_only_models()]
@@ -128,8 +133,8 @@ def prepare_for_distributed_training(
 
 
 def build_trainer(cfg: Config) -> Trainer:
-    """Model, optimiser and schedules on their device, without data. Ranks go through it together: what one of them
-    cannot build ends all."""
+    """Returns the trainer: model, optimiser and schedules on their device, without data. Every rank calls it, and where
+    one of them fails all raise. Raises ConfigError for settings that cannot be built."""
     settings, device, schedules, optimizer = together(lambda: trainer_settings(cfg))
     require_same({"the kind of their device": device.type}, "give each a GPU, or set trainer.device=cpu")
     model, parallel = together(lambda: (build_model(cfg).to(device), build_parallel(cfg)))
@@ -138,7 +143,7 @@ def build_trainer(cfg: Config) -> Trainer:
     shapes = shapes_of(model) if world_size() > 1 else None
     called = prepare_for_distributed_training(model, parallel, device)
 
-    def over_model() -> Trainer:
+    def with_model() -> Trainer:
         layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
         weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
         groups = parameter_groups(model.student, layer_decay, weight_decay)
@@ -155,11 +160,12 @@ def build_trainer(cfg: Config) -> Trainer:
             shapes=shapes,
         )
 
-    return together(over_model)
+    return together(with_model)
 
 
 def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedules, OptimizerSettings]:
-    """What can be refused before a network is built."""
+    """Returns the settings, the device, the schedules and the optimiser's settings, all checked before a network is
+    built. Raises ConfigError where one of them is wrong."""
     settings = construct(TrainerSettings, cfg["trainer"], "trainer")
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
     optimizer = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
@@ -172,14 +178,15 @@ def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedu
 
 
 def compile_blocks(model: SelfDistillation) -> None:
-    """torch.compile of every block of student and teacher, in place: names of parameters stay."""
+    """Compiles every block of student and teacher in place, which keeps the names of the parameters."""
     for network in (model.student, model.teacher):
         for block in cast(VisionTransformer, network["backbone"]).blocks:
             block.compile()
 
 
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
-    """How images become batches, checked; given the images, the data set of steps."""
+    """Returns a function from images to the data set of training steps. Augmentation and masking are built and checked
+    before any image is read. Raises ConfigError where one of them is wrong."""
     loading, seed, size = loading_settings(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
     augmentation = construct_option(
         cfg["augmentation"],
@@ -198,7 +205,7 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
         seed=seed,
     )
 
-    def over(images: Images) -> StepDataset:
+    def dataset_of(images: Images) -> StepDataset:
         return StepDataset(
             images=images,
             order=Order(images.blocks, seed),
@@ -211,10 +218,11 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
             accumulate=cfg["trainer"]["accumulate"],
         )
 
-    return over
+    return dataset_of
 
 
 def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:
+    """Returns the evaluator of `source`, which computes on `device` in the type `autocast`."""
     loading = loading_settings(cfg)
     return Evaluator(
         construct(EvaluationSettings, cfg["evaluation"], "evaluation"),
@@ -230,6 +238,7 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
 
 
 def frozen_identity(model: SelfDistillation) -> dict[str, str]:
-    """What decides a result and is not in its config: `da3.teacher`, the weights of the frozen teacher."""
-    found = {name: cast(Objective, objective).identity() for name, objective in model.objectives.items()}
-    return {f"{name}.{key}": value for name, entries in found.items() for key, value in entries.items()}
+    """Returns what decides a result and is not in the config, by key, such as `da3.teacher`, the weights of the frozen
+    teacher."""
+    identities = {name: cast(Objective, objective).identity() for name, objective in model.objectives.items()}
+    return {f"{name}.{key}": value for name, entries in identities.items() for key, value in entries.items()}

@@ -1,7 +1,7 @@
-"""`dinoswap-eval`: judge a run, one of its checkpoints, or an official DINOv2 weight file, on any data set.
+"""`dinoswap-eval`: evaluates a run, one of its checkpoints, or an official DINOv2 weight file, on any data set.
 
-What the end of training does: k-NN, linear probe, baselines, diagnostics with a verdict, pictures, a table. The base is
-the run's own config.yaml; of it only the data and how they are evaluated can be changed.
+The evaluation is that at the end of training: k-NN, linear probe, baselines, diagnostics with a verdict, pictures, a
+table. It starts from the run's own config.yaml, of which only the data and the evaluation settings can be changed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from dinoswap.files.writing import write_atomically
 from dinoswap.run import provenance
 from dinoswap.run.checkpoint_folder import CheckpointError
 
-if TYPE_CHECKING:  # what imports torch is imported where it is needed: the help, and what is refused, do without
+if TYPE_CHECKING:  # these import torch, which the help and a refused command do without
     from dinoswap.evaluation.evaluator import Evaluation
     from dinoswap.run.checkpoint import Checkpoint
 
@@ -45,7 +45,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: a checkpoint of a run with its resolved config, or a weight file with the default one."""
+    """What is evaluated: a checkpoint of a run with its resolved config, or a weight file with the default config."""
 
     path: Path
     config: Config
@@ -54,7 +54,8 @@ class Subject:
 
     @classmethod
     def find(cls, path: Path) -> "Subject":
-        """Raises ConfigError when there is nothing to judge at `path`, CheckpointError for a damaged checkpoint."""
+        """Returns the run, checkpoint or weight file at `path`. Raises ConfigError when there is none, CheckpointError
+        for a damaged checkpoint."""
         config, run = config_of(path)
         if run is None:
             return cls(path, config, None, None)
@@ -64,13 +65,13 @@ class Subject:
 
     @property
     def checkpoint(self) -> "Checkpoint":
-        """Raises ConfigError for a weight file."""
+        """The checkpoint that is evaluated. Raises ConfigError for a weight file, which has none."""
         if self.trained is None:
             raise ConfigError(f"{self.path}: is a file; give a run folder or a checkpoint in one")
         return self.trained
 
     def folder(self, data: str, network: str) -> Path:
-        """Where an evaluation goes: of its own for each data set, named checkpoint and network."""
+        """Returns the folder for an evaluation: a separate one for each data set, named checkpoint and network."""
         if self.run is None:
             return Path("evaluation") / self.path.stem / data
         parts = [data, *([self.path.name] if self.path != self.run else []), *(["student"] * (network == "student"))]
@@ -78,17 +79,18 @@ class Subject:
 
 
 def newest(run: Path) -> "Checkpoint":
+    """Reads the newest intact checkpoint of a run. Raises CheckpointError where there is none."""
     from dinoswap.run import checkpoint
 
-    found = checkpoint.newest(run / "checkpoints", lambda sentence: print(sentence, file=sys.stderr))
-    if found is None:
+    loaded = checkpoint.newest(run / "checkpoints", lambda sentence: print(sentence, file=sys.stderr))
+    if loaded is None:
         raise CheckpointError(f"{run}: no whole checkpoint in its folder checkpoints; train it first")
-    return found
+    return loaded
 
 
 def config_of(path: Path) -> tuple[Config, Path | None]:
-    """What a run folder, or a checkpoint in one, was trained with, and the folder; of a file the default config. Raises
-    ConfigError."""
+    """Returns the config that a run folder, or a checkpoint in one, was trained with, and the run folder; for a file
+    the default config and None. Raises ConfigError where `path` is none of these."""
     if path.is_file():
         return default_config(), None
     run = path if (path / "config.yaml").is_file() else path.parent.parent
@@ -98,7 +100,7 @@ def config_of(path: Path) -> tuple[Config, Path | None]:
 
 
 def read_config(path: Path) -> Config:
-    """Raises ConfigError for a file that is damaged."""
+    """Returns the content of a config.yaml. Raises ConfigError for a file that is damaged or no config of a run."""
     try:
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
@@ -115,12 +117,14 @@ def read_config(path: Path) -> Config:
 
 
 def default_config() -> Config:
-    """What dinoswap-train runs without overrides, but at full precision: published accuracies are those of float32."""
+    """Returns the config of dinoswap-train without overrides, but at full precision, as published accuracies are those
+    of float32."""
     return compose_config(["trainer.precision=fp32"])
 
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
-    """The config with another data set or other evaluation settings. Raises ConfigError for any other change."""
+    """Returns the config with another data set or other evaluation settings. Raises ConfigError for any other
+    change."""
     refuse_torn_paths(arguments)
     arguments = as_typed(arguments)
     check_overrides([*(["da3=enabled"] if config["da3"]["enabled"] else []), *arguments])
@@ -145,30 +149,32 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
     return plain(changed)
 
 
-# --- what is left to be read ------------------------------------------------------------------------------------------
+# --- the written results ----------------------------------------------------------------------------------------------
 
 
 def data_name(section: Mapping[str, Any]) -> str:
-    """The option of the data group and the name of what it reads: embedded, parquet-cifar10, torchvision-CIFAR10."""
+    """Returns the option of the data group and the name of its data set, as in embedded, parquet-cifar10,
+    torchvision-CIFAR10."""
     option = str(section["_target_"]).split(".")[-2]
     detail = section.get("name") or Path(str(section.get("path") or "")).name
     return re.sub(r"[^\w.-]+", "_", f"{option}-{detail}" if detail else option)
 
 
 def beside_others(out: Path, data: DataFacts) -> Path:
-    """`out`; where the evaluation of another data set of that name is there already, a folder beside it."""
+    """Returns `out`, or a folder beside it where `out` has the evaluation of another data set of the same name."""
     if not (out / FILE).exists():
         return out
     try:
         before = json.loads((out / FILE).read_text())["fingerprint"]
     except (OSError, ValueError, LookupError, TypeError):
-        before = None  # of which images it is cannot be told
+        before = None  # it cannot be told which images it is of
     return out if before == data.fingerprint else out.with_name(f"{out.name}-{data.fingerprint[:8]}")
 
 
-def save(found: "Evaluation", subject: Subject, network: str, config: Config, data: DataFacts, out: Path) -> None:
-    found.save_pictures(out)
-    metrics = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
+def save(evaluation: "Evaluation", subject: Subject, network: str, config: Config, data: DataFacts, out: Path) -> None:
+    """Writes the pictures and evaluation.json into the folder `out`."""
+    evaluation.save_pictures(out)
+    metrics = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
     content = {
         "judged": str(subject.path.resolve()),
         "network": network if subject.trained else "backbone",
@@ -179,23 +185,24 @@ def save(found: "Evaluation", subject: Subject, network: str, config: Config, da
         "precision": config["trainer"]["precision"],
         "versions": provenance.versions(),
         "metrics": metrics,
-        "warning": found.warning,
+        "warning": evaluation.warning,
     }
     write_atomically(out / FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def show(found: "Evaluation", subject: Subject, out: Path) -> None:
+def show(evaluation: "Evaluation", subject: Subject, out: Path) -> None:
+    """Prints the table of accuracies, the diagnostics, the verdict, and where the files are."""
     from dinoswap.evaluation.diagnostics import FEW_STEPS
 
     console = get_console()
-    if found.results:
-        console.print(found.table())
-    for name, value in found.metrics.items():
+    if evaluation.results:
+        console.print(evaluation.table())
+    for name, value in evaluation.metrics.items():
         if name.startswith("eval/") and "top" not in name:
             console.print(f"{name.removeprefix('eval/')}: {value:.4g}")
-    few = subject.trained is not None and subject.trained.step <= FEW_STEPS
-    said = f"none after {FEW_STEPS} steps or fewer" if few else found.warning or "no sign of collapse"
-    console.print(f"verdict: {said}", soft_wrap=True)
+    too_few_steps = subject.trained is not None and subject.trained.step <= FEW_STEPS
+    verdict = f"none after {FEW_STEPS} steps or fewer" if too_few_steps else evaluation.warning or "no sign of collapse"
+    console.print(f"verdict: {verdict}", soft_wrap=True)
     console.print(f"evaluation.json and pictures: {out}", soft_wrap=True)
 
 
@@ -223,6 +230,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluates what the command line names, saves the result and prints it. Raises ConfigError for what the user has
+    to change."""
     config, run = config_of(arguments.what)
     config, network = with_overrides(config, arguments.overrides), arguments.network
     first_check(config)
@@ -235,15 +244,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     data = DataFacts.of(config, source)
     out = arguments.out or beside_others(subject.folder(data_name(config["data"]), network), data)
     if subject.trained:
-        found = judge_run(config, source, subject.trained, network, out)
+        evaluation = judge_run(config, source, subject.trained, network, out)
     else:
-        found = judge_weights(config, source, subject.path, arguments.heads)
-    save(found, subject, network, config, data, out)
-    show(found, subject, out)
+        evaluation = judge_weights(config, source, subject.path, arguments.heads)
+    save(evaluation, subject, network, config, data, out)
+    show(evaluation, subject, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script. Exit status 2 for what the user has to change, 1 for what failed."""
+    """Runs the console script and returns its exit status: 2 for what the user has to change, 1 for what failed, else
+    0."""
     arguments = parser().parse_intermixed_args(argv)
     try:
         evaluate(arguments)

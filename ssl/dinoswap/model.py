@@ -1,7 +1,7 @@
-"""The one module that returns the loss: student, EMA teacher and objectives.
+"""The module that computes the loss: student, EMA teacher and objectives.
 
 Everything trainable is in `student`, by name (backbone, dino_head, ...); the teacher holds the same networks under
-the same names. Which network sees what is the forward plan's business, what is made of it the objectives'.
+the same names. The forward plan decides which network sees which crops, the objectives which losses are computed.
 """
 
 import copy
@@ -16,7 +16,7 @@ from dinoswap.values import Batch, Features, Hyper
 
 
 class ForwardPlan(Protocol):
-    """How crops become features: an option of the `forward` group."""
+    """An option of the `forward` group: decides which network sees which crops, and returns the features of both."""
 
     extra_crops: int
     masked_crops: int
@@ -27,6 +27,8 @@ class ForwardPlan(Protocol):
 
 
 class SelfDistillation(nn.Module):
+    """Student, teacher and objectives. Calling it returns the weighted loss and the terms to log."""
+
     def __init__(
         self,
         student: Mapping[str, nn.Module],
@@ -34,12 +36,12 @@ class SelfDistillation(nn.Module):
         plan: ForwardPlan,
         teacher_dropout: bool = False,
     ) -> None:
-        """The teacher starts as a copy of the student, less the networks that are an objective's own. With
-        `teacher_dropout` it is in training mode whenever the student is: its targets then have dropout too."""
+        """The teacher starts as a copy of the student without the objectives' own networks. With `teacher_dropout` it
+        is in training mode whenever the student is, so that its targets have dropout too."""
         super().__init__()
-        own = {name for objective in objectives.values() for name in objective.networks()}
+        objective_networks = {name for objective in objectives.values() for name in objective.networks()}
         self.student = nn.ModuleDict(student)
-        copied = {name: copy.deepcopy(network) for name, network in student.items() if name not in own}
+        copied = {name: copy.deepcopy(network) for name, network in student.items() if name not in objective_networks}
         self.teacher = nn.ModuleDict(copied).requires_grad_(False)
         self.objectives = nn.ModuleDict(objectives)
         self.plan = plan
@@ -49,12 +51,13 @@ class SelfDistillation(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "SelfDistillation":
+        """Sets training or evaluation mode; the teacher is in training mode only with `teacher_dropout`."""
         super().train(mode)
         self.teacher.train(mode and self.teacher_dropout)
         return self
 
     def forward(self, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss, and the detached unweighted terms keyed `objective/term`."""
+        """Returns the weighted loss, a scalar, and the detached unweighted terms keyed `objective/term`."""
         context = self.context(batch, hyper)
         loss, terms = torch.zeros((), device=batch.mask.device), {}
         for name, objective in self.objectives.items():
@@ -65,7 +68,7 @@ class SelfDistillation(nn.Module):
         return loss, terms
 
     def context(self, batch: Batch, hyper: Hyper) -> Context:
-        """Both networks' features of one batch."""
+        """Returns what the objectives read: the features of both networks for one batch, and the networks."""
         with torch.no_grad():
             teacher = self.plan.teacher(self.teacher["backbone"], batch, self.teacher_patches)
         student = self.plan.student(self.student["backbone"], batch, self.student_patches)
@@ -73,7 +76,7 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def teacher_targets(self, batch: Batch, hyper: Hyper) -> dict[str, Tensor]:
-        """Target distributions [rows, K] by objective, for diagnostics; moves no centre."""
+        """Returns the target distributions [rows, K] by objective, for diagnostics. No centre is updated."""
         training = self.training
         self.eval()
         teacher = self.plan.teacher(self.teacher["backbone"], batch, self.teacher_patches)
@@ -83,20 +86,20 @@ class SelfDistillation(nn.Module):
         return {name: value for name, value in targets.items() if value is not None}
 
     def check_first_batch(self, batch: Batch, hyper: Hyper) -> list[str]:
-        """What the objectives that look at a batch before the first step say of it; moves neither weight nor centre.
-        Raises ValueError where one of them cannot train."""
-        looking = {name: objective for name, objective in self.objectives.items() if objective.checks_first_batch}
+        """Returns a sentence from each objective that checks a batch before the first step. Neither weights nor centres
+        change. Raises ValueError where one of them cannot train."""
+        checking = {name: objective for name, objective in self.objectives.items() if objective.checks_first_batch}
         training = self.training
         self.eval()
         context = self.context(batch, hyper)
-        said = [
-            f"{name}: {cast(Objective, objective).check_first_batch(context)}" for name, objective in looking.items()
+        reports = [
+            f"{name}: {cast(Objective, objective).check_first_batch(context)}" for name, objective in checking.items()
         ]
         self.train(training)
-        return said
+        return reports
 
 
 def shapes_of(model: SelfDistillation) -> SelfDistillation:
-    """A copy on torch's meta device, without numbers. It is made before ranks shard the model, which cannot be copied
-    afterwards."""
+    """Returns a copy of the model on torch's meta device, which has shapes and no values. Call it before the model is
+    sharded over ranks: it cannot be copied afterwards."""
     return copy.deepcopy(model).to("meta")

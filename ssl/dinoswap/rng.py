@@ -15,28 +15,30 @@ if TYPE_CHECKING:  # imported where it is used: most draws are NumPy's, and torc
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
-    """A 64-bit key for one purpose at one point of the run (BLAKE2b of the arguments)."""
+    """Returns a 64-bit key for one purpose at one point of the run (BLAKE2b of the arguments)."""
     text = "/".join([str(seed), purpose, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    """Returns a NumPy generator keyed by the arguments."""
     return np.random.Generator(np.random.Philox(derive(seed, purpose, *counters)))
 
 
 def python_generator(seed: int, purpose: str, *counters: int) -> random.Random:
+    """Returns a generator of Python's `random`, keyed by the arguments."""
     return random.Random(derive(seed, purpose, *counters))
 
 
 def torch_generator(seed: int, purpose: str, *counters: int) -> "torch.Generator":
-    """A CPU generator. `manual_seed` takes 64 bits, so the key is used whole."""
+    """Returns a torch generator on the CPU, keyed by the arguments. Its `manual_seed` takes all 64 bits of the key."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, purpose, *counters))
 
 
 def seed_torch(seed: int, purpose: str, *counters: int) -> None:
-    """Key torch's default generators (all devices), for modules that draw from them, as dropout does."""
+    """Seeds torch's default generators on all devices, for modules that draw from them, such as dropout."""
     import torch
 
     torch.manual_seed(derive(seed, purpose, *counters))

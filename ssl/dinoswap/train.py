@@ -19,7 +19,7 @@ from dinoswap.config.schema import ConfigError
 
 EXPLAIN, VERSION = "--explain", "--version"
 WIDTH = 180
-"""Of a table that is not printed to a terminal."""
+"""Width in characters of a table that is not printed to a terminal."""
 
 
 @hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="train")
@@ -30,7 +30,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the console script. A rank that exits with an error tells the others why, so that they do not wait."""
     try:
         _main()
     except SystemExit as end:
@@ -60,12 +60,12 @@ def _main() -> None:
 
 
 def _one_of_several() -> bool:
-    """Whether other ranks may wait for this one; asked without torch."""
+    """Whether this process is one of several ranks, read from the environment to avoid importing torch."""
     return os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1"
 
 
 def explain(overrides: Sequence[str]) -> None:
-    """What these overrides choose for each axis. Nothing is run."""
+    """Prints what these overrides choose for each axis. Nothing is trained. Raises ConfigError for a wrong override."""
     Console(width=None if sys.stdout.isatty() else WIDTH).print(explanation(chosen_options(overrides)))
 
 

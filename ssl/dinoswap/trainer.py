@@ -1,4 +1,4 @@
-"""The training step, and the state that it changes. No option of any group is named here."""
+"""The training step and the state that it changes. It is independent of the options of all groups."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,8 @@ Clip = Callable[[list[Group]], dict[str, Tensor]]
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto' is CUDA when there is one: of several processes on a node, each has its own."""
+    """Returns the device; 'auto' is CUDA where there is a GPU, one for each process of a node, else the CPU. Raises
+    ValueError for an unknown name and for CUDA without a GPU."""
     if name == "auto":
         return torch.device("cuda", local_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -53,8 +54,8 @@ class Trainer:
         called: nn.Module | None = None,
         shapes: SelfDistillation | None = None,
     ) -> None:
-        """`called` in the place of `model`: torch's DistributedDataParallel around it, for example. `shapes` is the
-        model without numbers and in one piece, for counting FLOPs."""
+        """`called` is called instead of `model`: torch's DistributedDataParallel around it, for example. `shapes` is a
+        copy of the whole model on the meta device, for counting FLOPs."""
         self.model = model
         self.called = model if called is None else called
         self.shapes = model if shapes is None else shapes
@@ -62,7 +63,7 @@ class Trainer:
         self.schedules = schedules
         self.clip = clip
         self.ema = EMA(model.teacher, model.student)
-        self.buffers = list(model.buffers())  # what a forward pass may move, as it does centres
+        self.buffers = list(model.buffers())  # a forward pass may change them, such as centres
         self.dtype = AUTOCAST.get(precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.seed = seed
@@ -73,18 +74,20 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
 
     def check_first_batch(self, batch: Batch) -> list[str]:
-        """What objectives have to say before the first step, see `SelfDistillation.check_first_batch`."""
+        """Returns the objectives' reports on a batch before the first step, see `SelfDistillation.check_first_batch`.
+        Raises ValueError where one of them cannot train."""
         with self.autocast():
             return self.model.check_first_batch(batch, self.schedules.at(0))
 
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One optimiser step over normalised micro-batches on the device; the logged scalars, still on the device."""
+        """Makes one optimiser step over normalised micro-batches on the device. Returns the scalars to log, on the
+        device. Raises Diverged for the step before, see `NonFiniteGuard.resolve`."""
         hyper = self.schedules.at(step)
         apply_schedules(self.optimizer.param_groups, hyper)
         seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
         before = [buffer.clone() for buffer in self.buffers]
         logs = self._gradients(batches, hyper)
-        moved = [buffer.clone() for buffer in self.buffers]
+        updated = [buffer.clone() for buffer in self.buffers]
         self.scaler.unscale_(self.optimizer)
         self._agree_on_overflow()
         norms = self.clip(self.optimizer.param_groups)
@@ -92,17 +95,18 @@ class Trainer:
         severity = self.guard.severity(logs["loss"], norms, self.scaler.scale(torch.ones((), device=self.device)))
         nonfinite = (severity > 0).float()
         self._set_buffers(before)
-        self.guard.resolve()  # of the step before: from here on the state that it met changes
+        self.guard.resolve()  # of the step before, whose state is overwritten from here on
         self.guard.watch(step, batches, severity)
         self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # the fused step is a no-op where it is 1
         self.optimizer.step()
         self.scaler.update()
         self.ema.update(hyper["momentum"], nonfinite)
-        self._set_buffers([torch.where(nonfinite > 0, b, m) for b, m in zip(before, moved, strict=True)])
+        self._set_buffers([torch.where(nonfinite > 0, b, m) for b, m in zip(before, updated, strict=True)])
         return {**logs, **{f"grad_norm/{name}": norm for name, norm in norms.items()}, "nonfinite": nonfinite}
 
     def _gradients(self, batches: Sequence[Batch], hyper: Hyper) -> dict[str, Tensor]:
-        """Leave the mean gradient of the micro-batches in the parameters; the mean loss and terms."""
+        """Computes the mean gradient of the micro-batches into the parameters and returns the means of the loss and of
+        its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, start=1):
@@ -115,22 +119,25 @@ class Trainer:
         return logs
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Replicas exchange the gradients of all micro-batches with those of the last one. Shares do it each time:
-        between them whole gradients would have to be kept."""
+        """A context in which gradients are exchanged between ranks or not. Replicas (DDP) exchange them once, after the
+        last micro-batch. Shards (FSDP2) exchange them after each: otherwise each rank would have to keep whole
+        gradients."""
         wait: Callable[[], contextlib.AbstractContextManager[None]] | None = getattr(self.called, "no_sync", None)
         return contextlib.nullcontext() if last or wait is None else wait()
 
     def _agree_on_overflow(self) -> None:
-        """Of shares of a gradient one may overflow alone: the loss scale is that of all ranks."""
+        """Makes all ranks see an overflow on any of them. A single shard of a gradient may overflow, and the loss scale
+        must stay the same on all ranks."""
         if self.scaler.is_enabled() and world_size() > 1:
-            for found in self.scaler._found_inf_per_device(self.optimizer).values():
-                found.copy_(all_reduce_max(found))
+            for found_inf in self.scaler._found_inf_per_device(self.optimizer).values():
+                found_inf.copy_(all_reduce_max(found_inf))
 
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
         for buffer, value in zip(self.buffers, values, strict=True):
             buffer.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns all state that a checkpoint holds: model, optimiser, loss scaler, count of non-finite steps."""
         return {
             "model": self.model.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
@@ -139,7 +146,8 @@ class Trainer:
         }
 
     def sharded_like(self) -> dict[str, Tensor]:
-        """By the '/'-joined names of `state_dict`: tensors cut as those of the state are, where ranks hold shares."""
+        """Returns tensors by the '/'-joined names of `state_dict`, sharded as those of the state are. Reading a
+        checkpoint takes the layout of the shards from them."""
         moments = {
             f"optimizer/{name}/{moment}": parameter
             for name, parameter in named_parameters(self.optimizer).items()
@@ -148,7 +156,8 @@ class Trainer:
         return {**{f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}, **moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """With shares where `sharded_like` has them."""
+        """Loads a `state_dict` whose tensors are sharded where those of `sharded_like` are. Raises ValueError or
+        RuntimeError where it does not fit."""
         self.model.load_state_dict(state["model"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():

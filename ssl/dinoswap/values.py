@@ -22,8 +22,8 @@ Hyper = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Views:
-    """The crops of one image: uint8 [3, H, W]. `clean_crops` repeat the geometry of the mask-carrying crops
-    without any photometric change; they are empty unless an objective asks for them."""
+    """The crops of one image, uint8 [3, H, W] each. `clean_crops` have the geometry of the mask-carrying crops without
+    any photometric change; the list is empty unless an objective needs them."""
 
     global_crops: list[Tensor]
     local_crops: list[Tensor]
@@ -33,7 +33,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of one step. Crops are uint8 from the loader and float, normalised, in the model."""
+    """One rank's part of one step. Crops are uint8 as the loader makes them, and normalised floats in the model."""
 
     global_crops: Tensor  # [2, B, 3, H, W]
     local_crops: Tensor  # [L, B, 3, h, w]
@@ -47,6 +47,7 @@ class Batch:
 
     @property
     def images(self) -> int:
+        """Number of images B."""
         return self.global_crops.shape[1]
 
     @property
@@ -55,6 +56,7 @@ class Batch:
         return self.extra_crops if self.extra_crops.shape[0] else self.global_crops
 
     def tensors(self) -> dict[str, Tensor]:
+        """Returns all tensors by field name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrupt"}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -68,13 +70,13 @@ class Batch:
         return self._map(lambda t: t.pin_memory())
 
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
-        """uint8 crops through `normalise`, everything else as it is."""
+        """Returns the batch with uint8 crops through `normalise` and everything else unchanged."""
         return self._map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
 
 
 def masked_positions(mask: Tensor) -> dict[str, Tensor]:
-    """`masked_indices` and `masked_crops` of a mask bool [P, B, N]. Their sizes depend on its values, so they are found
-    where it was made, on the CPU, and not on a device that would have to be waited for."""
+    """Returns `masked_indices` and `masked_crops` of a mask bool [P, B, N]. Their sizes depend on the values of the
+    mask, so they are computed on the CPU: on a GPU the host would have to wait for them."""
     return {
         "masked_indices": mask.flatten().nonzero()[:, 0],
         "masked_crops": mask.flatten(0, 1).any(-1).nonzero()[:, 0],  # [P, B, N] -> [P B, N] -> [C]
@@ -82,13 +84,13 @@ def masked_positions(mask: Tensor) -> dict[str, Tensor]:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [..., 3, H, W] to float32 in units of `std` around `mean` (both [3], for pixels in 0..1)."""
+    """Returns uint8 pixels [..., 3, H, W] as float32 in units of `std` around `mean` (both [3], for pixels in 0..1)."""
     return (pixels.float() - mean.view(3, 1, 1) * 255).div_(std.view(3, 1, 1) * 255)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the objectives read of one network, after the backbone's final norm.
+    """The features of one network that the objectives read, after the backbone's final norm.
 
     `patch` holds all tokens and exists only when an objective asks for it (`Objective.reads_student_patches`,
     `reads_teacher_patches`): otherwise the last block works for the masked rows alone.
