@@ -4,11 +4,11 @@
 config) and `meta.json` (size and SHA-256 of the others). The folder is written under a temporary name, every file is
 fsynced, and only the rename makes it a checkpoint. Reading verifies every byte and never executes code.
 
-What cannot be read is not deleted. Reading goes back to the checkpoint before a damaged one, but not past one that the
-disk does not hand over or that another version wrote, and "there is none" is never said where there are some.
+What cannot be read is not deleted. Reading goes back past damaged checkpoints, but not past one that the disk does not
+hand over or that another version wrote. Where all are damaged it is an error, and the run does not start over.
 
-Each of several ranks writes its part of the tensors. They are read whole, or in shares for as many ranks as there are
-then. A run folder has one run at a time: whatever temporary folder lies there was left by one that died.
+Each rank writes its part of the tensors. They are read whole, or as shards for any number of ranks. A run folder has
+one run at a time, so a temporary folder in it was left by a process that died.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class Checkpoint:
 def save(
     folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int, shared: bool = False
 ) -> Path:
-    """Write the state after `step` steps, then delete all but the last `keep` checkpoints. Returns the new folder.
+    """Writes the state after `step` steps, then delete all but the last `keep` checkpoints. Returns the new folder.
 
     A `shared` checkpoint is written by all ranks: they call `save` with the same folder, each writes a part of the
     state, and the checkpoint is complete once all have. Otherwise each process writes a whole one into its own folder.
@@ -140,7 +140,7 @@ def newest_intact(folder: Path, report: Callable[[str], None]) -> Path | None:
 
 
 def read(path: Path, *, like: Mapping[str, Tensor] = MappingProxyType({}), verify: bool = True) -> Checkpoint:
-    """Load one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged.
+    """Reads one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged.
 
     Where `like` has a sharded tensor under the '/'-joined name, only this rank's shard of it is read. Without `verify`
     no checksum is computed: for ranks that read what the first one has verified.

@@ -1,8 +1,8 @@
-"""The folder in which a run's checkpoints lie: which there are, and which of them may be deleted.
+"""The folder of a run's checkpoints: which there are, and which of them may be deleted.
 
-Weeks of computing lie here, and people link, copy and move what is theirs. So nothing is deleted but real folders whose
-`meta.json` this version reads and which says what their name says; whatever else stands where a checkpoint has to go is
-renamed, and all the rest is left alone.
+Checkpoints hold weeks of computing, and users link, copy and move them. So only real folders are deleted whose
+`meta.json` this version reads and which has the step in the folder's name. Anything else in the place of a new
+checkpoint is renamed, and everything else is left as it is.
 """
 
 import json
@@ -132,7 +132,7 @@ def retain(folder: Path, step: int, keep: int) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make the names in `folder` durable, not only the contents of its files."""
+    """Makes the names in `folder` durable, which an fsync of its files does not."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -92,6 +92,7 @@ def require_same_command(config: Mapping[str, Any]) -> None:
 
 
 def is_complete(record_path: Path) -> bool:
+    """Whether run.json says that the run is completed."""
     return record_path.exists() and load_record(record_path)["status"] == "completed"
 
 
@@ -166,7 +167,9 @@ def finish(built: Run) -> Evaluation:
         raise
     except Exception as raised:
         reason = explained(raised)
-        if isinstance(reason, OSError) and reason.filename is None:  # writing to an open file does not say to which
+        if (
+            isinstance(reason, OSError) and reason.filename is None
+        ):  # an error while writing to an open file has no file name
             reason.filename = str(built.folder)
         if not is_main():
             _log.error(one_line(reason))  # the first rank's is in run.json

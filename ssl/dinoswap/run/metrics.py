@@ -37,11 +37,12 @@ class MetricsLog:
         """Lines that the file should have: those kept by `truncate_from` and those written since."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line."""
         self.lines += 1
         self._file.write(json.dumps(_finite({"step": step, **values}), allow_nan=False) + "\n")
 
     def truncate_from(self, step: int) -> None:
-        """Drop the lines of `step` and later, and a last line that was cut off: a run resumes by logging `step`."""
+        """Drops the lines of `step` and later, and a last line that was cut off: a run resumes by logging `step`."""
         lines = [json.dumps(line) + "\n" for line in read(self.path) if line["step"] < step]
         self.lines = len(lines)
         self._file.close()

@@ -73,6 +73,7 @@ def unmeasured(cfg: Config, train: Images, test: Images | None) -> Iterator[str]
 
 
 def is_accuracy(metric: str) -> bool:
+    """Whether a metric is an accuracy, for which labels are needed."""
     return metric.startswith(("eval/knn", "eval/linear"))
 
 

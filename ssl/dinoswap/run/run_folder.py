@@ -72,7 +72,7 @@ def planned_identity(config: Mapping[str, Any], ranks: int = 1) -> dict[str, Any
     `NAMED_BY_TEXT` stand for them, and the reason is logged once."""
     try:
         return own_identity(config, data_facts(config), ranks)
-    except Exception as error:  # whatever a reader raises; the run will raise it too, or has what is missing here
+    except Exception as error:  # any error of a reader: the run raises it too, or has what is missing here
         if (reason := " ".join(str(error).split())) not in _logged_reasons:
             _logged_reasons.add(reason)
             _log.warning("%s: the run is named when it begins", reason)
@@ -103,11 +103,10 @@ def leave_word(config: Mapping[str, Any], folder: Path, run_identity: Mapping[st
     if place := os.environ.get(PLACE):
         point(Path(place), folder)
     if RANKS in run_identity and config["study"] and folder.parent.name == run_id(run_identity):
-        alone = (
-            folder.parents[1] / run_id({key: run_identity[key] for key in run_identity if key != RANKS}) / folder.name
-        )
-        if not (alone / "run.json").exists():
-            point(alone, folder)
+        single_rank = {key: value for key, value in run_identity.items() if key != RANKS}
+        planned = folder.parents[1] / run_id(single_rank) / folder.name
+        if not (planned / "run.json").exists():
+            point(planned, folder)
     (folder / POINTER).unlink(missing_ok=True)
 
 
