@@ -83,7 +83,7 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
 
 
 def build_da3(cfg: Config) -> Objective:
-    """Returns the objective of the group `da3` with its frozen teacher. It is told the mean and std that crops are
+    """Returns the objective of the group `da3` with its frozen teacher. It gets the mean and std that crops are
     normalised by."""
     section = {name: value for name, value in cfg["da3"].items() if name not in ("enabled", "reduction")}
     reduction, loading = construct_option(cfg["da3"]["reduction"], "da3.reduction"), loading_settings(cfg)

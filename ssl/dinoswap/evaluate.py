@@ -210,6 +210,7 @@ def show(evaluation: "Evaluation", subject: Subject, out: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dinoswap-eval",
         description="k-NN, linear probe, baselines, diagnostics and pictures of a trained backbone.",

@@ -71,6 +71,7 @@ class Trainer:
         self.guard = NonFiniteGuard(max_nonfinite_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """A context that computes in the precision of the run."""
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
 
     def check_first_batch(self, batch: Batch) -> list[str]:

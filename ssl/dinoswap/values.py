@@ -64,9 +64,11 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> "Batch":
+        """Returns the batch on `device`; the host does not wait for the copy."""
         return self._map(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
+        """Returns the batch in pinned memory, from which copies to a GPU are asynchronous."""
         return self._map(lambda t: t.pin_memory())
 
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
@@ -93,7 +95,7 @@ class Features:
     """The features of one network that the objectives read, after the backbone's final norm.
 
     `patch` holds all tokens and exists only when an objective asks for it (`Objective.reads_student_patches`,
-    `reads_teacher_patches`): otherwise the last block works for the masked rows alone.
+    `reads_teacher_patches`): otherwise the last block computes the masked rows only.
     """
 
     global_cls: Tensor  # [2, B, D]

@@ -80,6 +80,7 @@ class _Split:
 
     @property
     def labelled(self) -> bool:
+        """Whether training and test images are different ones and both have labels."""
         return self.test is not self.train and self.train.labelled and self.test.labelled
 
     @property
@@ -245,6 +246,7 @@ def neighbours_only(train: Extracted, test: Extracted) -> dict[str, float]:
 
 
 def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:
+    """Returns the backbone of a student or teacher."""
     return cast(VisionTransformer, networks["backbone"])
 
 
