@@ -107,6 +107,7 @@ class MaskedImageDistillation(Objective):
 
     @property
     def teacher(self) -> FrozenTeacher:
+        """The frozen teacher, which is no submodule."""
         return self._outside[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "MaskedImageDistillation":
@@ -116,20 +117,25 @@ class MaskedImageDistillation(Objective):
         return self
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
+        """Returns the projector, which is a part of the student."""
         return {PROJECTOR: self._projector}
 
     def inference_only_models(self) -> Sequence[nn.Module]:
+        """Returns the teacher where it is to be sharded, with use_fsdp."""
         return [self.teacher] if self.use_fsdp else []
 
     def identity(self) -> Mapping[str, str]:
+        """Returns the identity of the teacher, which decides the result beside the config."""
         return {"teacher": self.teacher.network.identity}
 
     def notices(self) -> Sequence[str]:
+        """Returns the teacher's notice, and a warning where the device emulates its precision."""
         device = next(self.teacher.parameters()).device
         emulated = emulation_notice("da3.precision", torch.bfloat16 if self.teacher.bf16 else None, device)
         return [self.teacher.network.notice, *([emulated] if emulated else [])]
 
     def weight(self, term: str) -> float | None:
+        """Returns the loss weight for `cosine`, None for all other terms."""
         return self.loss_weight if term == "cosine" else None
 
     def forward(self, context: Context) -> dict[str, Tensor]:
@@ -185,6 +191,8 @@ class MaskedImageDistillation(Objective):
         return report
 
     def compare_tokens(self, student: nn.ModuleDict, images: Tensor, mask: Tensor) -> TokenComparison:
+        """Returns the tokens of teacher and student, float32 [n, N, D] each, of images [n, 3, H, W] without and
+        with the mask bool [n, N]."""
         backbone = cast(VisionTransformer, student["backbone"])
         clean, masked = backbone([images, images], [None, mask])
         project = student[PROJECTOR]

@@ -60,4 +60,5 @@ class Teacher(nn.Module):
         self.mean, self.std = mean, std
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the tokens [N, P, embed_dim] of images [N, 3, H, W]."""
         raise NotImplementedError

@@ -42,11 +42,13 @@ class Source:
 
     @property
     def name(self) -> str:
+        """The variants that the network can be, or its size where it is not released."""
         spec = self.architecture
         return " or ".join(self.names) or f"unreleased, {spec.depth} blocks of width {spec.embed_dim}"
 
     @property
     def identity(self) -> str:
+        """The name and the hash of the weights, or that they are random."""
         return f"{self.name} " + (f"sha256:{sha256(self.path)[:16]}" if self.path else "random weights")
 
     @property

@@ -55,6 +55,8 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
+    """A released network: its architecture, its licence, and where it lies in the official files."""
+
     architecture: Architecture
     model_name: str  # in config.json
     licence: str

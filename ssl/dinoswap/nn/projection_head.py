@@ -37,7 +37,7 @@ class ProjectionHead(nn.Module):
         layers: int = 3,
         train_weight_g: bool = True,
     ) -> None:
-        """`layers` linear maps with exact GELU between them, then the prototypes."""
+        """The head has `layers` linear maps with exact GELU between them, and then `prototypes` prototypes."""
         super().__init__()
         for name, value in {
             "prototypes": prototypes,

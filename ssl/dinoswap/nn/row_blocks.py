@@ -12,7 +12,7 @@ GPU_BLOCK = 2**24
 """Number of elements of a block on a GPU, where each block costs a launch of every kernel."""
 
 Rows = tuple[int | slice, ...]
-"""Index of a block: what it takes of each leading dimension."""
+"""Index of a block: an index or a slice for each leading dimension."""
 
 
 def row_blocks(x: Tensor) -> Iterator[Rows]:

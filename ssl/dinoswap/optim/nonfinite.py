@@ -46,7 +46,7 @@ class NonFiniteGuard:
         return all_reduce_max((~finite).float() * (1 + hopeless))
 
     def watch(self, step: int, batches: Sequence[Batch], severity: Tensor) -> None:
-        """Start copying the severity to the host; `resolve` reads it."""
+        """Starts to copy the severity of a step to the host, where the next `resolve` reads it."""
         on_host = severity.to("cpu", non_blocking=True)
         event = None
         if severity.is_cuda:
@@ -79,7 +79,9 @@ class NonFiniteGuard:
             )
 
     def state_dict(self) -> dict[str, int]:
+        """Returns the counters that a checkpoint holds."""
         return {"in_a_row": self.in_a_row, "total": self.total}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restores the counters of a `state_dict`."""
         self.in_a_row, self.total = int(state["in_a_row"]), int(state["total"])

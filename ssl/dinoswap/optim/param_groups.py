@@ -17,10 +17,14 @@ Group = dict[str, Any]
 
 
 class LayerDecay(Protocol):
+    """An option of the `layer_decay` group: returns the lr multiplier of a backbone parameter by its name."""
+
     def multiplier(self, name: str, depth: int) -> float: ...
 
 
 class WeightDecay(Protocol):
+    """An option of the `weight_decay` group: returns the name of the schedule that a module follows."""
+
     def schedule(self, module: str) -> str: ...
 
 

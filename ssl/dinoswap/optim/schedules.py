@@ -146,25 +146,28 @@ def build_schedules(settings: ScheduleSettings, *, total: int, batch_size: int) 
     Where the last layer of the heads is frozen by a lr of 0, Adam's moments already accumulate meanwhile. Where its
     gradients are dropped, as the legacy trainer @ 67f6a87 does, the moments and their bias correction begin with the
     first real step."""
-    s = settings
-    warmup = steps(s.warmup, total, "schedule.warmup")
-    lr = cosine(scaled_lr(s.base_lr, batch_size, s.lr_scaling), s.min_lr, total, warmup=warmup)
-    frozen = steps(s.freeze_last_layer, total, "schedule.freeze_last_layer")
-    dropped = s.freeze_by == "drop_gradients"
-    decay_warmup = steps(s.weight_decay_warmup, total, "schedule.weight_decay_warmup")
-    temp_warmup = steps(s.teacher_temp_warmup, total, "schedule.teacher_temp_warmup")
-    temperature = linear_then_constant if s.teacher_temp_shape == "linear" else cosine_then_constant
+    warmup = steps(settings.warmup, total, "schedule.warmup")
+    lr = cosine(scaled_lr(settings.base_lr, batch_size, settings.lr_scaling), settings.min_lr, total, warmup=warmup)
+    frozen = steps(settings.freeze_last_layer, total, "schedule.freeze_last_layer")
+    dropped = settings.freeze_by == "drop_gradients"
+    decay_warmup = steps(settings.weight_decay_warmup, total, "schedule.weight_decay_warmup")
+    temp_warmup = steps(settings.teacher_temp_warmup, total, "schedule.teacher_temp_warmup")
+    temperature = linear_then_constant if settings.teacher_temp_shape == "linear" else cosine_then_constant
     return Schedules(
         {
             "lr": lr,
             "last_layer_lr": lr if dropped else with_frozen_start(lr, frozen),
             "last_layer_dropped": Schedule(np.ones(frozen if dropped else 0), 0.0),
-            "prototype_lr": cosine(s.base_lr, 0.0, total, warmup=warmup),
+            "prototype_lr": cosine(settings.base_lr, 0.0, total, warmup=warmup),
             "weight_decay": cosine(
-                s.weight_decay, s.weight_decay_end, total, warmup=decay_warmup, start=s.weight_decay
+                settings.weight_decay,
+                settings.weight_decay_end,
+                total,
+                warmup=decay_warmup,
+                start=settings.weight_decay,
             ),
             "constant_weight_decay": Schedule(np.empty(0), ADAMW_WEIGHT_DECAY),
-            "momentum": cosine(s.momentum, s.momentum_end, total),
-            "teacher_temp": temperature(s.teacher_temp_start, s.teacher_temp, temp_warmup),
+            "momentum": cosine(settings.momentum, settings.momentum_end, total),
+            "teacher_temp": temperature(settings.teacher_temp_start, settings.teacher_temp, temp_warmup),
         }
     )
