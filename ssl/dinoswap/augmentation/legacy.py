@@ -9,11 +9,11 @@ The image is first squashed to a square, its aspect lost, and the views are cut 
   extra     224   0.4-1     0.3            0.3, 0.3, 0.15, 0.05   0          U(0.1, 0.2)   0
   local      96   0.05-0.4  0              0.4, 0.4, 0.2, 0.1     0.01       U(0.1, 0.15)  0
 
-A neighbour weighs at most 4e-6 in this blur, so it changes no pixel; it is kept as it is.
+A neighbour weighs at most 4e-6 in this blur, so it changes no pixel; it is kept for fidelity.
 
 With the same seed `official` makes the same horizontal flips and the same jitter (in the extra crop by the same share
-of other widths). What is gray here is gray there, what is solarized there is solarized here, and the same numbers place
-the crops, whose areas differ.
+of other widths). Crops that are gray here are gray there, crops that are solarized there are solarized here, and the
+same random numbers place the crops, whose areas differ.
 """
 
 from functools import partial

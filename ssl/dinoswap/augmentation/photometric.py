@@ -88,14 +88,17 @@ def apply(image: Pixels, photometry: Photometry) -> Pixels:
 
 
 def adjust_brightness(image: Pixels, factor: float) -> Pixels:
+    """Returns the image with its values multiplied by `factor`."""
     return _scale_around(image, 0.0, factor)
 
 
 def adjust_contrast(image: Pixels, factor: float) -> Pixels:
+    """Returns the image with its distance to the mean gray level multiplied by `factor`."""
     return _scale_around(image, int(cv2.mean(_gray(image))[0] + 0.5), factor)
 
 
 def adjust_saturation(image: Pixels, factor: float) -> Pixels:
+    """Returns the image with its distance to its gray version multiplied by `factor`."""
     gray = cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(image, factor, gray, 1 - factor, _TRUNCATE)
 
@@ -113,12 +116,14 @@ def adjust_hue(image: Pixels, turns: float) -> Pixels:
 
 
 def blur(image: Pixels, sigma: float, kernel: int = 9) -> Pixels:
+    """Returns the image under a Gaussian window of `kernel` pixels and a deviation of `sigma` pixels."""
     window = cv2.getGaussianKernel(kernel, sigma)
     # sepFilter2D: float sums, twice as fast as GaussianBlur's fixed point and nearer to the exact result
     return cv2.sepFilter2D(image, -1, window, window)
 
 
 def solarize(image: Pixels, threshold: int) -> Pixels:
+    """Returns the image with values from `threshold` on inverted."""
     levels = np.arange(256, dtype=np.uint8)
     return cv2.LUT(image, np.where(levels < threshold, levels, 255 - levels))
 

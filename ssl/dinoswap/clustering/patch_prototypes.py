@@ -70,9 +70,11 @@ class PatchPrototypeLoss(Objective):
         )
 
     def weight(self, term: str) -> float:
+        """Returns the factor of a term in the loss."""
         return self.weights[term]
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
+        """Returns the prototype bank, which is a part of the student."""
         return {BANK: self.bank}
 
     def select(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,12 +83,14 @@ class PatchPrototypeLoss(Objective):
         raise NotImplementedError
 
     def teacher_targets(self, context: Context) -> Tensor:
+        """Returns the target distributions [P B N, K] of all teacher tokens."""
         teacher = self._teacher_tokens(context)
         assigned: Assigned = context.student[BANK](teacher, teacher[:0])
         targets: Tensor = self.targets(assigned.teacher, context.hyper["teacher_temp"])
         return targets
 
     def forward(self, context: Context) -> dict[str, Tensor]:
+        """Returns the scalar terms `clustering`, `arrangement` and `koleo_proto`."""
         temperature = context.hyper["teacher_temp"]
         tokens, mask, positions = self.select(context)
         assigned: Assigned = context.student[BANK](self._teacher_tokens(context), _unit(tokens))

@@ -1,4 +1,4 @@
-"""Rectangles, each within what is missing to the target, up to 10 at once: the count overshoots.
+"""Rectangles of at most the patches missing to the target, up to 10 at once: the count exceeds the target.
 
 One `place` call uses all of its 10 attempts until the new patches sum up to the cap. The cap stays that of the first
 rectangle, where `block` takes one rectangle and lowers the cap before the next: so up to 2 * target - 1 patches are

@@ -35,11 +35,13 @@ class DINO(Objective):
         self.student_temp = student_temp
 
     def teacher_targets(self, context: Context) -> Tensor:
+        """Returns the target distributions [2 B, K] of the teacher's global crops."""
         cls = context.teacher_features.global_cls.flatten(0, 1)  # [2, B, D] -> [2 B, D]
         targets: Tensor = self.targets(context.teacher[self.head](cls), context.hyper["teacher_temp"])
         return targets
 
     def forward(self, context: Context) -> dict[str, Tensor]:
+        """Returns the scalar terms `global` and, where there are local crops, `local`."""
         features, head = context.student_features, context.student[self.head]
         shape = features.global_cls.shape[:2]
         targets = torch.unflatten(self.teacher_targets(context).detach(), 0, shape)  # [2 B, K] -> [2, B, K]

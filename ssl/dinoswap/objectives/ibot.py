@@ -32,11 +32,13 @@ class IBOT(Objective):
         self.student_temp = student_temp
 
     def teacher_targets(self, context: Context) -> Tensor:
+        """Returns the target distributions [M, K] of the teacher's tokens at the masked positions."""
         logits = context.teacher[self.head](context.teacher_features.masked_patch)  # [M, D] -> [M, K]
         targets: Tensor = self.targets(logits, context.hyper["teacher_temp"])
         return targets
 
     def forward(self, context: Context) -> dict[str, Tensor]:
+        """Returns the scalar term `masked`."""
         targets = self.teacher_targets(context).detach()
         student = context.student[self.head](context.student_features.masked_patch)  # [M, D] -> [M, K]
         losses = cross_entropy(targets, student, self.student_temp, overwrite_logits=True)  # [M]

@@ -55,5 +55,6 @@ class KoLeo(Objective):
         self.gather = gather
 
     def forward(self, context: Context) -> dict[str, Tensor]:
+        """Returns the scalar term `cls` of the student's global crops."""
         per_crop = torch.stack([koleo(crop, self.gather) for crop in context.student_features.global_cls])
         return {"cls": per_crop.mean() if self.over_crops == "mean" else per_crop.sum()}

@@ -46,7 +46,7 @@ class SinkhornKnopp(nn.Module):
             block = logits[rows].float() / temperature
             peak[rows] = block.amax(dim=1)
             q[rows] = block.sub_(peak[rows].unsqueeze(1)).exp_()
-        # On a rank without rows the maximum is -inf, and that of another rank counts
+        # On a rank without rows the maximum is -inf, which all_reduce_max replaces by that of another rank
         largest = peak.max() if peak.numel() else peak.new_tensor(-torch.inf)
         u = (peak - all_reduce_max(largest)).exp_() * MIDDLE
         prototypes_per_row = q.shape[1] / all_reduce_sum(q.new_tensor(float(q.shape[0]))).clamp_(min=1)
