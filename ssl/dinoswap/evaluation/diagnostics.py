@@ -121,7 +121,7 @@ def verdict(diagnostics: Mapping[str, float], targets: str = "teacher targets") 
 def _target_verdict(diagnostics: Mapping[str, float], targets: str) -> str | None:
     """Returns a sentence where teacher targets are uniform or constant, else None. `targets` names them."""
     level, maximum = diagnostics["target_entropy"], diagnostics["target_entropy_max"]
-    prototypes, used = math.exp(maximum), diagnostics["prototype_perplexity"]
+    prototypes = math.exp(maximum)
     if level > UNIFORM * maximum:
         return (
             f"{targets} are uniform: entropy {level:.3f} of ln K = {maximum:.3f} (K = {prototypes:.0f}), so nothing "
@@ -131,8 +131,8 @@ def _target_verdict(diagnostics: Mapping[str, float], targets: str) -> str | Non
     if diagnostics["target_information"] < CONSTANT * diagnostics["target_information_max"]:
         return (
             f"{targets} are constant: every image gets the same one, of entropy {level:.3f} "
-            f"({used:.1f} of {prototypes:.0f} prototypes in use); try Sinkhorn-Knopp instead "
-            "of centering, a higher teacher temperature, or a lower learning rate"
+            f"({diagnostics['prototype_perplexity']:.1f} of {prototypes:.0f} prototypes in use); try Sinkhorn-Knopp "
+            "instead of centering, a higher teacher temperature, or a lower learning rate"
         )
     return None
 
