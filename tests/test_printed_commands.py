@@ -16,7 +16,7 @@ import pytest
 from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import config_dir
 from dinoswap.evaluate import default_config, with_overrides
-from dinoswap.studies.ablate import of_hydra
+from dinoswap.studies.ablate import is_hydra_override
 from dinoswap.studies.study import read_study
 from dinoswap.studies.tuning.definition import read_tuning
 
@@ -123,9 +123,11 @@ def accept_overrides(program: str, given: dict[str, object]) -> None:
     overrides = given.get("overrides") or []
     assert isinstance(overrides, list)
     if program == "dinoswap-ablate":
-        study = read_study(str(given["study"]), [line for line in overrides if not of_hydra(line)])
+        study = read_study(str(given["study"]), [line for line in overrides if not is_hydra_override(line)])
         launcher = [] if any("hydra/launcher" in line for line in overrides) else ["hydra/launcher=local"]
-        compose_config(study.overrides(study.reference) + launcher + [line for line in overrides if of_hydra(line)])
+        compose_config(
+            study.overrides(study.reference) + launcher + [line for line in overrides if is_hydra_override(line)]
+        )
     elif program == "dinoswap-tune":
         read_tuning(str(given["study"]), overrides)
     elif program == "dinoswap-eval":

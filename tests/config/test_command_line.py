@@ -25,7 +25,7 @@ from dinoswap.config.sections import RunSettings
 from dinoswap.data.embedded import EmbeddedData
 from dinoswap.run.provenance import SUBMITTED_CODE
 from dinoswap.run.run_folder import PLACE
-from dinoswap.studies.ledger import find
+from dinoswap.studies.ledger import run_statuses
 from dinoswap.train import EXPLAIN
 
 TINY = ["recipe=smoke", "trainer.max_steps=1", "trainer.eval_every=0", "trainer.tensorboard=false"]
@@ -285,13 +285,13 @@ def test_what_only_the_node_knows(dinoswap_train: Command, tmp_path: Path, monke
     command = [*TINY, "data=image_folder", "data.path='${oc.env:NODE_TMP}/images'"]
     assert dinoswap_train(*command).status == 2  # before Hydra: a single run
     assert dinoswap_train("--multirun", *command).status == 1
-    (found,) = find([asked])
+    (found,) = run_statuses([asked])
     assert (found.state, found.note) == ("failed", "ConfigError: " + found.note.removeprefix("ConfigError: "))
     assert "Environment variable 'NODE_TMP' not found" in found.note
 
     monkeypatch.setenv("NODE_TMP", str(folder(tmp_path / "images", 6).parent))
     assert dinoswap_train("--multirun", *command).status == 0
-    (found,) = find([asked])
+    (found,) = run_statuses([asked])
     assert found.state == "completed"
     (record,) = records(tmp_path / "results").values()
     assert found.record == record

@@ -14,7 +14,7 @@ import pytest
 from dinoswap.studies import ablate, launch
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.forecast import Cost, costs, detectable, seeds_that_detect, spread, spread_of
-from dinoswap.studies.ledger import Entry, entries, find
+from dinoswap.studies.ledger import Entry, entries, run_statuses
 from dinoswap.studies.study import Study, read_study
 
 STUDY = """# Which masking?
@@ -137,11 +137,11 @@ def test_the_spread_is_that_of_paired_differences(path: Path) -> None:
     values = np.random.default_rng(0).normal(30, 3, (3, 3))  # cells, seeds
     for entry, value in zip(wanted, values.ravel(), strict=True):
         write(entry, knn=float(value))
-    sd, df = spread(wanted, find([entry.folder for entry in wanted]), study.metrics[0]) or (0, 0)
+    sd, df = spread(wanted, run_statuses([entry.folder for entry in wanted]), study.metrics[0]) or (0, 0)
     differences = values[1:] - values[0]
     assert df == 4
     assert sd == pytest.approx(math.sqrt(differences.var(axis=1, ddof=1).mean()))
-    assert spread(wanted[:3], find([entry.folder for entry in wanted[:3]]), study.metrics[0]) is None
+    assert spread(wanted[:3], run_statuses([entry.folder for entry in wanted[:3]]), study.metrics[0]) is None
 
 
 def test_one_seed_is_a_warning_and_two_are_not(
@@ -192,7 +192,7 @@ def test_a_crossed_plan_knows_what_effects_are_tested_against(
                          for e in wanted])  # fmt: skip
     for entry, at in zip(wanted, switched, strict=True):
         write(entry, knn=float(30 + rng.normal() + own[:, entry.seed] @ at))
-    found = find([entry.folder for entry in wanted])
+    found = run_statuses([entry.folder for entry in wanted])
     sd, df = spread_of(study, design, wanted, found, study.metrics[0]) or (0.0, 0)
     values = [at.record["metrics"]["eval/knn_top1"] for at in found]
     table = np.reshape(values, (4, 4)).T  # seeds, cells
@@ -210,7 +210,7 @@ def test_values_beyond_any_float_are_no_spread(path: Path) -> None:
     study = read_study(path)
     for number, entry in enumerate(wanted):
         write(entry, knn=[1e300, -1e300][number % 2])
-    assert spread(wanted, find([entry.folder for entry in wanted]), study.metrics[0]) is None
+    assert spread(wanted, run_statuses([entry.folder for entry in wanted]), study.metrics[0]) is None
 
 
 # --- run --------------------------------------------------------------------------------------------------------------

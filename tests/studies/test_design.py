@@ -325,7 +325,7 @@ def test_changed_configs_are_composed_anew(tmp_path: Path, monkeypatch: pytest.M
     before = Composer(check=False)(["recipe=smoke"])
     recipe = tmp_path / "configs" / "recipe" / "smoke.yaml"
     recipe.write_text(recipe.read_text().replace("max_steps: 10", "max_steps: 11"))
-    composer._state_of_the_files.cache_clear()  # as another process would find it
+    composer._source_hash.cache_clear()  # as another process would find it
     after = Composer(check=False)(["recipe=smoke"])
     assert (before["trainer"]["max_steps"], after["trainer"]["max_steps"]) == (10, 11)
     assert len(list(tmp_path.glob("cache/**/*.json"))) == 1

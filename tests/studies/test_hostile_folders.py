@@ -18,7 +18,7 @@ from fake_runs import record, write_run
 from fake_study import write_runs, write_study
 
 from dinoswap.studies.design import make_design
-from dinoswap.studies.ledger import Entry, entries, find
+from dinoswap.studies.ledger import Entry, entries, run_statuses
 from dinoswap.studies.report import write_report
 from dinoswap.studies.report.collect import collect
 from dinoswap.studies.report.markup import markdown_text
@@ -209,7 +209,7 @@ def test_a_report_of_a_study_where_most_folders_are_hostile(tmp_path: Path) -> N
     assert time.perf_counter() - began < 60
     told = "\n".join(collect(study, root).passed_over)
     for (name, (_, reason)), folder in zip(spoils.items(), folders[3:], strict=False):
-        (at,) = find([folder])
+        (at,) = run_statuses([folder])
         assert reason in at.note or reason in told, name
         assert not at.note or at.state != "missing" or markdown_text(at.note) in page, name
 

@@ -21,7 +21,7 @@ from dinoswap.run.provenance import SUBMITTED_CODE, CodeChanged, code_version, r
 from dinoswap.run.run_folder import point
 from dinoswap.studies.design import make_design
 from dinoswap.studies.launch import Job, launch
-from dinoswap.studies.ledger import Entry, entries, find
+from dinoswap.studies.ledger import Entry, entries, run_statuses
 from dinoswap.studies.study import read_study
 from hydra_plugins.dinoswap_launchers.local import LocalLauncher
 from train_processes import TrainProcess
@@ -121,7 +121,7 @@ def drive(runs: list[Entry], events: Path) -> None:
 
 
 def states(runs: list[Entry]) -> list[str]:
-    return [at.state for at in find([entry.folder for entry in runs])]
+    return [at.state for at in run_statuses([entry.folder for entry in runs])]
 
 
 def test_each_is_a_process_of_its_own(stage: Stage) -> None:

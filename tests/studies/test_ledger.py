@@ -17,7 +17,7 @@ from dinoswap.config.sections import RunSettings
 from dinoswap.files.lock import exclusive
 from dinoswap.run.run_folder import planned_folder, planned_id
 from dinoswap.studies.design import make_design
-from dinoswap.studies.ledger import Entry, claim, claimed, entries, find, queued_jobs, read_json
+from dinoswap.studies.ledger import Entry, claim, claimed, entries, queued_jobs, read_json, run_statuses
 from dinoswap.studies.study import read_study
 
 STUDY = """# Which masking?
@@ -98,7 +98,7 @@ def test_a_changed_base_is_other_runs_and_where_they_lie_is_not(tmp_path: Path) 
 
 @pytest.mark.parametrize("status", ["completed", "preempted", "failed", "diverged"])
 def test_what_the_record_says(status: str, tmp_path: Path) -> None:
-    (found,) = find([write_record(tmp_path / "run", status=status, error="one line\nand another")])
+    (found,) = run_statuses([write_record(tmp_path / "run", status=status, error="one line\nand another")])
     assert found.state == status
     assert found.note == ("" if status == "completed" else "one line")
     assert found.record["run_id"] == "x"
@@ -118,7 +118,7 @@ def test_without_a_record_it_is_missing(content: str | None, note: str, tmp_path
     """What is there and cannot be read is told: a run that is started there would be refused."""
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    (found,) = find([tmp_path])
+    (found,) = run_statuses([tmp_path])
     assert found.state == "missing"
     assert found.note.startswith(note)
     assert bool(found.note) == bool(note)
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     """A file in its place, and a link to itself: no permission stops root, who runs tests."""
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    found = find([tmp_path / "file", tmp_path / "loop", tmp_path / "nothing"])
+    found = run_statuses([tmp_path / "file", tmp_path / "loop", tmp_path / "nothing"])
     assert [each.words for each in found] == [
         "missing: run.json: Not a directory",
         "missing: run.json: Too many levels of symbolic links",
@@ -150,12 +150,12 @@ def test_running_is_who_has_the_lock_and_killed_who_has_lost_it(status: str, tmp
     process.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    (found,) = find([tmp_path])
+    (found,) = run_statuses([tmp_path])
     assert found.state == "running"
     assert f"process {process.pid} on" in found.note
     process.kill()
     process.join()
-    (found,) = find([tmp_path])
+    (found,) = run_statuses([tmp_path])
     assert found.state == ("killed" if status == "running" else status)
     if status == "running":
         assert "no process has it; last heard of 20" in found.note
@@ -168,7 +168,7 @@ def test_squeue_is_asked_once_for_what_is_not_complete(squeue: Callable[[str], P
         folder = tmp_path / status if status == "missing" else write_record(tmp_path / status, status=status)
         claim(folder, job, tmp_path / f"{job}.out")
         assert claimed(folder) == job
-    found = find([tmp_path / status for status in claims])
+    found = run_statuses([tmp_path / status for status in claims])
     assert [each.state for each in found] == ["completed", "queued", "preempted", "queued", "missing"]
     assert found[1].note == "SLURM job 17_1"
     assert found[4].note == f"SLURM job 18 ended before the run began, see {tmp_path}/18.out"
@@ -177,7 +177,7 @@ def test_squeue_is_asked_once_for_what_is_not_complete(squeue: Callable[[str], P
 
 def test_without_jobs_squeue_is_not_asked(squeue: Callable[[str], Path], tmp_path: Path) -> None:
     asked = squeue("exit 1")
-    find([tmp_path / "a", write_record(tmp_path / "b", status="running")])
+    run_statuses([tmp_path / "a", write_record(tmp_path / "b", status="running")])
     assert queued_jobs([]) == set()
     assert not asked.exists()
 

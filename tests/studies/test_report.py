@@ -20,7 +20,7 @@ from fake_study import CIRCUMSTANCES, COLLAPSED_VALUE, SOUND, Ending, write_runs
 
 from dinoswap.config.schema import ConfigError
 from dinoswap.run.record import read_record
-from dinoswap.studies.ledger import Entry, Found
+from dinoswap.studies.ledger import Entry, RunStatus
 from dinoswap.studies.report import analyse, write_again, write_report
 from dinoswap.studies.report.collect import Run, diagnose
 from dinoswap.studies.report.markup import Table, latex_text, markdown, markdown_text
@@ -375,7 +375,7 @@ def test_a_record_that_is_not_what_it_should_be_is_shown_without_it(hostile: dic
     record = CIRCUMSTANCES | {"ended": "2026-01-02T04:00:00+00:00", "metrics": {"eval/knn_top1": 40}} | hostile
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "0123456789", "seed": 0, "status": "completed"} | record))
     entry = Entry(cell="reference", seed=0, overrides=[], config={}, folder=tmp_path)
-    run = Run(entry, Found("completed", "", read_record(tmp_path / "run.json")[0]), tmp_path, "completed", "")
+    run = Run(entry, RunStatus("completed", "", read_record(tmp_path / "run.json")[0]), tmp_path, "completed", "")
     assert isinstance(run.hardware, str) and isinstance(run.versions, str) and isinstance(run.commit, str)
     assert isinstance(run.wall_hours, float) and math.isnan(run.value("cost.flops_per_image"))
     assert run.value("eval/knn_top1") == 40 or math.isnan(run.value("eval/knn_top1")) == ("metrics" in hostile)

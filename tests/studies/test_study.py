@@ -10,7 +10,7 @@ import yaml
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import ConfigError, nearest
 from dinoswap.config.sections import OBJECTIVE_METRICS
-from dinoswap.studies.overrides import OF_A_JOB
+from dinoswap.studies.overrides import JOB_SETTINGS
 from dinoswap.studies.study import MEASURED, Metric, Study, read_study
 from dinoswap.studies.study_file import REPLACEABLE, Budget, read_file
 
@@ -210,8 +210,8 @@ def test_every_key_of_a_launcher_is_for_a_study_file_or_is_not() -> None:
     folder = config_dir() / "hydra" / "launcher"
     known = {key for path in folder.glob("*.yaml") for key in yaml.safe_load(path.read_text())}
     own = {"_target_", "setup", "additional_parameters", "submitit_folder", "name", "stderr_to_stdout", "check_code"}
-    assert known == {*OF_A_JOB, *own}
-    assert not own & set(OF_A_JOB)
+    assert known == {*JOB_SETTINGS, *own}
+    assert not own & set(JOB_SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies import submit
-from dinoswap.studies.ledger import find
+from dinoswap.studies.ledger import run_statuses
 from dinoswap.studies.run_folders import RunReader
 from dinoswap.studies.tuning.crew import launcher_settings
 from hydra_plugins.dinoswap_launchers.slurm import SlurmLauncher
@@ -178,7 +178,7 @@ def test_two_turns_without_a_step_end_as_failed(job: SlurmLauncher, capsys: pyte
     again = told(job)
     with pytest.raises(SystemExit, match="1"):
         told(again)
-    (found,) = find([job.folders[3]])
+    (found,) = run_statuses([job.folders[3]])
     reason = "the limit of 5 min, less 30 s, is shorter than a start and a step take: no step was done in two"
     assert found.state == "failed"
     assert found.note.startswith(reason)

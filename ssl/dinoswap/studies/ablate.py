@@ -11,15 +11,15 @@ from dinoswap.config.command_line import EXIT_USAGE
 from dinoswap.config.first_check import require_writable
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
-from dinoswap.studies.ledger import OURS, UNDER_WAY, Entry, State, entries, find, read_json
+from dinoswap.studies.ledger import STARTED_UNASKED, UNDER_WAY, Entry, State, entries, read_json, run_statuses
 from dinoswap.studies.measurable import require_measurable
-from dinoswap.studies.overrides import combined, of_hydra
+from dinoswap.studies.overrides import combined, is_hydra_override
 from dinoswap.studies.status import rows, show, summary
 from dinoswap.studies.study import Study, read_study
 
 EXIT_FAILED, EXIT_RESUMABLE, EXIT_INTERRUPTED = 1, 75, 130
 WIDTH = 160
-"""Of a table that is not printed to a terminal."""
+"""Columns of a table that is not printed to a terminal."""
 RERUN: tuple[State, ...] = ("failed", "diverged", "killed")
 
 DESCRIPTION = """\
@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script: runs one command and exits with its status, or with EXIT_USAGE and a message for a
+    ConfigError."""
     try:
         arguments = parser().parse_intermixed_args()
         sys.exit(COMMANDS[arguments.command](arguments))
@@ -62,9 +63,13 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def asked(arguments: argparse.Namespace, *, check: bool = False) -> tuple[Study, Design, list[Entry]]:
-    """The study, its cells, its runs. With `check` the trainer has accepted them, and torch is imported."""
-    study = read_study(arguments.study, [line for line in arguments.overrides if not of_hydra(line)])
+def read_design(arguments: argparse.Namespace, *, check: bool = False) -> tuple[Study, Design, list[Entry]]:
+    """Returns the study, its design and one entry per run.
+
+    With `check` the trainer has accepted every cell, for which torch is imported. Raises ConfigError for a study, an
+    override or a cell that is refused.
+    """
+    study = read_study(arguments.study, [line for line in arguments.overrides if not is_hydra_override(line)])
     design = make_design(study, check=check)
     return study, design, entries(study, design.cells)
 
@@ -74,37 +79,41 @@ def console() -> Console:
 
 
 def plan(arguments: argparse.Namespace) -> int:
+    """Prints the plan of the study and returns the exit status."""
     from dinoswap.studies.plan import show_plan  # pandas and scipy
 
-    study, design, wanted = asked(arguments)
+    study, design, wanted = read_design(arguments)
     show_plan(study, design, wanted, console(), probing=arguments.probe, sd=arguments.sd)
     return 0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Whatever the launcher, the run folders say how it ended."""
+    """Starts what is missing or was stopped, waits, and returns the exit status.
+
+    How the runs ended is read from their folders, whatever the launcher reports.
+    """
     from dinoswap.studies.launch import launch
 
-    study, _, wanted = asked(arguments, check=True)
-    states = [at.state for at in find([entry.folder for entry in wanted])]
-    chosen = (*OURS, *UNDER_WAY, *arguments.rerun)  # who waits in a cluster's queue is waited for
+    study, _, wanted = read_design(arguments, check=True)
+    states = [run_status.state for run_status in run_statuses([entry.folder for entry in wanted])]
+    chosen = (*STARTED_UNASKED, *UNDER_WAY, *arguments.rerun)  # jobs in a cluster's queue are waited for
     starting = [entry for entry, state in zip(wanted, states, strict=True) if state in chosen]
     print(summary(states), flush=True)
     if starting:
         require_writable(starting[0].config)
         require_measurable(dict(starting[0].config), (metric.name for metric in study.metrics))
-        launch(starting, combined(study.launcher, filter(of_hydra, arguments.overrides)))
+        launch(starting, combined(study.launcher, filter(is_hydra_override, arguments.overrides)))
     return conclude(wanted)
 
 
 def conclude(wanted: list[Entry]) -> int:
-    """Tell of what did not complete; the exit status."""
-    found = find([entry.folder for entry in wanted])
-    states = {at.state for at in found} - {"completed"}
-    print(summary(at.state for at in found))
-    for entry, at in zip(wanted, found, strict=True):
-        if at.state in states:
-            print(f"{entry.name}: {at.words} ({entry.folder})")
+    """Prints which runs did not complete and how to run them again, and returns the exit status."""
+    statuses = run_statuses([entry.folder for entry in wanted])
+    states = {run_status.state for run_status in statuses} - {"completed"}
+    print(summary(run_status.state for run_status in statuses))
+    for entry, run_status in zip(wanted, statuses, strict=True):
+        if run_status.state in states:
+            print(f"{entry.name}: {run_status.words} ({entry.folder})")
     if again := " ".join(f"--rerun {state}" for state in RERUN if state in states):
         print(f"to run these again: {again}")
     if states <= {*UNDER_WAY}:
@@ -113,23 +122,24 @@ def conclude(wanted: list[Entry]) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    study, _, wanted = asked(arguments)
+    """Shows where each run stands and returns the exit status."""
+    study, _, wanted = read_design(arguments)
     metric = study.metrics[0].name
     show(lambda: rows(wanted, metric), study.name, once=arguments.once, console=console())
     return 0
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Its last line is the answer in a sentence."""
+    """Writes the report and returns the exit status. Prints the report's path and, last, the answer in a sentence."""
     from dinoswap.studies.report import write_again, write_report
 
-    rows = Path(arguments.study)
-    if rows.suffix == ".json":
+    given = Path(arguments.study)
+    if given.suffix == ".json":
         if arguments.overrides:
             raise ConfigError(f"{' '.join(arguments.overrides)}: a report.json is of one study; leave overrides out")
-        page = write_again(rows, arguments.out or rows.parent)
+        page = write_again(given, arguments.out or given.parent)
     else:
-        study, _, wanted = asked(arguments)
+        study, _, wanted = read_design(arguments)
         root = wanted[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>
         page = write_report(study, root, arguments.out or root.parents[1] / "reports" / study.name)
     print(page)

@@ -1,7 +1,7 @@
 """Tables as CSV whose text is read again as text.
 
 CSV has no types: readers guess. A run_id of 12345678e9 becomes a number, 0012345678 loses its zeros, a study called
-null is missing, and a spreadsheet computes what begins with an equals sign (an error message is anybody's text). So
+null is missing, and a spreadsheet computes what begins with an equals sign (an error message may hold any text). So
 text that is taken for something else is written with an apostrophe before it, as spreadsheets do, and so is text that
 begins with one. To undo it, take one apostrophe off the beginning: `frame["run_id"].str.removeprefix("'")`.
 """
@@ -21,13 +21,13 @@ _TAKEN_FOR_ANOTHER_TYPE = re.compile(
 
 
 def as_csv(frame: pd.DataFrame) -> str:
-    """Without the index. Text that is read as it is stands as it is."""
+    """Returns the frame as CSV without its index; text that readers would take for another type has an apostrophe."""
     marked = {name: marked for name in frame if (marked := _marked(frame[name])) is not None}
     return str(frame.assign(**{str(name): column for name, column in marked.items()}).to_csv(index=False))
 
 
 def _marked(column: Any) -> Any:
-    """The column with its apostrophes; None where there are none."""
+    """Returns the column with apostrophes before such texts, or None where it has none."""
     if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
         return None
     texts = {value for value in column if isinstance(value, str)}

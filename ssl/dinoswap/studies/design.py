@@ -24,15 +24,16 @@ from dinoswap.studies import optimal
 from dinoswap.studies.composer import Composer
 from dinoswap.studies.fraction import Fraction, choose_fraction
 from dinoswap.studies.study import Levels, Study
-from dinoswap.studies.study_file import told_of
+from dinoswap.studies.study_file import prefixed_errors
 
 MOST_CELLS = 1024
-"""That are composed for one study, some in a second."""
+"""The most cells that one study may have: only a few are composed per second."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm: its level of each factor, the overrides of its runs but for `seed` and `study`, and their config."""
+    """One arm of a study: its level of each factor, and the overrides (except `seed` and `study`) and config of its
+    runs."""
 
     name: str
     levels: Mapping[str, str]
@@ -43,7 +44,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Design:
-    """`notes` say in words how the cells were chosen and which were left out, with the alias table of a fraction."""
+    """The cells of a study. `notes` say how they were chosen and which were left out, with the alias table of a
+    fraction."""
 
     cells: list[Cell]
     notes: list[str]
@@ -51,30 +53,33 @@ class Design:
 
     @property
     def reference(self) -> Cell:
-        """What the other cells are compared with."""
+        """The first cell, with which the others are compared."""
         return self.cells[0]
 
 
 def cells(study: Study, *, check: bool = True) -> list[Cell]:
-    """Those of `make_design`."""
+    """Returns the cells of the study's design. Raises ConfigError as `make_design` does."""
     return make_design(study, check=check).cells
 
 
 def make_design(study: Study, *, check: bool = True) -> Design:
-    """Raises ConfigError for overrides that do not exist and for cells that are refused. Without `check` cells are only
-    composed, which does not import torch; with `invalid: drop` it decides which cells there are, and is always made."""
-    with told_of(study.path):
+    """Chooses and composes the cells of a study.
+
+    Without `check` they are only composed, which does not import torch; with `invalid: drop` the check decides which
+    cells there are, and is always made. Raises ConfigError for overrides that do not exist and for refused cells.
+    """
+    with prefixed_errors(study.path):
         composer = Composer(check or study.invalid == "drop")
         if study.design == "fractional":
             design = _fractional(study, composer)
         else:
             wanted = WANTED[study.design](study)
-            found, notes = _valid(study, wanted, composer)
-            if study.design in ("one_at_a_time", "leave_one_out") and found[0].name != next(iter(wanted)):
+            valid, notes = _valid(study, wanted, composer)
+            if study.design in ("one_at_a_time", "leave_one_out") and valid[0].name != next(iter(wanted)):
                 raise ConfigError(
                     f"exclude: {next(iter(wanted))} is excluded or refused, and all others differ from it"
                 )
-            design = Design(found, notes)
+            design = Design(valid, notes)
         _check_metrics(study, design.cells)
         return design
 
@@ -105,13 +110,13 @@ def _factorial(study: Study) -> dict[str, Levels]:
 
 
 def _star(study: Study, centre: Levels) -> list[Levels]:
-    """The centre, and what differs from it by one level."""
+    """Returns the centre, and every combination that differs from it by one level."""
     arms = [(factor, level) for factor, levels in study.factors.items() for level in levels if level != centre[factor]]
     return [centre, *(centre | {factor: level} for factor, level in arms)]
 
 
 def _named(study: Study, combinations: Iterable[Levels]) -> dict[str, Levels]:
-    """By what differs from the reference."""
+    """Names each combination by the levels in which it differs from the reference."""
     named = {}
     for levels in combinations:
         changed = [f"{factor}={level}" for factor, level in levels.items() if level != study.reference[factor]]
@@ -134,26 +139,27 @@ def _fractional(study: Study, composer: Composer) -> Design:
     fraction = _regular(study)
     if fraction is not None:
         wanted = _named(study, _from_rows(study, fraction.rows()))
-        found, notes = _valid(study, wanted, composer)
-        if len(found) == len(wanted):
-            return Design(found, [*fraction.describe(), *notes], fraction)
+        valid, notes = _valid(study, wanted, composer)
+        if len(valid) == len(wanted):
+            return Design(valid, [*fraction.describe(), *notes], fraction)
         if study.generators:
             raise ConfigError(f"generators: {'; '.join(notes)}; without generators the best valid cells are chosen")
     runs = study.runs or (fraction.runs if fraction else None)
     if runs is None:
         raise ConfigError("runs: has to be given where a factor has more than two levels: the number of cells")
-    found, notes = _valid(study, _factorial(study), composer)
+    valid, notes = _valid(study, _factorial(study), composer)
     sizes = [len(levels) for levels in study.factors.values()]
-    rows = [[list(study.factors[factor]).index(level) for factor, level in cell.levels.items()] for cell in found]
+    rows = [[list(study.factors[factor]).index(level) for factor, level in cell.levels.items()] for cell in valid]
     x, _ = optimal.model_matrix(rows, sizes, optimal.effects(len(sizes), study.interactions))
     chosen = optimal.d_optimal(x, runs)
-    said = optimal.describe([rows[i] for i in chosen], list(study.factors), sizes, study.interactions)
-    said[0] += f", chosen of {len(found)} valid ones"
-    return Design([found[i] for i in chosen], [*said, *notes])
+    description = optimal.describe([rows[i] for i in chosen], list(study.factors), sizes, study.interactions)
+    description[0] += f", chosen of {len(valid)} valid ones"
+    return Design([valid[i] for i in chosen], [*description, *notes])
 
 
 def _regular(study: Study) -> Fraction | None:
-    """None where there cannot be one: more than two levels, or a number of runs that is no power of two."""
+    """Returns the regular fraction, or None where there is none: more than two levels, or runs that are no power of
+    two."""
     two_levels = all(len(levels) == 2 for levels in study.factors.values())
     if study.generators and not two_levels:
         raise ConfigError("generators: only a factor of two levels can be a product; remove them, and give `runs`")
@@ -163,7 +169,7 @@ def _regular(study: Study) -> Fraction | None:
 
 
 def _from_rows(study: Study, rows: Iterable[Sequence[int]]) -> list[Levels]:
-    """Numbers of levels as levels."""
+    """Translates rows of level numbers, one per factor, into the names of the levels."""
     named = [(factor, list(levels)) for factor, levels in study.factors.items()]
     return [{factor: levels[number] for (factor, levels), number in zip(named, row, strict=True)} for row in rows]
 
@@ -172,11 +178,12 @@ def _from_rows(study: Study, rows: Iterable[Sequence[int]]) -> list[Levels]:
 
 
 def _valid(study: Study, wanted: Mapping[str, Levels], composer: Composer) -> tuple[list[Cell], list[str]]:
-    """The cells that can be run, each once, and what became of the others. Raises ConfigError."""
+    """Returns the cells that can be run, each run id once, and notes on the others. Raises ConfigError as `_refuse`
+    does, and where no cell is left."""
     kept = {name: levels for name, levels in wanted.items() if not _excluded(levels, study.exclude)}
     excluded = len(wanted) - len(kept)
     notes = [f"{excluded} of {len(wanted)} cells are excluded by the study"] if excluded else []
-    found: dict[str, Cell] = {}
+    valid: dict[str, Cell] = {}
     refused: dict[str, ConfigError] = {}
     for name, levels in kept.items():
         overrides = study.overrides(levels)
@@ -186,23 +193,24 @@ def _valid(study: Study, wanted: Mapping[str, Levels], composer: Composer) -> tu
             refused[name] = error
             continue
         cell = Cell(name, levels, tuple(overrides), planned_id(config), config)
-        same = found.setdefault(cell.run_id, cell)
-        if same is not cell:
-            notes.append(f"{name}: the same run as {same.name}, and run once")
+        first = valid.setdefault(cell.run_id, cell)
+        if first is not cell:
+            notes.append(f"{name}: the same run as {first.name}, and run once")
     if refused:
-        _refuse(study, refused, kept, list(found.values()))
-    if not found:
+        _refuse(study, refused, kept, list(valid.values()))
+    if not valid:
         raise ConfigError("exclude: no cell is left")
     notes += [f"{name}: left out: {error}" for name, error in refused.items()]
-    return list(found.values()), notes
+    return list(valid.values()), notes
 
 
 def _excluded(levels: Levels, exclude: Iterable[Mapping[str, Sequence[str]]]) -> bool:
     return any(all(levels[factor] in some for factor, some in entry.items()) for entry in exclude)
 
 
-def _refuse(study: Study, refused: Mapping[str, ConfigError], kept: Mapping[str, Levels], found: list[Cell]) -> None:
-    """Raises unless the study leaves refused cells out and loses no level by it: what no cell accepts is a mistake."""
+def _refuse(study: Study, refused: Mapping[str, ConfigError], kept: Mapping[str, Levels], valid: list[Cell]) -> None:
+    """Raises ConfigError unless the study leaves refused cells out and loses no level by it: a level that no cell
+    accepts is a mistake."""
     name, error = next(iter(refused.items()))
     if study.invalid == "error":
         count = f"{len(refused)} of {len(kept)} cells cannot be run"
@@ -210,7 +218,7 @@ def _refuse(study: Study, refused: Mapping[str, ConfigError], kept: Mapping[str,
             f"cell '{name}': {error}; {count}: correct them, or leave them out by `exclude` or `invalid: drop`"
         )
     lost = {pair for other in refused for pair in kept[other].items()} - {
-        p for cell in found for p in cell.levels.items()
+        pair for cell in valid for pair in cell.levels.items()
     }
     for name, error in refused.items():
         for factor, level in kept[name].items():
@@ -218,7 +226,7 @@ def _refuse(study: Study, refused: Mapping[str, ConfigError], kept: Mapping[str,
                 raise ConfigError(f"factors.{factor}.{level}: every cell with it is refused, as '{name}': {error}")
 
 
-def _check_metrics(study: Study, found: Iterable[Cell]) -> None:
-    for metric in study.metrics:
-        if metric.name.startswith("eval/linear") and not all(c.config["evaluation"]["linear_probe"] for c in found):
-            raise ConfigError(f"metrics.{metric.name}: needs evaluation.linear_probe=true in `base`")
+def _check_metrics(study: Study, cells: Iterable[Cell]) -> None:
+    linear = [metric.name for metric in study.metrics if metric.name.startswith("eval/linear")]
+    if linear and not all(cell.config["evaluation"]["linear_probe"] for cell in cells):
+        raise ConfigError(f"metrics.{linear[0]}: needs evaluation.linear_probe=true in `base`")

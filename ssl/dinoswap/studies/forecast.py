@@ -20,7 +20,7 @@ import pandas as pd
 
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Design
-from dinoswap.studies.ledger import Entry, Found, record_of
+from dinoswap.studies.ledger import Entry, RunStatus, record_of
 from dinoswap.studies.overrides import combined, quoted
 from dinoswap.studies.statistics import (
     detectable_difference,
@@ -33,7 +33,7 @@ from dinoswap.studies.status import tail
 from dinoswap.studies.study import COSTS, Metric, Study
 
 ALPHA = 0.05
-"""Of a family of verdicts."""
+"""The error rate of a whole family of verdicts."""
 PROBE_STEPS = 10
 PROBE_SECONDS = 300
 TO_COME = ("missing", "queued", "running", "preempted", "killed")
@@ -42,7 +42,7 @@ PROBED = ("trainer.log_every=1", "trainer.eval_every=0", "trainer.tensorboard=fa
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one whole run, in core- or GPU-hours, and where the number is from."""
+    """The cost of one whole run, in core-hours or with `gpu` in GPU-hours, and where the number is from."""
 
     hours: float
     gpu: bool
@@ -50,7 +50,7 @@ class Cost:
 
 
 def cost(record: Mapping[str, Any], source: str) -> Cost | None:
-    """Of a finished run."""
+    """Returns the cost that the record of a completed run states; None for other runs, or where it states none."""
     hours = record.get("cost", {}).get("core_or_gpu_hours")
     if record.get("status") != "completed" or hours is None:
         return None
@@ -58,7 +58,10 @@ def cost(record: Mapping[str, Any], source: str) -> Cost | None:
 
 
 def costs(entries: Sequence[Entry], probing: bool = False) -> dict[str, Cost]:
-    """By cell; a cell of which nothing is known is not in it. `probing`: run some steps of those never run before."""
+    """Returns the cost of one run of each cell; a cell of which nothing is known is left out.
+
+    With `probing`, cells of which no run has finished are timed for some steps. Raises ConfigError as `probe` does.
+    """
     firsts = {entry.cell: entry for entry in reversed(entries)}
     known = {cell: measured for cell, entry in firsts.items() if (measured := measure(entry))}
     others = mean(list(known.values()), "other cells")
@@ -71,34 +74,38 @@ def costs(entries: Sequence[Entry], probing: bool = False) -> dict[str, Cost]:
 
 
 def measure(entry: Entry) -> Cost | None:
-    """From all finished runs of this config, a copied folder not counted again."""
-    once = {}
+    """Returns the mean cost of all finished runs of this config, a copied folder counted once; None without any."""
+    records = {}
     for path in sorted(entry.folder.parents[2].glob(f"*/{entry.run_id}/seed*/run.json")):
         record, _ = record_of(path.parent)
-        once[record.get("study"), record.get("seed"), record.get("started") or path] = record
-    return mean([found for record in once.values() if (found := cost(record, "finished runs"))], "finished runs")
+        records[record.get("study"), record.get("seed"), record.get("started") or path] = record
+    return mean([known for record in records.values() if (known := cost(record, "finished runs"))], "finished runs")
 
 
-def mean(found: Sequence[Cost], source: str) -> Cost | None:
-    if not found:
+def mean(samples: Sequence[Cost], source: str) -> Cost | None:
+    if not samples:
         return None
-    return Cost(float(np.mean([each.hours for each in found])), found[0].gpu, source)
+    return Cost(float(np.mean([sample.hours for sample in samples])), samples[0].gpu, source)
 
 
 def probe(entry: Entry) -> Cost:
-    """Train some steps, timed without those that warm up; evaluations are not in it. Raises ConfigError."""
+    """Returns the cost of a run by training some of its steps in a temporary folder.
+
+    The rate is that after the warm-up, and evaluations are not included. Raises ConfigError when no step is trained in
+    PROBE_SECONDS.
+    """
     with tempfile.TemporaryDirectory() as results:
         lines = combined(entry.overrides, PROBED, [f"results_dir={quoted(results)}"])
         command = [sys.executable, "-m", "dinoswap.train", *lines]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             end = time.monotonic() + PROBE_SECONDS
-            while process.poll() is None and time.monotonic() < end and len(_logged(results)) <= PROBE_STEPS:
+            while process.poll() is None and time.monotonic() < end and len(_logged_steps(results)) <= PROBE_STEPS:
                 time.sleep(0.2)
         finally:
             process.terminate()
             output, _ = process.communicate()
-        rates = [line["images_per_second"] for line in _logged(results) if line["images_per_second"]]
+        rates = [line["images_per_second"] for line in _logged_steps(results) if line["images_per_second"]]
         records = [record_of(path.parent)[0] for path in Path(results).rglob("run.json")]
     if not rates:
         raise ConfigError(f"--probe: cell {entry.cell} trains no step in {PROBE_SECONDS} s: {output.strip()[-500:]}")
@@ -108,15 +115,15 @@ def probe(entry: Entry) -> Cost:
     return Cost(hours, bool(hardware["gpus"]), "a probe, without evaluations")
 
 
-def _logged(results: str) -> list[dict[str, Any]]:
+def _logged_steps(results: str) -> list[dict[str, Any]]:
     return [line for path in Path(results).rglob("metrics.jsonl") for line in tail(path) if "images_per_second" in line]
 
 
-def left(entry: Entry, at: Found, whole: Cost) -> float:
-    """Hours that a run still takes."""
-    if at.state not in TO_COME:
+def hours_left(entry: Entry, status: RunStatus, whole: Cost) -> float:
+    """Returns the hours that a run still takes, 0 for one that is not run any more."""
+    if status.state not in TO_COME:
         return 0.0
-    done: float = (at.record.get("steps") or 0) / entry.config["trainer"]["max_steps"]
+    done: float = (status.record.get("steps") or 0) / entry.config["trainer"]["max_steps"]
     return whole.hours * max(0.0, 1 - done)
 
 
@@ -124,7 +131,8 @@ def left(entry: Entry, at: Found, whole: Cost) -> float:
 
 
 def value_of(record: Mapping[str, Any], metric: Metric) -> float | None:
-    """Of a finished run; a metric or one of the costs that a study may name."""
+    """Returns a metric, or a cost that a study may name, of a completed run; None of another run, or if it is
+    missing."""
     if record.get("status") != "completed":
         return None
     section, _, name = metric.column.rpartition(".") if metric.name in COSTS else ("metrics", "", metric.name)
@@ -132,34 +140,38 @@ def value_of(record: Mapping[str, Any], metric: Metric) -> float | None:
     return value
 
 
-def spread(entries: Sequence[Entry], found: Sequence[Found], metric: Metric) -> tuple[float, int] | None:
-    """Standard deviation of the difference between two cells of one seed, pooled over all cells against the first, and
-    its degrees of freedom. None without two seeds that both cells have finished."""
+def spread(entries: Sequence[Entry], statuses: Sequence[RunStatus], metric: Metric) -> tuple[float, int] | None:
+    """Returns the standard deviation of the difference between two cells of one seed, pooled over all cells against the
+    first, and its degrees of freedom; None without two seeds that both cells have finished."""
     values: dict[str, dict[int, float]] = {}
-    for entry, at in zip(entries, found, strict=True):
-        if (value := value_of(at.record, metric)) is not None and math.isfinite(value):
+    for entry, status in zip(entries, statuses, strict=True):
+        if (value := value_of(status.record, metric)) is not None and math.isfinite(value):
             values.setdefault(entry.cell, {})[entry.seed] = value
     reference = values.get(entries[0].cell, {})
     squares, df = 0.0, 0
-    for cell, of_seed in values.items():
-        shared = sorted(of_seed.keys() & reference.keys())
+    for cell, by_seed in values.items():
+        shared = sorted(by_seed.keys() & reference.keys())
         if cell != entries[0].cell and len(shared) > 1:
-            differences = np.array([of_seed[seed] - reference[seed] for seed in shared])
+            differences = np.array([by_seed[seed] - reference[seed] for seed in shared])
             squares += float(((differences - differences.mean()) ** 2).sum())
             df += len(shared) - 1
     return (math.sqrt(squares / df), df) if df and math.isfinite(squares) else None
 
 
 def spread_of(
-    study: Study, design: Design, entries: Sequence[Entry], found: Sequence[Found], metric: Metric
+    study: Study, design: Design, entries: Sequence[Entry], statuses: Sequence[RunStatus], metric: Metric
 ) -> tuple[float, int] | None:
-    """As `spread`; of a crossed design what its main effects are tested against, which holds how they vary by seed."""
+    """Returns the standard deviation of the difference between two runs of one seed, and its degrees of freedom.
+
+    In a crossed design it follows from the mean square that main effects are tested against, which includes how they
+    vary between seeds; otherwise it is that of `spread`. None where the finished runs do not show it.
+    """
     if not crossed(study):
-        return spread(entries, found, metric)
+        return spread(entries, statuses, metric)
     rows = [
         (entry.cell, entry.seed, "completed", value)
-        for entry, at in zip(entries, found, strict=True)
-        if (value := value_of(at.record, metric)) is not None and math.isfinite(value)
+        for entry, status in zip(entries, statuses, strict=True)
+        if (value := value_of(status.record, metric)) is not None and math.isfinite(value)
     ]
     if not rows:
         return None
@@ -173,20 +185,21 @@ def spread_of(
 
 
 def crossed(study: Study) -> bool:
-    """Whether effects are averages over the levels of other factors."""
+    """Returns whether the effects of the study are averages over the levels of other factors."""
     return study.design in ("factorial", "fractional")
 
 
 def comparisons(study: Study, design: Design) -> int:
-    """How many effects of one metric share its alpha (Holm)."""
+    """Returns how many effects of one metric share its alpha (Holm)."""
     if crossed(study):
         return sum(len(levels) - 1 for levels in study.factors.values())
     return max(len(design.cells) - 1, 1)
 
 
 def detectable(study: Study, design: Design, sd: float, seed_sd: float = 0.0) -> dict[str, float]:
-    """The smallest difference that each comparison of the design detects at 80 % power, given the study's seeds, where
-    it has to stand out from the whole family. `seed_sd`: of effects between seeds, beside `sd`, in crossed designs."""
+    """Returns, by comparison, the smallest difference that is detected at 80 % power with the study's seeds, where it
+    has to stand out from the whole family. `sd` is the standard deviation of the difference between two runs of one
+    seed, `seed_sd` that of effects between seeds in crossed designs."""
     seeds, alpha = len(study.seeds), ALPHA / comparisons(study, design)
     if crossed(study):
         levels = [cell.levels for cell in design.cells]
@@ -195,7 +208,7 @@ def detectable(study: Study, design: Design, sd: float, seed_sd: float = 0.0) ->
 
 
 def seeds_that_detect(study: Study, design: Design, sd: float, difference: float) -> int | None:
-    """Seeds at which every comparison of the design detects such a difference; None where no number does."""
+    """Returns the number of seeds with which every comparison detects such a difference; None where no number does."""
     alpha = ALPHA / comparisons(study, design)
     if crossed(study):
         return seeds_for_effects([cell.levels for cell in design.cells], study.factors, sd, difference, alpha)

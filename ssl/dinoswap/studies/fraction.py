@@ -21,13 +21,14 @@ from functools import cached_property
 from dinoswap.config.schema import ConfigError
 
 LARGEST_SEARCH = 200_000
-"""Sets of generators that are gone through, some seconds."""
+"""The most sets of generators that are gone through, which takes some seconds."""
 ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
 
 
 @dataclass(frozen=True)
 class Fraction:
-    """`generators`: factor -> the basic factors whose product it is. Without any this is the full factorial."""
+    """A regular fraction of the two-level factorial of `factors`. `generators` maps a factor to the basic factors whose
+    product it is; without any this is the full factorial."""
 
     factors: tuple[str, ...]
     generators: Mapping[str, Sequence[str]]
@@ -38,17 +39,18 @@ class Fraction:
 
     @property
     def resolution(self) -> int | None:
-        """None where nothing is aliased."""
+        """The length of the shortest word; None where nothing is aliased."""
         return min((word.bit_count() for word in self.words), default=None)
 
     @cached_property
     def words(self) -> list[int]:
-        """The defining relation without I, short words first."""
-        own = [self._set([factor]) ^ self._set(parents) for factor, parents in self.generators.items()]
-        return sorted(products(own), key=lambda word: (word.bit_count(), self._positions(word)))
+        """The words of the defining relation without I, short ones first."""
+        generating = [self._set([factor]) ^ self._set(parents) for factor, parents in self.generators.items()]
+        return sorted(products(generating), key=lambda word: (word.bit_count(), self._positions(word)))
 
     def rows(self) -> list[tuple[int, ...]]:
-        """The cells: of each factor 0 (its reference) or 1. The first has all at the reference."""
+        """Returns the cells: for each factor 0 (its reference) or 1. In the first all factors are at their
+        reference."""
         basic = [factor for factor in self.factors if factor not in self.generators]
         cells = []
         for levels in itertools.product((0, 1), repeat=len(basic)):
@@ -59,19 +61,20 @@ class Fraction:
         return cells
 
     def aliases(self) -> list[list[str]]:
-        """Main effects and two-factor interactions, those of one contrast together. A minus: with the opposite sign."""
+        """Returns the main effects and two-factor interactions, grouped by the contrast that they share. A minus says
+        that an effect enters it with the opposite sign."""
         single = [1 << index for index in range(len(self.factors))]
-        left = [*single, *(a | b for a, b in itertools.combinations(single, 2))]
+        remaining = [*single, *(a | b for a, b in itertools.combinations(single, 2))]
         groups = []
-        while left:
-            first = left[0]
-            group = [effect for effect in left if effect == first or effect ^ first in self.words]
-            left = [effect for effect in left if effect not in group]
+        while remaining:
+            first = remaining[0]
+            group = [effect for effect in remaining if effect == first or effect ^ first in self.words]
+            remaining = [effect for effect in remaining if effect not in group]
             groups.append([self._term(effect, first) for effect in group])
         return groups
 
     def describe(self) -> list[str]:
-        """The design in words, its defining relation and its alias table."""
+        """Returns lines that hold the design in words, its defining relation and its alias table."""
         count = len(self.factors)
         if self.resolution is None:
             return [f"2^{count} full factorial: {self.runs} cells, nothing is aliased"]
@@ -91,18 +94,18 @@ class Fraction:
         return [index for index in range(len(self.factors)) if effect >> index & 1]
 
     def _term(self, effect: int, first: int) -> str:
-        """With the sign relative to `first`. In every cell of the fraction a product of n factors is (-1)^n times what
-        the parity of their levels says, and that parity is the same for aliases."""
+        """Returns the effect's name, with its sign relative to `first`. In every cell of the fraction a product of n
+        factors is (-1)^n times what the parity of their levels says, and that parity is the same for aliases."""
         sign = "-" if (effect.bit_count() + first.bit_count()) % 2 else ""
         return sign + "*".join(self.factors[index] for index in self._positions(effect))
 
 
 def products(words: Iterable[int]) -> list[int]:
-    """All products of one or more of them: a factor twice is none."""
-    found = [0]
+    """Returns all products of one or more of these words; a factor that occurs twice in a product cancels."""
+    results = [0]
     for word in words:
-        found += [word ^ other for other in found]
-    return found[1:]
+        results += [word ^ other for other in results]
+    return results[1:]
 
 
 def choose_fraction(
@@ -111,8 +114,9 @@ def choose_fraction(
     generators: Mapping[str, Sequence[str]] | None = None,
     interactions: bool = False,
 ) -> Fraction:
-    """The fraction with these generators; or of `runs` cells, a power of two, with the best ones; or the smallest that
-    keeps main effects clear of two-factor interactions, and with `interactions` these of each other. ConfigError."""
+    """Returns the fraction with these generators; or else of `runs` cells, a power of two, with the best ones; or else
+    the smallest that keeps main effects clear of two-factor interactions, and with `interactions` these of each other.
+    Raises ConfigError for generators or a number of runs that make no such fraction."""
     if generators:
         given = _with_generators(factors, generators)
         if runs not in (None, given.runs):
@@ -122,9 +126,9 @@ def choose_fraction(
         return _of_minimum_aberration(factors, runs)
     wanted = 5 if interactions else 4
     for exponent in range(len(factors).bit_length(), len(factors)):
-        found = _of_minimum_aberration(factors, 2**exponent)
-        if found.resolution is not None and found.resolution >= wanted:
-            return found
+        fraction = _of_minimum_aberration(factors, 2**exponent)
+        if fraction.resolution is not None and fraction.resolution >= wanted:
+            return fraction
     return Fraction(tuple(factors), {})
 
 
@@ -136,17 +140,18 @@ def _with_generators(factors: Sequence[str], generators: Mapping[str, Sequence[s
         for parent in parents:
             if parent in generators:
                 raise ConfigError(f"{key}: {parent} is generated itself; name only factors without a generator")
-    found = Fraction(tuple(factors), generators)
-    if found.resolution is not None and found.resolution < 3:
-        same = found.describe()[1]
+    fraction = Fraction(tuple(factors), generators)
+    if fraction.resolution is not None and fraction.resolution < 3:
+        same = fraction.describe()[1]
         raise ConfigError(
             f"generators={dict(generators)}: two factors always change together ({same}); give other ones"
         )
-    return found
+    return fraction
 
 
 def _of_minimum_aberration(factors: Sequence[str], runs: int) -> Fraction:
-    """The last factors are generated. Of equally good sets of generators the first, in the order of the factors."""
+    """Returns the fraction of `runs` cells with the fewest short words. The last factors are generated, and of equally
+    good sets of generators the first is taken, in the order of the factors."""
     count, basic = len(factors), runs.bit_length() - 1
     if runs >= 2**count:
         return Fraction(tuple(factors), {})

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.config.schema import ConfigError
 from dinoswap.run.run_folder import folder_of, planned_id
-from dinoswap.studies.ledger import BUSY, Entry, Found, find
+from dinoswap.studies.ledger import BUSY, Entry, RunStatus, run_statuses
 from dinoswap.studies.overrides import quoted
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One run that a launcher is asked for. `name` is what its messages call it."""
+    """One run that a launcher is asked to start. `name` is what its messages call the run."""
 
     number: int
     overrides: list[str]
@@ -50,8 +50,11 @@ def jobs_of(
     names: Mapping[tuple[str, ...], str],
     ranks: int = 1,
 ) -> list[Job]:
-    """The jobs of a launcher's batch, each of so many ranks, their folders absolute. What a node alone knows of a run
-    is not needed: see `run_folder.planned_id`. `names`: of runs, by their overrides."""
+    """Returns the jobs of a launcher's batch, numbered from `first`, each of `ranks` processes, with absolute folders.
+
+    What only a compute node knows of a run is not needed for its folder: see `run_folder.planned_id`. `names` holds the
+    names of runs by their overrides; others are named by their folder.
+    """
     jobs = []
     for number, lines in enumerate(overrides, start=first):
         composed = loader.load_sweep_config(config, list(lines))
@@ -65,53 +68,58 @@ def jobs_of(
 
 
 def startable(jobs: Sequence[Job]) -> list[Job]:
-    """Those that are not done and that nobody else has; the others are told of."""
+    """Returns the jobs that are neither done nor under way elsewhere, and logs why the others are not started."""
     chosen = []
-    for job, at in zip(jobs, find([job.folder for job in jobs]), strict=True):
-        if at.state in BUSY:
-            _log.info("%s is not started: %s", job.name, at.words)
+    for job, status in zip(jobs, run_statuses([job.folder for job in jobs]), strict=True):
+        if status.state in BUSY:
+            _log.info("%s is not started: %s", job.name, status.words)
         else:
             chosen.append(job)
     return chosen
 
 
-def ended(job: Job, patience: float = 0.0) -> None:
-    """Tell how. A shared file system may show its last words `patience` seconds late."""
+def log_outcome(job: Job, patience: float = 0.0) -> None:
+    """Logs how a job ended. On a shared file system its last record may be seen up to `patience` seconds late."""
     deadline = time.monotonic() + patience
-    (at,) = find([job.folder])
-    while at.state in ("missing", "killed") and time.monotonic() < deadline:
+    (status,) = run_statuses([job.folder])
+    while status.state in ("missing", "killed") and time.monotonic() < deadline:
         time.sleep(0.5)
-        (at,) = find([job.folder])
-    value = at.record.get("metrics", {}).get(job.metric)
-    shown = f", {job.metric} {value:.4g}" if at.state == "completed" and value is not None else ""
-    _log.info("%s: %s%s", job.name, at.words, shown)
+        (status,) = run_statuses([job.folder])
+    value = status.record.get("metrics", {}).get(job.metric)
+    shown = f", {job.metric} {value:.4g}" if status.state == "completed" and value is not None else ""
+    _log.info("%s: %s%s", job.name, status.words, shown)
 
 
 def report(jobs: Sequence[Job]) -> list[JobReturn]:
-    """For Hydra: objective metrics, and for what did not get that far an exception that says why."""
-    return [job_return(job, at) for job, at in zip(jobs, find([job.folder for job in jobs]), strict=True)]
+    """Returns what Hydra expects of each job: its objective metric, or an exception that says why there is none."""
+    statuses = run_statuses([job.folder for job in jobs])
+    return [job_return(job, status) for job, status in zip(jobs, statuses, strict=True)]
 
 
-def job_return(job: Job, at: Found) -> JobReturn:
+def job_return(job: Job, status: RunStatus) -> JobReturn:
     returned = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
-    if at.state in BUSY:  # what somebody else has is no failure
-        returned.return_value = at.record.get("metrics", {}).get(job.metric)
+    if status.state in BUSY:  # what somebody else has is no failure
+        returned.return_value = status.record.get("metrics", {}).get(job.metric)
     else:
         returned.status = JobStatus.FAILED
-        returned.return_value = RuntimeError(f"{job.name}: {at.words}; see {job.folder}")
+        returned.return_value = RuntimeError(f"{job.name}: {status.words}; see {job.folder}")
     return returned
 
 
 def train(cfg: DictConfig) -> float | None:
-    """The task of every job; by name, so that a node imports it from the installed package."""
+    """Runs one job and returns its objective metric. A node imports it by name from the installed package."""
     from dinoswap.run.job import run_job
 
     return run_job(cfg)
 
 
 def launch(entries: Sequence[Entry], hydra_overrides: Sequence[str] = ()) -> None:
-    """Run them through the launcher that `hydra_overrides` choose, by default the local one, and wait. How they ended
-    is in their folders. Raises SystemExit when told to stop."""
+    """Runs the entries through the launcher that `hydra_overrides` choose, by default the local one, and waits for
+    them.
+
+    How they ended is in their folders. Raises ConfigError for overrides that Hydra refuses, SystemExit when told to
+    stop.
+    """
     first = entries[0].config
     if not any(line.startswith("hydra/launcher=") for line in hydra_overrides):
         hydra_overrides = ["hydra/launcher=local", *hydra_overrides]

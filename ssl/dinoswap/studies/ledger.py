@@ -27,18 +27,19 @@ from dinoswap.studies.study import Study
 
 State = Literal["missing", "queued", "running", "completed", "preempted", "failed", "diverged", "killed"]
 STATES: tuple[State, ...] = get_args(State)
-OURS: tuple[State, ...] = ("missing", "preempted")
-"""What `run` starts without being asked: the others are done, under way, or ended in a way that may come again."""
+STARTED_UNASKED: tuple[State, ...] = ("missing", "preempted")
+"""What `dinoswap-ablate run` starts without being asked: the others are done, under way, or ended in a way that may
+come again."""
 UNDER_WAY: tuple[State, ...] = ("queued", "running")
 BUSY: tuple[State, ...] = (*UNDER_WAY, "completed")
-"""What no launcher starts a second time."""
+"""What no launcher starts again."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run that a study asks for. `overrides` are all of its command line."""
+    """One run that a study asks for. `overrides` are those of its whole command line."""
 
     cell: str
     seed: int
@@ -56,8 +57,9 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where a run stands. `note`: the first line of its error, who has it, or nothing. `record`: run.json, or empty."""
+class RunStatus:
+    """Where a run stands. `note` is the first line of its error, says who runs it, or is empty; `record` is its
+    run.json, empty without one."""
 
     state: State
     note: str = ""
@@ -69,52 +71,51 @@ class Found:
 
 
 def entries(study: Study, cells: Iterable[Cell]) -> list[Entry]:
-    """Cell by cell, of each all seeds."""
-    found = []
+    """Returns the runs of these cells, cell by cell, each with all seeds of the study."""
+    runs = []
     for cell in cells:
         for seed in study.seeds:
-            own = [f"study={as_text(study.name)}", f"seed={seed}"]
             config = {**cell.config, "study": study.name, "seed": seed}
             folder = followed(runs_root(config) / relative_folder(config, cell.run_id))
-            overrides = [*cell.overrides, *own]
-            found.append(Entry(cell=cell.name, seed=seed, overrides=overrides, config=config, folder=folder))
-    return found
+            overrides = [*cell.overrides, f"study={as_text(study.name)}", f"seed={seed}"]
+            runs.append(Entry(cell=cell.name, seed=seed, overrides=overrides, config=config, folder=folder))
+    return runs
 
 
 # --- where they stand -------------------------------------------------------------------------------------------------
 
 
-def find(folders: Sequence[Path]) -> list[Found]:
-    """Of each run folder, which need not exist; or of the one that it points to."""
+def run_statuses(folders: Sequence[Path]) -> list[RunStatus]:
+    """Returns where the run of each folder stands. A folder need not exist, and may point to another one."""
     folders = [followed(folder) for folder in folders]
     unfinished = [folder for folder in folders if record_of(folder)[0].get("status") != "completed"]
-    claims = {folder: found for folder in unfinished if (found := read_json(folder / "job.json")).get("job")}
-    queued = queued_jobs(str(found["job"]) for found in claims.values())
-    return [_find(folder, claims.get(folder, {}), queued) for folder in folders]
+    claims = {folder: submitted for folder in unfinished if (submitted := read_json(folder / "job.json")).get("job")}
+    queued = queued_jobs(str(submitted["job"]) for submitted in claims.values())
+    return [_run_status(folder, claims.get(folder, {}), queued) for folder in folders]
 
 
-def _find(folder: Path, claim: Mapping[str, Any], queued: Collection[str]) -> Found:
+def _run_status(folder: Path, claim: Mapping[str, Any], queued: Collection[str]) -> RunStatus:
     try:
-        who = holder(folder)
+        lock_holder = holder(folder)
     except OSError as error:
-        return Found("missing", f"cannot be read: {error.strerror}")
-    record, fault = record_of(folder)  # after the lock: who lets go has written its last
+        return RunStatus("missing", f"cannot be read: {error.strerror}")
+    record, fault = record_of(folder)  # after the lock: whoever releases it has written the record
     status, job = record.get("status"), claim.get("job")
     if status == "completed":
-        return Found("completed", fault, record)
-    if who is not None:
-        return Found("running", who, record)
+        return RunStatus("completed", fault, record)
+    if lock_holder is not None:
+        return RunStatus("running", lock_holder, record)
     if job in queued:
-        return Found("queued", f"SLURM job {job}", record)
+        return RunStatus("queued", f"SLURM job {job}", record)
     if status not in STATES:
         never = f"SLURM job {job} ended before the run began, see {claim.get('log')}" if job else ""
-        return Found("missing", fault or never)
+        return RunStatus("missing", fault or never)
     if status == "running":
-        return Found("killed", f"no process has it; last heard of {_last_heard(folder)}", record)
-    return Found(status, str(record.get("error") or fault).partition("\n")[0], record)
+        return RunStatus("killed", f"no process has it; last heard of {_last_write(folder)}", record)
+    return RunStatus(status, str(record.get("error") or fault).partition("\n")[0], record)
 
 
-def _last_heard(folder: Path) -> str:
+def _last_write(folder: Path) -> str:
     times = []
     for name in ("run.json", "metrics.jsonl"):
         with suppress(OSError):
@@ -123,7 +124,8 @@ def _last_heard(folder: Path) -> str:
 
 
 def record_of(folder: Path) -> tuple[Record, str]:
-    """run.json, and in words what is wrong with it. Empty where there is none, or it cannot be read."""
+    """Returns run.json and, in words, what is wrong with it. Both are empty where there is none; the record is empty
+    where it cannot be read."""
     try:
         record, faults = read_record(folder / "run.json")
     except FileNotFoundError:
@@ -138,7 +140,7 @@ def record_of(folder: Path) -> tuple[Record, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Empty when there is none, or it is not an object."""
+    """Returns the JSON object in a file, or an empty one where the file is missing, unreadable or holds no object."""
     try:
         return parse_object(read_small(path, RECORD_BYTES))
     except (OSError, ValueError):
@@ -149,24 +151,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def claim(folder: Path, job: str, log: Path) -> None:
-    """Note that a SLURM job will run this, and where its output goes."""
+    """Records in the run folder (job.json) that a SLURM job will run it, and where the job's output goes."""
     folder.mkdir(parents=True, exist_ok=True)
     submitted = datetime.now(UTC).isoformat(timespec="seconds")
     write_atomically(folder / "job.json", json.dumps({"job": job, "submitted": submitted, "log": str(log)}) + "\n")
 
 
 def claimed(folder: Path) -> str:
-    """The SLURM job that was last submitted for this run, or nothing."""
+    """Returns the SLURM job that was last submitted for this run, or an empty text."""
     return str(read_json(folder / "job.json").get("job", ""))
 
 
 def queued_jobs(jobs: Iterable[str]) -> set[str]:
-    """Those that wait or run, by squeue, which every SLURM has; all of them, with a warning, when it does not answer:
-    what might still run must not be started again."""
-    asked = set(jobs)
-    if not asked:
+    """Returns those of the jobs that wait or run, by squeue, which every SLURM has. When squeue does not answer it
+    returns all of them, with a warning: what might still run must not be started again."""
+    wanted = set(jobs)
+    if not wanted:
         return set()
-    masters = ",".join(sorted({job.split("_")[0] for job in asked}))
+    masters = ",".join(sorted({job.split("_")[0] for job in wanted}))
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={masters}"]
     try:
         done = subprocess.run(
@@ -176,5 +178,5 @@ def queued_jobs(jobs: Iterable[str]) -> set[str]:
         done = subprocess.CompletedProcess(command, 1, "", str(error))
     if done.returncode and "Invalid job id" not in done.stderr:
         _log.warning("%s; SLURM jobs are taken to be still there", done.stderr.strip())
-        return asked
-    return asked & set(done.stdout.split())
+        return wanted
+    return wanted & set(done.stdout.split())

@@ -9,8 +9,10 @@ from dinoswap.run.notices import is_accuracy, no_accuracy
 
 
 def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:
-    """Raises ConfigError for an accuracy on data without labelled test images. Data that cannot be opened here may be
-    there where the runs are; if not, they say so."""
+    """Raises ConfigError for an accuracy on data without labelled test images.
+
+    Data that cannot be opened here passes: it may exist where the runs are, which will otherwise report it.
+    """
     accuracies = [name for name in metrics if is_accuracy(name)]
     if not accuracies:
         return

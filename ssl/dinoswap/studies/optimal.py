@@ -31,8 +31,8 @@ WORTH_SAYING = 0.1
 def model_matrix(
     rows: Sequence[Sequence[int]], sizes: Sequence[int], terms: Sequence[Term]
 ) -> tuple[Matrix, list[Term]]:
-    """[cells, coefficients] of these terms, and of each column its term. `rows` hold a level's number per factor,
-    `sizes` how many levels each has."""
+    """Returns the model matrix [cells, coefficients] of these terms, and the term of each column. `rows` hold a level's
+    number per factor, `sizes` how many levels each factor has."""
     cells = np.asarray(rows)
     contrasts = [
         helmert(size).T[cells[:, factor]] * size**0.5 for factor, size in enumerate(sizes)
@@ -48,14 +48,14 @@ def model_matrix(
 
 
 def effects(factors: int, interactions: bool) -> list[Term]:
-    """The mean, the main effects, and the two-factor interactions if asked for."""
+    """Returns the terms of the mean, of the main effects and, with `interactions`, of the two-factor interactions."""
     terms: list[Term] = [(), *((factor,) for factor in range(factors))]
     return terms + (list(itertools.combinations(range(factors), 2)) if interactions else [])
 
 
 def d_optimal(x: Matrix, runs: int, *, seed: int = 0, starts: int = STARTS) -> list[int]:
-    """Which rows of `x` [candidates, coefficients] to run, in ascending order; the first is always among them. Raises
-    ConfigError where they cannot estimate every coefficient."""
+    """Returns which rows of `x` [candidates, coefficients] to run, in ascending order; the first is always among them.
+    Raises ConfigError where they cannot estimate every coefficient."""
     candidates, coefficients = x.shape
     if runs < coefficients:
         raise ConfigError(
@@ -66,12 +66,12 @@ def d_optimal(x: Matrix, runs: int, *, seed: int = 0, starts: int = STARTS) -> l
     if np.linalg.matrix_rank(x) < coefficients:
         raise ConfigError("factors: the valid cells leave some effects inseparable; exclude fewer, or take a level out")
     generator = np.random.default_rng(seed)
-    found = [sorted(_exchanged(x, _start(x, runs, generator))) for _ in range(starts)]
-    return max(found, key=lambda chosen: (round(_log_determinant(x[chosen]), DIGITS), [-row for row in chosen]))
+    designs = [sorted(_exchanged(x, _start(x, runs, generator))) for _ in range(starts)]
+    return max(designs, key=lambda chosen: (round(_log_determinant(x[chosen]), DIGITS), [-row for row in chosen]))
 
 
 def efficiency(x: Matrix) -> float:
-    """D-efficiency of the design with this matrix."""
+    """Returns the D-efficiency of the design with model matrix `x` [cells, coefficients], 1 where it is orthogonal."""
     return float(np.exp(_log_determinant(x) / x.shape[1]) / len(x))
 
 
@@ -80,7 +80,7 @@ def _log_determinant(x: Matrix) -> float:
 
 
 def _start(x: Matrix, runs: int, generator: np.random.Generator) -> list[int]:
-    """The first row and random ones: first those that raise the rank, so that the determinant is not 0."""
+    """Returns the first row and random ones: first those that raise the rank, so that the determinant is not 0."""
     order = [0, *(generator.permutation(len(x) - 1) + 1).tolist()]
     chosen: list[int] = []
     for row in order:
@@ -92,7 +92,7 @@ def _start(x: Matrix, runs: int, generator: np.random.Generator) -> list[int]:
 
 
 def _exchanged(x: Matrix, chosen: list[int]) -> list[int]:
-    """The best swap, again and again. chosen[0] stays."""
+    """Makes the best swap until none raises the determinant, and returns the chosen rows. chosen[0] stays."""
     while len(chosen) < len(x):
         others = [row for row in range(len(x)) if row not in chosen]
         inverse = np.linalg.inv(x[chosen].T @ x[chosen])
@@ -110,7 +110,8 @@ def _exchanged(x: Matrix, chosen: list[int]) -> list[int]:
 def describe(
     rows: Sequence[Sequence[int]], factors: Sequence[str], sizes: Sequence[int], interactions: bool
 ) -> list[str]:
-    """The chosen cells in words: how good they are, and which interactions would pass for main effects.
+    """Returns lines that describe the chosen cells: how good they are, and which interactions would pass for main
+    effects.
 
     The latter is the alias matrix (X1'X1)^-1 X1'X2, X1 the model and X2 the interactions that are not in it: of each
     factor and interaction the largest entry, 1 where an interaction counts in full.

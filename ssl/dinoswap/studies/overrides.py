@@ -18,7 +18,7 @@ from dinoswap.config.typed_paths import as_typed, is_plain
 Scalar = str | int | float | bool | None
 
 NOT_VARIED = {"seed": "list the seeds under `seeds`", "study": "a study is called after its file"}
-OF_A_JOB = (
+JOB_SETTINGS = (
     *("processes", "threads", "gpus"),
     *("partition", "account", "qos", "timeout_min", "cpus_per_task", "gpus_per_node", "gpus_per_task", "cpus_per_gpu"),
     *("gres", "mem_gb", "mem_per_cpu", "mem_per_gpu", "constraint", "exclude", "nodes", "tasks_per_node", "comment"),
@@ -35,12 +35,12 @@ _LINE = re.compile(r"(?:\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*=?)[^\x0
 
 
 def key_of(override: str) -> str:
-    """masking=block -> masking, ~objectives.koleo -> objectives.koleo"""
+    """Returns the key that an override sets: masking of masking=block, objectives.koleo of ~objectives.koleo."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def combined(*parts: Iterable[str]) -> list[str]:
-    """The overrides of all parts, paths as they were typed; of one key the last."""
+    """Returns the overrides of all parts, paths as they were typed; of several for one key only the last."""
     lines: dict[str, str] = {}
     for line in as_typed(line for part in parts for line in part):
         lines.pop(key_of(line), None)
@@ -48,8 +48,8 @@ def combined(*parts: Iterable[str]) -> list[str]:
     return list(lines.values())
 
 
-def of_hydra(override: str) -> bool:
-    """Whether it configures Hydra: its launcher, sweeper, callbacks, or a group that is put among these."""
+def is_hydra_override(override: str) -> bool:
+    """Returns whether an override configures Hydra: its launcher, sweeper, callbacks, or a group put among these."""
     return any(part.startswith("hydra") for part in re.split("[@:]", key_of(override).strip()))
 
 
@@ -57,14 +57,16 @@ def of_hydra(override: str) -> bool:
 
 
 def quoted(value: str | Path) -> str:
-    """Text as a value of an override: it is read again as this text, whatever it looks like (1e5, null, a=b, ${x})."""
+    """Returns text as a value of an override that is read again as this text, even if it looks like 1e5, null or
+    ${x}."""
     literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # OmegaConf's escape, before an interpolation
     return typed_paths.quoted(literal)
 
 
 def as_text(value: Scalar) -> str:
-    """A scalar of YAML as a value of an override that is read as the same. Text that begins with a bracket is a list or
-    a section, and an interpolation stays one; what looks like another type, or like syntax, is quoted."""
+    """Returns a scalar of YAML as a value of an override that is read again as the same. Text that begins with a
+    bracket is a list or a section, and an interpolation stays one; what looks like another type, or like syntax, is
+    quoted."""
     if not isinstance(value, str):
         return WORDS[value] if value is None or isinstance(value, bool) else str(value)
     return value if is_plain(value) or value.startswith(("[", "{")) or "${" in value else quoted(value)
@@ -74,8 +76,9 @@ def as_text(value: Scalar) -> str:
 
 
 def as_overrides(value: Any, key: str, *, launcher: bool = False) -> list[str]:
-    """A list of overrides, one, or none; with `launcher` also of how runs are launched. ConfigError, which names the
-    line, for what is none or may not stand here. Whether their keys exist is found when they are composed."""
+    """Returns the overrides in a value of a study file: a list, a single one, or none. With `launcher` they may also
+    say how runs are launched. Raises ConfigError, which names the line, for what is no override or may not stand here.
+    Whether their keys exist is found when they are composed."""
     lines = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(lines, list):
         raise ConfigError(f"{key}={value}: must be a list of overrides, as in [preset=official, recipe=demo]")
@@ -85,20 +88,20 @@ def as_overrides(value: Any, key: str, *, launcher: bool = False) -> list[str]:
             raise ConfigError(f"{key}: {shown} is no override; write <key>=<value>, without spaces around the '='")
         if key_of(line) in NOT_VARIED:
             raise ConfigError(f"{key}: {line} cannot be set here; {NOT_VARIED[key_of(line)]}")
-        if of_hydra(line):
-            _check_of_hydra(line, key, launcher)
+        if is_hydra_override(line):
+            _check_hydra_override(line, key, launcher)
     return lines
 
 
-def _check_of_hydra(line: str, key: str, launcher: bool) -> None:
+def _check_hydra_override(line: str, key: str, launcher: bool) -> None:
     name, _, value = line.lstrip("+").partition("=")
     if not launcher:
         raise ConfigError(f"{key}: {line} cannot be varied; say how runs are launched in base, or on the command line")
-    own = name.removeprefix("hydra.launcher.")
-    if re.fullmatch(r"hydra/launcher=[\w-]+", f"{name}={value}") or (own != name and own in OF_A_JOB):
+    setting = name.removeprefix("hydra.launcher.")
+    if re.fullmatch(r"hydra/launcher=[\w-]+", f"{name}={value}") or (setting != name and setting in JOB_SETTINGS):
         return
     raise ConfigError(
         f"{key}: {line} is not for a study file, where it could run other code or write elsewhere."
-        f"{nearest(own, OF_A_JOB)} A file may choose hydra/launcher, and set what a job asks for, as "
+        f"{nearest(setting, JOB_SETTINGS)} A file may choose hydra/launcher, and set what a job asks for, as "
         "hydra.launcher.partition; if you mean this, give it on the command line"
     )

@@ -15,11 +15,11 @@ from dinoswap.studies.forecast import (
     costs,
     crossed,
     detectable,
-    left,
+    hours_left,
     seeds_that_detect,
     spread_of,
 )
-from dinoswap.studies.ledger import Entry, find
+from dinoswap.studies.ledger import Entry, run_statuses
 from dinoswap.studies.status import Row, rows, summary
 from dinoswap.studies.study import Metric, Study
 
@@ -27,40 +27,41 @@ from dinoswap.studies.study import Metric, Study
 def show_plan(
     study: Study, design: Design, entries: Sequence[Entry], console: Console, *, probing: bool, sd: float | None
 ) -> None:
-    """`probing`: time cells of which no run has finished. `sd`: of the difference between two runs of one seed."""
+    """Prints the plan. With `probing`, cells of which no run has finished are timed; `sd` is the standard deviation of
+    the difference between two runs of one seed, where it is known."""
     metric = study.metrics[0]
     known = costs(entries, probing)
-    stand = rows(entries, metric.name)
+    table_rows = rows(entries, metric.name)
     console.print(Text(f"{study.name}: {study.question}"), soft_wrap=True)
-    console.print(cells_table(entries, stand, known))
+    console.print(cells_table(entries, table_rows, known))
     for line in [*design.notes, *cost_words(study, entries, known), *power_words(study, design, entries, sd)]:
         console.print(Text(line), soft_wrap=True)
 
 
-def cells_table(entries: Sequence[Entry], stand: Sequence[Row], known: Mapping[str, Cost]) -> Table:
-    shown = Table(caption=summary(row.state for row in stand))
+def cells_table(entries: Sequence[Entry], table_rows: Sequence[Row], known: Mapping[str, Cost]) -> Table:
+    shown = Table(caption=summary(row.state for row in table_rows))
     for name in ("cell", "run_id", "seeds", "runs", "hours of one"):
         shown.add_column(name)
     for cell in dict.fromkeys(entry.cell for entry in entries):
-        own = [(entry, row) for entry, row in zip(entries, stand, strict=True) if entry.cell == cell]
-        seeds = " ".join(str(entry.seed) for entry, _ in own)
-        states = summary(row.state for _, row in own).partition(": ")[2]
+        runs = [(entry, row) for entry, row in zip(entries, table_rows, strict=True) if entry.cell == cell]
+        seeds = " ".join(str(entry.seed) for entry, _ in runs)
+        states = summary(row.state for _, row in runs).partition(": ")[2]
         hours = f"{known[cell].hours:.3g} ({known[cell].source})" if cell in known else "?"
-        shown.add_row(*map(Text, (cell, own[0][0].run_id, seeds, states, hours)))
+        shown.add_row(*map(Text, (cell, runs[0][0].run_id, seeds, states, hours)))
     return shown
 
 
 def cost_words(study: Study, entries: Sequence[Entry], known: Mapping[str, Cost]) -> Iterator[str]:
-    """What is left to pay, and whether the whole study keeps its budget."""
-    found = find([entry.folder for entry in entries])
-    runs = sum(at.state in TO_COME for at in found)
+    """Yields lines on what the runs to come will cost, and whether the whole study keeps its budget."""
+    statuses = run_statuses([entry.folder for entry in entries])
+    runs = sum(status.state in TO_COME for status in statuses)
     unknown = sorted({entry.cell for entry in entries} - set(known))
     if not known:
         yield f"{runs} runs to come; of their cost nothing is known, --probe times some steps of each cell"
         return
     unit = "GPU-hours" if next(iter(known.values())).gpu else "core-hours"
-    pairs = [(e, at) for e, at in zip(entries, found, strict=True) if e.cell in known]
-    missing = sum(left(entry, at, known[entry.cell]) for entry, at in pairs)
+    pairs = [(entry, status) for entry, status in zip(entries, statuses, strict=True) if entry.cell in known]
+    missing = sum(hours_left(entry, status, known[entry.cell]) for entry, status in pairs)
     yield f"{runs} runs to come, {missing:.3g} {unit}" + (f", and {', '.join(unknown)}" if unknown else "")
     total = sum(known[entry.cell].hours for entry, _ in pairs)
     if study.budget and study.budget.hours and total > study.budget.hours:
@@ -71,21 +72,21 @@ def cost_words(study: Study, entries: Sequence[Entry], known: Mapping[str, Cost]
 
 
 def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: float | None) -> Iterator[str]:
-    """The smallest difference in the metric that decides, and whether it is small enough."""
+    """Yields lines on the smallest detectable difference in the metric that decides, and whether it is small enough."""
     metric, seeds = study.metrics[0], len(study.seeds)
     if seeds < 2:
         yield "warning: with one seed no difference can be told from chance; give more, as in seeds=3"
         return
     source = "as given"
     if sd is None:
-        seen = spread_of(study, design, entries, find([entry.folder for entry in entries]), metric)
-        sd, source = (None, "") if seen is None else (seen[0], f"from {seen[1]} degrees of freedom")
+        measured = spread_of(study, design, entries, run_statuses([entry.folder for entry in entries]), metric)
+        sd, source = (None, "") if measured is None else (measured[0], f"from {measured[1]} degrees of freedom")
         source = f"seed x effect or the residual, {source}" if crossed(study) else source
     count = comparisons(study, design)
-    found_at = f"smallest detectable difference at 80 % power{f', after Holm over {count},' if count > 1 else ''}"
+    detected = f"smallest detectable difference at 80 % power{f', after Holm over {count},' if count > 1 else ''}"
     if sd is None:
         yield (
-            f"{metric.name}: how much it varies is not known yet. With {seeds} seeds the {found_at} is "
+            f"{metric.name}: how much it varies is not known yet. With {seeds} seeds the {detected} is "
             f"{_range(detectable(study, design, 1.0))} standard deviations of the difference between two runs of one "
             f"seed{_if_effects_vary(study, design, 1.0)}; --sd gives a guess of it"
         )
@@ -93,7 +94,7 @@ def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: floa
     smallest = detectable(study, design, sd)
     more = _if_effects_vary(study, design, sd) if source == "as given" else ""
     yield (
-        f"{metric.name}: with {seeds} seeds the {found_at} is {_range(smallest)}{more}, where two runs of one seed "
+        f"{metric.name}: with {seeds} seeds the {detected} is {_range(smallest)}{more}, where two runs of one seed "
         f"differ with a standard deviation of {sd:.3g} ({source})"
     )
     blind = [name for name, size in smallest.items() if size > metric.smallest_effect]
@@ -105,7 +106,8 @@ def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: floa
 
 
 def _if_effects_vary(study: Study, design: Design, sd: float) -> str:
-    """Cells of a crossed design average the noise of runs, and not what an effect varies by between seeds."""
+    """Returns the range that is detectable if effects vary between seeds, which the cells of a crossed design do not
+    average out as they do the noise of runs; an empty text for other designs."""
     if not crossed(study):
         return ""
     larger = detectable(study, design, sd, seed_sd=sd / math.sqrt(2))

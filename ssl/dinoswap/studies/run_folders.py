@@ -37,9 +37,10 @@ class PassedOver:
         return one_line(f"{self.path}: {self.reason}")
 
 
-def find(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
-    """The folders with a run.json, by their path from the root; and the innermost folders that have none."""
-    found: dict[str, Stamp] = {}
+def find_run_folders(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
+    """Returns the stamps of the folders with a run.json, by path from the root, and the innermost folders without
+    one."""
+    stamps: dict[str, Stamp] = {}
     passed_over: list[PassedOver] = []
     pending, links = [(root, 0)], list[tuple[Path, int]]()
     seen: dict[tuple[int, int], Path] = {}
@@ -56,7 +57,7 @@ def find(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
             passed_over.append(PassedOver(folder, _reason(error)))
             continue
         if stamp is not None:
-            found[str(folder.relative_to(root))] = stamp
+            stamps[str(folder.relative_to(root))] = stamp
             continue
         if any(entry.name == POINTER for entry in entries):  # what was asked for here has a folder of its own
             continue
@@ -66,11 +67,12 @@ def find(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
         else:
             for path in below:
                 (links if path.is_symlink() else pending).append((path, depth + 1))
-    return dict(sorted(found.items())), sorted(passed_over, key=lambda each: each.path)
+    return dict(sorted(stamps.items())), sorted(passed_over, key=lambda skipped: skipped.path)
 
 
 def _stamp(folder: Path, entries: list["os.DirEntry[str]"]) -> Stamp | None:
-    """Of the run.json, or None where there is none. ValueError for a run whose path no table can hold."""
+    """Returns the stamp of the run.json, or None without one. Raises ValueError for a run whose path no table can
+    hold."""
     record = next((entry for entry in entries if entry.name == "run.json"), None)
     if record is None:
         return None
@@ -94,15 +96,19 @@ def _reason(error: Exception) -> str:
 
 
 class RunReader:
-    """Reads what a row of `load_runs` is made of. Remembers what it passed over, and the numbers of each config.yaml:
-    seeds of one experiment differ in one line of it, and YAML is slow to read."""
+    """Reads what a row of `load_runs` is made of, and collects what it passed over.
+
+    It keeps the numbers of each config.yaml: seeds of one experiment differ in one line of it, and YAML is slow to
+    read.
+    """
 
     def __init__(self) -> None:
         self.passed_over: list[PassedOver] = []
         self._known: dict[bytes, dict[str, float]] = {}
 
     def read(self, folder: Path) -> dict[str, Any] | None:
-        """None where the record cannot be read; without `config.` where the config cannot."""
+        """Returns the row of a run folder: None where the record cannot be read, without `config.` where the config
+        cannot."""
         path = folder / "run.json"
         try:
             record, faults = read_record(path)
@@ -133,7 +139,7 @@ class RunReader:
 
 
 def fields_of(record: Record) -> dict[str, Any]:
-    """Column -> value. A field that the record lacks is None or NaN, one that is unknown is left."""
+    """Returns a record as column -> value. A field that it lacks is None or NaN; unknown fields are left out."""
     hardware, git = record.get("hardware") or {}, record.get("git") or {}
     row: dict[str, Any] = {name: record.get(name) for name in ("run_id", "status", "started", "ended", "error")}
     row |= {f"choice.{group}": option for group, option in record.get("choices", {}).items()}
@@ -163,8 +169,8 @@ def _text(value: Any) -> str | None:
 
 
 def read_points(path: Path, names: Collection[str] | None) -> Iterator[tuple[int, str, float]]:
-    """Step, name, value of a metrics.jsonl. Raises ValueError after the last point if a line could not be read; a last
-    line without its end is still being written."""
+    """Yields step, name and value of each point of a metrics.jsonl. Raises ValueError after the last point if a line
+    could not be read; a last line without its end is still being written."""
     bad = 0
     for line in read_lines(path):
         try:
@@ -178,7 +184,7 @@ def read_points(path: Path, names: Collection[str] | None) -> Iterator[tuple[int
 
 
 def _points(values: Mapping[str, Any], names: Collection[str] | None) -> list[tuple[int, str, float]]:
-    """ValueError for a line that has no step, and for what is logged that is no number."""
+    """Returns the points of one line. Raises ValueError for a line without a step and for a value that is no number."""
     step = values.get("step")
     if type(step) is not int or not 0 <= step < MAX_INT or len(values) > MOST:
         raise ValueError("not a step")
@@ -190,7 +196,8 @@ def _points(values: Mapping[str, Any], names: Collection[str] | None) -> list[tu
 
 
 def _parsed_yaml(content: bytes) -> Any:
-    """Without aliases, which no config.yaml has: a few lines of them can stand for billions of values."""
+    """Returns the content of a YAML file. Raises ValueError for aliases, which no config.yaml has: a few lines of them
+    can stand for billions of values."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if b"*" in content and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, loader)):
         raise ValueError("has YAML aliases")

@@ -37,11 +37,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinoswap.files.writing import write_atomically
-from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find, read_points
+from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find_run_folders, read_points
 
 CACHE = ".runs.parquet"
 FORMAT_KEY, FORMAT = b"dinoswap.runs", b"3"
-"""Of the cached rows: counts up when they change."""
+"""The version of the cached rows: counts up when they change."""
 SETTLED_NS = 2 * 10**9
 """A run.json that is younger when it is looked at is not cached: some file systems count time in steps of two seconds,
 and another version may get the same time."""
@@ -50,7 +50,8 @@ FIRST = ["run_id", "study", "seed", "status"]
 LAST = ["steps", "restarts", "started", "ended", "error", "commit", "dirty", "hardware", "overrides", "path"]
 STAMP = ["mtime_ns", "size"]
 BLANK = "blank"
-"""Of a cached row, the columns that it has without a value, a line each: in a frame they look like those it lacks."""
+"""A column of cached rows: the names, a line each, of the row's columns without a value, which in a frame look like the
+columns that it lacks."""
 BY_NAME = ("choice.", "config.", "metric.", "cost.")
 NUMBERS = ("config.", "metric.", "cost.", "images_per_second")
 TYPES = {
@@ -72,37 +73,38 @@ class Loaded:
 
 
 def load_runs(root: str | Path, cache: bool = True) -> pd.DataFrame:
-    """One row for each run below `root`, which may be results, results/runs, a study's folder or a run's. The columns
-    are those of this module's docstring. FileNotFoundError where there is no such folder."""
+    """Returns one row for each run below `root`, which may be results, results/runs, a study's folder or a run's. The
+    columns are those of this module's docstring. Raises FileNotFoundError where there is no such folder."""
     return read_runs(root, cache).frame
 
 
 def load_curves(root: str | Path, names: Collection[str] | None = None) -> pd.DataFrame:
-    """What the runs below `root` logged, of these names only if any are given. The columns are run_id, seed, step, name
-    and value; a run that is in several studies is in it once. FileNotFoundError where there is no such folder."""
+    """Returns what the runs below `root` logged, of these names only if any are given. The columns are run_id, seed,
+    step, name and value; a run that is in several studies is in it once. Raises FileNotFoundError where there is no
+    such folder."""
     return read_curves(load_runs(root), names).frame
 
 
 def read_runs(root: str | Path, cache: bool = True) -> Loaded:
-    """`load_runs`, and what was passed over."""
+    """Returns the frame of `load_runs`, and what was passed over. Raises FileNotFoundError as it does."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder; runs are written to results/runs")
     now = time.time_ns()
-    found, passed_over = find(root)
+    stamps, passed_over = find_run_folders(root)
     cached = _read_cache(root / CACHE) if cache else None
-    known = _frame([]) if cached is None else cached[_is_current(cached, found)]
-    reader, left = RunReader(), found.keys() - set(known["path"])
+    known = _frame([]) if cached is None else cached[_is_current(cached, stamps)]
+    reader, unread = RunReader(), stamps.keys() - set(known["path"])
     rows = []
-    for path in sorted(left):
+    for path in sorted(unread):
         row = reader.read(root / path)
         if row is not None:
             blank = "\n".join(name for name, value in row.items() if pd.isna(value))
-            rows.append(row | {"path": path, BLANK: blank} | dict(zip(STAMP, found[path], strict=True)))
+            rows.append(row | {"path": path, BLANK: blank} | dict(zip(STAMP, stamps[path], strict=True)))
     frame = pd.concat([part for part in (known, _frame(rows)) if len(part)] or [known], ignore_index=True)
     frame = frame.drop(columns=_of_no_row(frame))
-    if cache and (cached is None or left or len(known) < len(cached)):
-        partly = [str(each.path.parent.relative_to(root)) for each in reader.passed_over]
+    if cache and (cached is None or unread or len(known) < len(cached)):
+        partly = [str(skipped.path.parent.relative_to(root)) for skipped in reader.passed_over]
         settled = frame["mtime_ns"] < now - SETTLED_NS
         _write_cache(root / CACHE, frame[settled & ~frame["path"].isin(partly)])
     frame, copies = _without_copies(frame, root)
@@ -110,7 +112,7 @@ def read_runs(root: str | Path, cache: bool = True) -> Loaded:
 
 
 def read_curves(runs: pd.DataFrame, names: Collection[str] | None = None) -> Loaded:
-    """`load_curves` of rows of `load_runs`, and what was passed over."""
+    """Returns the frame of `load_curves` for rows of `load_runs`, and what was passed over."""
     runs = runs.sort_values("steps", na_position="first").drop_duplicates(["run_id", "seed"], keep="last").sort_index()
     wanted = None if names is None else set(names)
     codes: dict[str, int] = {}
@@ -140,7 +142,7 @@ def read_curves(runs: pd.DataFrame, names: Collection[str] | None = None) -> Loa
 
 
 def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as they are cached: every column has its type, whatever the rows lack."""
+    """Returns rows as the frame that is cached, in which every column has its type, whatever the rows lack."""
     frame = pd.DataFrame(list(rows))
     columns = dict.fromkeys([*FIRST, *frame.columns, "images_per_second", *LAST, *STAMP, BLANK])
     types = {column: "float64" if column.startswith(NUMBERS) else "string" for column in columns}
@@ -148,30 +150,31 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _without_copies(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[PassedOver]]:
-    """Each run once, and the folders that are left out."""
+    """Returns the frame with each run once, and the folders that are left out."""
     absolute = [(root / path).absolute().parts[-3:] for path in frame["path"]]
-    own = [(study, run_id, f"seed{seed}") for study, run_id, seed in frame[["study", "run_id", "seed"]].to_numpy()]
-    elsewhere = [place != home for place, home in zip(absolute, own, strict=True)]
+    homes = [(study, run_id, f"seed{seed}") for study, run_id, seed in frame[["study", "run_id", "seed"]].to_numpy()]
+    elsewhere = [place != home for place, home in zip(absolute, homes, strict=True)]
     same = ["study", "run_id", "seed", "started"]
     order = frame[[*same, "path"]].assign(elsewhere=elsewhere, left=-frame["steps"].fillna(0))
     order = order.sort_values(["elsewhere", "left", "path"])
     first = order.groupby(same, dropna=False)["path"].transform("first")
     first = first.reindex(frame.index)
     copies = first != frame["path"]
-    told = zip(frame["path"][copies], first[copies], strict=True)
-    return frame[~copies], [PassedOver(root / path, f"is a copy of {root / of}") for path, of in told]
+    pairs = zip(frame["path"][copies], first[copies], strict=True)
+    return frame[~copies], [PassedOver(root / path, f"is a copy of {root / kept}") for path, kept in pairs]
 
 
 def _of_no_row(frame: pd.DataFrame) -> list[str]:
-    """Columns of runs that were read before and have changed or gone since."""
+    """Returns the columns that no row has any more, as their runs have changed or gone since they were cached."""
     blank = {name for names in frame[BLANK] for name in names.split("\n")}
     return [name for name in frame if name.startswith(BY_NAME) and name not in blank and frame[name].isna().all()]
 
 
 def _presented(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """The documented columns in their order."""
-    groups = {kind: sorted(c for c in frame.columns if c.startswith(kind)) for kind in ("choice.", "metric.", "cost.")}
-    settings = sorted(c for c in frame.columns if c.startswith("config.") and frame[c].nunique(dropna=False) > 1)
+    """Returns the frame with the documented columns in their order."""
+    names = sorted(frame.columns)
+    groups = {kind: [name for name in names if name.startswith(kind)] for kind in ("choice.", "metric.", "cost.")}
+    settings = [name for name in names if name.startswith("config.") and frame[name].nunique(dropna=False) > 1]
     columns = [*FIRST, *groups["choice."], *settings, *groups["metric."], "images_per_second", *groups["cost."], *LAST]
     frame = frame[columns].sort_values(["study", "run_id", "seed", "path"], ignore_index=True)
     for name in ("started", "ended"):
@@ -182,13 +185,13 @@ def _presented(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-def _is_current(cached: pd.DataFrame, found: Mapping[str, Stamp]) -> npt.NDArray[np.bool_]:
+def _is_current(cached: pd.DataFrame, stamps: Mapping[str, Stamp]) -> npt.NDArray[np.bool_]:
     rows = zip(cached["path"], cached["mtime_ns"], cached["size"], strict=True)
-    return np.array([found.get(path) == (time_ns, size) for path, time_ns, size in rows], dtype=np.bool_)
+    return np.array([stamps.get(path) == (time_ns, size) for path, time_ns, size in rows], dtype=np.bool_)
 
 
 def _read_cache(path: Path) -> pd.DataFrame | None:
-    """None unless it is whole, which its checksums tell, and of this format."""
+    """Returns the cached rows, or None unless the file is whole, which its checksums tell, and of this format."""
     if not path.is_file():  # a pipe would be waited for
         return None
     try:

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from dinoswap.files.reading import one_line, parse_object, read_tail
 from dinoswap.run.record import number
-from dinoswap.studies.ledger import STATES, Entry, Found, State, find
+from dinoswap.studies.ledger import STATES, Entry, RunStatus, State, run_statuses
 
 REFRESH_SECONDS = 2.0
 TAIL_BYTES = 65536
-"""Of metrics.jsonl: some hundred lines."""
+"""Bytes read from the end of a metrics.jsonl: some hundred lines."""
 UNFINISHED: tuple[State, ...] = ("missing", "queued", "running", "preempted")
 
 COLOURS: Mapping[State, str] = {
@@ -33,7 +33,7 @@ COLOURS: Mapping[State, str] = {
     "missing": "dim",
     "completed": "green",
 }
-"""In the order of a live table."""
+"""The style of a run's row by its state, in the order of the rows of a live table."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,28 @@ class Row:
 
 
 def rows(entries: Sequence[Entry], metric: str) -> list[Row]:
-    """Of every run, as it stands now. `metric`: the name of the one that is shown."""
-    found = find([entry.folder for entry in entries])
-    return [_row(entry, at, metric) for entry, at in zip(entries, found, strict=True)]
+    """Returns a row for every run, as it stands now. `metric` names the one that is shown."""
+    statuses = run_statuses([entry.folder for entry in entries])
+    return [_row(entry, status, metric) for entry, status in zip(entries, statuses, strict=True)]
 
 
-def _row(entry: Entry, at: Found, metric: str) -> Row:
-    lines = tail(entry.folder / "metrics.jsonl") if at.state not in ("missing", "completed") else []
+def _row(entry: Entry, status: RunStatus, metric: str) -> Row:
+    lines = tail(entry.folder / "metrics.jsonl") if status.state not in ("missing", "completed") else []
     total, images = entry.config["trainer"]["max_steps"], entry.config["data"]["batch_size"]
-    step = _last(lines, "step") or at.record.get("steps") or 0
-    rate = _last(lines, "images_per_second") or at.record.get("throughput", {}).get("images_per_second")
-    value = at.record.get("metrics", {}).get(metric, _last(lines, metric))
-    left = _duration((total - step) * images / rate) if rate and at.state == "running" else None
+    step = _last(lines, "step") or status.record.get("steps") or 0
+    rate = _last(lines, "images_per_second") or status.record.get("throughput", {}).get("images_per_second")
+    value = status.record.get("metrics", {}).get(metric, _last(lines, metric))
+    remaining = _duration((total - step) * images / rate) if rate and status.state == "running" else None
     return Row(
         cell=entry.cell,
         seed=entry.seed,
-        state=at.state,
-        step=f"{step:g}/{total}" if at.record else "",
+        state=status.state,
+        step=f"{step:g}/{total}" if status.record else "",
         rate=f"{rate:.1f}" if rate else "",
-        eta=str(left) if left is not None else "",
+        eta=str(remaining) if remaining is not None else "",
         metric=f"{metric} {value:.4g}" if value is not None else "",
-        restarts=str(at.record.get("restarts") or ""),
-        note=one_line(at.note),
+        restarts=str(status.record.get("restarts") or ""),
+        note=one_line(status.note),
     )
 
 
@@ -92,18 +92,18 @@ def _duration(seconds: float) -> timedelta | None:
 
 
 def tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a metrics.jsonl that is being written; without those that are cut here, overwritten at this
-    moment, or damaged: whoever needs it whole will say so."""
-    found = []
+    """Returns the last lines of a metrics.jsonl that is being written, without those that are cut off, half written or
+    damaged, which are reported where the whole file is read."""
+    lines = []
     with suppress(OSError):
         for line in read_tail(path, TAIL_BYTES).split(b"\n")[:-1]:
             with suppress(ValueError):
-                found.append(parse_object(line))
-    return found
+                lines.append(parse_object(line))
+    return lines
 
 
 def _last(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The last number of this name."""
+    """Returns the last number that is logged under this name, or None."""
     for line in reversed(lines):
         with suppress(ValueError):
             if (value := number(line.get(name))) is not None:
@@ -112,39 +112,40 @@ def _last(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def summary(states: Iterable[State]) -> str:
-    """'12 runs: 4 completed, 8 missing'"""
+    """Returns the counts of the states in a line: '12 runs: 4 completed, 8 missing'."""
     counts = Counter(states)
     return f"{counts.total()} runs: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 
-def table(found: Sequence[Row], title: str) -> Table:
-    shown = Table(title=f"{title}: {summary(row.state for row in found)}", title_justify="left")
+def table(table_rows: Sequence[Row], title: str) -> Table:
+    shown = Table(title=f"{title}: {summary(row.state for row in table_rows)}", title_justify="left")
     for name in ("cell", "seed", "state", "step", "images/s", "ETA", "metric", "restarts", "note"):
         shown.add_column(name, justify="right" if name in ("seed", "step", "images/s", "ETA", "restarts") else "left")
-    for row in found:
+    for row in table_rows:
         cells = (row.cell, str(row.seed), row.state, row.step, row.rate, row.eta, row.metric, row.restarts, row.note)
         shown.add_row(*map(Text, cells), style=COLOURS[row.state])
     return shown
 
 
 def show(read: Callable[[], list[Row]], title: str, *, once: bool, console: Console) -> None:
-    """Once, or until every run has ended; Ctrl-C ends it. Away from a terminal always once, in plain lines."""
-    found = read()
+    """Shows the rows once, or refreshes them until every run has ended or Ctrl-C is pressed. Away from a terminal it
+    prints plain lines once."""
+    table_rows = read()
     if not console.is_terminal:
-        for row in found:
+        for row in table_rows:
             print(row.line)
-        print(summary(row.state for row in found))
+        print(summary(row.state for row in table_rows))
         return
     if once:
-        console.print(table(found, title))
+        console.print(table(table_rows, title))
         return
-    with Live(table(by_interest(found), title), console=console, auto_refresh=False) as live:
-        while any(row.state in UNFINISHED for row in found):
+    with Live(table(by_interest(table_rows), title), console=console, auto_refresh=False) as live:
+        while any(row.state in UNFINISHED for row in table_rows):
             time.sleep(REFRESH_SECONDS)
-            found = read()
-            live.update(table(by_interest(found), title), refresh=True)
+            table_rows = read()
+            live.update(table(by_interest(table_rows), title), refresh=True)
 
 
-def by_interest(found: Sequence[Row]) -> list[Row]:
-    """A live table is cut off where the terminal ends."""
-    return sorted(found, key=lambda row: [*COLOURS].index(row.state))
+def by_interest(table_rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows with the most interesting states first: a live table is cut off where the terminal ends."""
+    return sorted(table_rows, key=lambda row: [*COLOURS].index(row.state))

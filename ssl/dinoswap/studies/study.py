@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from dinoswap.config.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.overrides import as_overrides, as_text, combined, key_of
-from dinoswap.studies.study_file import StudyFile, of_config, read_file, told_of
+from dinoswap.studies.study_file import StudyFile, config_overrides, prefixed_errors, read_file
 
 Kind = Literal["one_at_a_time", "leave_one_out", "factorial", "fractional", "explicit"]
 Factors = dict[str, dict[str, list[str]]]
@@ -42,7 +42,8 @@ COSTS = ["images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """`name` as in run.json's metrics, or a column of `load_runs`. Smaller differences do not matter."""
+    """A metric of a study: `name` as in run.json's metrics, or a cost that is a column of `load_runs`. Differences
+    below `smallest_effect`, in the metric's unit, do not matter."""
 
     name: str
     smallest_effect: float
@@ -54,14 +55,15 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """Of `load_runs`."""
+        """The column of `load_runs` that holds the metric."""
         return self.name if self.name in COSTS else f"metric.{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(StudyFile):
-    """The first level of a factor is its reference, the first metric the one that decides. A cell is excluded when its
-    level is listed for every factor of an entry of `exclude`. `generators`: factor -> those it is a product of."""
+    """An ablation. The first level of a factor is its reference, the first metric the one that decides. A cell is
+    excluded when its level is listed for every factor of an entry of `exclude`. `generators`: factor -> those it is a
+    product of."""
 
     factors: Factors
     design: Kind
@@ -78,13 +80,14 @@ class Study(StudyFile):
         return {factor: next(iter(levels)) for factor, levels in self.factors.items()}
 
     def overrides(self, levels: Mapping[str, str]) -> list[str]:
-        """Of the runs with these levels, but for `seed` and `study`."""
+        """Returns the overrides of the runs with these levels, except for `seed` and `study`."""
         return combined(self.base, *(self.factors[factor][level] for factor, level in levels.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Keys:
-    """The file's own keys: their names, and their types where these are simple."""
+    """The keys of an ablation's file beside those of every study: their names, and their types where these are
+    simple."""
 
     factors: Any
     design: Kind
@@ -102,17 +105,20 @@ class _Keys:
 
 
 def read_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """The ablation of this name or path, with the overrides of the command line. Raises ConfigError."""
-    common, own = read_file(study, overrides)
-    with told_of(common.path):
-        if "space" in own:
+    """Returns the ablation of this name or path, with the overrides of the command line. Raises ConfigError for a file
+    or an override that is no part of an ablation."""
+    common, extra = read_file(study, overrides)
+    with prefixed_errors(common.path):
+        if "space" in extra:
             raise ConfigError(f"`space` makes this an Optuna study; run `dinoswap-tune {common.name}`")
-        keys = construct(_Keys, own, "")
+        keys = construct(_Keys, extra, "")
         for key, design in ONLY_OF.items():
-            if key in own and keys.design != design:
-                raise ConfigError(f"{key}={own[key]}: belongs to design={design}; remove it from design={keys.design}")
+            if key in extra and keys.design != design:
+                raise ConfigError(
+                    f"{key}={extra[key]}: belongs to design={design}; remove it from design={keys.design}"
+                )
         factors = _factors(keys.factors)
-        _check_unvaried(of_config(overrides), factors)
+        _check_unvaried(config_overrides(overrides), factors)
         return Study(
             **vars(common),
             factors=factors,
@@ -163,17 +169,17 @@ def _levels(factor: str, section: Any) -> dict[str, list[str]]:
 
 
 def _keys_of(levels: Mapping[str, list[str]]) -> list[str]:
-    """What a factor sets."""
+    """Returns the config keys that the levels of a factor set."""
     return list(dict.fromkeys(key_of(line) for lines in levels.values() for line in lines))
 
 
 def _text(value: Any) -> str:
-    """What a level is called: its YAML scalar, as it is written there."""
+    """Returns the name of a level: its YAML scalar, as it is written there."""
     return value if isinstance(value, str) else as_text(value)
 
 
 def _check_unvaried(overrides: Sequence[str], factors: Factors) -> None:
-    """What a factor varies cannot be set from outside: all its levels would be the same."""
+    """Raises ConfigError for an override of what a factor varies: all its levels would be the same."""
     for factor, levels in factors.items():
         for line in overrides:
             if key_of(line) in _keys_of(levels):
@@ -181,15 +187,16 @@ def _check_unvaried(overrides: Sequence[str], factors: Factors) -> None:
 
 
 def _levels_of(section: Any, factors: Factors, key: str) -> dict[str, list[str]]:
-    """Factor -> levels, of a part of a cell: one level or a list of them."""
+    """Returns factor -> levels of a partial cell, where a factor has one level or a list of them. Raises ConfigError
+    for unknown factors and levels."""
     require_section(section, key)
-    found = {}
+    selected = {}
     for factor, value in section.items():
         _check_known(factor, factors, f"{key}.{factor}", "factor")
-        found[factor] = [_text(level) for level in (value if isinstance(value, list) else [value])]
-        for level in found[factor]:
+        selected[factor] = [_text(level) for level in (value if isinstance(value, list) else [value])]
+        for level in selected[factor]:
             _check_known(level, factors[factor], f"{key}.{factor}={level}", f"level of {factor}")
-    return found
+    return selected
 
 
 def _cells(section: Any, factors: Factors) -> dict[str, Levels]:
@@ -197,10 +204,10 @@ def _cells(section: Any, factors: Factors) -> dict[str, Levels]:
     cells = {}
     for name, levels in section.items():
         cells[str(name)] = {factor: next(iter(options)) for factor, options in factors.items()}
-        for factor, asked in _levels_of(levels or {}, factors, f"cells.{name}").items():
-            if len(asked) > 1:
-                raise ConfigError(f"cells.{name}.{factor}={asked}: a cell has one level of a factor")
-            cells[str(name)][factor] = asked[0]
+        for factor, chosen in _levels_of(levels or {}, factors, f"cells.{name}").items():
+            if len(chosen) > 1:
+                raise ConfigError(f"cells.{name}.{factor}={chosen}: a cell has one level of a factor")
+            cells[str(name)][factor] = chosen[0]
     if not cells:
         raise ConfigError(
             "cells: none is named; design=explicit runs those that are, as in {both: {masking: bernoulli}}"

@@ -24,7 +24,7 @@ from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import ConfigError, construct, nearest
 from dinoswap.config.typed_paths import refuse_torn_paths
 from dinoswap.files.reading import CONFIG_BYTES, read_small
-from dinoswap.studies.overrides import as_overrides, combined, key_of, of_hydra
+from dinoswap.studies.overrides import as_overrides, combined, is_hydra_override, key_of
 
 COMMON = ("base", "seeds", "budget")
 REPLACEABLE = (
@@ -36,7 +36,7 @@ REPLACEABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """At most so many core- or GPU-hours, or training steps, for all runs together."""
+    """The most core- or GPU-hours, or training steps, that all runs may take together."""
 
     hours: float | None = None
     steps: int | None = None
@@ -49,8 +49,8 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """What every study file holds. `base` has the config keys of `command_line` in it, and `launcher` what both say of
-    hydra.launcher."""
+    """What every study file holds. `base` includes the config keys of `command_line`, and `launcher` what the file and
+    the command line set of hydra.launcher."""
 
     name: str
     path: Path
@@ -63,11 +63,12 @@ class StudyFile:
 
 
 def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, dict[str, Any]]:
-    """The shared part, checked, and the other keys as they were written. `study` is a name in ablations/ or a path,
-    `overrides` are the command line's. Raises ConfigError."""
+    """Returns the shared part of a study file, checked, and its other keys as they were written. `study` is a name in
+    ablations/ or a path, `overrides` are those of the command line. Raises ConfigError for a file that cannot be read,
+    and for keys and overrides that it may not hold."""
     path = study_path(study)
     refuse_torn_paths(overrides)
-    with told_of(path):
+    with prefixed_errors(path):
         if not re.fullmatch(r"\w[\w.+-]*", path.stem):
             raise ConfigError(f"{path.stem}: names the folder of the runs; use letters, digits, '_', '-', '.' and '+'")
         content = _content(path)
@@ -78,14 +79,14 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
                 raise ConfigError(f"{key}: has to be given; see the other studies in ablations/")
         budget = content.get("budget")
         base = as_overrides(content["base"], "base", launcher=True)
-        base = combined(base, as_overrides(of_config(overrides), "command line", launcher=True))
+        base = combined(base, as_overrides(config_overrides(overrides), "command line", launcher=True))
         common = StudyFile(
             name=path.stem,
             path=path,
             question=_question(path),
             command_line=combined(overrides),
-            base=[line for line in base if not of_hydra(line)],
-            launcher=[line for line in base if of_hydra(line)],
+            base=[line for line in base if not is_hydra_override(line)],
+            launcher=[line for line in base if is_hydra_override(line)],
             seeds=_seeds(content["seeds"]),
             budget=None if budget is None else construct(Budget, budget, "budget"),
         )
@@ -93,37 +94,36 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
 
 
 def study_path(study: str | Path) -> Path:
-    """A path as it is; a name from ablations/ of the working directory, or else of the checkout or wheel.
-
-    Raises ConfigError.
-    """
+    """Returns a path as it is, and for a name its file in ablations/ of the working directory, or else of the checkout
+    or wheel. Raises ConfigError where there is no such file."""
     path = Path(study)
     folders = [Path("ablations"), config_dir().parent / "ablations"]
     candidates = [path] if path.suffix in (".yaml", ".yml") else [folder / f"{study}.yaml" for folder in folders]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     where = f"There are: {', '.join(known)}." if known else "Give the path of its file."
     raise ConfigError(f"{study}: there is no such study.{nearest(path.stem, known)} {where}")
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
-    """Errors name the file."""
+def prefixed_errors(path: Path) -> Iterator[None]:
+    """Puts the file's path before the message of every ConfigError that is raised within."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def of_config(overrides: Iterable[str]) -> list[str]:
-    """Those that are for the runs, not for the study file."""
+def config_overrides(overrides: Iterable[str]) -> list[str]:
+    """Returns the overrides that set keys of the runs' config, not of the study file."""
     return [line for line in overrides if key_of(line) not in REPLACEABLE]
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """OmegaConf refuses a key that is given twice, where plain YAML would keep the last."""
+    """Returns the keys of a study file. OmegaConf refuses a key that is given twice, where plain YAML would keep the
+    last. Raises ConfigError for what cannot be read."""
     try:
         read_small(path, CONFIG_BYTES)  # a regular file of a sensible size
         content = OmegaConf.to_container(OmegaConf.load(path))
@@ -142,7 +142,7 @@ def _value(override: str) -> Any:
 
 
 def _question(path: Path) -> str:
-    """The first paragraph of the comment at the head of the file."""
+    """Returns the first paragraph of the comment at the head of the file. Raises ConfigError where there is none."""
     words: list[str] = []
     for line in path.read_text().splitlines():
         text = line.removeprefix("#").strip()

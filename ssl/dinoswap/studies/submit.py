@@ -1,4 +1,4 @@
-"""Handing jobs to submitit: what `hydra/launcher=slurm` and the workers of a search share."""
+"""Submits jobs with submitit: what `hydra/launcher=slurm` and the workers of a search share."""
 
 import json
 import logging
@@ -24,38 +24,39 @@ PYTHON = (
     "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
 )
-"""Starts another Python, which a signal cannot end before submitit handles it: what takes seconds to be imported first
-would be a job that is preempted and not queued again. `listen` ends that."""
-OF_THE_LAUNCHER = ("_target_", "submitit_folder", "max_num_timeout", "poll_seconds", "check_code")
-"""Settings of hydra.launcher that are not those of a job."""
+"""The command that starts Python in a job, with SIGUSR2 blocked. Imports take seconds, and a signal that came before
+submitit handles it would end the job, which would not be queued again. `listen` unblocks the signal."""
+LAUNCHER_SETTINGS = ("_target_", "submitit_folder", "max_num_timeout", "poll_seconds", "check_code")
+"""Settings of hydra.launcher that are not settings of a job."""
 PARAMETERS = {"requeue": True}
-"""Of sbatch, unless additional_parameters say otherwise: also after the failure of a node, where that is no default."""
+"""Parameters of sbatch, unless additional_parameters say otherwise. `requeue` also queues a job again after the failure
+of a node, which is not the default of every site."""
 BUSY = ("timed out", "Unable to contact", "temporarily unable", "temporarily unavailable", "Zero Bytes", "refused")
-"""Words of an sbatch to which the controller gave no answer: it may the next time."""
+"""Words in the error of an sbatch that the controller did not answer, and may answer the next time."""
 WAITS = (2.0, 5.0, 15.0, 40.0)
-"""Seconds between such calls of sbatch."""
+"""Seconds between repeated calls of sbatch that the controller did not answer."""
 QUESTION_SECONDS = 60.0
 EARLY_SECONDS = 60.0
-"""By which SLURM may send a signal too soon."""
+"""Seconds by which SLURM may send a signal too soon."""
 
 _log = logging.getLogger(__name__)
 
 
 def executor(settings: Mapping[str, Any], cluster: str = "slurm") -> Any:
-    """submitit's, by the settings of hydra.launcher; None is the site's default. RuntimeError without a SLURM,
-    ConfigError for a time limit that is over before a job is told of it."""
+    """Returns submitit's executor with the settings of hydra.launcher, where None is the site's default. Raises
+    RuntimeError without a SLURM, and ConfigError for a time limit that is over before a job is told of it."""
     import submitit
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
-    own = {}
+    slurm_only = {}
     if cluster == "slurm":
         require_time(settings)
         settings = {**settings, "additional_parameters": PARAMETERS | (settings.get("additional_parameters") or {})}
-        own = {"slurm_max_num_timeout": settings["max_num_timeout"], "slurm_python": shlex.join(PYTHON)}
-    made = submitit.AutoExecutor(settings["submitit_folder"], cluster=cluster, **own)
+        slurm_only = {"slurm_max_num_timeout": settings["max_num_timeout"], "slurm_python": shlex.join(PYTHON)}
+    made = submitit.AutoExecutor(settings["submitit_folder"], cluster=cluster, **slurm_only)
     common = {field.name for field in fields(BaseQueueConf)}
-    given = {name: value for name, value in settings.items() if name not in OF_THE_LAUNCHER and value is not None}
-    made.update_parameters(**{n if n in common else f"{cluster}_{n}": value for n, value in given.items()})
+    given = {name: value for name, value in settings.items() if name not in LAUNCHER_SETTINGS and value is not None}
+    made.update_parameters(**{name if name in common else f"{cluster}_{name}": value for name, value in given.items()})
     return made
 
 
@@ -73,24 +74,27 @@ def require_time(settings: Mapping[str, Any]) -> None:
 
 
 def listen() -> None:
-    """First in a job, once submitit handles signals: what came before is delivered now."""
+    """Unblocks SLURM's signal, first thing in a job, once submitit handles it: one that came before is delivered
+    now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
 
 
 def near_its_limit(settings: Mapping[str, Any]) -> bool:
-    """Whether SLURM's signal is that of the time limit, which may come a minute early, and not of a preemption."""
+    """Returns whether SLURM's signal is that of the time limit, which may come a minute early, and not of a
+    preemption."""
     minutes = settings["timeout_min"]
     return minutes is not None and age() >= minutes * 60 - settings["signal_delay_s"] - EARLY_SECONDS
 
 
 def age() -> float:
-    """Seconds since this process was started, also before Python."""
+    """Returns the seconds since this process was started, including those before Python ran."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, `man 5 proc`
     return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def give_up(folder: Path, settings: Mapping[str, Any]) -> None:
-    """End the job here and now, as failed. It is told to stop while it imports, so nothing is imported for this."""
+    """Records the run as failed and ends the job's process at once, with status 1. The job is told to stop while it
+    imports, so nothing is imported for this."""
     minutes, delay = settings["timeout_min"], settings["signal_delay_s"]
     reason = (
         f"the limit of {minutes:g} min, less {delay:g} s, is shorter than a start and a step take: no step "
@@ -110,7 +114,7 @@ def give_up(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def submitted(given: Any, task: Callable[..., Any], rows: Sequence[Sequence[Any]], parallel: int) -> Iterator[Any]:
-    """submitit's handles of `task(*row)` in the order of `rows`, as they are accepted.
+    """Yields submitit's handles of `task(*row)` in the order of `rows`, as the jobs are accepted.
 
     It is one job array, or as many as the site's MaxArraySize asks for, which then share `parallel`, the number of jobs
     at a time. Raises ConfigError, with a remedy, when SLURM refuses; what came before has been submitted.
@@ -129,7 +133,7 @@ def submitted(given: Any, task: Callable[..., Any], rows: Sequence[Sequence[Any]
     while parts:
         part = parts.pop(0)
         try:
-            handles = patiently(partial(given.map_array, task, *zip(*part, strict=True)))
+            handles = with_retries(partial(given.map_array, task, *zip(*part, strict=True)))
         except RuntimeError as error:  # there is no SLURM, or sbatch refuses
             if "job array" not in str(error) or len(part) == 1:
                 raise ConfigError(refusal(error)) from error
@@ -139,8 +143,9 @@ def submitted(given: Any, task: Callable[..., Any], rows: Sequence[Sequence[Any]
             yield from handles
 
 
-def patiently(submit: Callable[[], Any]) -> Any:
-    """What `submit` returns, in one of several tries where the controller does not answer."""
+def with_retries(submit: Callable[[], Any]) -> Any:
+    """Returns what `submit` returns, and calls it again after each of WAITS while the controller does not answer.
+    Raises its RuntimeError for other failures, and after the last call."""
     for seconds in WAITS:
         try:
             return submit()
@@ -153,27 +158,27 @@ def patiently(submit: Callable[[], Any]) -> Any:
 
 
 def limits_of_site() -> dict[str, int]:
-    """MaxArraySize and MaxJobCount, where scontrol tells them. An array may have so many elements."""
+    """Returns this SLURM's MaxArraySize (elements of one job array) and MaxJobCount, where scontrol shows them."""
     text = _answer("scontrol", "show", "config")
     return {name: int(value) for name, value in re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", text, re.M)}
 
 
 def refusal(error: Exception) -> str:
-    """What sbatch said, and what helps."""
-    said = _one_line(error)
+    """Returns a message with what sbatch reported and what helps."""
+    reported = _one_line(error)
     remedy = ""
-    if "partition" in said:
+    if "partition" in reported:
         names = sorted(set(_answer("sinfo", "--noheader", "--format=%R").split()))
         remedy = f"; hydra.launcher.partition is one of {', '.join(names)}" if names else ""
-    elif re.search(r"QOS|submit limit|policy", said):
+    elif re.search(r"QOS|submit limit|policy", reported):
         remedy = "; ask for less: fewer seeds or cells at a time, or another hydra.launcher.qos or account"
-    elif any(word in said for word in BUSY):
+    elif any(word in reported for word in BUSY):
         remedy = "; the controller does not answer: give the same command again later"
-    return f"hydra/launcher=slurm: {said}{remedy}"
+    return f"hydra/launcher=slurm: {reported}{remedy}"
 
 
 def _answer(*command: str) -> str:
-    """What one of SLURM's commands prints; nothing where there is none, or it fails."""
+    """Returns what one of SLURM's commands prints, or an empty text where it is missing or fails to start."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=QUESTION_SECONDS)
     except (OSError, subprocess.TimeoutExpired):

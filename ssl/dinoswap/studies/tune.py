@@ -12,7 +12,7 @@ from dinoswap import __version__
 from dinoswap.config.command_line import EXIT_USAGE
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.measurable import require_measurable
-from dinoswap.studies.overrides import combined, of_hydra
+from dinoswap.studies.overrides import combined, is_hydra_override
 
 if TYPE_CHECKING:
     import optuna
@@ -53,11 +53,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tune(arguments: argparse.Namespace) -> int:
-    """The exit status. Raises ConfigError."""
+    """Searches, or only reports with --report, and returns the exit status. Raises ConfigError for wrong arguments."""
     from dinoswap.studies.tuning.definition import read_tuning
 
-    tuning = read_tuning(arguments.study, [line for line in arguments.overrides if not of_hydra(line)])
-    hydra_overrides = combined(tuning.launcher, filter(of_hydra, arguments.overrides))
+    tuning = read_tuning(arguments.study, [line for line in arguments.overrides if not is_hydra_override(line)])
+    hydra_overrides = combined(tuning.launcher, filter(is_hydra_override, arguments.overrides))
     try:
         from dinoswap.studies.tuning import crew, report, trials
     except ModuleNotFoundError as error:
@@ -84,29 +84,29 @@ def tune(arguments: argparse.Namespace) -> int:
 
 
 class Teller:
-    """A line for each trial that has ended since it was last called."""
+    """Prints a line for each trial that has ended since it was last called."""
 
     def __init__(self, study: "optuna.Study", tuning: "Tuning") -> None:
         from dinoswap.studies.tuning import report, trials
 
         self.study, self.tuning, self.report, self.trials = study, tuning, report, trials
-        self.told = {trial.number for trial in self.ended()}
+        self.reported = {trial.number for trial in self.ended()}
 
     def ended(self) -> list["optuna.trial.FrozenTrial"]:
         return self.trials.finished(self.study.get_trials(deepcopy=False))
 
     def __call__(self) -> None:
         shown = self.report.shown
-        for trial in (trial for trial in self.ended() if trial.number not in self.told):
-            self.told.add(trial.number)
+        for trial in (trial for trial in self.ended() if trial.number not in self.reported):
+            self.reported.add(trial.number)
             values = ", ".join(map(shown, trial.values or []))
             settings = " ".join(f"{key}={shown(value)}" for key, value in trial.params.items())
-            count = f"{len(self.told)}/{self.tuning.trials}"
+            count = f"{len(self.reported)}/{self.tuning.trials}"
             print(f"{count} trial {trial.number} {self.report.ending(trial)} {values} {settings}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script."""
+    """The console script: returns the exit status, EXIT_USAGE with a message for a ConfigError."""
     try:
         return tune(parser().parse_intermixed_args(argv))
     except ConfigError as error:

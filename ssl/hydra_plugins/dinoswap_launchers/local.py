@@ -71,7 +71,7 @@ class LocalLauncher(Launcher):
         return report(jobs)
 
     def _run(self, jobs: Sequence["Job"], signals: list[signal.Signals]) -> None:
-        from dinoswap.studies.launch import ended, startable
+        from dinoswap.studies.launch import log_outcome, startable
 
         waiting, running = deque(jobs), list[Running]()
         slots = deque(range(self.processes))
@@ -85,7 +85,7 @@ class LocalLauncher(Launcher):
                 if each.process.poll() is not None:
                     running.remove(each)
                     slots.append(each.slot)
-                    ended(each.job)
+                    log_outcome(each.job)
                 for number in signals[each.told :]:
                     each.process.send_signal(signal.SIGTERM if number in (signal.SIGHUP, signal.SIGUSR1) else number)
                 each.told = len(signals)

@@ -100,17 +100,17 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
 
     def _wait(self, jobs: Sequence["Job"]) -> None:
         """Also for those that were submitted before."""
-        from dinoswap.studies.launch import ended
-        from dinoswap.studies.ledger import claimed, find, queued_jobs
+        from dinoswap.studies.launch import log_outcome
+        from dinoswap.studies.ledger import claimed, queued_jobs, run_statuses
 
-        under_way = [at.state in ("queued", "running") for at in find([job.folder for job in jobs])]
+        under_way = [at.state in ("queued", "running") for at in run_statuses([job.folder for job in jobs])]
         left = {claimed(job.folder): job for job, waits in zip(jobs, under_way, strict=True) if waits}
         left.pop("", None)  # running by other means
         while left:
             time.sleep(self.poll_seconds)
             there = queued_jobs(left)
             for number in [number for number in left if number not in there]:
-                ended(left.pop(number), SETTLING_SECONDS)
+                log_outcome(left.pop(number), SETTLING_SECONDS)
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """On the node, where the config is composed anew and resolved. Raises what the run raised, so that SLURM too

@@ -19,7 +19,7 @@ import pandas as pd
 from dinoswap.config.configuration import flatten
 from dinoswap.config.identity import is_volatile
 from dinoswap.studies.design import Cell, Design, make_design
-from dinoswap.studies.ledger import Entry, Found, entries, find
+from dinoswap.studies.ledger import Entry, RunStatus, entries, run_statuses
 from dinoswap.studies.runs import read_curves, read_runs
 from dinoswap.studies.study import Metric, Study
 
@@ -40,7 +40,7 @@ class Run:
     """`status` is the ledger's state, or collapsed. `note` says what went wrong, or nothing."""
 
     entry: Entry
-    found: Found
+    found: RunStatus
     folder: Path
     status: str
     note: str
@@ -148,7 +148,7 @@ def collect(study: Study, root: Path) -> Collected:
     design = make_design(study, check=False)
     asked = entries(study, design.cells)
     folders = [root / entry.run_id / f"seed{entry.seed}" for entry in asked]
-    runs = [_run(*each) for each in zip(asked, find(folders), folders, strict=True)]
+    runs = [_run(*each) for each in zip(asked, run_statuses(folders), folders, strict=True)]
     names = {metric.name for metric in study.metrics} | {"loss"}
     if not root.is_dir():
         return Collected(study, root, design, runs, [], NO_CURVES, differing(design.cells), diagnostics(runs))
@@ -167,7 +167,7 @@ def collect(study: Study, root: Path) -> Collected:
     return Collected(study, root, design, runs, unasked, curves, *known, passed_over)
 
 
-def _run(entry: Entry, found: Found, folder: Path) -> Run:
+def _run(entry: Entry, found: RunStatus, folder: Path) -> Run:
     if found.state != "completed":
         return Run(entry, found, folder, found.state, found.note)
     collapsed, said = diagnose(found.record.get("metrics") or {})

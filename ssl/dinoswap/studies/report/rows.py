@@ -14,7 +14,7 @@ from typing import Any
 
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Cell, Design
-from dinoswap.studies.ledger import STATES, Entry, Found, State
+from dinoswap.studies.ledger import STATES, Entry, RunStatus, State
 from dinoswap.studies.report.canvas import Plot, inline
 from dinoswap.studies.report.collect import NO_CURVES, Collected, Run
 from dinoswap.studies.report.numbers import COSTS
@@ -97,7 +97,7 @@ def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:
         record["throughput"] = {"images_per_second": row["images_per_second"]}
         record["cost"] = {name.removeprefix("cost."): row[name] for name in COSTS if name.startswith("cost.")}
     state: State = row["status"] if row["status"] in STATES else "completed"  # collapsed runs are completed ones
-    return Run(entry, Found(state, row["note"], record), folder, row["status"], row["note"])
+    return Run(entry, RunStatus(state, row["note"], record), folder, row["status"], row["note"])
 
 
 def drawn_before(folder: Path) -> dict[str, Plot]:

@@ -32,7 +32,7 @@ from dinoswap.config.schema import ConfigError, construct, nearest, require_sect
 from dinoswap.run.run_folder import AS_WRITTEN, planned_folder, planned_identity, runs_root
 from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
 from dinoswap.studies.study import COSTS, MEASURED
-from dinoswap.studies.study_file import StudyFile, read_file, told_of
+from dinoswap.studies.study_file import StudyFile, prefixed_errors, read_file
 from dinoswap.studies.tuning.space import Parameter
 
 Direction = Literal["maximize", "minimize"]
@@ -161,7 +161,7 @@ class _Keys:
 def read_tuning(study: str | Path, overrides: Sequence[str] = ()) -> Tuning:
     """The search of this name or path, with the overrides of the command line. Raises ConfigError."""
     common, own = read_file(study, overrides)
-    with told_of(common.path):
+    with prefixed_errors(common.path):
         if "factors" in own:
             raise ConfigError(f"`factors` make this an ablation; run `dinoswap-ablate run {common.name}`")
         if common.budget is not None:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dinoswap.config.configuration import flatten
 from dinoswap.files.writing import write_atomically
 from dinoswap.studies.csv_text import as_csv
-from dinoswap.studies.ledger import Found, find
+from dinoswap.studies.ledger import RunStatus, run_statuses
 from dinoswap.studies.overrides import Scalar, as_text
 from dinoswap.studies.statistics import family, paired_effect
 from dinoswap.studies.tuning.definition import Tuning
@@ -95,7 +95,9 @@ def confirmed(study: optuna.Study, tuning: Tuning) -> list[str]:
     asked = arms(study, tuning)
     if not asked:
         return []
-    found = {arm: find([tuning.run_folder(values, seed) for seed in tuning.seeds]) for arm, values in asked.items()}
+    found = {
+        arm: run_statuses([tuning.run_folder(values, seed) for seed in tuning.seeds]) for arm, values in asked.items()
+    }
     frames = {arm: outcomes(tuning, arm, runs) for arm, runs in found.items()}
     notes = [
         f"- {arm}, seed {seed}: {run.words}"
@@ -134,7 +136,7 @@ def verdicts(tuning: Tuning, frames: Mapping[str, Mapping[str, pd.DataFrame]]) -
     return [f"- {decision.effect.name}: {decision.words}" for decision in family(effects)]
 
 
-def outcomes(tuning: Tuning, arm: str, found: Sequence[Found]) -> dict[str, pd.DataFrame]:
+def outcomes(tuning: Tuning, arm: str, found: Sequence[RunStatus]) -> dict[str, pd.DataFrame]:
     """Objective -> the outcomes of one arm, in the columns that `statistics` reads."""
     frames = {}
     for objective in tuning.objectives:
