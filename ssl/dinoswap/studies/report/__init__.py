@@ -1,7 +1,7 @@
 """The report of a study: what its runs say, as one HTML file, Markdown, LaTeX, JSON and figures.
 
     write_report(study, Path("results/runs/masking"), Path("results/reports/masking"))    the path of report.html
-    write_again(Path("results/reports/masking/report.json"), out)                         the same, from its own rows
+    write_again(Path("results/reports/masking/report.json"), out)                         that, from a report's rows
     analyse(study, Path("results/runs/masking")).answer                                   in a sentence
 
 runs -> collect.py, or report.json -> rows.py: how each ended, its values -> analysis.py: effects, verdicts, the answer

@@ -35,13 +35,13 @@ from dinoswap.studies.statistics.outcomes import FAILURES
 from dinoswap.studies.study import Levels, Metric, Study
 
 NAMED_CELLS = 3
-"""With failing runs, that the answer names."""
+"""Cells with failing runs that the answer names; of more it gives the number."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one metric. `decisions` are on the declared family, `shares` on the values of the attribution, `gap` on the
-    whole of it."""
+    """The verdicts on one metric: `decisions` on the declared family, `shares` on the values of the attribution, `gap`
+    on the whole gap that is attributed."""
 
     metric: Metric
     outcomes: pd.DataFrame  # cell, seed, status, value
@@ -56,7 +56,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Analysis:
-    """`results`: of each metric, the one that decides first; empty while no run has ended."""
+    """The results of a study by metric, first that of the metric that decides; none while no run has ended."""
 
     collected: Collected
     results: list[Result]
@@ -72,7 +72,7 @@ class Analysis:
 
     @property
     def reference(self) -> str:
-        """What the differences are to, in words."""
+        """In words, what the differences are measured against."""
         return "each factor's first level" if self.crossed else self.collected.design.reference.name
 
     @property
@@ -81,35 +81,38 @@ class Analysis:
 
     @property
     def answer(self) -> str:
-        """In a sentence, after what went wrong, before what is missing."""
-        runs, left = self.collected.runs, len(self.unfinished)
+        """The answer in a sentence, after what went wrong and before what is missing."""
+        runs, pending = self.collected.runs, len(self.unfinished)
         if not self.results:
             return f"Nothing can be said yet: none of {counted(len(runs), 'run')} has ended."
-        missing = f" {left} of {counted(len(runs), 'run')} have no outcome yet; this may change." if left else ""
+        missing = f" {pending} of {counted(len(runs), 'run')} have no outcome yet; this may change." if pending else ""
         result = self.results[0]
         void = nothing_to_say(result.outcomes, result.metric)
         if void:
             return f"{void[0].upper()}{void[1:]}: nothing can be said.{missing}"
         seeds = max((len(decision.effect.seeds) for decision in result.decisions), default=0)
         over = "averaged over the levels of the other factors" if self.crossed else f"against {self.reference}"
-        found = "; ".join([*_clauses(result), *_gap_clause(result)])
+        findings = "; ".join([*_clauses(result), *_gap_clause(result)])
         lead = _failed(result.outcomes)
-        return f"{lead}On {result.metric.name}, {over}, with {counted(seeds, 'seed')}: {found}.{missing}"
+        return f"{lead}On {result.metric.name}, {over}, with {counted(seeds, 'seed')}: {findings}.{missing}"
 
 
 def analyse(study: Study, root: Path) -> Analysis:
-    """`root`: results/runs/<study>. Raises ConfigError for a study whose cells do not compose."""
+    """Returns the analysis of a study whose runs are below `root`, results/runs/<study>. Raises ConfigError for a study
+    whose cells do not compose."""
     return analyse_collected(collect(study, root))
 
 
 def analyse_collected(collected: Collected) -> Analysis:
     metrics = collected.study.metrics if collected.ended else []
     cells = {cell.name: cell.levels for cell in collected.design.cells}
-    return Analysis(collected, [judge(collected.study, cells, collected.outcomes(m), m) for m in metrics])
+    results = [judge(collected.study, cells, collected.outcomes(metric), metric) for metric in metrics]
+    return Analysis(collected, results)
 
 
 def judge(study: Study, cells: Mapping[str, Mapping[str, str]], outcomes: pd.DataFrame, metric: Metric) -> Result:
-    """Every verdict on one metric. `outcomes`: cell, seed, status, value. The first of the cells is the reference."""
+    """Returns every verdict on one metric. `outcomes` has the columns cell, seed, status and value; the first of the
+    cells is the reference."""
     void = nothing_to_say(outcomes, metric)
     if study.design not in ("factorial", "fractional"):
         return Result(metric, outcomes, family(_against_first(cells, outcomes, metric)), note=void)
@@ -146,7 +149,7 @@ def _against_first(cells: Iterable[str], outcomes: pd.DataFrame, metric: Metric)
 
 
 def corners(study: Study) -> tuple[Levels, Levels]:
-    """Of an attribution: every factor at its first level, and at its last."""
+    """Returns the two cells between which a gap is attributed: every factor at its first level, and at its last."""
     return study.reference, {factor: list(levels)[-1] for factor, levels in study.factors.items()}
 
 
@@ -154,7 +157,7 @@ def corners(study: Study) -> tuple[Levels, Levels]:
 
 
 def nothing_to_say(outcomes: pd.DataFrame, metric: Metric) -> str:
-    """Why no verdict on this metric can mean anything, as 'all 12 runs collapsed', or nothing."""
+    """Returns why no verdict on this metric can mean anything, as in 'all 12 runs collapsed', or an empty text."""
     ended = outcomes[outcomes["status"].isin(OUTCOMES)]
     counts = Outcomes.count(ended)
     runs = f"all {len(ended)} runs" if len(ended) > 1 else "the one run that ended"
@@ -170,19 +173,21 @@ def nothing_to_say(outcomes: pd.DataFrame, metric: Metric) -> str:
 
 
 def _failed(outcomes: pd.DataFrame) -> str:
-    """'2 collapsed and 1 diverged of 12 runs, in masking=block (3 of 3). ', or nothing."""
+    """Returns '2 collapsed and 1 diverged of 12 runs, in masking=block (3 of 3). ', or an empty text without
+    failures."""
     ended = outcomes[outcomes["status"].isin(OUTCOMES)]
     counts = Outcomes.count(ended)
     if not counts.failures:
         return ""
-    of_cells = {str(cell): Outcomes.count(group) for cell, group in ended.groupby("cell", sort=False)}
-    failing = [f"{cell} ({each.failures} of {each.runs})" for cell, each in of_cells.items() if each.failures]
-    where = listed(failing) if len(failing) <= NAMED_CELLS else f"{len(failing)} of {len(of_cells)} cells"
+    by_cell = {str(cell): Outcomes.count(group) for cell, group in ended.groupby("cell", sort=False)}
+    failing = [f"{cell} ({count.failures} of {count.runs})" for cell, count in by_cell.items() if count.failures]
+    where = listed(failing) if len(failing) <= NAMED_CELLS else f"{len(failing)} of {len(by_cell)} cells"
     return f"{counts.words} runs, in {where}. "
 
 
 def _clauses(result: Result) -> list[str]:
-    """What is not tested and why, what differs with its numbers, then the other verdicts with what they are on."""
+    """Returns the clauses of the answer: what is not tested and why, what differs with its numbers, then the other
+    verdicts with the effects that they are on."""
     named: dict[str, list[str]] = {}
     untested: dict[str, list[str]] = {}
     clauses = []
@@ -193,7 +198,7 @@ def _clauses(result: Result) -> list[str]:
             untested.setdefault(decision.effect.note, []).append(name)
         if decision.kind.startswith(("better", "worse")):
             clauses.append(f"{name} is {decision.kind}, {difference}")
-    first = [
+    not_tested = [
         f"{listed(names)} {'is' if len(names) == 1 else 'are'} not tested, as {why}" for why, names in untested.items()
     ]
     small, unsure = f"{result.metric.smallest_effect:g}", f"no distinguishable difference{_needed(result)}"
@@ -205,13 +210,14 @@ def _clauses(result: Result) -> list[str]:
     ):
         if kind in named:
             clauses.append(f"{listed(named[kind])} {one if len(named[kind]) == 1 else several}")
-    return first + clauses
+    return not_tested + clauses
 
 
 def _needed(result: Result) -> str:
-    """How many seeds would find the smallest effect of interest, over the effects that cannot be told from none."""
-    left = [decision for decision in result.decisions if decision.kind == "not distinguishable"]
-    seeds = sorted(decision.seeds_for_smallest for decision in left if decision.seeds_for_smallest)
+    """Returns, in words, how many seeds would find the smallest effect of interest, over the effects that cannot be
+    told from none; an empty text where no number of seeds is known."""
+    unsure = [decision for decision in result.decisions if decision.kind == "not distinguishable"]
+    seeds = sorted(decision.seeds_for_smallest for decision in unsure if decision.seeds_for_smallest)
     if not seeds:
         return ""
     between = f"{seeds[0]}" if seeds[0] == seeds[-1] else f"{seeds[0]} to {seeds[-1]}"
@@ -219,9 +225,9 @@ def _needed(result: Result) -> str:
 
 
 def _gap_clause(result: Result) -> list[str]:
-    """The shares of the attributed gap that can be told from nothing, if the gap can."""
+    """Returns a clause on the shares of the attributed gap that can be told from nothing; none where the gap cannot."""
     if result.gap is None or result.gap.kind not in ("better", "worse"):
         return []
-    told = [share.effect for share in result.shares if share.kind in ("better", "worse")]
-    shares = listed([f"{effect.name} accounts for {interval(effect)}" for effect in told]) or "no share can be told"
+    effects = [share.effect for share in result.shares if share.kind in ("better", "worse")]
+    shares = listed([f"{effect.name} accounts for {interval(effect)}" for effect in effects]) or "no share can be told"
     return [f"of the whole gap of {interval(result.gap.effect)} {shares}"]

@@ -31,7 +31,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 
 WIDTH = 4.4
-"""Inches. Text of 9 points is then legible where a phone shows the whole width."""
+"""Width of a figure in inches, at which text of 9 points is legible where a phone shows the whole width."""
 FONT = "DejaVu Sans"  # comes with matplotlib
 SIZE = 9.0
 DPI = 160
@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 styled = mpl.rc_context(STYLE)
-"""Decorates what draws: matplotlib looks its settings up whenever an element is made."""
+"""Decorates functions that draw: matplotlib looks its settings up whenever an element is made."""
 SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -60,7 +60,8 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 @dataclass(frozen=True)
 class Plot:
-    """`name` for files and ids, `title` and `caption` for readers, `alt` for those who cannot see it."""
+    """A finished figure: `name` for files and ids, `title` and `caption` for readers, `alt` for those who cannot see
+    it, `svg` for a file and `inline` for the page."""
 
     name: str
     title: str
@@ -72,22 +73,25 @@ class Plot:
 
 
 class Canvas:
-    """A figure whose elements can be told what they stand for. Height in inches. For functions that are `styled`."""
+    """A figure, `height` inches high, whose elements can carry a text that says what they stand for. Only functions
+    that are `styled` may draw on it."""
 
     def __init__(self, height: float) -> None:
         self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
         self._tips: dict[str, str] = {}
 
     def axes(self, rows: int = 1) -> list[Axes]:
-        """One below the other."""
+        """Returns so many axes, one below the other."""
         return list(self.figure.subplots(rows, 1, squeeze=False)[:, 0])
 
     def tip(self, artist: Artist, text: str) -> None:
+        """Gives an element the text that browsers show while the pointer is over it."""
         gid = f"tip{len(self._tips)}"
         artist.set_gid(gid)
         self._tips[gid] = text
 
     def finish(self, name: str, *, title: str, caption: str, alt: str) -> Plot:
+        """Renders the figure as SVG and PNG, and returns it as a plot."""
         svg, png = io.StringIO(), io.BytesIO()
         self.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         self.figure.set_layout_engine("none")  # the PNG has the layout of the SVG
@@ -97,7 +101,8 @@ class Canvas:
 
 
 def row_axes(canvas: Canvas, rows: int) -> Axes:
-    """Axes with a line of text above each of `rows` rows, at y = 0, 1, ... from the top: names take no width."""
+    """Returns axes with room for a line of text above each of `rows` rows, which are at y = 0, 1, ... from the top, so
+    that names take no width."""
     (axes,) = canvas.axes()
     axes.set_ylim(rows - 0.5, -0.9)
     axes.set_yticks([])
@@ -108,31 +113,33 @@ def row_axes(canvas: Canvas, rows: int) -> Axes:
 
 
 def row_height(rows: int) -> float:
-    """Inches, with the axis."""
+    """Returns the height in inches of a figure with so many rows, its axis included."""
     return 0.44 * rows + 0.75
 
 
 def row_text(canvas: Canvas, axes: Axes, y: int, name: str, right: str = "", spare: str = "") -> None:
-    """`name` on the left, shortened where it must be, `right` on the right, followed by `spare` if all of it fits."""
+    """Writes the text of a row: `name` on the left, shortened where it must be, and on the right `right`, followed by
+    `spare` if all of it fits."""
     room = 72 * WIDTH - 2 * SIZE
     if text_width(f"{name}   {right} {spare}") <= room:
         right = f"{right} {spare}".strip()
     place = axes.get_yaxis_transform()
     fitted = shortened(name, room - text_width(f"   {right}"))
-    left = axes.text(0, y - 0.2, fitted, transform=place, ha="left", va="bottom")
-    left.set_in_layout(False)
-    canvas.tip(left, name)
+    label = axes.text(0, y - 0.2, fitted, transform=place, ha="left", va="bottom")
+    label.set_in_layout(False)
+    canvas.tip(label, name)
     axes.text(1, y - 0.2, right, transform=place, ha="right", va="bottom").set_in_layout(False)
 
 
 def text_width(text: str) -> float:
-    """Points."""
+    """Returns the width of a text in points."""
     font = FontProperties(family=FONT, size=SIZE)
     return float(text_to_path.get_text_width_height_descent(printable(text), font, ismath=False)[0])
 
 
 def shortened(text: str, room: float) -> str:
-    """To a width in points: the beginning and the end, which tell more of a name than its middle."""
+    """Shortens a text to a width in points. The beginning and the end are kept: they tell more of a name than its
+    middle."""
     kept = text = printable(text)
     for length in range(len(text) - 1, 1, -1):
         if text_width(kept) <= room:
@@ -143,17 +150,18 @@ def shortened(text: str, room: float) -> str:
 
 
 def styles(count: int) -> list[tuple[str, str, str]]:
-    """Colour, marker and dash of so many series: no two are told apart by colour alone."""
+    """Returns the colour, marker and dash of so many series, of which no two differ by colour alone."""
     dashes = [dash for dash in DASHES for _ in PALETTE]
     return list(islice(zip(cycle(PALETTE), cycle(MARKERS), cycle(dashes), strict=False), count))
 
 
 def printable(text: str) -> str:
-    """Without the control characters that XML does not allow."""
+    """Returns the text without the control characters that XML does not allow."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _with_tips(svg: str, tips: Mapping[str, str]) -> str:
+    """Returns the SVG without metadata, in which each element of `tips` (id -> text) has its text as <title>."""
     root = ElementTree.fromstring(printable(svg))
     for unneeded in root.findall(f"{SVG}metadata"):
         root.remove(unneeded)
@@ -168,7 +176,7 @@ def _with_tips(svg: str, tips: Mapping[str, str]) -> str:
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """As an element of a page: without size, and under names of its own."""
+    """Returns an SVG as an element of a page: without size, and with ids that begin with `name`."""
     root = ElementTree.fromstring(svg)
     for definitions in root.findall(f"{SVG}defs"):
         for sheet in definitions.findall(f"{SVG}style"):
@@ -183,14 +191,14 @@ def inline(svg: str, name: str, alt: str) -> str:
 
 
 def _renamed(key: str, value: str, name: str) -> str:
-    """An attribute in which ids, and references to them, begin with `name`."""
+    """Returns the value of an attribute in which ids, and references to them, begin with `name`."""
     if key == "id":
         return f"{name}-{value}"
     return value.replace("#", f"#{name}-") if key.endswith("href") else value.replace("url(#", f"url(#{name}-")
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of an axis with room beside the values."""
+    """Returns the limits of an axis with room beside the values."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     return low - room, high + room

@@ -25,30 +25,31 @@ from dinoswap.studies.study import Metric, Study
 
 NO_CURVES = pd.DataFrame(columns=["cell", "seed", "step", "name", "value"])
 SHOWN = ("eval/rankme", "eval/feature_std", "eval/mean_cosine")
-"""What is said of the features of a cell's runs."""
+"""The diagnostics of features that are shown of each cell."""
 OUTCOMES = ("completed", "collapsed", "diverged", "failed")
 FEATURES = ("feature_std", "rankme", "rankme_max", "mean_cosine")
 TARGETS = (
     *("target_entropy", "target_entropy_max", "target_information", "target_information_max"),
     "prototype_perplexity",
 )
-"""What the verdict needs, of features and of the targets of one objective."""
+"""The metrics that the verdict on features needs, and that on the targets of one objective."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """`status` is the ledger's state, or collapsed. `note` says what went wrong, or nothing."""
+    """A run as the report sees it: `status` is the ledger's state or `collapsed`; `note` says what went wrong, or is
+    empty."""
 
     entry: Entry
-    found: RunStatus
+    ledger: RunStatus
     folder: Path
     status: str
     note: str
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """run.json, or empty."""
-        return self.found.record
+        """The run.json of the run, empty without one."""
+        return self.ledger.record
 
     @property
     def ended(self) -> bool:
@@ -56,11 +57,11 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Runs it, or runs it again elsewhere."""
+        """The command line that trains this run, here or elsewhere."""
         return shlex.join(["dinoswap-train", *self.entry.overrides])
 
     def value(self, name: str) -> float:
-        """A metric, a cost or the throughput; nan where it is missing or not finite."""
+        """Returns a metric, a cost or the throughput; nan where it is missing or not finite."""
         section, key = "metrics", name
         if name == "images_per_second":
             section = "throughput"
@@ -71,7 +72,7 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """'8bc6db5', '8bc6db5 + changes' or nothing."""
+        """The commit of the code, as '8bc6db5' or '8bc6db5 + changes', or an empty text."""
         git = self.record.get("git") or {}
         return f"{str(git.get('sha', ''))[:10]}{' + changes' if git.get('dirty') else ''}"
 
@@ -88,7 +89,8 @@ class Run:
 
     @property
     def wall_hours(self) -> float:
-        """From its first start to its end, waiting between restarts included."""
+        """Hours from the first start to the end, waiting between restarts included; nan for a run that has not
+        ended."""
         started, ended = self.record.get("started"), self.record.get("ended")
         if not (started and ended):
             return math.nan
@@ -97,8 +99,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Collected:
-    """`unasked`: folders of the study whose config or seed it does not ask for now. `passed_over`: a line for each file
-    or folder below `root` that was not read, or not wholly."""
+    """The runs of a study and what they logged. `unasked` are folders of the study whose config or seed it does not ask
+    for now, `passed_over` has a line for each file or folder below `root` that was not read, or not wholly."""
 
     study: Study
     root: Path
@@ -115,7 +117,7 @@ class Collected:
         return [run for run in self.runs if run.ended]
 
     def outcomes(self, metric: Metric) -> pd.DataFrame:
-        """Cell, seed, status and value, a row per run."""
+        """Returns a row per run with the columns cell, seed, status and value."""
         rows = [(run.entry.cell, run.entry.seed, *_outcome(run, metric)) for run in self.runs]
         return pd.DataFrame(rows, columns=["cell", "seed", "status", "value"]).astype({"value": float})
 
@@ -124,7 +126,7 @@ class Collected:
 
 
 def differing(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """Keys of the config that are not the same in all cells, with the value in each, '-' where there is none."""
+    """Returns the keys of the config that differ between cells, with the value in each cell, '-' where it has none."""
     whole = [flatten(cell.config) for cell in cells]
     flat = [{key: value for key, value in config.items() if not is_volatile(key)} for config in whole]
     keys = dict.fromkeys(key for config in flat for key in config)
@@ -133,63 +135,66 @@ def differing(cells: Sequence[Cell]) -> dict[str, list[str]]:
 
 
 def diagnostics(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Of each cell the means of what is known."""
-    found: dict[str, dict[str, float]] = {}
+    """Returns, for each cell, the means over its runs of the finite values of SHOWN; nan where there are none."""
+    by_cell: dict[str, dict[str, float]] = {}
     for cell in dict.fromkeys(run.entry.cell for run in runs):
-        own = [run for run in runs if run.entry.cell == cell]
-        values = {name: [run.value(name) for run in own] for name in SHOWN}
-        known = {name: [value for value in each if math.isfinite(value)] for name, each in values.items()}
-        found[cell] = {name: sum(each) / len(each) if each else math.nan for name, each in known.items()}
-    return found
+        metrics = {name: [run.value(name) for run in runs if run.entry.cell == cell] for name in SHOWN}
+        finite = {name: [value for value in values if math.isfinite(value)] for name, values in metrics.items()}
+        by_cell[cell] = {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}
+    return by_cell
 
 
 def collect(study: Study, root: Path) -> Collected:
-    """The runs of `study` below `root`, results/runs/<study>, which need not exist."""
+    """Returns the runs of `study` below `root`, results/runs/<study>, which need not exist. Raises ConfigError for a
+    study whose cells do not compose."""
     design = make_design(study, check=False)
-    asked = entries(study, design.cells)
-    folders = [root / entry.run_id / f"seed{entry.seed}" for entry in asked]
-    runs = [_run(*each) for each in zip(asked, run_statuses(folders), folders, strict=True)]
+    wanted = entries(study, design.cells)
+    folders = [root / entry.run_id / f"seed{entry.seed}" for entry in wanted]
+    triples = zip(wanted, run_statuses(folders), folders, strict=True)
+    runs = [_run(entry, status, folder) for entry, status, folder in triples]
     names = {metric.name for metric in study.metrics} | {"loss"}
     if not root.is_dir():
         return Collected(study, root, design, runs, [], NO_CURVES, differing(design.cells), diagnostics(runs))
     loaded = read_runs(root)
     frame = loaded.frame
-    places = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
+    cell_of = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
     keys = pd.Series(list(zip(frame["run_id"].astype(str), frame["seed"].astype(int), strict=True)), index=frame.index)
-    ours = keys.isin(places.keys())
-    read = read_curves(frame[ours], names)
-    curves = read.frame
-    passed_over = [each.line for each in loaded.passed_over + read.passed_over]
-    cells = [places[key] for key in zip(curves["run_id"].astype(str), curves["seed"], strict=True)]
-    unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~ours, "path"]]
+    is_wanted = keys.isin(cell_of.keys())
+    logged = read_curves(frame[is_wanted], names)
+    curves = logged.frame
+    passed_over = [skipped.line for skipped in loaded.passed_over + logged.passed_over]
+    cells = [cell_of[key] for key in zip(curves["run_id"].astype(str), curves["seed"], strict=True)]
+    unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~is_wanted, "path"]]
     curves = curves.assign(cell=cells).drop(columns="run_id")
     known = differing(design.cells), diagnostics(runs)
     return Collected(study, root, design, runs, unasked, curves, *known, passed_over)
 
 
-def _run(entry: Entry, found: RunStatus, folder: Path) -> Run:
-    if found.state != "completed":
-        return Run(entry, found, folder, found.state, found.note)
-    collapsed, said = diagnose(found.record.get("metrics") or {})
-    return Run(entry, found, folder, "collapsed" if collapsed else "completed", said)
+def _run(entry: Entry, status: RunStatus, folder: Path) -> Run:
+    if status.state != "completed":
+        return Run(entry, status, folder, status.state, status.note)
+    collapsed, note = diagnose(status.record.get("metrics") or {})
+    return Run(entry, status, folder, "collapsed" if collapsed else "completed", note)
 
 
 def diagnose(metrics: Mapping[str, float | None]) -> tuple[bool, str]:
-    """Whether the features of the final evaluation have collapsed, and what is said of them and of the targets."""
+    """Returns whether the features of the final evaluation have collapsed, and the verdicts on them and on the targets
+    in words."""
     from dinoswap.evaluation.diagnostics import verdict  # imports torch
 
-    said: dict[str, str | None] = {}
+    verdicts: dict[str, str | None] = {}
     for where in dict.fromkeys(name.rpartition("/")[0] for name in metrics):
         needed = FEATURES if where == "eval" else TARGETS
         values = {key: metrics[f"{where}/{key}"] for key in needed if f"{where}/{key}" in metrics}
         if len(values) == len(needed):
             known = {key: math.nan if value is None else value for key, value in values.items()}
             with contextlib.suppress(ArithmeticError):  # of values that no evaluation gives
-                said[where] = verdict(known, f"{where.removeprefix('eval/')}'s teacher targets")
-    return bool(said.get("eval")), "; ".join(sentence for sentence in said.values() if sentence)
+                verdicts[where] = verdict(known, f"{where.removeprefix('eval/')}'s teacher targets")
+    return bool(verdicts.get("eval")), "; ".join(sentence for sentence in verdicts.values() if sentence)
 
 
 def _outcome(run: Run, metric: Metric) -> tuple[str, float]:
+    """Returns the status of a run with regard to one metric, and its value, nan without one."""
     if run.status == "queued":
         return "running", math.nan
     if run.status not in ("completed", "collapsed"):

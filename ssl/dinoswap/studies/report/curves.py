@@ -37,7 +37,8 @@ COSTS = {"images_per_second": "images per second", "cost.flops_per_image": "FLOP
 
 @styled
 def learning_curves(collected: Collected, name: str, coloured: Sequence[str], plot: str, title: str) -> Plot | None:
-    """Of what was logged as `name`; None where nothing was. Cells that are not `coloured` are grey."""
+    """Draws the learning curves of what was logged as `name`, with cells that are not `coloured` in grey. Returns None
+    where nothing was logged."""
     logged = collected.curves[collected.curves["name"] == name].dropna(subset="value")
     if logged.empty:
         return None
@@ -63,7 +64,8 @@ def learning_curves(collected: Collected, name: str, coloured: Sequence[str], pl
 
 @styled
 def cost_plot(collected: Collected, metric: Metric) -> Plot | None:
-    """Means by cell, numbered in the order of the design; None where no run has a value and a cost."""
+    """Draws the metric against each cost, means by cell, numbered in the order of the design. Returns None where no run
+    has both a value and a cost."""
     canvas = Canvas(5.4)
     drawn = 0
     for axes, (cost, label) in zip(canvas.axes(len(COSTS)), COSTS.items(), strict=True):
@@ -86,7 +88,8 @@ def cost_plot(collected: Collected, metric: Metric) -> Plot | None:
 def _curve(
     canvas: Canvas, axes: Axes, cell: str, logged: pd.DataFrame, color: str, marker: str = "", first: float = 0.0
 ) -> None:
-    """A line, and for a cell that has a marker its band; markers begin at another place for each, from 0 to 1."""
+    """Draws the mean curve of a cell and, with a marker, the band over its seeds. `first` is where its markers begin,
+    as a share of their distance from 0 to 1, so that those of several cells do not coincide."""
     steps = logged[logged["cell"] == cell].groupby("step")["value"].agg(["mean", "min", "max"])
     steps = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, DRAWN).round().astype(int))]
     (line,) = axes.plot(steps.index, steps["mean"], color=color, linewidth=1.4 if marker else 0.7)
@@ -98,18 +101,20 @@ def _curve(
 
 
 def _broken_off(canvas: Canvas, axes: Axes, collected: Collected, logged: pd.DataFrame) -> None:
+    """Marks the last value of each diverged or failed run with a cross."""
     for run in collected.runs:
         if run.status not in ("diverged", "failed"):
             continue
-        own = logged[(logged["cell"] == run.entry.cell) & (logged["seed"] == run.entry.seed)]
-        if len(own):
-            last = own.loc[own["step"].idxmax()]
+        rows = logged[(logged["cell"] == run.entry.cell) & (logged["seed"] == run.entry.seed)]
+        if len(rows):
+            last = rows.loc[rows["step"].idxmax()]
             (cross,) = axes.plot([last["step"]], [last["value"]], marker="X", markersize=7, color=INK)
             canvas.tip(cross, f"{run.entry.name} {run.status}: {run.note}")
 
 
 def _points(collected: Collected, metric: Metric, cost: str) -> list[tuple[int, str, float, float, float]]:
-    """Number of a cell, its name, mean cost, mean and standard deviation of the metric."""
+    """Returns, for each cell with values, its number, its name, the mean cost, and the metric's mean and standard
+    deviation over seeds."""
     points = []
     for number, cell in enumerate(collected.design.cells, start=1):
         pairs = [(run.value(cost), run.value(metric.name)) for run in collected.of_cell(cell.name) if run.ended]

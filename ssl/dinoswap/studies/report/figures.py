@@ -36,14 +36,15 @@ VERDICTS: Mapping[str, tuple[str, str]] = {
     "no estimate": (GREY, "x"),
 }
 FARTHEST = 3.0
-"""An axis ends at so many times the largest difference: the intervals of two seeds are ten times as long."""
+"""An axis ends at this many times the largest difference: the intervals of two seeds are ten times as long."""
 NAMED_SEEDS = 10
-"""With more, the legend would be larger than the plot."""
+"""Seeds that a legend names at most: with more, it would be larger than the plot."""
 
 
 @styled
 def forest(decisions: Sequence[Decision], metric: Metric, name: str, title: str, than: str) -> Plot:
-    """Each effect with its interval and verdict. `than`: what the differences are to."""
+    """Draws a forest plot: each effect with its interval and verdict. `than` says what the differences are measured
+    against."""
     canvas = Canvas(row_height(len(decisions)))
     axes = row_axes(canvas, len(decisions))
     smallest = metric.smallest_effect
@@ -57,13 +58,14 @@ def forest(decisions: Sequence[Decision], metric: Metric, name: str, title: str,
     axes.set_xlabel(f"{metric.name}, difference to {than}")
     better = "right" if metric.higher_is_better else "left"
     caption = f"Differences in {metric.name} to {than}. Better is to the {better}; grey: below {smallest:g}."
-    named = "; ".join(f"{d.effect.name} {interval(d.effect)} {d.kind}" for d in decisions)
+    named = "; ".join(f"{made.effect.name} {interval(made.effect)} {made.kind}" for made in decisions)
     return canvas.finish(name, title=title, caption=caption, alt=f"Effects on {metric.name}: {named}.")
 
 
 @styled
 def waterfall(attribution: Attribution, shares: Sequence[Decision], metric: Metric) -> Plot:
-    """From one corner of the design to the other, the largest share first. `shares`: decisions on the values."""
+    """Draws the attribution as steps from one corner of the design to the other, the largest share first. `shares` are
+    the decisions on its values."""
     ordered = sorted(shares, key=lambda share: -abs(share.effect.mean))
     steps = [*(share.effect for share in ordered), attribution.gap]
     starts = [sum(step.mean for step in steps[:y]) for y in range(len(ordered))] + [0.0]
@@ -94,7 +96,8 @@ def waterfall(attribution: Attribution, shares: Sequence[Decision], metric: Metr
 
 @styled
 def paired_seeds(outcomes: pd.DataFrame, cells: Sequence[str], metric: Metric) -> Plot:
-    """Values by cell (rows), runs of one seed joined. What did not end with a value is told at the row's end."""
+    """Draws the values by cell (rows), with the runs of one seed joined. Runs that did not complete are counted at the
+    end of the row."""
     canvas = Canvas(row_height(len(cells)) + 0.35)
     axes = row_axes(canvas, len(cells))
     table = outcomes.pivot(index="cell", columns="seed", values="value").reindex(index=list(cells))
@@ -123,14 +126,14 @@ def paired_seeds(outcomes: pd.DataFrame, cells: Sequence[str], metric: Metric) -
 
 
 def _zero(axes: Axes, rows: int) -> None:
-    """A line at no difference, where it crosses no text."""
+    """Draws a line at a difference of zero, interrupted where the rows have text."""
     axes.vlines(
         [0.0] * rows, [y - 0.17 for y in range(rows)], [y + 0.17 for y in range(rows)], color=INK, linewidth=0.8
     )
 
 
 def _draw(canvas: Canvas, axes: Axes, y: int, decision: Decision) -> None:
-    """A point with its interval, cut at the limits of the axis; nothing where there is no number."""
+    """Draws a point with its interval, which is cut at the limits of the axis; nothing where the mean is not finite."""
     effect, (color, marker) = decision.effect, VERDICTS[decision.kind]
     if not math.isfinite(effect.mean):
         return
@@ -148,14 +151,15 @@ def _draw(canvas: Canvas, axes: Axes, y: int, decision: Decision) -> None:
 
 
 def _reach(estimates: Sequence[Estimate], least: float) -> float:
-    """How far from zero an axis goes on either side."""
-    means = [abs(e.mean) for e in estimates if math.isfinite(e.mean)]
-    ends = [abs(end) for e in estimates for end in (e.low, e.high) if math.isfinite(end)]
+    """Returns how far from zero an axis goes on either side, at least `least`."""
+    means = [abs(estimate.mean) for estimate in estimates if math.isfinite(estimate.mean)]
+    limits = [limit for estimate in estimates for limit in (estimate.low, estimate.high)]
+    ends = [abs(limit) for limit in limits if math.isfinite(limit)]
     needed = max([least, *means])
     return 1.08 * max(needed, min(max([0.0, *ends]), FARTHEST * needed))
 
 
 def _ends(runs: pd.DataFrame) -> str:
-    """'2 diverged, 1 missing', or nothing: what did not complete."""
+    """Returns what did not complete, as in '2 diverged, 1 missing', or an empty text."""
     counts = runs["status"].value_counts()
     return ", ".join(f"{count} {status}" for status, count in counts.items() if status != "completed")

@@ -18,12 +18,12 @@ LATEX = {
 }
 LATEX_PACKAGES = ("array", "booktabs", "graphicx")
 LATEX_LINE = 40
-"""Characters; about 6 cm."""
+"""Characters of a column that LaTeX does not break into lines; about 6 cm."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`words`: columns that hold no numbers, and are sorted as text."""
+    """A table of texts. `words` names the columns that hold no numbers and are sorted as text."""
 
     name: str
     caption: str
@@ -33,7 +33,7 @@ class Table:
 
 
 def markdown_text(text: str) -> str:
-    """Shown as it is: no markup, no HTML, no end of a cell."""
+    """Escapes a text so that Markdown shows it as it is: no markup, no HTML, no end of a table cell."""
     text = re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
     return " ".join(text.split())
 
@@ -51,8 +51,8 @@ def latex_text(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Needs the packages in LATEX_PACKAGES. Long texts are broken into lines; a table that is still wider than the text
-    is made smaller."""
+    """Returns the table as LaTeX, which needs the packages in LATEX_PACKAGES. Long texts are broken into lines; a table
+    that is still wider than the text is made smaller."""
 
     def line(entries: Iterable[str]) -> str:
         return f"{' & '.join(map(latex_text, entries))} \\\\"

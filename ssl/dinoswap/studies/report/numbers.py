@@ -14,6 +14,7 @@ COSTS = ("images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", 
 
 
 def as_json(analysis: Analysis) -> str:
+    """Returns the content of report.json."""
     study, collected = analysis.study, analysis.collected
     content = {
         "study": study.name,
@@ -46,7 +47,7 @@ def as_json(analysis: Analysis) -> str:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: no NaN, no infinity, no tuple."""
+    """Returns a value as JSON has it: None in place of NaN and infinity, lists in place of other sequences."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, str) or not isinstance(value, Iterable):
@@ -59,7 +60,7 @@ def _result(analysis: Analysis, result: Result) -> dict[str, Any]:
     factorial = result.factorial
     return {
         "metric": asdict(result.metric),
-        "cells": {cell: {"mean": v.mean(), "sd": v.std(), "values": int(v.count())} for cell, v in by_cell},
+        "cells": {name: {"mean": cell.mean(), "sd": cell.std(), "values": int(cell.count())} for name, cell in by_cell},
         "effects": _decisions(result.decisions),
         "interactions": _decisions(result.interactions),
         "aliases": factorial.aliases if factorial else {},

@@ -21,7 +21,7 @@ AGAINST_SEEDS = (
 
 @dataclass(frozen=True)
 class Section:
-    """`items` stand at its end."""
+    """A section of the report, with its parts in the order in which they are shown."""
 
     id: str
     title: str
@@ -47,7 +47,8 @@ class Page:
 
 
 def make_page(analysis: Analysis, drawn: Mapping[str, Plot] | None = None) -> Page:
-    """`drawn`: figures of an earlier report, which stand in where there are no curves to draw."""
+    """Returns the page of an analysis. `drawn` holds figures of an earlier report, which stand in where there are no
+    curves to draw."""
     study, collected = analysis.study, analysis.collected
     ended = [str(run.record["ended"]) for run in collected.runs if run.record.get("ended")]
     sections = [*(_of_results(analysis, drawn or {}) if analysis.results else []), *_of_runs(analysis)]
@@ -92,7 +93,7 @@ def _effects(analysis: Analysis) -> Section:
         f"not. The first metric, {analysis.study.metrics[0].name}, decides.",
         AGAINST_SEEDS if analysis.crossed else PAIRED,
     ]
-    words = [f"{d.effect.name}: {d.words}." for d in analysis.results[0].decisions]
+    words = [f"{decision.effect.name}: {decision.words}." for decision in analysis.results[0].decisions]
     return Section("effects", "Effects", text, plots, shown, items=words)
 
 
@@ -100,10 +101,10 @@ def _attribution(analysis: Analysis) -> Section:
     result = analysis.results[0]
     if result.attribution is None:
         return Section("attribution", "Attribution", [f"There is none: {result.note}."])
-    start, end = (", ".join(f"{f}={level}" for f, level in corner.items()) for corner in corners(analysis.study))
+    start, end = (", ".join(f"{factor}={level}" for factor, level in cell.items()) for cell in corners(analysis.study))
     text = [f"From {start} to {end}."]
     plot = figures.waterfall(result.attribution, result.shares, result.metric)
-    shown = [tables.attribution(each) for each in analysis.results if each.attribution]
+    shown = [tables.attribution(other) for other in analysis.results if other.attribution]
     return Section("attribution", "Attribution", text, [plot], shown)
 
 
@@ -122,14 +123,15 @@ def _learning(analysis: Analysis, drawn: Mapping[str, Plot]) -> Section:
     wanted = [(metric, "curve-metric", f"{metric} while training"), ("loss", "curve-loss", "The loss while training")]
     plots = []
     for name, plot, title in wanted:
-        made = curves.learning_curves(analysis.collected, name, coloured, plot, title)
-        plots += [made] if made else [replace(drawn[plot], title=title)] if plot in drawn else []
+        curve = curves.learning_curves(analysis.collected, name, coloured, plot, title)
+        plots += [curve] if curve else [replace(drawn[plot], title=title)] if plot in drawn else []
     text = ["Losses of different objectives are not comparable: a lower one is not a better network."]
     return Section("curves", "Learning curves", text, plots)
 
 
 def _coloured(analysis: Analysis) -> list[str]:
-    """The reference, then the other corner of a crossed design, or the cells with the largest effects."""
+    """Returns the cells that have a colour in learning curves: the reference, then the other corner of a crossed design
+    (and all cells where they are few), or the cells with the largest effects."""
     design = analysis.collected.design
     if analysis.crossed:
         _, end = corners(analysis.study)
@@ -165,8 +167,8 @@ def _of_runs(analysis: Analysis) -> Iterable[Section]:
 
 
 def _run_tables(analysis: Analysis) -> list[Table]:
-    found = [tables.levels(analysis), tables.differing(analysis), tables.run_table(analysis)]
-    return [table for table in found if table.rows]
+    run_tables = [tables.levels(analysis), tables.differing(analysis), tables.run_table(analysis)]
+    return [table for table in run_tables if table.rows]
 
 
 def _circumstances(analysis: Analysis) -> list[str]:
@@ -178,8 +180,8 @@ def _circumstances(analysis: Analysis) -> list[str]:
     ]
     facts = {"Commit": [run.commit for run in runs], "Hardware": [run.hardware for run in runs]}
     for name, values in {**facts, "Versions": [run.versions for run in runs]}.items():
-        found = list(dict.fromkeys(value for value in values if value))
-        text += [f"{name}: {'; '.join(found)}."] if found else []
+        different = list(dict.fromkeys(value for value in values if value))
+        text += [f"{name}: {'; '.join(different)}."] if different else []
     hours = [run.value("cost.core_or_gpu_hours") for run in runs]
     known = [value for value in hours if value == value]
     return [*text, f"All runs together: {sum(known):.3g} core- or GPU-hours."] if known else text
@@ -189,9 +191,9 @@ def _commands(analysis: Analysis) -> str:
     study = analysis.study
     commits = {run.commit for run in analysis.collected.runs if run.commit}
     name = study.name if study.path.parent.name == "ablations" else str(study.path)
-    asked = shlex.join([name, *study.command_line])
+    arguments = shlex.join([name, *study.command_line])
     checkout = [f"git checkout {commit}" for commit in commits if len(commits) == 1 and "+" not in commit]
-    return "\n".join([*checkout, f"dinoswap-ablate run {asked}", f"dinoswap-ablate report {asked}"])
+    return "\n".join([*checkout, f"dinoswap-ablate run {arguments}", f"dinoswap-ablate report {arguments}"])
 
 
 # --- what to beware of ------------------------------------------------------------------------------------------------
@@ -199,21 +201,21 @@ def _commands(analysis: Analysis) -> str:
 
 def _warnings(analysis: Analysis) -> list[str]:
     runs = analysis.collected.ended
-    found = []
+    warnings = []
     commits = sorted({run.commit for run in runs if run.commit})
     if len(commits) > 1:
-        found.append(f"The runs are of different commits: {listed(commits)}.")
+        warnings.append(f"The runs are of different commits: {listed(commits)}.")
     if any("+" in commit for commit in commits):
-        found.append("Some runs were made with changes that are in no commit: their commits do not repeat them.")
+        warnings.append("Some runs were made with changes that are in no commit: their commits do not repeat them.")
     if len({run.versions for run in runs}) > 1:
-        found.append("The runs were made with different versions of packages: see 'What was run'.")
+        warnings.append("The runs were made with different versions of packages: see 'What was run'.")
     if len({run.hardware for run in runs}) > 1:
-        found.append("The runs were made on different hardware: their images per second do not compare.")
+        warnings.append("The runs were made on different hardware: their images per second do not compare.")
     if len(analysis.study.seeds) == 1:
-        found.append("There is one seed: differences are shown, but nothing tells them from noise.")
+        warnings.append("There is one seed: differences are shown, but nothing tells them from noise.")
     for result in analysis.results:
-        measured = {(r.cell, r.seed) for r in result.outcomes.itertuples() if r.status != "missing"}
+        measured = {(row.cell, row.seed) for row in result.outcomes.itertuples() if row.status != "missing"}
         silent = [run for run in runs if (run.entry.cell, run.entry.seed) not in measured]
         if silent:
-            found.append(f"{counted(len(silent), 'completed run')} did not report {result.metric.name}.")
-    return found
+            warnings.append(f"{counted(len(silent), 'completed run')} did not report {result.metric.name}.")
+    return warnings

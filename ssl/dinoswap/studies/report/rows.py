@@ -24,11 +24,12 @@ NEEDED = (
     *("study", "file", "question", "command_line", "base", "seeds", "design", "factors", "cells", "notes"),
     *("results", "differing", "runs", "unasked"),
 )
-OF_RECORD = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")
+RECORD_FIELDS = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")
 
 
 def read_rows(path: Path) -> Collected:
-    """What a report.json is about. Raises ConfigError for a file that is none, or lacks what a report needs."""
+    """Returns the runs and the study that a report.json is about. Raises ConfigError for a file that is none, or lacks
+    what a report needs."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -63,7 +64,7 @@ def _collected(content: Mapping[str, Any]) -> Collected:
 
 
 def _study(content: Mapping[str, Any]) -> Study:
-    """As far as a report shows it: which cells were left out, and why, is in the notes."""
+    """Returns the study as far as a report shows it: which cells were left out, and why, is in the notes."""
     file = Path(content["file"])
     return Study(
         name=content["study"],
@@ -90,8 +91,8 @@ def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:
     overrides = shlex.split(row["command"])[1:]
     folder = root / row["run_id"] / f"seed{row['seed']}"
     entry = Entry(cell=row["cell"], seed=row["seed"], overrides=overrides, config={}, folder=folder)
-    started = any(row[name] is not None for name in OF_RECORD)
-    record: dict[str, Any] = {name: row[name] for name in OF_RECORD} if started else {}
+    started = any(row[name] is not None for name in RECORD_FIELDS)
+    record: dict[str, Any] = {name: row[name] for name in RECORD_FIELDS} if started else {}
     if started:
         record["metrics"] = {name: row[name] for name in metrics - set(COSTS) if name in row}
         record["throughput"] = {"images_per_second": row["images_per_second"]}
@@ -101,20 +102,20 @@ def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:
 
 
 def drawn_before(folder: Path) -> dict[str, Plot]:
-    """The figures of a report in `folder`, by name, with the captions of its report.md."""
+    """Returns the figures of a report in `folder`, by name, with the captions of its report.md."""
     try:
         text = (folder / "report.md").read_text()
     except OSError:
         return {}
-    found = {}
+    plots = {}
     for alt, name, caption in re.findall(r"!\[(.*)\]\(figures/([\w-]+)\.png\)\n\n\*(.*)\*", text):
         svg, png = (folder / "figures" / f"{name}.{kind}" for kind in ("svg", "png"))
         if svg.is_file() and png.is_file():
-            drawn, words = svg.read_text(), _plain(alt)
-            found[name] = Plot(name, "", _plain(caption), words, drawn, inline(drawn, name, words), png.read_bytes())
-    return found
+            figure, words = svg.read_text(), _plain(alt)
+            plots[name] = Plot(name, "", _plain(caption), words, figure, inline(figure, name, words), png.read_bytes())
+    return plots
 
 
 def _plain(text: str) -> str:
-    """What `markdown_text` showed as it is."""
+    """Undoes `markdown_text`."""
     return html.unescape(re.sub(r"\\(.)", r"\1", text))

@@ -27,16 +27,17 @@ def effects(result: Result, than: str) -> Table:
 
 
 def _effect(decision: Decision) -> list[str]:
-    e = decision.effect
-    last = probability(e.p_sign_flip) if isinstance(e, Effect) else _against(e)
-    tests = (e.p, decision.p_adjusted, decision.p_equivalent_adjusted)
-    p = [probability(value) if e.tested else "-" for value in tests]
+    effect = decision.effect
+    last = probability(effect.p_sign_flip) if isinstance(effect, Effect) else _against(effect)
+    tests = (effect.p, decision.p_adjusted, decision.p_equivalent_adjusted)
+    probabilities = [probability(value) if effect.tested else "-" for value in tests]
     needed = decision.seeds_for_smallest
-    return [e.name, interval(e) or "-", decision.kind, *p, last, str(len(e.seeds)), str(needed or "-")]
+    numbers = [*probabilities, last, str(len(effect.seeds)), str(needed or "-")]
+    return [effect.name, interval(effect) or "-", decision.kind, *numbers]
 
 
 def _against(estimate: Estimate) -> str:
-    """'seed x effect, pooled (14 df)'; the gap of an attribution is paired."""
+    """Returns what an estimate was tested against, as in 'seed x effect, pooled (14 df)', or '-' where it was not."""
     if not estimate.tested:
         return "-"
     return estimate.error.words if estimate.error else f"its spread over the seeds ({estimate.df} df)"
@@ -47,18 +48,18 @@ def interactions(result: Result) -> Table:
     rows = []
     for decision in result.interactions:
         name, difference = decision.effect.name, interval(decision.effect) or "-"
-        p, others = probability(decision.p_adjusted), _aliased(aliases.get(name, {}))
-        rows.append([name, difference, decision.kind, p, _against(decision.effect), others])
+        adjusted, others = probability(decision.p_adjusted), _aliased(aliases.get(name, {}))
+        rows.append([name, difference, decision.kind, adjusted, _against(decision.effect), others])
     columns = ["interaction", "difference", "verdict", "p (Holm)", "tested against", "cannot be told from"]
     caption = f"Two-factor interactions on {result.metric.name}: how much one effect changes when the other is switched"
     return Table(f"interactions {result.metric.name}", caption, columns, rows, [columns[0], "verdict", *columns[-2:]])
 
 
 def aliased_effects(result: Result) -> Table:
-    """Main effects that share their number with others."""
+    """Returns the table of the main effects that share their estimate with other effects."""
     main = {decision.effect.name for decision in result.decisions}
-    found = result.factorial.aliases if result.factorial else {}
-    rows = [[name, _aliased(others)] for name, others in found.items() if name in main]
+    aliases = result.factorial.aliases if result.factorial else {}
+    rows = [[name, _aliased(others)] for name, others in aliases.items() if name in main]
     columns = ["effect", "cannot be told from"]
     return Table("aliases", "Main effects that are aliased: each number is that of the sum", columns, rows, columns)
 
@@ -68,13 +69,13 @@ def _aliased(others: dict[str, float]) -> str:
 
 
 def attribution(result: Result) -> Table:
-    found = result.attribution
+    shapley = result.attribution
     columns = ["factor", "share of the gap", "verdict", "p (Holm)", "tested against", "bootstrap interval", "rests on"]
     rows = []
     for share in [*result.shares, *([result.gap] if result.gap else [])]:
         name = share.effect.name
-        spread = between(*found.bootstrap[name]) if found and name in found.bootstrap else "-"
-        clear = found is None or found.clear.get(name, True)
+        spread = between(*shapley.bootstrap[name]) if shapley and name in shapley.bootstrap else "-"
+        clear = shapley is None or shapley.clear.get(name, True)
         rests = "what was measured" if clear else "unmeasured interactions being zero"
         tested = [share.kind, probability(share.p_adjusted), _against(share.effect)]
         rows.append([name, interval(share.effect) or "-", *tested, spread, rests])
@@ -99,7 +100,7 @@ def cells(analysis: Analysis) -> Table:
 
 
 def failures(analysis: Analysis) -> Table:
-    """How the runs of each cell ended, with the diagnostics of those that were evaluated."""
+    """Returns the table of how the runs of each cell ended, with the diagnostics of those that were evaluated."""
     columns = ["cell", *OUTCOMES, "pending", *(name.removeprefix("eval/") for name in SHOWN), "what was said"]
     rows = []
     for cell in analysis.collected.design.cells:
@@ -107,8 +108,8 @@ def failures(analysis: Analysis) -> Table:
         counts = Counter(run.status for run in runs)
         pending = sum(not run.ended for run in runs)
         shown = [number(analysis.collected.diagnostics.get(cell.name, {}).get(name), 3) for name in SHOWN]
-        said = "; ".join(dict.fromkeys(run.note for run in runs if run.ended and run.note)) or "-"
-        rows.append([cell.name, *(str(counts[status]) for status in OUTCOMES), str(pending), *shown, said])
+        notes = "; ".join(dict.fromkeys(run.note for run in runs if run.ended and run.note)) or "-"
+        rows.append([cell.name, *(str(counts[status]) for status in OUTCOMES), str(pending), *shown, notes])
     caption = "How runs ended. Collapsed, diverged and failed runs are outcomes and are counted as such"
     return Table("failures", caption, columns, rows, ["cell", "what was said"])
 

@@ -11,7 +11,7 @@ ROUNDING = 9
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """'-' where there is none."""
+    """Returns a number with so many digits, or '-' where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:.{digits}g}".replace("-", MINUS)
@@ -22,7 +22,7 @@ def probability(p: float) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """'+1.2 [+0.3, +2.1]', as far as it is known, with three digits of what is uncertain."""
+    """Returns an estimate as '+1.2 [+0.3, +2.1]', as far as it is known, with three digits of the half interval."""
     if not math.isfinite(estimate.mean):
         return ""
     if not math.isfinite(estimate.se):
@@ -32,13 +32,13 @@ def interval(estimate: Estimate) -> str:
 
 
 def between(low: float, high: float, half: float | None = None) -> str:
-    """'[+0.3, +2.1]'"""
+    """Returns an interval as '[+0.3, +2.1]', rounded by its half width `half`, or '-' where it is not finite."""
     half = (high - low) / 2 if half is None else half
     return f"[{signed(low, half)}, {signed(high, half)}]" if math.isfinite(half) else "-"
 
 
 def signed(value: float, uncertain: float | None = None) -> str:
-    """With three digits, or rounded to the third digit of what is `uncertain`."""
+    """Returns a number with its sign and three digits, or rounded to the third digit of the uncertainty `uncertain`."""
     if not round(value, ROUNDING):
         return "0"
     if not uncertain or not round(uncertain, ROUNDING):
@@ -48,10 +48,10 @@ def signed(value: float, uncertain: float | None = None) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """'a, b and c'"""
+    """Returns names as 'a, b and c'."""
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
 
 
 def counted(count: int, what: str) -> str:
-    """'1 run', '3 runs'"""
+    """Returns a count with its noun, as in '1 run' and '3 runs'."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

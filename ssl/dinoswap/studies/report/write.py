@@ -25,14 +25,15 @@ FIGURES = "figures"
 
 
 def write_report(study: Study, root: Path, out: Path) -> Path:
-    """Of the runs below `root`, results/runs/<study>, into the folder `out`; the path of report.html. ConfigError for a
-    study whose cells do not compose. Figures of an earlier report in `out` that this one does not have are deleted."""
+    """Writes the report of the runs below `root`, results/runs/<study>, into the folder `out`, and returns the path of
+    report.html. Figures of an earlier report in `out` that this one does not have are deleted. Raises ConfigError for a
+    study whose cells do not compose."""
     return _write(analyse(study, root), {}, out)
 
 
 def write_again(report: Path, out: Path) -> Path:
-    """Of the rows of a report.json, with the figures of learning curves that lie beside it. ConfigError for a file that
-    is none."""
+    """Writes a report of the rows of a report.json, with the figures of learning curves that lie beside it, into the
+    folder `out`, and returns the path of report.html. Raises ConfigError for a file that is no report.json."""
     return _write(analyse_collected(read_rows(report)), drawn_before(report.parent), out)
 
 
@@ -54,18 +55,19 @@ def _write(analysis: Analysis, drawn: Mapping[str, Plot], out: Path) -> Path:
 
 
 def _figures(report: Path) -> set[str]:
-    """Those that a report.md shows: in the folder there may be others, of somebody else."""
+    """Returns the figures that a report.md shows: the folder may hold others, which are not the report's."""
     return set(re.findall(rf"\]\({FIGURES}/([\w-]+)\.png\)", report.read_text())) if report.exists() else set()
 
 
 def as_html(page: Page) -> str:
-    """Whatever comes from configs and runs is escaped; the plots are SVG, in which it is already."""
+    """Returns the page as HTML. Text from configs and runs is escaped; in the plots, which are SVG, it already is."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template("report.html.jinja").render(page=page, definitions=DEFINITIONS)
 
 
 def as_markdown(page: Page) -> str:
+    """Returns the page as Markdown, with the plots as links to their files."""
     parts = [
         f"# {markdown_text(page.question)}",
         f"**{markdown_text(page.answer)}**",
@@ -87,7 +89,7 @@ def _section(section: Section) -> list[str]:
 
 
 def as_latex(analysis: Analysis) -> str:
-    """The tables that go into a paper."""
+    """Returns the tables that go into a paper as LaTeX."""
     chosen = [tables.cells(analysis), tables.failures(analysis)]
     for result in analysis.results:
         chosen.append(tables.effects(result, analysis.reference))
