@@ -39,7 +39,8 @@ MOST_FACTORS = 14
 
 @dataclass(frozen=True)
 class Attribution:
-    """`values` are named by their factors, `gap` is 'gap'; means are over `gap.seeds`."""
+    """The Shapley values of a gap, each named by its factor. All means are over the seeds of `gap`, whose name is
+    'gap'."""
 
     values: tuple[Estimate, ...]
     gap: Estimate  # between the corners; the values sum to it
@@ -53,7 +54,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class _Map:
-    """From the outcomes of a seed's cells, sorted by name, to the values."""
+    """The linear map from the outcomes of a seed's cells, sorted by name, to the Shapley values."""
 
     weights: Array  # [factors, cells]
     model_gap: Array  # [cells]
@@ -71,8 +72,9 @@ def attribute(
     draws: int = 10_000,
     **metric: Unpack[MetricOptions],
 ) -> Attribution:
-    """Of the gap from `start` to `end`, each {factor: level}. `draws`: of the bootstrap. Raises ValueError for a bad
-    frame, when no factor changes or too many do, and when no seed has cells enough."""
+    """Returns the attribution of the gap from `start` to `end`, each {factor: level}. `draws` is the number of
+    bootstrap samples. Raises ValueError for a bad frame, when no factor changes or too many do, and when no seed has
+    cells enough."""
     switched = [factor for factor in factors if start[factor] != end[factor]]
     if not 0 < len(switched) <= MOST_FACTORS:
         raise ValueError(f"{len(switched)} factors differ between start and end: must be 1 to {MOST_FACTORS}")
@@ -93,22 +95,23 @@ def attribute(
         model_gap=float(np.mean([maps[seed].model_gap @ values[seed] for seed in maps])),
         bootstrap=_bootstrap(table, metric.get("confidence", 0.95), draws),
         per_seed=table,
-        clear={name: all(bool(found.clear[i]) for found in maps.values()) for i, name in enumerate(switched)},
-        measured=min(found.measured for found in maps.values()),
+        clear={name: all(bool(seed_map.clear[i]) for seed_map in maps.values()) for i, name in enumerate(switched)},
+        measured=min(seed_map.measured for seed_map in maps.values()),
         unused=tuple(sorted({int(seed) for seed in outcomes["seed"]} - set(maps))),
     )
 
 
-def _gap(of_seeds: pd.Series, first: pd.DataFrame, last: pd.DataFrame, scale: float, metric: MetricOptions) -> Estimate:
-    """Between the corners, whose outcomes `first` and `last` are, of one value per seed."""
-    mean, se = mean_and_error(of_seeds.to_numpy(), scale)
+def _gap(per_seed: pd.Series, first: pd.DataFrame, last: pd.DataFrame, scale: float, metric: MetricOptions) -> Estimate:
+    """Returns the estimate of the gap from one value per seed. `first` and `last` are the outcomes of the two
+    corners."""
+    mean, se = mean_and_error(per_seed.to_numpy(), scale)
     note = why_untested(first, last)
     return Estimate(
         name="gap",
         mean=mean,
         se=math.nan if note else se,
-        df=len(of_seeds) - 1,
-        seeds=tuple(of_seeds.index),
+        df=len(per_seed) - 1,
+        seeds=tuple(per_seed.index),
         reference=Outcomes.count(first),
         arm=Outcomes.count(last),
         failures=mcnemar(first, last),
@@ -118,7 +121,7 @@ def _gap(of_seeds: pd.Series, first: pd.DataFrame, last: pd.DataFrame, scale: fl
 
 
 def _values(table: pd.DataFrame, against: Sequence[Error], scale: float, metric: MetricOptions) -> Iterator[Estimate]:
-    """Of each column of `table` [seeds, factors]; `scale` is the size of the outcomes."""
+    """Yields the estimate of each column of `table` [seeds, factors]; `scale` is the size of the outcomes."""
     for name, error in zip(table, against, strict=True):
         mean, se = settled(float(table[name].mean()), error.se, scale)
         yield Estimate(
@@ -141,8 +144,8 @@ def values_stratum(
     start: Levels,
     end: Levels,
 ) -> Stratum:
-    """What the values of `attribute` are tested against. `runs` have a value, and are sorted by seed and cell; every
-    seed has to have cells enough."""
+    """Returns the stratum that the values of `attribute` are tested against. `runs` have a value, and are sorted by
+    seed and cell; every seed has to have cells enough."""
     switched = [factor for factor in factors if start[factor] != end[factor]]
     return _stratum(runs, _maps(runs, cells, factors, _cube(start, end, switched), switched), cells, factors)
 
@@ -152,10 +155,10 @@ def _stratum(
 ) -> Stratum:
     seeds = used["seed"].to_numpy()
     model = np.linalg.qr(seeds_and_effects(used, cells, factors).matrix)[0]
-    contrasts = np.column_stack([found.weights for found in maps.values()]) / len(maps)  # [factors, runs]
+    contrasts = np.column_stack([seed_map.weights for seed_map in maps.values()]) / len(maps)  # [factors, runs]
     # A value is of its seed, whatever the model makes of the cells: only what varies between seeds is an error
-    of_cells = indicators(np.unique(used["cell"], return_inverse=True)[1])
-    fitted = space(np.column_stack([indicators(seeds), of_cells]), np.zeros((len(seeds), 0)))
+    cell_columns = indicators(np.unique(used["cell"], return_inverse=True)[1])
+    fitted = space(np.column_stack([indicators(seeds), cell_columns]), np.zeros((len(seeds), 0)))
     return make_stratum(contrasts, seeds, model, round(len(seeds) / len(maps)) - 1, fitted)
 
 
@@ -166,27 +169,28 @@ def _maps(
     cube: Sequence[Levels],
     switched: Sequence[str],
 ) -> dict[int, "_Map"]:
-    """Seed -> map, of the seeds whose cells allow one. Seeds that have the same cells share it."""
-    known: dict[tuple[str, ...], _Map | None] = {}
+    """Returns seed -> map for the seeds whose cells allow one. Seeds that have the same cells share a map."""
+    by_cells: dict[tuple[str, ...], _Map | None] = {}
     maps = {}
     for seed, group in runs.groupby("seed"):
         names = tuple(sorted(group["cell"]))
-        if names not in known:
-            known[names] = _shapley_map([cells[name] for name in names], cube, factors, switched)
-        found = known[names]
-        if found is not None:
-            maps[int(seed)] = found
+        if names not in by_cells:
+            by_cells[names] = _shapley_map([cells[name] for name in names], cube, factors, switched)
+        seed_map = by_cells[names]
+        if seed_map is not None:
+            maps[int(seed)] = seed_map
     return maps
 
 
 def _shapley_map(
     measured: Sequence[Levels], cube: Sequence[Levels], factors: Mapping[str, Collection[str]], switched: Sequence[str]
 ) -> _Map | None:
-    """None when the values rest on main effects that the measured cells do not determine."""
+    """Returns the map for these measured cells, or None when the values rest on main effects that they do not
+    determine."""
     weights = shapley_weights(len(switched))
     keys = [_key(cell, factors) for cell in measured]
-    same = [[key == _key(cell, factors) for key in keys] for cell in cube]
-    v = np.array(same, dtype=float)  # [2^k, cells]: from what was measured to v
+    matches = [[key == _key(cell, factors) for key in keys] for cell in cube]
+    v = np.array(matches, dtype=float)  # [2^k, cells]: from what was measured to v
     known = v.any(1)
     if known.all():
         return _Map(weights @ v, np.full(len(measured), math.nan), np.ones(len(switched), dtype=bool), len(cube))
@@ -204,7 +208,8 @@ def _shapley_map(
 
 
 def shapley_weights(factors: int) -> Array:
-    """[factors, 2^factors]: values are these weights times v. Bit i of a set's index says whether i is in it."""
+    """Returns the weights [factors, 2^factors] whose product with v is the values. Bit i of a set's index says whether
+    factor i is in it."""
     members = _members(factors)
     sizes = members.sum(1)
     share = np.array([1 / (factors * math.comb(factors - 1, size)) for size in range(factors)])  # by |S|, without i
@@ -213,12 +218,12 @@ def shapley_weights(factors: int) -> Array:
 
 
 def _members(factors: int) -> npt.NDArray[np.int64]:
-    """[2^factors, factors], 1 where the factor is in the set."""
+    """Returns [2^factors, factors], 1 where the factor is in the set."""
     return (np.arange(2**factors)[:, None] >> np.arange(factors)) & 1
 
 
 def _cube(start: Levels, end: Levels, switched: Sequence[str]) -> list[Levels]:
-    """All 2^k combinations, in the order of `shapley_weights`."""
+    """Returns all 2^k combinations of the switched factors, in the order of `shapley_weights`."""
     return [
         {**start, **{factor: end[factor] for factor, inside in zip(switched, row, strict=True) if inside}}
         for row in _members(len(switched))
@@ -230,7 +235,8 @@ def _key(cell: Levels, factors: Collection[str]) -> str:
 
 
 def _bootstrap(table: pd.DataFrame, confidence: float, draws: int) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of the mean over seeds, all factors resampled together; nan for a single seed."""
+    """Returns the percentile interval of each factor's mean over seeds, all factors resampled together; nan for a
+    single seed."""
     if len(table) < 2:
         return dict.fromkeys(table, (math.nan, math.nan))
     picks = np.random.default_rng(0).integers(len(table), size=(draws, len(table)))

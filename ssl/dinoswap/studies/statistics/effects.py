@@ -25,7 +25,8 @@ EXACT_UP_TO = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Effect(Estimate):
-    """Of pairs. `seeds` have a value on both sides; `unpaired` have an outcome on one side only."""
+    """The effect of an arm paired with its reference by seed. `seeds` have a value on both sides, `unpaired` have an
+    outcome on one side only."""
 
     differences: tuple[float, ...]
     unpaired: tuple[int, ...] = ()
@@ -47,9 +48,10 @@ def paired_effect(
     draws: int = 100_000,
     **metric: Unpack[MetricOptions],
 ) -> Effect:
-    """Of `arm` against `reference`, frames of outcomes of one cell each. `draws`: signs drawn beyond 20 seeds.
+    """Returns the effect of `arm` against `reference`, frames of outcomes of one cell each.
 
-    Raises ValueError for a frame that is none, an unknown status, a seed run twice, or a completed run without value.
+    `draws` is the number of sign choices that are drawn beyond EXACT_UP_TO seeds. Raises ValueError for a frame that is
+    none, an unknown status, a seed run twice, or a completed run without value.
     """
     sides = [with_outcome(frame).set_index("seed", drop=False) for frame in (reference, arm)]
     values = pd.concat([side["value"] for side in sides], axis=1, join="inner").dropna().sort_index()
@@ -80,7 +82,8 @@ def paired_effect(
 
 
 def sign_flip(differences: Sequence[float] | Array, draws: int = 100_000) -> tuple[float, int]:
-    """Two-sided p of the differences [n], and the number of draws that it is based on: 0 for all 2^n."""
+    """Returns the two-sided p of the differences [n], and the number of draws that it is based on: 0 where all 2^n
+    choices of signs were gone through."""
     values = np.asarray(differences, dtype=float)
     least = abs(values.sum()) * (1 - 1e-9)  # sums that differ by rounding only are ties
     if len(values) > EXACT_UP_TO:

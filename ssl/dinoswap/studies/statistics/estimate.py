@@ -21,24 +21,26 @@ Array = npt.NDArray[np.float64]
 
 
 def t_interval(mean: Any, se: Any, df: Any, confidence: float) -> tuple[Any, Any]:
+    """Returns the lower and upper limit of the t interval of a mean."""
     half = stdtrit(df, 0.5 + confidence / 2) * se
     return mean - half, mean + half
 
 
 def t_test(mean: Any, se: Any, df: Any) -> Any:
-    """Two-sided p of a mean of zero. 1 where nothing can be said: se is nan, or both are 0."""
+    """Returns the two-sided p of a true mean of zero, 1 where nothing can be said: se is nan, or both are 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(2 * stdtr(df, -np.abs(np.divide(mean, se))), nan=1.0)
 
 
 def equivalence_test(mean: Any, se: Any, df: Any, margin: float) -> Any:
-    """p of a difference of at least `margin`, in either direction."""
+    """Returns the p of a true difference of at least `margin` in either direction, 1 where nothing can be said."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(stdtr(df, np.divide(np.abs(mean) - margin, se)), nan=1.0)
 
 
 def settled(mean: float, se: float, scale: float) -> tuple[float, float]:
-    """`mean` and `se` of values of size `scale`, where a zero is meant to be one.
+    """Returns `mean` and `se` of values of size `scale`, with what is zero but for rounding set to zero, or nan for
+    `se`.
 
     Differences that are all the same, be they zero, do not tell their spread, and nothing is tested on it: se is nan.
     Otherwise collapsed networks, which all score the same, would be equivalent with certainty.
@@ -49,7 +51,8 @@ def settled(mean: float, se: float, scale: float) -> tuple[float, float]:
 
 
 def mean_and_error(values: Array, scale: float) -> tuple[float, float]:
-    """Mean of values [n] and its standard error; nan where n is too small. `scale`: size of what they come from."""
+    """Returns the mean of values [n] and its standard error, nan where n is too small. `scale` is the size of the
+    outcomes that the values come from."""
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan), math.nan
     return settled(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), scale)
@@ -66,8 +69,9 @@ class MeanSquare:
 
 @dataclass(frozen=True)
 class Error:
-    """What an effect of a crossed design is tested against, the largest of three mean squares (strata.py). `se` is of
-    its mean over the seeds; another seed adds `df_per_seed`."""
+    """The error that an effect of a crossed design is tested against, the largest of three mean squares (strata.py).
+    `se` is the standard error of the effect's mean over the seeds; another seed adds `df_per_seed` degrees of
+    freedom."""
 
     se: float
     df: int
@@ -88,7 +92,7 @@ class Error:
 
 
 class MetricOptions(TypedDict, total=False):
-    """What every analysis of a metric takes, with the defaults of Estimate."""
+    """Options of every analysis of a metric, with the defaults of Estimate."""
 
     smallest_effect: float | None  # of interest, in the metric's units; without one nothing is called equivalent
     higher_is_better: bool
@@ -97,8 +101,11 @@ class MetricOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A difference, arm less reference, in the metric's units; nan where it cannot be estimated. Without `se` it is not
-    tested. `note` says why in either case; `error` is what an effect of a crossed design is tested against."""
+    """A difference, arm less reference, in the metric's units.
+
+    `mean` is nan where it cannot be estimated, and `se` where it is not tested; `note` says why. `error` is what an
+    effect of a crossed design is tested against.
+    """
 
     name: str
     mean: float
@@ -133,12 +140,12 @@ class Estimate:
 
     @property
     def p_equivalent(self) -> float:
-        """1 without a smallest effect of interest."""
+        """The p of the equivalence test (TOST), 1 without a smallest effect of interest."""
         if self.smallest_effect is None:
             return 1.0
         return float(equivalence_test(self.mean, self.se, self.df, self.smallest_effect))
 
     @property
     def sd(self) -> float:
-        """Of the estimate that a single seed would give."""
+        """The standard deviation of the estimate that a single seed would give."""
         return self.se * math.sqrt(len(self.seeds))

@@ -38,7 +38,8 @@ ONE_SEED = "one seed does not tell how effects vary between seeds; add one"
 
 @dataclass(frozen=True)
 class Factorial:
-    """`main` has every main effect, an inestimable one as nan; `interactions` those that could be estimated.
+    """The effects of a factorial: `main` has every main effect, an inestimable one as nan, and `interactions` those
+    that could be estimated.
 
     `aliases`: effect -> {other: weight}; the number given for `effect` is `effect + sum of weight * other`.
     """
@@ -59,7 +60,8 @@ def factorial(
     interactions: bool = True,
     **metric: Unpack[MetricOptions],
 ) -> Factorial:
-    """Effects over all outcomes of the cells. Raises ValueError for a bad frame, and when no run has a value."""
+    """Returns the effects over all outcomes of the cells. Raises ValueError for a bad frame, and when no run has a
+    value."""
     ended = with_outcome(outcomes)
     runs = ended.dropna(subset="value")
     if not len(runs):
@@ -67,21 +69,22 @@ def factorial(
     model = seeds_and_effects(runs, cells, factors, interactions)
     y = runs["value"].to_numpy(dtype=float)
     strata = strata_of(model, runs["seed"].to_numpy())
-    known: dict[int, tuple[float, Error]] = {}
+    estimates: dict[int, tuple[float, Error]] = {}
     for stratum, terms in strata:
-        known |= dict(zip(terms, zip((stratum.contrasts @ y).tolist(), stratum.errors(y), strict=True), strict=True))
+        means = (stratum.contrasts @ y).tolist()
+        estimates |= dict(zip(terms, zip(means, stratum.errors(y), strict=True), strict=True))
     residual = strata[0][0].squares(y).residual
     inestimable = model.inestimable()
     main, crossed = [], []
     for index, term in enumerate(model.terms):
-        found = None if index in inestimable else known[index]
+        estimated = None if index in inestimable else estimates[index]
         if len(term) == 1:
             sides = _sides(ended, cells, factors, *term[0])
-            why = why_untested(*sides)
+            untested = why_untested(*sides)
             counts = (Outcomes.count(sides[0]), Outcomes.count(sides[1]))
-            main.append(_estimate(term, found, runs, counts, why, metric))
-        elif found:
-            crossed.append(_estimate(term, found, runs, (Outcomes(), Outcomes()), "", metric))
+            main.append(_estimate(term, estimated, runs, counts, untested, metric))
+        elif estimated:
+            crossed.append(_estimate(term, estimated, runs, (Outcomes(), Outcomes()), "", metric))
     names = tuple(effect_name(model.terms[index]) for index in inestimable)
     return Factorial(tuple(main), tuple(crossed), model.aliases(), names, math.sqrt(residual), strata[0][0].residual_df)
 
@@ -89,15 +92,16 @@ def factorial(
 def seeds_and_effects(
     runs: pd.DataFrame, cells: Mapping[str, Levels], factors: Mapping[str, Collection[str]], interactions: bool = True
 ) -> Model:
-    """The model of runs that have a value: of each seed its level, of all seeds the same effects."""
+    """Returns the model of runs that have a value: each seed has a level of its own, and all seeds have the same
+    effects."""
     terms = terms_of(factors, interactions)
     levels = columns([cells[cell] for cell in runs["cell"]], factors, terms)
     return fit_model(indicators(runs["seed"].to_numpy()), levels, terms)
 
 
 def strata_of(model: Model, seeds: npt.NDArray[np.int64]) -> list[tuple[Stratum, list[int]]]:
-    """Of runs with these seeds: main effects, then interactions, whose stratum lies below that of the main effects;
-    with the places of their terms in the model."""
+    """Returns the strata of runs with these seeds, that of the main effects and below it that of the interactions, each
+    with the positions of its terms in the model."""
     q, r = np.linalg.qr(model.matrix)
     contrasts = np.linalg.solve(r, q.T)[model.blocks :]  # [kept, rows]
     per_seed = round(len(seeds) / len(np.unique(seeds))) - 1  # runs of a seed, less its own level
@@ -119,7 +123,8 @@ def _estimate(
     untested: str,
     metric: MetricOptions,
 ) -> Estimate:
-    """`known`: mean and error; None for an effect that could not be estimated."""
+    """Returns the estimate of an effect. `known` holds its mean and error, None where it could not be estimated;
+    `untested` says why it is not tested, if so."""
     seeds = tuple(int(seed) for seed in np.unique(runs["seed"]))
     mean, se, note = math.nan, math.nan, "the runs that have a value do not tell it from other effects"
     error = known[1] if known else None
@@ -146,7 +151,7 @@ def _estimate(
 def _sides(
     ended: pd.DataFrame, cells: Mapping[str, Levels], factors: Mapping[str, Collection[str]], factor: str, level: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The outcomes at the factor's reference level, and at `level`."""
+    """Returns the outcomes at the factor's reference level, and those at `level`."""
     levels = ended["cell"].map(lambda cell: cells[cell][factor])
     return ended[levels == next(iter(factors[factor]))], ended[levels == level]
 
@@ -154,7 +159,7 @@ def _sides(
 def aliases(
     cells: Sequence[Levels], factors: Mapping[str, Collection[str]], interactions: bool = True
 ) -> dict[str, dict[str, float]]:
-    """Effect -> {other: weight} of a design that is run completely."""
+    """Returns effect -> {aliased effect: weight} of a design that is run completely."""
     return _planned(cells, factors, 1, interactions).aliases()
 
 
@@ -168,17 +173,18 @@ def detectable_effects(
     interactions: bool = True,
     seed_sd: float = 0.0,
 ) -> dict[str, float]:
-    """The smallest main effects that a design, run completely, finds with this power; inf for inestimable ones.
+    """Returns the smallest main effects that a design, run completely, finds with this power; inf for inestimable ones.
 
-    `sd`: of the difference of two runs that share a seed, sqrt(2) times that of a run within its seed. `seed_sd`: of
-    the effects between seeds, which more cells do not average out. The test is that of strata.py.
+    `sd` is the standard deviation of the difference of two runs that share a seed, sqrt(2) times that of a run within
+    its seed; `seed_sd` is that of the effects between seeds, which more cells do not average out. The test is that of
+    strata.py.
     """
-    of_one_seed, count = _of_one_seed(cells, factors, sd, seed_sd, interactions)
+    one_seed_sds, count = _one_seed_sds(cells, factors, sd, seed_sd, interactions)
     return {
         name: detectable(se / math.sqrt(seeds), (seeds - 1) * count, alpha, power, own_df=seeds - 1)
         if math.isfinite(se)
         else math.inf
-        for name, se in of_one_seed.items()
+        for name, se in one_seed_sds.items()
     }
 
 
@@ -190,30 +196,32 @@ def seeds_for_effects(
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> int | None:
-    """Seeds at which a design, run completely, finds every main effect of this size; None where it cannot."""
-    of_one_seed, count = _of_one_seed(cells, factors, sd, 0.0, True)
-    largest = max(of_one_seed.values())
+    """Returns the number of seeds at which a design, run completely, finds every main effect of this size; None where
+    no number does."""
+    one_seed_sds, count = _one_seed_sds(cells, factors, sd, 0.0, True)
+    largest = max(one_seed_sds.values())
     if not math.isfinite(largest):
         return None
     return seeds_needed(largest, difference, alpha, power, df_per_seed=count, parameters=count)
 
 
-def _of_one_seed(
+def _one_seed_sds(
     cells: Sequence[Levels], factors: Mapping[str, Collection[str]], sd: float, seed_sd: float, interactions: bool
 ) -> tuple[dict[str, float], int]:
-    """Standard deviation of each main effect as one seed would give it, inf for inestimable ones; how many there are
-    that seeds can vary in."""
+    """Returns the standard deviation of each main effect as one seed would give it, inf for inestimable ones, and the
+    number of main effects that can be estimated."""
     model = _planned(cells, factors, 1, interactions)
     q, r = np.linalg.qr(model.matrix)
     lengths = np.linalg.norm(np.linalg.solve(r, q.T)[model.blocks :], axis=1)
     known = dict(zip(model.kept, np.hypot(lengths * sd / math.sqrt(2), seed_sd).tolist(), strict=True))
     inestimable = model.inestimable()
     main = [index for index, term in enumerate(model.terms) if len(term) == 1]
-    found = {effect_name(model.terms[i]): math.inf if i in inestimable else float(known[i]) for i in main}
-    return found, sum(index in known for index in main)
+    by_name = {effect_name(model.terms[i]): math.inf if i in inestimable else float(known[i]) for i in main}
+    return by_name, sum(index in known for index in main)
 
 
 def _planned(cells: Sequence[Levels], factors: Mapping[str, Collection[str]], seeds: int, interactions: bool) -> Model:
+    """Returns the model of a design of which every cell is run with so many seeds."""
     terms = terms_of(factors, interactions)
     matrix = np.tile(columns(cells, factors, terms), (seeds, 1))
     return fit_model(indicators(np.repeat(np.arange(seeds), len(cells))), matrix, terms)

@@ -34,14 +34,15 @@ def effect_name(term: Term) -> str:
 
 
 def terms_of(factors: Mapping[str, Collection[str]], interactions: bool) -> list[Term]:
-    """Main effects, then two-factor interactions, in the order of the factors."""
+    """Returns the terms of the main effects and then of the two-factor interactions, in the order of the factors."""
     main = [(factor, level) for factor, levels in factors.items() for level in list(levels)[1:]]
     pairs = [pair for pair in combinations(main, 2) if pair[0][0] != pair[1][0]] if interactions else []
-    return [*((each,) for each in main), *pairs]
+    return [*((effect,) for effect in main), *pairs]
 
 
 def columns(rows: Sequence[Levels], factors: Mapping[str, Collection[str]], terms: Sequence[Term]) -> Array:
-    """[rows, terms]. Raises ValueError for a row that lacks a factor or has a level that the factor has not."""
+    """Returns the model columns [rows, terms]. Raises ValueError for a row that lacks a factor or has a level that the
+    factor has not."""
     for row in rows:
         for factor, levels in factors.items():
             if row.get(factor) not in levels:
@@ -55,14 +56,15 @@ def columns(rows: Sequence[Levels], factors: Mapping[str, Collection[str]], term
 
 
 def indicators(blocks: npt.ArrayLike) -> Array:
-    """[rows, blocks], a column per block."""
+    """Returns the indicators [rows, blocks], a column per block."""
     columns: Array = (np.asarray(blocks)[:, None] == np.unique(blocks)).astype(float)
     return columns
 
 
 @dataclass(frozen=True)
 class Model:
-    """`kept` and `dropped` index `terms`; `weights` [kept, dropped] is the alias matrix."""
+    """The linear model of a set of runs. `kept` and `dropped` index `terms`; `weights` [kept, dropped] is the alias
+    matrix."""
 
     terms: list[Term]
     matrix: Array  # [rows, blocks + kept]
@@ -75,23 +77,25 @@ class Model:
         return int(self.matrix.shape[1]) - len(self.kept)
 
     def aliases(self) -> dict[str, dict[str, float]]:
-        """Effect -> {aliased effect: weight}, of those that have any."""
+        """Returns effect -> {aliased effect: weight}, for the effects that have aliases."""
         names = [effect_name(term) for term in self.terms]
-        found: dict[str, dict[str, float]] = {}
+        by_effect: dict[str, dict[str, float]] = {}
         for row, column in np.argwhere(self.weights):
-            others = found.setdefault(names[self.kept[row]], {})
+            others = by_effect.setdefault(names[self.kept[row]], {})
             others[names[self.dropped[column]]] = round(float(self.weights[row, column]), 9)
-        return found
+        return by_effect
 
     def inestimable(self) -> list[int]:
-        """Terms that were left out, and main effects that cannot be told from a main effect that was."""
+        """Returns the terms that were left out, and the main effects that cannot be told from a main effect that
+        was."""
         main = [len(self.terms[j]) == 1 for j in self.dropped]
         mixed = [i for i, row in zip(self.kept, self.weights[:, main], strict=True) if row.any()]
         return sorted({*self.dropped, *(i for i in mixed if len(self.terms[i]) == 1)})
 
 
 def fit_model(blocks: Array, candidates: Array, terms: list[Term]) -> Model:
-    """Of block columns [rows, b] and the columns [rows, terms] of all terms, those that raise the rank in turn."""
+    """Returns the model of the block columns [rows, b] and of those columns [rows, terms] of the terms that raise the
+    rank, taken in turn."""
     basis = np.linalg.qr(blocks)[0]
     kept, dropped = [], []
     for j, column in enumerate(candidates.T):

@@ -23,7 +23,7 @@ FAILURES = ("collapsed", "diverged", "failed")
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Counts over the runs of one arm that have an outcome."""
+    """How many runs of one arm have an outcome, and how many of them failed in which way."""
 
     runs: int = 0
     collapsed: int = 0
@@ -46,20 +46,21 @@ class Outcomes:
 
     @property
     def words(self) -> str:
-        """'2 diverged and 1 collapsed of 5', or '0 of 5'."""
+        """The failures in words, as in '2 diverged and 1 collapsed of 5' or '0 of 5'."""
         counts = {status: getattr(self, status) for status in ("diverged", "failed", "collapsed")}
         named = " and ".join(f"{count} {status}" for status, count in counts.items() if count)
         return f"{named or '0'} of {self.runs}"
 
     @property
     def all_fail(self) -> bool:
-        """Of at least one run."""
+        """Whether there are runs and all of them failed."""
         return 0 < self.runs == self.failures
 
 
 @dataclass(frozen=True)
 class FailureTest:
-    """`floor` is the smallest p that as many failures can give, `excess` the arm's rate less the reference's."""
+    """An exact test of two failure rates: `floor` is the smallest p that as many failures can give, `excess` the arm's
+    rate less the reference's."""
 
     p: float = 1.0
     floor: float = 1.0
@@ -67,7 +68,8 @@ class FailureTest:
 
 
 def with_outcome(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have an outcome; values of those that failed without one are nan. Raises ValueError."""
+    """Returns the rows that have an outcome, with nan as the value of runs that failed without one. Raises ValueError
+    for missing columns, unknown statuses, a run that is there twice, and a completed run without a finite value."""
     absent = {"seed", "status", "value"} - set(frame.columns)
     if absent:
         raise ValueError(f"outcomes: columns {', '.join(sorted(absent))} are missing; has {', '.join(frame.columns)}")
@@ -85,14 +87,15 @@ def with_outcome(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def distinct(values: npt.ArrayLike) -> bool:
-    """Whether at least two of the values are finite and differ by more than floating point does."""
+    """Returns whether at least two of the values are finite and differ by more than floating point does."""
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     return len(known) > 1 and float(np.ptp(known)) > ROUNDING * float(np.abs(known).max())
 
 
 def why_untested(reference: pd.DataFrame, arm: pd.DataFrame) -> str:
-    """Why two sides, frames with outcomes, cannot be compared by a test however many they are; nothing if they can.
+    """Returns why two sides, frames with outcomes, cannot be compared by a test however many runs they have, or an
+    empty text if they can.
 
     The score of a network that collapsed says nothing of its recipe, and values that do not vary tell no error.
     """
@@ -110,7 +113,7 @@ def why_untested(reference: pd.DataFrame, arm: pd.DataFrame) -> str:
 
 
 def mcnemar(reference: pd.DataFrame, arm: pd.DataFrame) -> FailureTest:
-    """Of frames with outcomes, over the seeds that both have."""
+    """Returns McNemar's test of the failures in two frames with outcomes, over the seeds that both have."""
     sides = (frame.set_index("seed")["status"].isin(FAILURES) for frame in (reference, arm))
     both = pd.concat(sides, axis=1, join="inner").to_numpy(dtype=int)  # [seeds, (reference, arm)]
     only_reference, only_arm = (int((both[:, i] > both[:, 1 - i]).sum()) for i in (0, 1))
@@ -118,13 +121,14 @@ def mcnemar(reference: pd.DataFrame, arm: pd.DataFrame) -> FailureTest:
 
 
 def mcnemar_counts(only_reference: int, only_arm: int, pairs: int) -> FailureTest:
-    """Of so many pairs, in how many did only the one or only the other fail?"""
+    """Returns McNemar's test from the number of pairs in which only the reference or only the arm failed."""
     discordant = only_reference + only_arm
     weights = [comb(discordant, count) for count in range(discordant + 1)]
     return _exact(weights, only_arm, (only_arm - only_reference) / max(pairs, 1))
 
 
 def fisher(reference: Outcomes, arm: Outcomes) -> FailureTest:
+    """Returns Fisher's exact test of the failures of two groups of runs that are not paired."""
     if not (reference.runs and arm.runs):
         return FailureTest()
     failures = reference.failures + arm.failures
@@ -136,9 +140,11 @@ def fisher(reference: Outcomes, arm: Outcomes) -> FailureTest:
 
 
 def _exact(weights: Sequence[int], observed: int, excess: float) -> FailureTest:
-    """`weights[x]` is proportional to the probability of x. p is that of all x no likelier than the observed one."""
+    """Returns an exact test where `weights[x]` is proportional to the probability of x: p is that of all x which are no
+    likelier than the observed one."""
     total = sum(weights)
-    p, floor = (sum(w for w in weights if w <= limit) / total for limit in (weights[observed], min(weights)))
+    limits = (weights[observed], min(weights))
+    p, floor = (sum(weight for weight in weights if weight <= limit) / total for limit in limits)
     return FailureTest(p, floor, excess)
 
 

@@ -21,11 +21,11 @@ from scipy.optimize import brentq
 from scipy.special import chdtri, nctdtr, ndtr, ndtri, stdtrit
 
 GRID = 64
-"""Quantiles of each mean square: power is exact to about .002."""
+"""Quantiles of each mean square on the grid, with which power is exact to about .002."""
 
 
 def detectable_difference(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference that a paired t test at n seeds finds with this power; inf below two seeds."""
+    """Returns the smallest difference that a paired t test at n seeds finds with this power; inf below two seeds."""
     _check(sd, alpha, power)
     return detectable(sd / math.sqrt(n), n - 1, alpha, power) if n > 1 else math.inf
 
@@ -33,7 +33,8 @@ def detectable_difference(sd: float, n: int, alpha: float = 0.05, power: float =
 def seeds_needed(
     sd: float, difference: float, alpha: float = 0.05, power: float = 0.8, *, df_per_seed: int = 1, parameters: int = 1
 ) -> int:
-    """Seeds at which `difference` is found with this power. `sd`: of the estimate that a single seed would give."""
+    """Returns the number of seeds at which `difference` is found with this power. `sd` is the standard deviation of the
+    estimate that a single seed would give. Raises ValueError for a difference that is not positive."""
     _check(sd, alpha, power)
     if not difference > 0:
         raise ValueError(f"difference={difference}: must be positive; no number of seeds tells zero from zero")
@@ -46,7 +47,7 @@ def seeds_needed(
 
 
 def detectable(se: float, df: int, alpha: float, power: float, *, own_df: int | None = None) -> float:
-    """The smallest effect that an estimate with this standard error finds; inf without a degree of freedom."""
+    """Returns the smallest effect that an estimate with this standard error finds; inf without a degree of freedom."""
     if df < 1:
         return math.inf
     highest = 4 * (stdtrit(df, 1 - alpha / 2) + 1) / (1 - power)  # beyond what any df needs
@@ -54,8 +55,9 @@ def detectable(se: float, df: int, alpha: float, power: float, *, own_df: int | 
 
 
 def power_of(difference: float, se: float, df: int, alpha: float, *, own_df: int | None = None) -> float:
-    """Chance that a two-sided t test at `alpha` rejects zero when `difference` is the truth. `own_df`: of the mean
-    square that the error is never below, where it is not the only one."""
+    """Returns the probability that a two-sided t test at `alpha` rejects zero when `difference` is the truth. `own_df`
+    are the degrees of freedom of the effect's own mean square, where the error is the larger of that and the pooled
+    one."""
     if se == 0:
         return 1.0
     limit, ratio = stdtrit(df, 1 - alpha / 2), difference / se
@@ -69,7 +71,8 @@ def power_of(difference: float, se: float, df: int, alpha: float, *, own_df: int
 
 @lru_cache(maxsize=64)
 def _larger_errors(own_df: int, df: int) -> npt.NDArray[np.float64]:
-    """Square roots of the larger of the two mean squares, whose expectation is 1, on a grid of their quantiles."""
+    """Returns the square roots of the larger of the two mean squares, whose expectation is 1, on a grid of their
+    quantiles."""
     quantiles = (np.arange(GRID) + 0.5) / GRID
     own, rest = chdtri(own_df, quantiles)[:, None], chdtri(df - own_df, quantiles)
     errors: npt.NDArray[np.float64] = np.sqrt(np.maximum(own / own_df, (own + rest) / df)).ravel()

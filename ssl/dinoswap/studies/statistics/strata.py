@@ -53,15 +53,16 @@ class Stratum:
     residual_per_seed: int  # degrees of freedom that another seed adds to the residual
 
     def squares(self, y: Array) -> Squares:
+        """Returns the mean squares of outcomes y [rows, ...]."""
         own = np.stack([mean_square(basis, y) for basis in self.own])
-        left = y - self.model @ (self.model.T @ y)
+        residuals = y - self.model @ (self.model.T @ y)
         df = self.residual_df
-        residual = np.square(left).sum(0) / df if df else np.full(y.shape[1:], math.nan)
+        residual = np.square(residuals).sum(0) / df if df else np.full(y.shape[1:], math.nan)
         return Squares(own, mean_square(self.pooled, y), residual)
 
     def largest(self, squares: Squares) -> tuple[Array, Array]:
-        """What each effect is tested against and its degrees of freedom, [k, ...]; nan and 0 where there is no error:
-        with one seed, or where the runs of the seeds do not tell their own effects."""
+        """Returns the mean square that each effect is tested against and its degrees of freedom, both [k, ...]; nan and
+        0 where there is no error: with one seed, or where the runs of the seeds do not tell their own effects."""
         left_over = squares.residual > squares.stratum  # False where one is nan
         pooled = np.where(left_over, squares.residual, squares.stratum)
         df = np.where(left_over, self.residual_df, self.pooled.shape[1])
@@ -69,26 +70,26 @@ class Stratum:
         return np.where(known, np.maximum(squares.own, pooled), math.nan), np.where(known, df, 0)
 
     def errors(self, y: Array) -> list[Error]:
-        """Of each effect, for outcomes [rows]."""
+        """Returns the error of each effect for outcomes y [rows]."""
         squares = self.squares(y)
         values, dfs = self.largest(squares)
         stratum = MeanSquare(float(squares.stratum), self.pooled.shape[1])
         residual = MeanSquare(float(squares.residual), self.residual_df)
-        found = []
+        errors = []
         for i, length in enumerate(self.lengths):
             own, df = MeanSquare(float(squares.own[i]), self.own[i].shape[1]), int(dfs[i])
             source: Source = "residual" if residual.value > stratum.value else "stratum"
             per_seed = self.residual_per_seed if source == "residual" else round(df / max(self.seeds - 1, 1))
             source = "own" if own.value > max(stratum.value, residual.value if residual.df else 0.0) else source
             se = float(length) * math.sqrt(float(values[i]))
-            found.append(Error(se, df, max(per_seed, 1), source, own, stratum, residual))
-        return found
+            errors.append(Error(se, df, max(per_seed, 1), source, own, stratum, residual))
+        return errors
 
     @cached_property
     def lengths(self) -> Array:
-        """[k]: standard errors per unit of a run's standard deviation."""
-        found: Array = np.linalg.norm(self.contrasts, axis=1)
-        return found
+        """The standard error [k] of each effect, per unit of a run's standard deviation."""
+        lengths: Array = np.linalg.norm(self.contrasts, axis=1)
+        return lengths
 
     @property
     def residual_df(self) -> int:
@@ -106,8 +107,9 @@ def make_stratum(
     residual_per_seed: int,
     fitted: Array | None = None,
 ) -> Stratum:
-    """Of the contrasts [k, rows] of runs with these seeds [rows]. `model` is an orthonormal basis [rows, rank] of the
-    model that gives all seeds the same effects; `fitted`, where it is another, of what seed x effect lies beyond."""
+    """Returns the stratum of the contrasts [k, rows] of runs with these seeds [rows]. `model` is an orthonormal basis
+    [rows, rank] of the model that gives all seeds the same effects; `fitted`, where it differs from it, is that of the
+    space beyond which seed x effect lies."""
     beyond = model if fitted is None else fitted
     own = tuple(space(by_seed(contrast[None], seeds), beyond) for contrast in contrasts)
     pooled = space(by_seed(contrasts, seeds), beyond)
@@ -115,22 +117,23 @@ def make_stratum(
 
 
 def by_seed(contrasts: Array, seeds: npt.NDArray[np.int64]) -> Array:
-    """Contrasts [k, rows] of all runs -> those of each seed alone, [rows, k * seeds]."""
-    own = (seeds == np.unique(seeds)[:, None]).astype(float)  # [seeds, rows]
-    columns: Array = (contrasts[:, None] * own).reshape(-1, len(seeds)).T
+    """Splits contrasts [k, rows] of all runs into those of each seed alone, [rows, k * seeds]."""
+    membership = (seeds == np.unique(seeds)[:, None]).astype(float)  # [seeds, rows]
+    columns: Array = (contrasts[:, None] * membership).reshape(-1, len(seeds)).T
     return columns
 
 
 def space(columns: Array, fitted: Array) -> Array:
-    """Orthonormal basis [rows, rank] of what `columns` [rows, m] reach beyond `fitted`, an orthonormal basis."""
+    """Returns an orthonormal basis [rows, rank] of what `columns` [rows, m] reach beyond `fitted`, an orthonormal
+    basis."""
     rest = columns - fitted @ (fitted.T @ columns)
     basis, sizes, _ = np.linalg.svd(rest, full_matrices=False)
-    found: Array = basis[:, sizes > DEPENDENT * np.linalg.norm(columns, axis=0).max(initial=0.0)]
-    return found
+    reached: Array = basis[:, sizes > DEPENDENT * np.linalg.norm(columns, axis=0).max(initial=0.0)]
+    return reached
 
 
 def mean_square(basis: Array, y: Array) -> Array:
-    """Of outcomes y [rows, ...] in the space of `basis` [rows, df]: [...]; nan in a space without dimension."""
+    """Returns the mean square [...] of outcomes y [rows, ...] in the space of `basis` [rows, df]; nan where df is 0."""
     df = basis.shape[1]
     squares: Array = np.square(basis.T @ y).sum(0) / df if df else np.full(y.shape[1:], math.nan)
     return squares

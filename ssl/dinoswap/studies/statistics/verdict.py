@@ -43,8 +43,11 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Decision:
-    """On one effect. The p are adjusted by Holm; that of failures is 1 where it did not join. `size` is how many p Holm
-    went over for differences: one per effect, and those of failures that joined."""
+    """The verdict on one effect.
+
+    The p are adjusted by Holm; that of failures is 1 where it did not join the family. `size` is how many p Holm went
+    over for differences: one per effect, and those of failures that joined.
+    """
 
     effect: Estimate
     kind: Kind
@@ -57,21 +60,22 @@ class Decision:
 
     @property
     def seeds_for_smallest(self) -> int | None:
-        """Seeds that find the smallest effect of interest at this power, at alpha / size, if sd is what it seems."""
+        """The number of seeds that find the smallest effect of interest with `power` at alpha / size, if sd is what it
+        seems."""
         return self._seeds(self.effect.smallest_effect)
 
     @property
     def seeds_for_seen(self) -> int | None:
-        """Seeds that find an effect as large as the one estimated."""
+        """The number of seeds that find an effect as large as the one estimated."""
         return self._seeds(abs(self.effect.mean))
 
     def _seeds(self, difference: float | None) -> int | None:
-        e = self.effect
-        if not e.tested or not difference:
+        effect = self.effect
+        if not effect.tested or not difference:
             return None
-        lost = e.df_per_seed * len(e.seeds) - e.df
+        lost = effect.df_per_seed * len(effect.seeds) - effect.df
         alpha = self.alpha / self.size
-        return seeds_needed(e.sd, difference, alpha, self.power, df_per_seed=e.df_per_seed, parameters=lost)
+        return seeds_needed(effect.sd, difference, alpha, self.power, df_per_seed=effect.df_per_seed, parameters=lost)
 
     @property
     def words(self) -> str:
@@ -79,18 +83,19 @@ class Decision:
         return f"{self.kind}: {self._finding()}{self._failures()}"
 
     def _finding(self) -> str:
-        e = self.effect
+        effect = self.effect
         if self.kind == "fails":
-            return "no run has a value" if not e.arm.values else "every run fails"
-        if not e.tested:
-            seen = f"{e.mean:+.3g}; " if self.kind == "not tested" and math.isfinite(e.mean) else ""
-            return seen + (e.note or "fewer than two seeds have a value on both sides")
-        seen = f"{e.mean:+.3g} [{e.low:+.3g}, {e.high:+.3g}], p = {e.p:.2g}"
+            return "no run has a value" if not effect.arm.values else "every run fails"
+        if not effect.tested:
+            seen = f"{effect.mean:+.3g}; " if self.kind == "not tested" and math.isfinite(effect.mean) else ""
+            return seen + (effect.note or "fewer than two seeds have a value on both sides")
+        seen = f"{effect.mean:+.3g} [{effect.low:+.3g}, {effect.high:+.3g}], p = {effect.p:.2g}"
         seen += f" ({self.p_adjusted:.2g} after Holm over {self.size})" if self.size > 1 else ""
-        seen += f", against {e.error.words}" if e.error else ""
+        seen += f", against {effect.error.words}" if effect.error else ""
         if self.kind == "equivalent":
             real = ", real but smaller than what matters" if self.p_adjusted <= self.alpha else ""
-            return f"{seen}, within {e.smallest_effect:g} of zero (TOST p = {self.p_equivalent_adjusted:.2g}){real}"
+            p = f"TOST p = {self.p_equivalent_adjusted:.2g}"
+            return f"{seen}, within {effect.smallest_effect:g} of zero ({p}){real}"
         return f"{seen}{self._needed()}" if self.kind == "not distinguishable" else seen
 
     def _needed(self) -> str:
@@ -99,15 +104,15 @@ class Decision:
         return f"; at {self.power:.0%} power it takes about {named}" if named else ""
 
     def _failures(self) -> str:
-        e = self.effect
-        if not (e.arm.failures or e.reference.failures):
+        effect = self.effect
+        if not (effect.arm.failures or effect.reference.failures):
             return ""
-        p = f"exact p = {e.failures.p:.2g}, smallest possible {e.failures.floor:.2g}"
-        return f"; runs that fail: {e.arm.words}, reference {e.reference.words} ({p})"
+        p = f"exact p = {effect.failures.p:.2g}, smallest possible {effect.failures.floor:.2g}"
+        return f"; runs that fail: {effect.arm.words}, reference {effect.reference.words} ({p})"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p, in the order given: reject those that are at most alpha."""
+    """Returns the adjusted p in the order given: those that are at most alpha are rejected."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -116,7 +121,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def family(effects: Sequence[Estimate], alpha: float = 0.05, power: float = 0.8) -> list[Decision]:
-    """A decision on each effect, in the order given. `power` is that of the numbers of seeds in the words."""
+    """Returns a decision on each effect, in the order given. `power` is that of the numbers of seeds in the words."""
     joining = [i for i, effect in enumerate(effects) if effect.failures.floor <= alpha]
     adjusted = holm([effect.p for effect in effects] + [effects[i].failures.p for i in joining])
     failures = dict(zip(joining, adjusted[len(effects) :], strict=True))
