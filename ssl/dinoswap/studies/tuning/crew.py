@@ -28,7 +28,7 @@ from dinoswap.studies.tuning.trials import Stopped
 from dinoswap.studies.tuning.worker import Worker
 
 RESTARTS = 3
-"""Of a worker on this machine that is killed."""
+"""How often a worker on this machine that is killed is started again."""
 LOOK = 1.0
 """Seconds between two calls of `tell`."""
 
@@ -36,26 +36,30 @@ _processes = multiprocessing.get_context("spawn")
 
 
 class Interrupted(Exception):
-    """By a signal. The same command goes on."""
+    """Raised when a signal interrupts the search, which the same command continues."""
 
 
 def work(tuning: Tuning, url: str | None, hydra_overrides: Sequence[str], tell: Callable[[], None]) -> None:
-    """Until no worker is left. `tell` is called again and again meanwhile. Raises Interrupted."""
+    """Runs the workers of a search until none is left, and calls `tell` about every LOOK seconds meanwhile.
+
+    Raises Interrupted when a signal stops this command.
+    """
     settings = launcher_settings(tuning, hydra_overrides)
     (_on_cluster if "submitit_folder" in settings else _here)(tuning, url, settings, tell)
 
 
 def launcher_settings(tuning: Tuning, hydra_overrides: Sequence[str]) -> dict[str, Any]:
-    """The section hydra.launcher, resolved."""
-    asked = any(line.startswith("hydra/launcher=") for line in hydra_overrides)
-    overrides = [*tuning.overrides(), *([] if asked else ["hydra/launcher=local"]), *hydra_overrides]
+    """Returns the resolved section hydra.launcher, by default that of the local launcher."""
+    chosen = any(line.startswith("hydra/launcher=") for line in hydra_overrides)
+    overrides = [*tuning.overrides(), *([] if chosen else ["hydra/launcher=local"]), *hydra_overrides]
     with initialize_config_dir(str(config_dir()), job_name=f"tune-{tuning.name}", version_base=VERSION_BASE):
         config = compose("train", overrides, return_hydra_config=True)
         return cast(dict[str, Any], OmegaConf.to_container(config.hydra.launcher, resolve=True))
 
 
 def code(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What makes a run refuse to start when the code has been changed since this command was."""
+    """Returns the environment variable that makes a run refuse to start when the code has changed since this command
+    was started; it is empty unless the settings have `check_code`."""
     return {SUBMITTED_CODE: code_version(config_dir()) if settings.get("check_code") else ""}
 
 
@@ -63,6 +67,7 @@ def code(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _here(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Callable[[], None]) -> None:
+    """Runs the workers as processes of this machine, and starts those that are killed again, RESTARTS times each."""
     begun = datetime.now()
     shares = [share(slot, tuning.workers, settings) for slot in range(tuning.workers)]
     workers = [Worker(tuning, slot, url, begun, variables) for slot, variables in enumerate(shares)]
@@ -82,7 +87,8 @@ def _here(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Ca
 
 
 def share(slot: int, workers: int, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The environment of one worker: its part of the cores, its GPU if there is a list of them, and the code."""
+    """Returns the environment of one worker: its part of the cores, its GPU if there is a list of them, and the
+    code."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(settings.get("threads") or max(1, cores // workers))
     gpus = settings.get("gpus")
@@ -97,7 +103,7 @@ def _started(worker: Worker) -> SpawnProcess:
 
 
 def _work(worker: Worker) -> None:
-    """In the process of the worker, which the command stops: Ctrl-C in the terminal is not for it."""
+    """Runs a worker in its process, as a session of its own: the command stops it, not Ctrl-C in the terminal."""
     os.setsid()
     try:
         worker()
@@ -116,26 +122,27 @@ def _end(processes: Sequence[SpawnProcess]) -> None:
 
 
 def _on_cluster(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Callable[[], None]) -> None:
-    """Submits as many workers as are not there yet. They go on when this command is interrupted."""
+    """Submits as many workers as are not queued or running yet, and waits for all. They go on when this command is
+    interrupted."""
     slurm, path = "partition" in settings, tuning.folder / "jobs.txt"
-    there = queued_jobs(path.read_text(errors="replace").split()) if slurm and path.is_file() else set()
-    jobs = _submitted(tuning, url, settings, "slurm" if slurm else "local", range(len(there), tuning.workers))
-    there |= {str(job.job_id) for job in jobs}
-    write_atomically(path, "".join(f"{job}\n" for job in sorted(there)))
-    print(f"jobs {', '.join(sorted(there))}: Ctrl-C leaves them there, the same command finds them again", flush=True)
+    queued = queued_jobs(path.read_text(errors="replace").split()) if slurm and path.is_file() else set()
+    jobs = _submitted(tuning, url, settings, "slurm" if slurm else "local", range(len(queued), tuning.workers))
+    queued |= {str(job.job_id) for job in jobs}
+    write_atomically(path, "".join(f"{job}\n" for job in sorted(queued)))
+    print(f"jobs {', '.join(sorted(queued))}: Ctrl-C leaves them there, the same command finds them again", flush=True)
     try:
-        while there:
+        while queued:
             time.sleep(settings.get("poll_seconds", LOOK))
             tell()
-            there = queued_jobs(there) if slurm else {str(job.job_id) for job in jobs if not job.done()}
+            queued = queued_jobs(queued) if slurm else {str(job.job_id) for job in jobs if not job.done()}
     except KeyboardInterrupt:
         raise Interrupted("SIGINT; the jobs are left alone") from None
 
 
 def _submitted(tuning: Tuning, url: str | None, settings: Mapping[str, Any], cluster: str, slots: range) -> list[Any]:
-    """A job for each slot, of submitit."""
+    """Submits a job for each slot, and returns submitit's handles."""
     if not slots:
         return []
-    given = executor(settings, cluster)
-    with given.batch():
-        return [given.submit(Worker(tuning, slot, url, variables=code(settings))) for slot in slots]
+    job_executor = executor(settings, cluster)
+    with job_executor.batch():
+        return [job_executor.submit(Worker(tuning, slot, url, variables=code(settings))) for slot in slots]

@@ -49,7 +49,10 @@ PRUNERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """`name` as in run.json's metrics, or one of COSTS."""
+    """What a search optimises: `name` as in run.json's metrics or one of COSTS, and the direction that is better.
+
+    Raises ConfigError for a name that is not measured, and for a smallest effect that is not above 0.
+    """
 
     name: str
     direction: Direction
@@ -66,6 +69,8 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning(StudyFile):
+    """A search: the parameters that are drawn, the objectives, and how many trials, workers and winners there are."""
+
     parameters: dict[str, Parameter]
     objectives: list[Objective]
     trials: int
@@ -75,17 +80,18 @@ class Tuning(StudyFile):
 
     @property
     def folder(self) -> Path:
-        """What the search keeps beside the folders of its runs."""
+        """The folder of the search's own files, beside those of its runs."""
         return runs_root(self.config()) / self.name / "tune"
 
     def overrides(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> list[str]:
-        """The command line of the run with these values, and of the base without any."""
+        """Returns the overrides of the run with these values, or without any those of the base."""
         given = [f"{key}={as_text(value)}" for key, value in (values or {}).items()]
-        own = [] if seed is None else [f"seed={seed}"]
-        return [f"study={as_text(self.name)}", *combined(self.base, given, own)]
+        seeded = [] if seed is None else [f"seed={seed}"]
+        return [f"study={as_text(self.name)}", *combined(self.base, given, seeded)]
 
     def config(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> dict[str, Any]:
-        """What this command line resolves to. Raises ConfigError."""
+        """Returns the resolved config of the run with these values. Raises ConfigError for overrides that do not
+        compose."""
         config = _composed(tuple(self.overrides(values)))
         return config if seed is None else {**config, "seed": seed}
 
@@ -94,7 +100,7 @@ class Tuning(StudyFile):
         return runs_root(config) / planned_folder(config)
 
     def definition(self) -> dict[str, Any]:
-        """What cannot change while a study goes on, as JSON has it."""
+        """Returns what cannot change while a search goes on, as it is read back from JSON."""
         content = {
             "base": planned_identity(self.config()),
             "space": {key: asdict(parameter) for key, parameter in self.parameters.items()},
@@ -104,23 +110,25 @@ class Tuning(StudyFile):
 
 
 def as_begun(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition that a search was begun with, in the form of `now`. What only one of them can tell of images and
-    weights, as they lie on other machines, counts as the same; and so does what was not known yet of searches that were
-    begun when a definition had every key of the config."""
+    """Returns the definition that a search was begun with, `before`, in the form of `now`.
+
+    What only one of the two knows of images and weights, because they are on another machine, counts as equal. A
+    definition that still has every key of the config is reduced to what identifies a run.
+    """
     base = dict(before["base"])
     if any(key.endswith("._target_") for key in base):
         base = identity(_nested(base))
-    seen = {key: value for key, value in base.items() if not _of_files(key) or key in now["base"]}
-    unseen = {key: value for key, value in now["base"].items() if _of_files(key) and key not in base}
-    return {**before, "base": seen | unseen}
+    kept = {key: value for key, value in base.items() if not _identifies_files(key) or key in now["base"]}
+    added = {key: value for key, value in now["base"].items() if _identifies_files(key) and key not in base}
+    return {**before, "base": kept | added}
 
 
-def _of_files(key: str) -> bool:
+def _identifies_files(key: str) -> bool:
     return key in (IMAGES, WEIGHTS) or key.endswith(AS_WRITTEN)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The opposite of `flatten`."""
+    """Returns the nested form of flat keys, the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *above, last = key.split(".")
@@ -141,7 +149,7 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Keys:
-    """The file's own keys: their names, and their types where these are simple."""
+    """The keys of a search's file beside those of every study: their names, and their types where these are simple."""
 
     space: Any
     objective: str | list[str]
@@ -159,14 +167,15 @@ class _Keys:
 
 
 def read_tuning(study: str | Path, overrides: Sequence[str] = ()) -> Tuning:
-    """The search of this name or path, with the overrides of the command line. Raises ConfigError."""
-    common, own = read_file(study, overrides)
+    """Returns the search of this name or path, with the overrides of the command line. Raises ConfigError for a file or
+    an override that is no part of a search."""
+    common, extra = read_file(study, overrides)
     with prefixed_errors(common.path):
-        if "factors" in own:
+        if "factors" in extra:
             raise ConfigError(f"`factors` make this an ablation; run `dinoswap-ablate run {common.name}`")
         if common.budget is not None:
             raise ConfigError("budget: a search ends after so many `trials`; remove it")
-        keys = construct(_Keys, own, "")
+        keys = construct(_Keys, extra, "")
         tuning = Tuning(
             **vars(common),
             parameters=_parameters(keys.space),
@@ -210,7 +219,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _pruner(value: Any) -> dict[str, Any]:
-    """`type`, one of PRUNERS, and arguments."""
+    """Returns the section `pruner`: its `type`, one of PRUNERS, and the arguments of Optuna's class. Raises ConfigError
+    for an unknown type."""
     section = {"type": value} if isinstance(value, str) else value
     require_section(section, "pruner")
     kind = section.get("type")
@@ -220,7 +230,7 @@ def _pruner(value: Any) -> dict[str, Any]:
 
 
 def _check(tuning: Tuning) -> None:
-    """What needs the composed config, and what has to fit between keys."""
+    """Raises ConfigError for what the composed config does not allow, and for keys that do not fit together."""
     searched, config = tuning.parameters, tuning.config()
     kind = tuning.pruner["type"]
     if kind != "none" and len(tuning.objectives) > 1:

@@ -1,9 +1,9 @@
 """Optuna's journal, a line of JSON for each change of a search, to which all its workers append.
 
 Optuna refuses a journal in which a line was written by half, on a full disk or when the power failed, as soon as
-another line follows it; and who is killed while it writes leaves a lock that the others wait 30 seconds for. Here the
-system takes the lock back however its holder ends, and who gets it finds the journal whole: what is not an entry is cut
-out of it, with a copy aside. Nobody has read such a line, so nobody misses it.
+another line follows it; and a process that is killed while it writes leaves a lock that the others wait 30 seconds for.
+Here the system releases the lock however its holder ends, and acquiring it repairs the journal: what is not an entry is
+cut out, and the damaged journal is kept as a copy. No reader has acted on such a line, so nothing is lost by it.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from dinoswap.files.reading import open_regular, parse_object, read_tail
 from dinoswap.files.writing import write_atomically
 
 TAIL_BYTES = 65536
-"""Holds the last line but for one that is very long, for which the whole journal is read."""
+"""Bytes from the end that hold the last line, unless it is very long: then the whole journal is read."""
 START = b'{"op_code":'
-"""Of every entry."""
+"""How every entry begins."""
 
 _log = logging.getLogger(__name__)
 
 
 def open_journal(path: Path) -> JournalFileBackend:
-    """The journal at `path`, which is made if need be, without lines that were not written whole. OSError for what is
-    no regular file."""
+    """Returns the journal at `path`, created if need be, without lines that were only written in part. Raises OSError
+    for what is no regular file."""
     path.touch()
     lock = Lock(path)
     with lock.held():
@@ -36,7 +36,8 @@ def open_journal(path: Path) -> JournalFileBackend:
 
 
 class Lock(JournalFileOpenLock):
-    """Of whoever writes to the journal, which is whole then: the last to have it may have been killed as it wrote."""
+    """The lock of the process that writes to the journal. Acquiring it repairs the journal: the last holder may have
+    been killed while it wrote."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -58,7 +59,8 @@ class Lock(JournalFileOpenLock):
 
 
 def mend(path: Path) -> None:
-    """Cut out what is not an entry; the journal as it was is kept beside it. For who has the lock."""
+    """Removes what is not an entry from the journal, and keeps the journal as it was beside it. The caller holds the
+    lock."""
     with open_regular(path) as file:
         before = file.read()
     after = b"".join(entry + b"\n" for line in before.split(b"\n") if (entry := entry_of(line)))
@@ -72,7 +74,7 @@ def mend(path: Path) -> None:
 
 
 def entry_of(line: bytes) -> bytes:
-    """The entry that a line holds, maybe after half of another; empty where there is none."""
+    """Returns the entry that a line holds, maybe after half of another one; empty where there is none."""
     if is_entry(line):
         return line
     last = line[max(0, line.rfind(START)) :]

@@ -26,11 +26,11 @@ from dinoswap.studies.tuning.trials import current, error_of, winners
 from dinoswap.studies.tuning.worker import BASE, arms
 
 SHOWN = 10
-"""Trials in the table of a single objective."""
+"""Rows of the table of best trials for a single objective."""
 
 
 def write_report(study: optuna.Study, tuning: Tuning) -> str:
-    """The text of `report`, kept as report.md, and all trials as trials.csv, in the search's folder."""
+    """Writes report.md and, with all trials, trials.csv into the search's folder; returns the text of report.md."""
     text = report(study, tuning)
     write_atomically(tuning.folder / "report.md", text)
     write_atomically(tuning.folder / "trials.csv", as_csv(study.trials_dataframe()))
@@ -61,11 +61,13 @@ def ending(trial: FrozenTrial) -> str:
 
 def best_table(trials: Iterable[FrozenTrial], tuning: Tuning) -> str:
     header = ["trial", *(objective.name for objective in tuning.objectives), *tuning.parameters]
-    return table(header, ([str(t.number), *map(shown, t.values), *cells(t.params, tuning)] for t in trials))
+    rows = [[str(trial.number), *map(shown, trial.values), *cells(trial.params, tuning)] for trial in trials]
+    return table(header, rows)
 
 
 def cells(values: Mapping[str, Any], tuning: Tuning) -> list[str]:
-    """Of the columns of parameters; empty for a group of which the base has its own option."""
+    """Returns a row's entries in the columns of parameters. An entry is empty for a group that the values do not
+    choose."""
     values = flatten(tuning.config()) | dict(values)
     return [shown(values[key]) if key in values else "" for key in tuning.parameters]
 
@@ -82,8 +84,9 @@ def shown(value: Scalar) -> str:
 
 
 def losses(trials: Iterable[FrozenTrial]) -> list[str]:
-    """What failed and what diverged, each with its error."""
-    lines = [f"- trial {t.number} {ending(t)}: {error_of(t)}" for t in trials if ending(t) in ("failed", "diverged")]
+    """Returns a section on the trials that failed or diverged, each with its error; nothing where there are none."""
+    lost = [trial for trial in trials if ending(trial) in ("failed", "diverged")]
+    lines = [f"- trial {trial.number} {ending(trial)}: {error_of(trial)}" for trial in lost]
     return ["## Failed and diverged", "\n".join(lines)] if lines else []
 
 
@@ -91,26 +94,26 @@ def losses(trials: Iterable[FrozenTrial]) -> list[str]:
 
 
 def confirmed(study: optuna.Study, tuning: Tuning) -> list[str]:
-    """The winners beside the base: a table of means, a verdict on each, and what repeats them."""
-    asked = arms(study, tuning)
-    if not asked:
+    """Returns a section on the winners beside the base: a table of means, a verdict on each, and the commands that
+    repeat them; nothing where there are no winners."""
+    compared = arms(study, tuning)
+    if not compared:
         return []
-    found = {
-        arm: run_statuses([tuning.run_folder(values, seed) for seed in tuning.seeds]) for arm, values in asked.items()
-    }
-    frames = {arm: outcomes(tuning, arm, runs) for arm, runs in found.items()}
+    folders = {arm: [tuning.run_folder(values, seed) for seed in tuning.seeds] for arm, values in compared.items()}
+    statuses = {arm: run_statuses(run_folders) for arm, run_folders in folders.items()}
+    frames = {arm: outcomes(tuning, arm, runs) for arm, runs in statuses.items()}
     notes = [
         f"- {arm}, seed {seed}: {run.words}"
-        for arm, runs in found.items()
+        for arm, runs in statuses.items()
         for seed, run in zip(tuning.seeds, runs, strict=True)
         if run.state != "completed"
     ]
     names = [objective.name for objective in tuning.objectives]
     rows = [
         [arm, *(shown(float(frames[arm][name]["value"].mean())) for name in names), *cells(values, tuning)]
-        for arm, values in asked.items()
+        for arm, values in compared.items()
     ]
-    commands = [f"    dinoswap-train {shlex.join(tuning.overrides(values))} seed=..." for values in asked.values()]
+    commands = [f"    dinoswap-train {shlex.join(tuning.overrides(values))} seed=..." for values in compared.values()]
     return [
         f"## The winners against the base, with the fresh seeds {', '.join(map(str, tuning.seeds))}",
         table(["mean of the seeds", *names, *tuning.parameters], rows),
@@ -121,7 +124,7 @@ def confirmed(study: optuna.Study, tuning: Tuning) -> list[str]:
 
 
 def verdicts(tuning: Tuning, frames: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[str]:
-    """One family: every winner, on every objective."""
+    """Returns the verdicts, a line each, on every winner and objective, which are one family."""
     pairs = list(itertools.product([arm for arm in frames if arm != BASE], tuning.objectives))
     effects = [
         paired_effect(
@@ -136,12 +139,12 @@ def verdicts(tuning: Tuning, frames: Mapping[str, Mapping[str, pd.DataFrame]]) -
     return [f"- {decision.effect.name}: {decision.words}" for decision in family(effects)]
 
 
-def outcomes(tuning: Tuning, arm: str, found: Sequence[RunStatus]) -> dict[str, pd.DataFrame]:
-    """Objective -> the outcomes of one arm, in the columns that `statistics` reads."""
+def outcomes(tuning: Tuning, arm: str, runs: Sequence[RunStatus]) -> dict[str, pd.DataFrame]:
+    """Returns, by objective, the outcomes of one arm in the columns that `statistics` reads."""
     frames = {}
     for objective in tuning.objectives:
-        metrics = [measured(at.record).get(objective.name) for at in found]
-        statuses = ["missing" if at.state == "queued" else at.state for at in found]
+        metrics = [measured(run.record).get(objective.name) for run in runs]
+        statuses = ["missing" if run.state == "queued" else run.state for run in runs]
         for i, metric in enumerate(metrics):
             if statuses[i] == "completed" and metric is None:
                 statuses[i] = "failed"  # to the end, but what it learnt cannot be measured

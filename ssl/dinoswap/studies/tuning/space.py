@@ -8,7 +8,10 @@ from dinoswap.studies.overrides import Scalar, as_text
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """What a key is drawn from: `low` to `high`, both included, or one of `choices`."""
+    """The values that a key is drawn from: `low` to `high`, both included, or one of `choices`.
+
+    Raises ValueError for bounds, steps and choices that do not fit the type or each other.
+    """
 
     type: Literal["float", "int", "categorical"]
     low: float | None = None
@@ -49,7 +52,7 @@ class Parameter:
 
     @property
     def examples(self) -> list[Scalar]:
-        """What the key has to accept: every choice, or the lower bound."""
+        """Values that the key has to accept: every choice, or the lower bound."""
         if self.choices is not None:
             return list(self.choices)
         return [int(cast(float, self.low)) if self.type == "int" else self.low]

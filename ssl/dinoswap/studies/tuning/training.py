@@ -1,7 +1,8 @@
 """A run of a search: `dinoswap-train <overrides>` in a process of its own, known by what its folder says.
 
 Evaluations are read from metrics.jsonl as they appear, and how it ended from run.json and the exit status. So a run is
-the same whoever starts it, what kills it spares the worker, and one that goes on has told what it told before.
+the same whoever starts it, what kills it spares the worker, and one that continues yields its earlier evaluations
+again.
 """
 
 import math
@@ -33,13 +34,14 @@ _processes = multiprocessing.get_context("forkserver")
 _PRELOADED = ["dinoswap.run.job", "torch._dynamo"]  # takes seconds to import: once for all runs of a worker
 _PREEMPTED = (75, *(-number for number in SIGNALS))  # exit statuses; the signals came before there was a handler
 OUTPUT_BYTES = 65536
-"""From the end of what a run printed, to find its last line in."""
+"""Bytes from the end of a run's output in which its last line is looked for."""
 _SLOWEST_LOOK = 5.0  # seconds between two looks at the folder
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`values` by name, as those of objectives; `error` where there is something to say."""
+    """How a run ended. `values` are its metrics and costs by the names that objectives have, `error` is its message if
+    it ended badly."""
 
     status: Status
     values: dict[str, float]
@@ -47,8 +49,11 @@ class Outcome:
 
 
 class Training:
-    """The run with these values and this seed; None is the base's. Raises ConfigError when there cannot be one.
-    Nothing is started before `start`; what it prints then goes to `label`.txt."""
+    """The run of a search with these values and this seed, where None is the seed of the base.
+
+    It is started by `start`, after which its output goes to `label`.txt. Raises ConfigError for values that no run can
+    have.
+    """
 
     def __init__(self, tuning: Tuning, values: Mapping[str, Scalar], seed: int | None, label: str) -> None:
         self.overrides = tuning.overrides(values, seed)
@@ -60,12 +65,13 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        """With a result."""
+        """Whether the run has ended with a result, completed or diverged."""
         return record_of(self.folder)[0].get("status") in ("completed", "diverged")
 
     @property
     def busy(self) -> bool:
-        """Whether a process, whoever's, is at this run. Another of a search would wait for it."""
+        """Whether some process, also one of another worker, trains this run or is about to. A second one would wait for
+        it."""
         return (holder(self._claim) or holder(self.folder)) is not None
 
     def start(self) -> None:
@@ -75,29 +81,29 @@ class Training:
         self._process.start()
 
     def terminate(self) -> None:
-        """What a scheduler asks for: the state is saved, and the same command would go on from it."""
+        """Stops the run as a scheduler does: it saves its state, from which the same command continues."""
         if self._process is not None:
             self._process.terminate()
 
     def follow(self, metric: str | None, stopping: Callable[[], bool]) -> Iterator[tuple[int, float]]:
-        """(step, value) of each evaluation on the way to the last step, until the run ends. When `stopping` it is
-        terminated."""
-        began, told, asked = time.monotonic(), 0, False
+        """Yields (step, value) of each evaluation before the last step, until the run ends. The run is terminated when
+        `stopping()` is true."""
+        began, yielded, terminated = time.monotonic(), 0, False
         while True:
             alive = self._process is not None and self._process.is_alive()  # before reading: nothing is missed
             for step, value in evaluations(self.folder, metric) if metric else ():
-                if told < step < self.last_step:
-                    told = step
+                if yielded < step < self.last_step:
+                    yielded = step
                     yield step, value
             if self._process is None or not alive:
                 return
-            if not asked and stopping():
-                asked = True
+            if not terminated and stopping():
+                terminated = True
                 self.terminate()
             self._process.join(min(_SLOWEST_LOOK, 0.05 + (time.monotonic() - began) / 200))
 
     def outcome(self) -> Outcome:
-        """Once `follow` is through."""
+        """Returns how the run ended, once `follow` is exhausted."""
         record, _ = record_of(self.folder)
         code = None if self._process is None else self._process.exitcode
         status, error = str(record.get("status")), record.get("error")
@@ -112,7 +118,7 @@ class Training:
 
 
 def _train(overrides: list[str], folder: Path, output: Path, claim: Path) -> None:
-    """In the process of the run, which is the worker's to stop: Ctrl-C in the terminal is not for it."""
+    """Trains a run in its process, as a session of its own: the worker stops it, not Ctrl-C in the terminal."""
     os.setsid()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
@@ -128,7 +134,8 @@ def _train(overrides: list[str], folder: Path, output: Path, claim: Path) -> Non
 
 
 def _end_with_the_worker() -> None:
-    """Without its worker nobody would hear how this run ends: its state is saved for the one that takes the trial."""
+    """Waits until the worker has ended, and then stops the run with SIGTERM, so that its state is saved for the worker
+    that takes the trial over."""
     worker = multiprocessing.parent_process()
     assert worker is not None
     connection.wait([worker.sentinel])
@@ -136,7 +143,7 @@ def _end_with_the_worker() -> None:
 
 
 def evaluations(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
-    """(step, value) from metrics.jsonl, to which somebody may be writing."""
+    """Yields (step, value) of a metric from metrics.jsonl, which may still be written to."""
     with suppress(OSError, ValueError):  # not begun; or lines that cannot be read, after all that can
         for step, _, value in read_points(folder / "metrics.jsonl", {metric}):
             if not math.isnan(value):
@@ -153,7 +160,7 @@ def last_line(path: Path) -> str:
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a run.json by the names that objectives have."""
+    """Returns the finite numbers of a run.json by the names that objectives have."""
     values = dict(record.get("metrics", {})) | record.get("throughput", {})
     values |= {f"cost.{name}": value for name, value in record.get("cost", {}).items()}
     return {name: value for name, value in values.items() if value is not None}

@@ -29,9 +29,9 @@ from dinoswap.studies.tuning.journal import open_journal
 from dinoswap.studies.tuning.space import Parameter
 
 RETRIES = 1
-"""Of a trial whose worker, or whose run, was killed. To be preempted is no death and does not count."""
+"""How often a trial is run again whose worker or run was killed. Preemptions do not count."""
 FAILURES_IN_A_ROW = 3
-"""After so many something is wrong with more than one trial, and the search stops."""
+"""Failures after which the search stops, as something is wrong with more than one trial."""
 DEFINITION = "dinoswap"
 """The user attribute of an Optuna study that holds what is searched."""
 
@@ -40,12 +40,12 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 
 class Stopped(Exception):
-    """Trials fail one after the other; the message has the error of the last."""
+    """Raised when trials fail one after the other; the message has the error of the last one."""
 
 
 def open_study(tuning: Tuning, url: str | None = None) -> optuna.Study:
-    """Begun, or continued. `url`: of a data base, in place of the journal. Raises ConfigError when the study was begun
-    with another definition."""
+    """Returns the Optuna study of a search, begun or continued. `url` is that of a data base in place of the journal.
+    Raises ConfigError when the search was begun with another definition, or its storage cannot be opened."""
     study = optuna.create_study(
         study_name=tuning.name,
         storage=storage(tuning.folder) if url is None else data_base(url),
@@ -66,7 +66,7 @@ def open_study(tuning: Tuning, url: str | None = None) -> optuna.Study:
 
 
 def storage(folder: Path) -> BaseStorage:
-    """The search's journal. Raises ConfigError for one that is none."""
+    """Returns the storage in the search's journal. Raises ConfigError for a file that is no journal."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "journal.log"
     try:
@@ -79,7 +79,7 @@ def storage(folder: Path) -> BaseStorage:
 
 
 def data_base(url: str) -> BaseStorage:
-    """Raises ConfigError when there is none, or no driver for it."""
+    """Returns the storage in a data base. Raises ConfigError when there is none at `url`, or no driver for it."""
     try:
         return optuna.storages.RDBStorage(url)
     except ImportError as error:
@@ -92,7 +92,7 @@ def data_base(url: str) -> BaseStorage:
 
 
 def pruner(tuning: Tuning) -> BasePruner:
-    """Raises ConfigError for arguments that Optuna does not know, or refuses."""
+    """Returns the pruner of a search. Raises ConfigError for arguments that Optuna does not know or refuses."""
     given = {name: value for name, value in tuning.pruner.items() if name != "type"}
     chosen = getattr(optuna.pruners, PRUNERS[tuning.pruner["type"]])
     known = [name for name in inspect.signature(chosen).parameters if name not in ("args", "kwargs")]
@@ -123,22 +123,22 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first entries that differ."""
-    found = [
+    """Returns, in words, the first entries in which two definitions differ."""
+    different = [
         f"{part}.{key}: {before[part].get(key)} -> {now[part].get(key)}"
         for part in now
         for key in {**before[part], **now[part]}
         if before[part].get(key) != now[part].get(key)
     ]
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    return "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
 def next_trial(study: optuna.Study, tuning: Tuning, worker: str, since: datetime) -> optuna.Trial | None:
-    """For the worker of this name; None when all have been handed out. Raises Stopped when trials fail in a row, of
-    those that began after `since`."""
+    """Returns a trial for the worker of this name, or None when all have been handed out. Raises Stopped when trials
+    that began after `since` fail in a row."""
     with exclusive(tuning.folder / "ask", patience=math.inf):
         take_back(study, tuning.folder)
         trials = study.get_trials(deepcopy=False)
@@ -153,23 +153,24 @@ def next_trial(study: optuna.Study, tuning: Tuning, worker: str, since: datetime
 
 
 def sampler(trials: int) -> optuna.samplers.BaseSampler:
-    """Seeded by the number of trials so far: what is drawn follows from them, whoever asks. With a seed of its own, a
-    worker that is started again would draw once more what it drew before."""
+    """Returns a sampler that is seeded by the number of trials so far: what is drawn follows from them, whoever asks.
+    With a seed of its own, a worker that is started again would draw once more what it drew before."""
     return optuna.samplers.TPESampler(seed=trials, multivariate=True, constant_liar=True)
 
 
 def current(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that no retry has replaced."""
+    """Returns the trials that no retry has replaced."""
     replaced = {trial.user_attrs.get("retry_of") for trial in trials}
     return [trial for trial in trials if trial.number not in replaced]
 
 
 def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that are closed for good."""
+    """Returns the trials that are closed for good: finished, and replaced by no retry."""
     return [trial for trial in current(trials) if trial.state.is_finished()]
 
 
 def stop_when_failing(trials: list[FrozenTrial], since: datetime) -> None:
+    """Raises Stopped when the last FAILURES_IN_A_ROW of the trials that began after `since` failed."""
     ended = [trial for trial in finished(trials) if trial.datetime_start is not None and trial.datetime_start > since]
     last = sorted(ended, key=lambda trial: trial.datetime_complete or since)[-FAILURES_IN_A_ROW:]
     if len(last) == FAILURES_IN_A_ROW and all(trial.state == TrialState.FAIL for trial in last):
@@ -184,7 +185,7 @@ def error_of(trial: FrozenTrial) -> str:
 
 
 def take_back(study: optuna.Study, folder: Path) -> None:
-    """The running trials of workers that are dead. For one process at a time."""
+    """Gives back the running trials of workers that are dead. Only one process may do so at a time."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         worker = trial.user_attrs.get("worker")  # none: killed between asking and saying who it is
         if worker is None or holder(worker_folder(folder, worker)) is None:
@@ -192,12 +193,12 @@ def take_back(study: optuna.Study, folder: Path) -> None:
 
 
 def worker_folder(folder: Path, worker: str) -> Path:
-    """Which a worker keeps locked while it lives."""
+    """Returns the folder that a worker keeps locked while it lives."""
     return folder / "workers" / worker
 
 
 def give_back(study: optuna.Study, number: int, *, died: bool) -> None:
-    """Close a trial that has no outcome, and have it run again unless it has died too often."""
+    """Closes a trial that has no outcome, and enqueues it again unless it has died too often."""
     trials = study.get_trials(deepcopy=False)
     deaths = trials[number].user_attrs.get("deaths", 0) + died
     replaced = any(trial.user_attrs.get("retry_of") == number for trial in trials)  # killed between these two calls
@@ -207,7 +208,7 @@ def give_back(study: optuna.Study, number: int, *, died: bool) -> None:
 
 
 def retry_failed(study: optuna.Study) -> None:
-    """Enqueue again what has failed."""
+    """Enqueues the failed trials again."""
     for trial in finished(study.get_trials(deepcopy=False)):
         if trial.state == TrialState.FAIL:
             study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
@@ -217,24 +218,26 @@ def retry_failed(study: optuna.Study) -> None:
 
 
 def winners(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """The best trials, best first, each setting once; with several objectives the Pareto front, by the first one."""
+    """Returns up to `count` of the best trials, best first, each setting once; with several objectives those of the
+    Pareto front, ordered by the first one."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     front = complete if len(study.directions) == 1 else study.best_trials
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
-    found: dict[str, FrozenTrial] = {}
+    by_setting: dict[str, FrozenTrial] = {}
     for trial in sorted(front, key=lambda trial: (sign * trial.values[0], trial.number)):
-        found.setdefault(json.dumps(trial.params, sort_keys=True), trial)
-    return list(found.values())[:count]
+        by_setting.setdefault(json.dumps(trial.params, sort_keys=True), trial)
+    return list(by_setting.values())[:count]
 
 
 def done(study: optuna.Study, tuning: Tuning) -> bool:
-    """Whether all trials have ended, and one with a result."""
+    """Returns whether all trials have ended, at least one of them with a result."""
     trials = study.get_trials(deepcopy=False)
     return len(finished(trials)) >= tuning.trials and any(trial.state == TrialState.COMPLETE for trial in trials)
 
 
 def mostly_failed(study: optuna.Study) -> str:
-    """In words, when at least half of the trials failed: what was found is not what was searched. Else empty."""
+    """Returns a message when at least half of the trials failed, as then hardly any of the space was searched;
+    otherwise an empty text."""
     ended = finished(study.get_trials(deepcopy=False))
     failed = [trial for trial in ended if trial.state == TrialState.FAIL]
     if not failed or 2 * len(failed) < len(ended):

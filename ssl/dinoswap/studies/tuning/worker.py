@@ -1,5 +1,5 @@
-"""A worker of a search: asks for a trial, runs it, tells how it ended, and asks for the next, until all are done. Then
-the base and the winners are run with fresh seeds, each run by the worker that comes to it first.
+"""A worker of a search: asks for a trial, runs it, reports how it ended, and asks for the next, until all are done.
+Then the base and the winners are run with fresh seeds, each run by the worker that comes to it first.
 
 Any number of workers, on any nodes that share the results folder, work on a search without knowing of each other, and
 none waits for another while there is a trial to be had.
@@ -34,9 +34,12 @@ BASE = "base"
 
 @dataclass
 class Worker:
-    """To be called. `begun`: when the command was started that it belongs to; `variables`: of the environment of its
-    runs; `look`: seconds between two looks for work while others have all of it. submitit calls `checkpoint` when it
-    queues the job again."""
+    """A worker of a search, which works when it is called.
+
+    `begun` is when the command that it belongs to was started, `variables` are set in the environment of its runs, and
+    `look` is the seconds between two looks for work while other workers have all of it. submitit calls `checkpoint`
+    when it queues the job again.
+    """
 
     tuning: Tuning
     slot: int = 0
@@ -47,7 +50,8 @@ class Worker:
     training: type[Training] = Training
 
     def __call__(self) -> None:
-        """Raises trials.Stopped when trials fail one after the other, OSError where nobody could see that it lives."""
+        """Works until the search is done or the worker is stopped. Raises trials.Stopped when trials fail one after the
+        other, and OSError where the file system keeps no locks, by which others see that it lives."""
         listen()
         if int(os.environ.get("SLURM_PROCID", "0")):
             return  # one task of a job is enough: a run is one process
@@ -72,7 +76,7 @@ class Worker:
         return DelayedSubmission(self)
 
     def search(self, study: optuna.Study, name: str, stopping: Callable[[], bool]) -> None:
-        """Trials, until none is to be had and no other worker has one, which it may leave behind."""
+        """Runs trials until none is left and no other worker has one, which it might leave behind."""
         while not stopping():
             trial = next_trial(study, self.tuning, name, self.begun)
             if trial is not None:
@@ -83,7 +87,7 @@ class Worker:
                 return
 
     def run_trial(self, study: optuna.Study, trial: optuna.Trial, stopping: Callable[[], bool]) -> None:
-        """A run that has a result already is not run again, and not pruned."""
+        """Runs a trial and reports its outcome. A run that has a result already is neither run again nor pruned."""
         trial.set_user_attr("overrides", self.tuning.overrides(trial.params))
         try:
             run = self.training(self.tuning, trial.params, None, f"trial-{trial.number:04d}")
@@ -104,7 +108,8 @@ class Worker:
         tell(study, trial, self.tuning, run.outcome(), pruned=pruned)
 
     def confirm(self, study: optuna.Study, stopping: Callable[[], bool]) -> None:
-        """Arms and seeds that have no result. Workers begin at different places, so as not to meet."""
+        """Runs the arms and seeds that have no result. Workers begin at different places in the list, so that they
+        rarely want the same run."""
         runs = [
             self.training(self.tuning, values, seed, f"{arm}-seed-{seed}".replace(" ", "-"))
             for arm, values in arms(study, self.tuning).items()
@@ -114,9 +119,9 @@ class Worker:
         runs = runs[first:] + runs[:first]
         failures: Counter[Path] = Counter()
         while not stopping():
-            left = [run for run in runs if not run.ended and failures[run.folder] <= RETRIES]
-            run = next((run for run in left if not run.busy), None)
-            if not left:
+            remaining = [run for run in runs if not run.ended and failures[run.folder] <= RETRIES]
+            run = next((run for run in remaining if not run.busy), None)
+            if not remaining:
                 return
             if run is None:
                 time.sleep(self.look)
@@ -130,8 +135,8 @@ class Worker:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, tuning: Tuning, outcome: Outcome, *, pruned: bool) -> None:
-    """How the trial ended. One that diverged is closed as pruned: the sampler then avoids the place, as it would not
-    after a failure."""
+    """Tells Optuna how a trial ended. One that diverged is closed as pruned: the sampler then avoids its values, as it
+    would not after a failure."""
     names = [objective.name for objective in tuning.objectives]
     missing, error = [name for name in names if name not in outcome.values], outcome.error
     status = "pruned" if pruned and outcome.status == "preempted" else outcome.status
@@ -150,12 +155,13 @@ def tell(study: optuna.Study, trial: optuna.Trial, tuning: Tuning, outcome: Outc
 
 
 def arms(study: optuna.Study, tuning: Tuning) -> dict[str, dict[str, Scalar]]:
-    """What is run with fresh seeds: name -> values. The first is the base; without winners there is none."""
+    """Returns the arms that are run with fresh seeds, name -> values. The first is the base; without winners there are
+    none."""
     best = {f"trial {trial.number}": dict(trial.params) for trial in winners(study, tuning.winners)}
     return {BASE: {}, **best} if best else {}
 
 
 def _abandoned() -> bool:
-    """Whether the command that started this worker is gone. A cluster job has none."""
+    """Returns whether the command that started this worker is gone; False in a cluster job, which has none."""
     parent = multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()
