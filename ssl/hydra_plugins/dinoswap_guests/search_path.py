@@ -1,4 +1,4 @@
-"""Hydra finds the options of guests where it finds those of this package."""
+"""Puts the configs of guest packages on Hydra's search path, after those of this package."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin

@@ -35,11 +35,12 @@ _log = logging.getLogger(__name__)
 class Running:  # no dataclass: Hydra scans plugins before they are in sys.modules, where a dataclass looks itself up
     def __init__(self, job: "Job", process: "subprocess.Popen[bytes]", slot: int) -> None:
         self.job, self.process, self.slot = job, process, slot
-        self.told = 0  # how many of the signals have been handed on
+        self.signals_sent = 0  # how many of the signals have been handed on
 
 
 class LocalLauncher(Launcher):
-    """Settings: configs/hydra/launcher/local.yaml."""
+    """The local launcher, with the settings of configs/hydra/launcher/local.yaml. Raises ValueError for processes below
+    1."""
 
     def __init__(self, processes: int, threads: int | None, gpus: list[int] | None, check_code: bool) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -81,17 +82,18 @@ class LocalLauncher(Launcher):
                 if startable([job]) and (process := self._started(job, slots[0])) is not None:
                     running.append(Running(job, process, slots.popleft()))
             time.sleep(POLL_SECONDS)
-            for each in list(running):
-                if each.process.poll() is not None:
-                    running.remove(each)
-                    slots.append(each.slot)
-                    log_outcome(each.job)
-                for number in signals[each.told :]:
-                    each.process.send_signal(signal.SIGTERM if number in (signal.SIGHUP, signal.SIGUSR1) else number)
-                each.told = len(signals)
+            for active in list(running):
+                if active.process.poll() is not None:
+                    running.remove(active)
+                    slots.append(active.slot)
+                    log_outcome(active.job)
+                for number in signals[active.signals_sent :]:
+                    active.process.send_signal(signal.SIGTERM if number in (signal.SIGHUP, signal.SIGUSR1) else number)
+                active.signals_sent = len(signals)
 
     def _started(self, job: "Job", slot: int) -> "subprocess.Popen[bytes] | None":
-        """None where its folder, or a process, cannot be made: the other jobs go on."""
+        """Returns the process of a job, or None, with an error in the log, where its folder or process cannot be made:
+        the other jobs go on."""
         try:
             return self._start(job, slot)
         except OSError as error:
@@ -99,7 +101,8 @@ class LocalLauncher(Launcher):
             return None
 
     def _start(self, job: "Job", slot: int) -> subprocess.Popen[bytes]:
-        """Its output goes to output.txt in the run folder."""
+        """Starts the process of a job, whose output goes to output.txt in the run folder. Raises OSError where the
+        folder or the process cannot be made."""
         from dinoswap.run.run_folder import PLACE
 
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -131,14 +134,14 @@ class LocalLauncher(Launcher):
 
 @contextmanager
 def noted_signals() -> Iterator[list[signal.Signals]]:
-    """The signals that come while it is open, which end nothing by themselves."""
+    """Collects the signals that arrive within, in the list that it yields, so that they end nothing by themselves."""
     received: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
     ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else []  # as under nohup
-    before: dict[signal.Signals, Any] = {n: signal.signal(n, note) for n in SIGNALS if n not in ignored}
+    before: dict[signal.Signals, Any] = {kind: signal.signal(kind, note) for kind in SIGNALS if kind not in ignored}
     try:
         yield received
     finally:

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm: hydra-submitit-launcher, made to lose nothing.
+"""hydra/launcher=slurm: hydra-submitit-launcher, with runs that are found again whatever becomes of a job.
 
 What is done, or under way, is not submitted again. A job that is killed or lost is reported and ends no other's report;
 what became of a job is read from its run folder, and whether it is still there from squeue, which needs no accounting.
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 SUBMISSION_SECONDS = 600.0  # of somebody else, who submits into the same folder
 IDLE_TURNS = 2  # to the time limit, without a step: the first start on a node reads more from the disk than the second
-SETTLING_SECONDS = 5.0  # until the last words of a job are to be seen on a shared file system
+SETTLING_SECONDS = 5.0  # until the last record of a job is visible on a shared file system
 
 _log = logging.getLogger(__name__)
 
 
 class NotInstalled(Launcher):
-    """In the place of hydra-submitit-launcher, which is an extra of this package."""
+    """Stands in for hydra-submitit-launcher, an extra of this package, and raises ImportError with the remedy."""
 
     def __init__(self, **settings: Any) -> None:
         raise ImportError("hydra/launcher=slurm needs submitit: pip install 'dinoswap[slurm]'")
@@ -45,7 +45,8 @@ except ImportError:
 
 
 class SlurmLauncher(Submitit):  # type: ignore[misc]
-    """Settings: configs/hydra/launcher/slurm.yaml. It travels to the node, where `__call__` is the job."""
+    """The SLURM launcher, with the settings of configs/hydra/launcher/slurm.yaml. It is pickled and sent to the node,
+    where `__call__` is the job."""
 
     def __init__(self, *, poll_seconds: float, check_code: bool, **settings: Any) -> None:
         super().__init__(**settings)
@@ -67,7 +68,7 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         jobs = jobs_of(self.config, self.hydra_context.config_loader, job_overrides, initial_job_idx, self.names, ranks)
         self.code = code_version(config_dir()) if self.check_code else ""
         try:
-            # Nobody submits what we are about to
+            # So that no other command submits the same jobs meanwhile
             with exclusive(Path(self.config.hydra.sweep.dir), SUBMISSION_SECONDS):
                 self._submit(startable(jobs))
         except OSError as error:  # a full disk, a folder that cannot be made
@@ -90,31 +91,31 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         state = Singleton.get_state()
         rows = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
         try:
-            given = executor(self.params)
+            job_executor = executor(self.params)
         except RuntimeError as error:  # there is no SLURM
             raise ConfigError(refusal(error)) from error
-        handles = submitted(given, self, rows, self.params["array_parallelism"])
+        handles = submitted(job_executor, self, rows, self.params["array_parallelism"])
         for handle, job in zip(handles, jobs, strict=True):
             claim(job.folder, str(handle.job_id), handle.paths.stdout)
             _log.info("%s is SLURM job %s", job.name, handle.job_id)
 
     def _wait(self, jobs: Sequence["Job"]) -> None:
-        """Also for those that were submitted before."""
+        """Waits for the jobs that are queued or run, also those that were submitted before, and logs how each ended."""
         from dinoswap.studies.launch import log_outcome
         from dinoswap.studies.ledger import claimed, queued_jobs, run_statuses
 
-        under_way = [at.state in ("queued", "running") for at in run_statuses([job.folder for job in jobs])]
-        left = {claimed(job.folder): job for job, waits in zip(jobs, under_way, strict=True) if waits}
-        left.pop("", None)  # running by other means
-        while left:
+        under_way = [status.state in ("queued", "running") for status in run_statuses([job.folder for job in jobs])]
+        waiting = {claimed(job.folder): job for job, waits in zip(jobs, under_way, strict=True) if waits}
+        waiting.pop("", None)  # running by other means
+        while waiting:
             time.sleep(self.poll_seconds)
-            there = queued_jobs(left)
-            for number in [number for number in left if number not in there]:
-                log_outcome(left.pop(number), SETTLING_SECONDS)
+            queued = queued_jobs(waiting)
+            for job_id in [job_id for job_id in waiting if job_id not in queued]:
+                log_outcome(waiting.pop(job_id), SETTLING_SECONDS)
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """On the node, where the config is composed anew and resolved. Raises what the run raised, so that SLURM too
-        calls the job failed."""
+        """Runs a job on its node, where the config is composed anew and resolved. Raises what the run raised, so that
+        SLURM too calls the job failed."""
         from dinoswap.distributed.environment import launched_ranks
         from dinoswap.run.provenance import SUBMITTED_CODE
         from dinoswap.run.run_folder import PLACE, followed
@@ -132,8 +133,8 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         return returned
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """On the node, when SLURM has told the job to stop and all is saved: what is queued again. A start that takes
-        longer than the limit would go on like this for all of `max_num_timeout` turns."""
+        """Returns what submitit queues again, when SLURM has told the job to stop and its state is saved. A job that
+        twice reached its time limit without a step is ended as failed: it would use up all `max_num_timeout` turns."""
         from dinoswap.run.run_folder import followed
         from dinoswap.studies.ledger import read_json
         from dinoswap.studies.submit import give_up, near_its_limit
