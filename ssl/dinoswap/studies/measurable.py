@@ -11,7 +11,7 @@ from dinoswap.run.notices import is_accuracy, no_accuracy
 def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:
     """Raises ConfigError for an accuracy on data without labelled test images.
 
-    Data that cannot be opened here passes: it may exist where the runs are, which will otherwise report it.
+    Data that cannot be opened here passes: it may exist where the runs are, and where it does not the runs report it.
     """
     accuracies = [name for name in metrics if is_accuracy(name)]
     if not accuracies:
