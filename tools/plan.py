@@ -37,7 +37,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dinoswap.config.command_line import EXIT_USAGE, compose_config
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.exit_codes import EXIT_USAGE
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.settings import check
 from dinoswap.files.writing import write_atomically

@@ -23,6 +23,7 @@ from rich import get_console
 from dinoswap import __version__
 from dinoswap.config.command_line import check_overrides, compose_config
 from dinoswap.config.configuration import config_dir, plain
+from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.first_check import first_check
 from dinoswap.config.schema import ConfigError, require_section
@@ -36,7 +37,6 @@ if TYPE_CHECKING:  # these import torch, which the help and a refused command do
     from dinoswap.evaluation.evaluator import Evaluation
     from dinoswap.run.checkpoint import Checkpoint
 
-EXIT_USAGE, EXIT_FAILED = 2, 1
 FILE = "evaluation.json"
 CHANGEABLE = ("data", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
 

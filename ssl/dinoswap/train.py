@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dinoswap import __version__
-from dinoswap.config.command_line import EXIT_USAGE, check_arguments, chosen_options
+from dinoswap.config.command_line import check_arguments, chosen_options
 from dinoswap.config.configuration import VERSION_BASE, config_dir
+from dinoswap.config.exit_codes import EXIT_USAGE
 from dinoswap.config.explain import explanation
 from dinoswap.config.schema import ConfigError
 

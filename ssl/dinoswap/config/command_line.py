@@ -30,8 +30,6 @@ from dinoswap.config.foreign_words import meaning, meaning_of_value
 from dinoswap.config.schema import ConfigError, nearest
 from dinoswap.config.typed_paths import as_typed, for_the_shell, refuse_torn_paths
 
-EXIT_USAGE = 2
-"""Exit status when the user has to change the arguments."""
 SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
 
 

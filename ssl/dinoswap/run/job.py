@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
 from dinoswap.build import build_parallel
-from dinoswap.config.command_line import EXIT_USAGE
 from dinoswap.config.configuration import config_dir, flatten, plain
+from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.identity import run_id
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.settings import check
@@ -41,12 +41,11 @@ from dinoswap.run.notices import notices
 from dinoswap.run.progress import logging_to
 from dinoswap.run.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_code
 
-EXIT_FAILED, EXIT_PREEMPTED = 1, 75  # 75 is EX_TEMPFAIL: run the same command again
 EXPECTED = (
     *(KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, DataWorkerError, CheckpointError),
     *(RankFailed, OSError, ValueError),
 )
-EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_PREEMPTED)}
+EXIT_CODES = {ConfigError: EXIT_USAGE, **dict.fromkeys((Preempted, KeyboardInterrupt, Held), EXIT_RESUMABLE)}
 
 _log = logging.getLogger(__name__)
 

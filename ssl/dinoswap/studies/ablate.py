@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dinoswap import __version__
-from dinoswap.config.command_line import EXIT_USAGE
+from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.first_check import require_writable
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.design import Design, make_design
@@ -17,7 +17,6 @@ from dinoswap.studies.overrides import combined, is_hydra_override
 from dinoswap.studies.status import rows, show, summary
 from dinoswap.studies.study import Study, read_study
 
-EXIT_FAILED, EXIT_RESUMABLE, EXIT_INTERRUPTED = 1, 75, 130
 WIDTH = 160
 """Columns of a table that is not printed to a terminal."""
 RERUN: tuple[State, ...] = ("failed", "diverged", "killed")

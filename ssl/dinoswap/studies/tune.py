@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dinoswap import __version__
-from dinoswap.config.command_line import EXIT_USAGE
+from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.measurable import require_measurable
 from dinoswap.studies.overrides import combined, is_hydra_override
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from dinoswap.studies.tuning.definition import Tuning
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 
 EXAMPLES = """examples:
   dinoswap-tune tune_da3 da3.ckpt_path=DA3-SMALL/model.safetensors
@@ -73,7 +72,7 @@ def tune(arguments: argparse.Namespace) -> int:
             crew.work(tuning, arguments.storage, hydra_overrides, Teller(study, tuning))
         except crew.Interrupted as signal:
             print(f"dinoswap-tune: {signal}; the same command goes on", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            return EXIT_RESUMABLE
     print(report.write_report(study, tuning))
     print(tuning.folder / "report.md")
     if arguments.report:

@@ -21,12 +21,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from dinoswap.config.exit_codes import EXIT_RESUMABLE
+
 if TYPE_CHECKING:
     from dinoswap.studies.launch import Job
 
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-EXIT_STOPPED = 75  # as a run that a signal has stopped: the same command goes on
 NOT_PASSED_ON = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 
 _log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class LocalLauncher(Launcher):
             self._run(jobs, signals)
         if signals:
             _log.info("stopped by %s; the same command goes on", signals[0].name)
-            sys.exit(EXIT_STOPPED)
+            sys.exit(EXIT_RESUMABLE)
         return report(jobs)
 
     def _run(self, jobs: Sequence["Job"], signals: list[signal.Signals]) -> None:

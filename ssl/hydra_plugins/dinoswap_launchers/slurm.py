@@ -17,10 +17,11 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.plugins.launcher import Launcher
 
+from dinoswap.config.exit_codes import EXIT_INTERRUPTED
+
 if TYPE_CHECKING:
     from dinoswap.studies.launch import Job
 
-EXIT_INTERRUPTED = 130
 SUBMISSION_SECONDS = 600.0  # of somebody else, who submits into the same folder
 IDLE_TURNS = 2  # to the time limit, without a step: the first start on a node reads more from the disk than the second
 SETTLING_SECONDS = 5.0  # until the last record of a job is visible on a shared file system

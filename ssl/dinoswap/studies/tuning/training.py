@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from dinoswap.config.exit_codes import EXIT_RESUMABLE
 from dinoswap.distributed.preemption import SIGNALS
 from dinoswap.files.lock import exclusive, holder
 from dinoswap.files.reading import read_tail
@@ -32,7 +33,10 @@ Status = Literal["completed", "diverged", "failed", "preempted", "killed"]
 
 _processes = multiprocessing.get_context("forkserver")
 _PRELOADED = ["dinoswap.run.job", "torch._dynamo"]  # takes seconds to import: once for all runs of a worker
-_PREEMPTED = (75, *(-number for number in SIGNALS))  # exit statuses; the signals came before there was a handler
+_PREEMPTED = (
+    EXIT_RESUMABLE,
+    *(-number for number in SIGNALS),
+)  # exit statuses; the signals came before there was a handler
 OUTPUT_BYTES = 65536
 """Bytes from the end of a run's output in which its last line is looked for."""
 _SLOWEST_LOOK = 5.0  # seconds between two looks at the folder
