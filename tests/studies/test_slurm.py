@@ -50,6 +50,7 @@ ARMS = {
     "late": "schedule.base_lr=0.0044",
 }
 RUN = [*(line.strip(" -") for line in SETTINGS.splitlines() if line.strip()), ARMS["plain"], "seed=7", "study=fates"]
+GUESTS = Path(__file__).parents[1] / "guests" / "site"
 PREEMPTING = ("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -305,6 +306,19 @@ def test_two_tasks(cluster: None, tmp_path: Path) -> None:
     assert followed(folder_of(run, tmp_path)) == folder  # where a study looks
     assert_restarts_counted(folder)
     assert read_json(folder / "run.json")["hardware"]["ranks"] == 2
+
+
+def test_options_of_an_installed_package(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs find what the command found: here by the path that both have."""
+    paths = [str(GUESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    run = [*RUN, "masking=checker", "extra_objective=mean_colour", "trainer.max_steps=4"]
+    command = Command("train", "--multirun", *run, f"results_dir={tmp_path}", *LAUNCHER)
+    assert command.wait() == 0, command.output
+    (path,) = tmp_path.glob("runs/fates/*/seed7/run.json")
+    record = read_json(path)
+    assert (record["status"], record["choices"]["masking"]) == ("completed", "checker")
+    assert record["identity"]["guests.guest-options"] == record["versions"]["guest-options"] == "1.2"
 
 
 # --- a search ---------------------------------------------------------------------------------------------------------
