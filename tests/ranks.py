@@ -17,13 +17,13 @@ _context.set_forkserver_preload(
 )  # imported once, in a server that forks the ranks
 
 
-def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 60) -> list[Any]:
+def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 200) -> list[Any]:
     """What `work(rank)`, a function of a module, returns on each rank of a group. A rank that waits for ever fails the
     test."""
     return _returned(partial(_in_a_group, work, world_size, folder), folder, world_size, seconds)
 
 
-def launched(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 60) -> list[Any]:
+def launched(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 200) -> list[Any]:
     """The same of processes that have been told what torchrun tells its own, and form no group yet."""
     shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return _returned(partial(_told, work, shared), folder, world_size, seconds)

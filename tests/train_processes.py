@@ -58,7 +58,7 @@ class TrainProcess:
 
     def wait(self) -> int:
         """Its exit status, minus the signal's number where one ended it. No process of its session is left."""
-        self.process.join(timeout=120)
+        self.process.join(timeout=280)
         assert self.process.exitcode is not None, f"it hangs:\n{self.output}"
         wait_until(lambda: not session(self.pid), f"processes are left: {session(self.pid)}")
         return self.process.exitcode
@@ -139,7 +139,7 @@ def session(leader: int) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], message: str, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], message: str, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, message

@@ -32,7 +32,7 @@ def in_child(scenario: Callable[..., None], *arguments: object) -> int | None:
     """Exit code of a process that runs `scenario`: 0 unless it raised; None when it hung and was killed."""
     child = multiprocessing.get_context("fork").Process(target=scenario, args=arguments)
     child.start()
-    child.join(timeout=60)
+    child.join(timeout=200)
     if child.exitcode is None:
         child.kill()
     return child.exitcode

@@ -76,12 +76,12 @@ def alone() -> Found:
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     work = partial(train_all, request.param, list(CASES))
-    return on_ranks(work, tmp_path_factory.mktemp(request.param), seconds=250)
+    return on_ranks(work, tmp_path_factory.mktemp(request.param), seconds=500)
 
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    return on_ranks(partial(train_all, "fsdp2", FOUR), tmp_path_factory.mktemp("four"), world_size=4, seconds=250)
+    return on_ranks(partial(train_all, "fsdp2", FOUR), tmp_path_factory.mktemp("four"), world_size=4, seconds=500)
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

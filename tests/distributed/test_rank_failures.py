@@ -178,7 +178,7 @@ def test_torchrun_starts_a_run_again(undisturbed: Path, spread: str, tmp_path: P
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     rank_1 = next(pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
     os.kill(int(rank_1), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
     assert json.loads((folder / "run.json").read_text())["restarts"] >= 1
     assert_same_result(folder, undisturbed)

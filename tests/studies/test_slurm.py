@@ -53,7 +53,7 @@ RUN = [*(line.strip(" -") for line in SETTINGS.splitlines() if line.strip()), AR
 GUESTS = Path(__file__).parents[1] / "guests" / "site"
 PREEMPTING = ("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 cluster = slurm_cluster.cluster
 

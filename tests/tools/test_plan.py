@@ -115,7 +115,7 @@ def measured_bytes(overrides: list[str]) -> int:
     """Peak of one step above what the process had before it built the model."""
     environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURE, *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(json.loads(done.stdout.splitlines()[-1]))
 
