@@ -12,9 +12,7 @@ import torch
 from torch import distributed
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["dinoswap.run.job", "torch._dynamo"]
-)  # imported once, in a server that forks the ranks
+_context.set_forkserver_preload(["dinoswap.run.job", "torch._dynamo"])  # once, in a server that forks the ranks
 
 
 def on_ranks(work: Callable[[int], Any], folder: Path, world_size: int = 2, seconds: float = 200) -> list[Any]:
