@@ -95,6 +95,18 @@ def test_without_it_the_option_does_not_exist(tmp_path: Path) -> None:
     assert "the group 'masking' has no option 'checker'" in output
 
 
+def test_an_entry_point_that_names_no_folder_is_one_line(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(SITE, site)
+    (site / "guest_options-1.2.dist-info" / "entry_points.txt").write_text("[dinoswap.options]\nmine = guest_options\n")
+    status, output = command("train", "recipe=smoke", f"results_dir={tmp_path}", site=site)
+    assert status == 2
+    assert output.startswith(
+        "dinoswap-train: entry point mine = guest_options of dinoswap.options: write package:folder"
+    )
+    assert output.count("\n") == 1
+
+
 @pytest.mark.parametrize("target", ["os.system", "guest_optionsx.checker.CheckerMasking", "subprocess.Popen"])
 def test_nothing_else_is_executed_by_a_config(target: str, tmp_path: Path) -> None:
     status, output = command("train", *RUN, f"masking._target_={target}", f"results_dir={tmp_path}")

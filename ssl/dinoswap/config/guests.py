@@ -18,6 +18,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from dinoswap.config.errors import ConfigError
+
 GROUP = "dinoswap.options"
 
 
@@ -34,8 +36,8 @@ class Guest:
 
 @functools.cache
 def guests() -> tuple[Guest, ...]:
-    """Returns all installed packages that bring options, sorted by name. Raises ValueError for an entry point that does
-    not say where its configs are."""
+    """Returns all installed packages that bring options, sorted by name. Raises ConfigError for an entry point that
+    does not say where its configs are."""
     return tuple(sorted(map(_guest, entry_points(group=GROUP)), key=lambda guest: (guest.name, guest.module)))
 
 
@@ -52,11 +54,11 @@ def used_guests(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _guest(point: EntryPoint) -> Guest:
-    """Describes the package of an entry point, without importing it. Raises ValueError for an entry point that does not
-    say where the configs are."""
+    """Describes the package of an entry point, without importing it. Raises ConfigError for an entry point that does
+    not say where the configs are."""
     spec = importlib.util.find_spec(point.module) if "." not in point.module else None
     if spec is None or not spec.submodule_search_locations or not point.attr:
-        raise ValueError(
+        raise ConfigError(
             f"entry point {point.name} = {point.value} of {GROUP}: write package:folder, a package at the top level "
             "and the folder of its configs within it"
         )

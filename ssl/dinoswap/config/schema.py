@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
+from dinoswap.config.errors import ConfigError as ConfigError  # raised here more than anywhere else
 from dinoswap.config.guests import modules
 
 T = TypeVar("T")
@@ -20,10 +21,6 @@ LARGEST = 2**63 - 1
 """The largest whole number that is accepted. torch, NumPy and file formats cannot hold a larger one."""
 MISSING = "???"
 """The value in a YAML that stands for one that the user has to give."""
-
-
-class ConfigError(ValueError):
-    """Raised for a configuration that the user has to change; the message gives the key, the value and the remedy."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
