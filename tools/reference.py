@@ -19,6 +19,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.measured import build_metrics
+from dinoswap.evaluation.summary import columns_of
 from dinoswap.files.writing import write_atomically
 from dinoswap.run.metrics import load_record, read
 from dinoswap.run.provenance import in_words
@@ -29,12 +32,7 @@ ROWS = {
     "raw pixels": "baseline/raw_pixels",
     "colour histogram": "baseline/colour_histogram",
 }
-COLUMNS = {
-    "k-NN CLS": ("knn_top1", "knn_top1"),
-    "k-NN patch mean": ("knn_patch_top1", "knn_top1"),
-    "linear CLS": ("linear_top1", "linear_top1"),
-    "linear patch mean": ("linear_patch_top1", "linear_top1"),
-}  # of networks, and of baselines without tokens
+COLUMNS = columns_of(build_metrics(compose_config()).values())
 
 
 def load(folder: Path) -> list[dict[str, Any]]:

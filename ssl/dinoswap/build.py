@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from dinoswap.config.facts import build_source as build_source  # for callers: there it can be had without torch
+from dinoswap.config.measured import build_metrics
 from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
-from dinoswap.config.sections import EvaluationSettings, TrainerSettings, loading_settings
+from dinoswap.config.sections import TrainerSettings, evaluation_settings, loading_settings
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
@@ -225,7 +226,8 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
     """Returns the evaluator of `source`, which computes on `device` in the type `autocast`."""
     loading = loading_settings(cfg)
     return Evaluator(
-        construct(EvaluationSettings, cfg["evaluation"], "evaluation"),
+        evaluation_settings(cfg),
+        build_metrics(cfg),
         source.train(),
         source.test(),
         size=cfg["crops"]["global_size"],

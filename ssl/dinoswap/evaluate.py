@@ -26,6 +26,7 @@ from dinoswap.config.configuration import config_dir, plain
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.first_check import first_check
+from dinoswap.config.measured import score_of, sections
 from dinoswap.config.schema import ConfigError, require_section
 from dinoswap.config.sections import LOADING, OF_ONE_SET, SECTIONS
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
@@ -38,7 +39,7 @@ if TYPE_CHECKING:  # these import torch, which the help and a refused command do
     from dinoswap.run.checkpoint import Checkpoint
 
 FILE = "evaluation.json"
-CHANGEABLE = ("data", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
+CHANGEABLE = ("data", "metric", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
 
 Config = dict[str, Any]
 
@@ -130,7 +131,13 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
     check_overrides([*(["da3=enabled"] if config["da3"]["enabled"] else []), *arguments])
     overrides = OverridesParser.create().parse_overrides(list(arguments))
     changed = DictConfig(dict(config))
+    if "metric" not in config["evaluation"]:  # of a run that is older than this group
+        changed.evaluation.metric = default_config()["evaluation"]["metric"]
     for override in overrides:
+        if override.key_or_group == "metric":
+            value = override.value()
+            names = value if isinstance(value, list) else [value]
+            changed.evaluation.metric = {str(name): sections()[str(name)] for name in names}
         if override.key_or_group == "data":
             option = OmegaConf.load(config_dir() / "data" / f"{override.value()}.yaml")
             shared = {k: v for k, v in config["data"].items() if k in LOADING and k not in OF_ONE_SET}
@@ -141,7 +148,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             raise ConfigError(
                 f"{override.input_line}: an evaluation can change {', '.join(CHANGEABLE)} and no other key"
             )
-        if key != "data":
+        if key not in ("data", "metric"):
             OmegaConf.update(changed, key, override.value(), force_add=True)  # unknown names are refused when built
     missing = sorted(OmegaConf.missing_keys(changed))
     if missing:
@@ -192,13 +199,13 @@ def save(evaluation: "Evaluation", subject: Subject, network: str, config: Confi
 
 def show(evaluation: "Evaluation", subject: Subject, out: Path) -> None:
     """Prints the table of accuracies, the diagnostics, the verdict, and where the files are."""
-    from dinoswap.evaluation.diagnostics import FEW_STEPS
+    from dinoswap.metric.diagnostics import FEW_STEPS
 
     console = get_console()
     if evaluation.results:
         console.print(evaluation.table())
     for name, value in evaluation.metrics.items():
-        if name.startswith("eval/") and "top" not in name:
+        if name.startswith("eval/") and not score_of(name).column:
             console.print(f"{name.removeprefix('eval/')}: {value:.4g}")
     too_few_steps = subject.trained is not None and subject.trained.step <= FEW_STEPS
     verdict = f"none after {FEW_STEPS} steps or fewer" if too_few_steps else evaluation.warning or "no sign of collapse"

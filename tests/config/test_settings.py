@@ -66,7 +66,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("seed=x", "must be a whole number"),
         ("seed=-1", "must be 0 or more"),
         ("study=../elsewhere", "names a folder; use letters"),
-        ("objective_metric=eval/knn_tpo1", "no metric of this name is measured. Did you mean 'eval/knn_top1'?"),
+        ("objective_metric=eval/knn_tpo1", "nothing of this name is measured. Did you mean 'eval/knn_top1'?"),
         ("objective_metric=eval/linear_top1", "needs evaluation.linear_probe=true"),
         ("model.size=smal", "must be one of tiny, small, base, large, giant. Did you mean 'small'?"),
         ("model.num_heads=5", "must divide embed_dim=32"),

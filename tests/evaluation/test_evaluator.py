@@ -2,8 +2,10 @@
 
 import math
 import tracemalloc
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from numpy.typing import NDArray
 from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import evaluator as evaluator_module
-from dinoswap.evaluation.evaluator import SHOWN, Evaluator, flat
+from dinoswap.evaluation.evaluator import SHOWN, Evaluator, named
+from dinoswap.metric.base import Metric, Part, Score
+from dinoswap.metric.features import FeatureStatistics
+from dinoswap.metric.knn import NearestNeighbours
+from dinoswap.metric.linear import LinearProbe
 from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch
 from small_models import small_batch, small_trainer
@@ -60,10 +66,20 @@ def probe() -> Batch:
     return replace(batch, **pixels, extra_crops=batch.extra_crops.byte(), clean_crops=batch.clean_crops.byte())
 
 
-def evaluator(train: Images, test: Images | None, **settings: int) -> Evaluator:
+FAMILIES = {
+    "knn": NearestNeighbours(in_loop=True),
+    "linear": LinearProbe(in_loop=False),
+    "features": FeatureStatistics(in_loop=True),
+}
+
+
+def evaluator(
+    train: Images, test: Images | None, metrics: Mapping[str, Metric] = FAMILIES, size: int = 32, **settings: int
+) -> Evaluator:
     half = torch.full((3,), 0.5)
     made = EvaluationSettings(batch_size=16, **settings)  # type: ignore[arg-type]
-    return Evaluator(made, train, test, size=32, mean=half, std=half, device=torch.device("cpu"), autocast=None)
+    place = {"device": torch.device("cpu"), "autocast": None}
+    return Evaluator(made, metrics, train, test, size=size, mean=half, std=half, **place)  # type: ignore[arg-type]
 
 
 def test_final_judges_the_network_beside_three_baselines(model: SelfDistillation, tmp_path: Path) -> None:
@@ -83,7 +99,7 @@ def test_final_judges_the_network_beside_three_baselines(model: SelfDistillation
 def test_final_decodes_an_image_once_and_holds_one_batch(model: SelfDistillation) -> None:
     """Whatever is read of it: two networks, two baselines. Afterwards the few in the picture are decoded again."""
     train, test = Noise(60, 4), Noise(50, 4)
-    judge = evaluator(train, test, size=128, linear_probe=False)
+    judge = evaluator(train, test, {name: FAMILIES[name] for name in ("knn", "features")}, size=128)
     tracemalloc.start()
     judge.final(model.teacher["backbone"], model.student["backbone"])
     tracemalloc.stop()
@@ -174,12 +190,65 @@ def test_one_image_and_images_that_cannot_be_decoded(model: SelfDistillation) ->
     assert "no accuracies" in found.warning  # one class is left
 
 
-def test_flat_names() -> None:
-    results = {
-        "trained": {"cls/knn_top1": 1.0, "patch_mean/linear_c": 2.0, "cls/knn_top1_k10": 3.0},
-        "raw pixels": {"knn_top5": 4.0},
-    }
-    assert flat(results) == {"eval/knn_top1": 1.0, "eval/linear_patch_c": 2.0, "baseline/raw_pixels/knn_top5": 4.0}
+def test_full_names() -> None:
+    results = {"trained": {"knn_top1": 1.0, "linear_patch_c": 2.0}, "raw pixels": {"knn_top5": 4.0}}
+    assert named(results) == {"eval/knn_top1": 1.0, "eval/linear_patch_c": 2.0, "baseline/raw_pixels/knn_top5": 4.0}
+
+
+class PatchSpread(Metric):
+    """The mean distance of patch tokens from their image's mean, and the share of test images without a twin."""
+
+    scores: ClassVar[Mapping[str, Score]] = {"patch_spread": Score("higher"), "unique": Score("higher", "%", "unique")}
+    reads = ("patch",)
+    supervised = True
+
+    def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
+        assert train is not None
+        patch = test.features["patch"]
+        return {
+            "patch_spread": float((patch - patch.mean(1, keepdim=True)).norm(dim=-1).mean()),
+            "unique": 100 * len(torch.unique(patch.mean(1), dim=0)) / len(patch),
+        }
+
+
+def test_a_family_reads_what_it_names_and_adds_its_columns(model: SelfDistillation, probe: Batch) -> None:
+    """It has no number for whole images, so baselines have none of it either; others are as without it."""
+    backbone, other = model.teacher["backbone"], small_trainer("seed=1").model.teacher["backbone"]
+    judge = evaluator(Noise(40, 4), Noise(20, 4), FAMILIES | {"spread": PatchSpread(in_loop=True)})
+    found, plain = judge.final(backbone, other), evaluator(Noise(40, 4), Noise(20, 4)).final(backbone, other)
+    assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics
+    new = set(found.metrics) - set(plain.metrics)
+    assert new == {f"{row}/{name}" for row in ("eval", "baseline/random_init") for name in PatchSpread.scores}
+    assert found.columns == {**plain.columns, "unique": ("unique",)}
+    images = torch.from_numpy(np.stack([judge._quick.test.crop(row) for row in range(20)]))
+    with torch.no_grad():
+        patch = backbone([((images / 255) - 0.5) / 0.5])[0].patch
+    spread = (patch - patch.mean(1, keepdim=True)).norm(dim=-1).mean()
+    assert found.metrics["eval/patch_spread"] == pytest.approx(float(spread), rel=1e-5)
+    assert judge.in_loop(model, HYPER, probe).metrics["eval/patch_spread"] > 0
+
+
+def test_a_family_cannot_give_what_it_does_not_describe(model: SelfDistillation) -> None:
+    class Undescribed(PatchSpread):
+        scores: ClassVar[Mapping[str, Score]] = {"unique": Score("higher")}
+
+    with pytest.raises(ValueError, match="Undescribed: gives patch_spread, which its `scores` do not describe"):
+        evaluator(Noise(20, 2), Noise(20, 2), {"x": Undescribed(in_loop=True)}).final(model.teacher["backbone"], None)
+
+
+def test_without_any_family_there_are_pictures(model: SelfDistillation, probe: Batch) -> None:
+    judge = evaluator(Noise(20, 2), Noise(20, 2), {})
+    final = judge.final(model.teacher["backbone"], None)
+    assert (final.metrics, final.warning, set(final.pictures)) == ({}, None, {"pca"})
+    assert not any("knn" in name for name in judge.in_loop(model, HYPER, probe).metrics)
+
+
+def test_the_headline_is_the_first_number_of_the_table(model: SelfDistillation) -> None:
+    families = dict(reversed(FAMILIES.items()))
+    assert evaluator(Noise(40, 4), Noise(20, 4)).final(model.teacher["backbone"], None).headline == "k-NN CLS 100.0"
+    found = evaluator(Noise(40, 4), Noise(20, 4), families).final(model.teacher["backbone"], None)
+    assert found.headline == "linear CLS 100.0"
+    assert evaluator(Noise(40, 4), None).final(model.teacher["backbone"], None).headline == ""
 
 
 @pytest.mark.parametrize("name", ["size", "resize", "in_loop_images", "images", "batch_size"])

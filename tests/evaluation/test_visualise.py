@@ -125,14 +125,16 @@ def test_pca_stands_beside_its_image() -> None:
 
 
 ROWS = [{"step": float(s), "loss": 9 - s / 10, "dino/global": 7 - s / 10} for s in range(10)]
-RESULTS = {"trained": {"cls/knn_top1": 60.0, "patch_mean/knn_top1": 50.0}, "raw pixels": {"knn_top1": 40.0}}
+RESULTS = {"trained": {"knn_top1": 60.0, "knn_patch_top1": 50.0}, "raw pixels": {"knn_top1": 40.0}}
+COLUMNS = {"k-NN CLS": ("knn_top1",), "k-NN patch mean": ("knn_patch_top1", "knn_top1")}
 
 
 def test_charts_are_repeatable_and_use_no_global_state() -> None:
     rows = [*ROWS, {"step": 9.0, "eval/knn_top1": 50.0}]
     pyplot_before = "matplotlib.pyplot" in sys.modules
-    pairs = [(v.curves_figure(rows, ["loss"], baselines={"pixels": 40.0}), v.accuracy_bars(RESULTS)) for _ in range(2)]
-    for first, second in zip(*pairs, strict=True):
+    curves = [v.curves_figure(rows, ["loss"], ["eval/knn_top1"], {"pixels": 40.0}) for _ in range(2)]
+    pairs = [curves, [v.accuracy_bars(RESULTS, COLUMNS) for _ in range(2)]]
+    for first, second in pairs:
         assert first.dtype == np.uint8
         assert np.array_equal(first, second)
         assert first.std() > 5
@@ -140,11 +142,12 @@ def test_charts_are_repeatable_and_use_no_global_state() -> None:
 
 
 def test_charts_show_what_they_are_given() -> None:
-    one = v.curves_figure(ROWS, ["loss"])
-    assert not np.array_equal(one, v.curves_figure(ROWS, ["loss", "dino/global"]))
-    assert np.array_equal(one, v.curves_figure(ROWS, ["loss", "absent"]))
-    assert v.curves_figure([], ["loss"]).shape == one.shape
-    assert not np.array_equal(v.accuracy_bars(RESULTS), v.accuracy_bars({"trained": RESULTS["trained"]}))
+    one = v.curves_figure(ROWS, ["loss"], [], {})
+    assert not np.array_equal(one, v.curves_figure(ROWS, ["loss", "dino/global"], [], {}))
+    assert np.array_equal(one, v.curves_figure(ROWS, ["loss", "absent"], [], {}))
+    assert v.curves_figure([], ["loss"], [], {}).shape == one.shape
+    network_alone = v.accuracy_bars({"trained": RESULTS["trained"]}, COLUMNS)
+    assert not np.array_equal(v.accuracy_bars(RESULTS, COLUMNS), network_alone)
 
 
 def test_png_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

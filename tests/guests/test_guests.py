@@ -1,4 +1,4 @@
-"""A package that is installed beside this one brings a mask, an objective with a network of its own, and images.
+"""A package that is installed beside this one brings a mask, an objective with its own network, images, and a metric.
 
 tests/guests/site is what pip leaves of it: the package, and its metadata with the entry point. The commands run in
 processes that have it on their path, as those of a user who has installed it.
@@ -20,7 +20,7 @@ SITE = Path(__file__).parent / "site"
 CHOICES = ["masking=checker", "extra_objective=mean_colour", "data=stripes"]
 RUN = [
     "recipe=smoke", *CHOICES, "trainer.max_steps=4", "trainer.tensorboard=false", "evaluation.images=20",
-    "evaluation.in_loop_images=20",
+    "evaluation.in_loop_images=20", "metric=[knn,features,edges]",
 ]  # fmt: skip
 
 
@@ -53,6 +53,8 @@ def test_it_trains(results: Path) -> None:
     assert (record["status"], record["steps"], record["data"]["images"]) == ("completed", 4, 64)
     rows = [json.loads(line) for line in (next(results.glob("runs/*/*/*")) / "metrics.jsonl").read_text().splitlines()]
     assert all(row["mean_colour/mse"] > 0 for row in rows if "loss" in row)
+    assert all(row["eval/edges"] > 0 for row in rows if "eval/knn_top1" in row)
+    assert record["metrics"]["eval/edges"] > 0
     config = (next(results.glob("runs/*/*/*")) / "config.yaml").read_text()
     assert "guest_options.checker.CheckerMasking" in config
 
@@ -77,16 +79,25 @@ def test_the_same_command_finds_it_complete(results: Path) -> None:
 
 def test_a_study_varies_its_options(tmp_path: Path) -> None:
     base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "trainer.tensorboard=false", "evaluation.images=20"]
+    base += ["metric=[knn,features,edges]"]
     study = tmp_path / "guests.yaml"
     study.write_text(
         f"# Does the chessboard help?\nbase: {json.dumps(base)}\nfactors:\n  masking: [block, checker]\n"
-        "design: one_at_a_time\nseeds: [0]\nmetrics: {eval/knn_top1: 1.0}\n"
+        "design: one_at_a_time\nseeds: [0]\nmetrics: {eval/knn_top1: 1.0, eval/edges: 0.1}\n"
     )
     for verb in ("run", "report"):
         status, output = command("studies.ablate", verb, str(study), f"results_dir={tmp_path}", cwd=tmp_path)
         assert status == 0, output
     assert {record["choices"]["masking"] for record in records(tmp_path)} == {"block", "checker"}
-    assert "masking=checker" in next(tmp_path.rglob("report.md")).read_text()
+    report = next(tmp_path.rglob("report.md")).read_text()
+    assert "masking=checker" in report
+    assert "eval/edges" in report
+
+
+def test_a_metric_that_is_left_out_is_named(tmp_path: Path) -> None:
+    status, output = command("train", "recipe=smoke", "objective_metric=eval/edges", f"results_dir={tmp_path}")
+    assert status == 2
+    assert "objective_metric=eval/edges: needs metric=[knn,linear,features,edges]" in output
 
 
 def test_without_it_the_option_does_not_exist(tmp_path: Path) -> None:

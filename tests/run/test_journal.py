@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dinoswap.evaluation.diagnostics import FEW_STEPS
-from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.evaluation.evaluator import Evaluation, named
+from dinoswap.metric.diagnostics import FEW_STEPS
 from dinoswap.run.journal import Journal
 from dinoswap.run.metrics import read
 from dinoswap.run.progress import Display
@@ -26,8 +26,10 @@ def journal(folder: Path, done: int = 0, tensorboard: bool = False) -> Journal:
 
 
 def evaluation(warning: str | None = None) -> Evaluation:
-    metrics = {"eval/knn_top1": 50.0, "baseline/raw_pixels/knn_top1": 40.0, "baseline/raw_pixels/linear_top1": 45.0}
-    return Evaluation(metrics, {"crops": np.zeros((4, 6, 3), np.uint8)}, warning)
+    results = {"trained": {"knn_top1": 50.0}, "raw pixels": {"knn_top1": 40.0, "linear_top1": 45.0}}
+    columns = {"k-NN": ("knn_top1",), "linear": ("linear_top1",)}
+    pictures = {"crops": np.zeros((4, 6, 3), np.uint8)}
+    return Evaluation(named(results), pictures, warning, results=results, columns=columns)
 
 
 def test_a_step_is_logged_exactly_and_its_loss_terms_are_shown(tmp_path: Path) -> None:

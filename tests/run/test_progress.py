@@ -75,11 +75,11 @@ def test_plain_lines_come_first_by_time_at_evaluations_and_at_the_end(
             if step == 1 or step % 10 == 0:
                 display.report(step, {"loss": 1 / step, "dino/global": 2.0})
             if step == 45:
-                display.report(step, {"eval/knn_top1": 61.25, "eval/rankme": 3.0, "baseline/pixels/knn_top1": 40.0})
+                display.evaluated(step, "k-NN CLS 61.2")
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert [line.split("step ")[1].split("/")[0] for line in lines] == ["1", "21", "41", "45", "65", "85", "100"]
     assert lines[3].endswith(
-        "step 45/100 | loss 0.025  dino/global 2 | 8.0 images/s | data wait 25% | ETA 0:00:55 | k-NN 61.2 %"
+        "step 45/100 | loss 0.025  dino/global 2 | 8.0 images/s | data wait 25% | ETA 0:00:55 | k-NN CLS 61.2"
     )
     assert [line.split("INFO ")[1] for line in lines] == capsys.readouterr().out.splitlines()
 

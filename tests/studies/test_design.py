@@ -46,7 +46,7 @@ def without_composing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which cells a study has is the question, not whether they can be run. Configs differ as their overrides do."""
 
     def config(_: Composer, overrides: Sequence[str]) -> dict[str, object]:
-        return {"overrides": sorted(overrides), "evaluation": {"linear_probe": True}}
+        return {"overrides": sorted(overrides), "evaluation": compose_config()["evaluation"]}
 
     monkeypatch.setattr(Composer, "__call__", config)
 

@@ -9,9 +9,8 @@ import yaml
 
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import ConfigError, nearest
-from dinoswap.config.sections import OBJECTIVE_METRICS
 from dinoswap.studies.overrides import JOB_SETTINGS
-from dinoswap.studies.study import MEASURED, Metric, Study, read_study
+from dinoswap.studies.study import Metric, Study, read_study
 from dinoswap.studies.study_file import REPLACEABLE, Budget, read_file
 
 GOOD = """\
@@ -90,10 +89,6 @@ def test_no_key_of_a_study_file_is_a_key_of_the_config() -> None:
     groups = {path.name for path in config_dir().iterdir()}
     assert not set(REPLACEABLE) & (config | groups)
     assert {"seed", "trainer", "masking"} <= config | groups
-
-
-def test_the_metrics_are_those_that_are_measured() -> None:
-    assert set(MEASURED) == set(OBJECTIVE_METRICS)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from dinoswap.clustering.masked import Masked
 from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
 from dinoswap.clustering.separate import Separate
 from dinoswap.clustering.visible import Visible
-from dinoswap.evaluation.diagnostics import entropy
+from dinoswap.metric.diagnostics import entropy
 from dinoswap.nn.vit import Tokens
 from dinoswap.objectives.base import Context, Reduction
 from dinoswap.objectives.dino import DINO

@@ -210,10 +210,11 @@ def _check_key(override: Override, known: list[str], choices: dict[str, str]) ->
 
 
 def _values(override: Override) -> list[str]:
-    """Returns all values of an override as text: those of a sweep, or the one value."""
+    """Returns all values of an override as text: those of a sweep, of a list, or the one value."""
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
+    value = override.value()
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def _combinations(overrides: list[Override], groups: list[str]) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from dinoswap.config.measured import build_metrics, obstacle, require_metric
 from dinoswap.config.schema import (
     ConfigError,
     checked,
@@ -21,9 +22,9 @@ from dinoswap.config.sections import (
     SECTIONS,
     Config,
     CropSettings,
-    EvaluationSettings,
     RunSettings,
     TrainerSettings,
+    evaluation_settings,
     loading_settings,
 )
 from dinoswap.optim.schedules import ScheduleSettings, steps
@@ -42,9 +43,8 @@ def first_check(cfg: Config) -> None:
     run = construct(RunSettings, {key: value for key, value in cfg.items() if key not in SECTIONS}, "")
     for section in SECTIONS:
         require_section(cfg.get(section), section)
-    evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
-    if run.objective_metric.startswith("eval/linear") and not evaluation.linear_probe:
-        raise ConfigError(f"objective_metric={run.objective_metric}: needs evaluation.linear_probe=true")
+    evaluation_settings(cfg)
+    check_metrics(cfg, run.objective_metric)
     construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     check_schedules(cfg)
     check_crops(cfg)
@@ -52,6 +52,16 @@ def first_check(cfg: Config) -> None:
     check_data(cfg)
     for group in WITHOUT_TORCH:
         construct_option(cfg[group], group)
+
+
+def check_metrics(cfg: Config, objective_metric: str) -> None:
+    """Raises ConfigError for a family of metrics with a wrong value, and for an objective metric that is not
+    measured."""
+    require_section(cfg["evaluation"].get("metric"), "evaluation.metric")
+    build_metrics(cfg)
+    require_metric(objective_metric, f"objective_metric={objective_metric}")
+    if needed := obstacle(cfg, objective_metric):
+        raise ConfigError(f"objective_metric={objective_metric}: needs {needed}")
 
 
 def require_writable(cfg: Config) -> None:
@@ -107,7 +117,7 @@ def check_crops(cfg: Config) -> None:
     """Raises ConfigError when a crop, or an image as evaluation sees it, cannot be cut into whole patches, and when
     evaluation crops more than it resizes to."""
     crops = construct(CropSettings, cfg["crops"], "crops")
-    evaluation = construct(EvaluationSettings, cfg["evaluation"], "evaluation")
+    evaluation = evaluation_settings(cfg)
     patch = cfg["model"].get("patch_size")
     if type(patch) is not int:
         raise ConfigError(f"model.patch_size={patch}: must be a whole number; 14 and 16 are usual")

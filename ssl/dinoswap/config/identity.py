@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +65,8 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
     introduced with."""
     known = defaults(config_dir() / "identity.json") if known is None else known
     leaves = list(described(config))
-    objectives = {key for key in known[ROOT] if key.count(".") == 1 and key.startswith("objectives.")}
-    removed = objectives - {leaf.key for leaf in leaves}  # as by ~objectives.koleo
+    removable = {key for key in known[ROOT] if key.rpartition(".")[0] in ("objectives", "evaluation.metric")}
+    removed = removable - {leaf.key for leaf in leaves}  # as by ~objectives.koleo, or metric=[knn]
     changes: dict[str, Any] = dict.fromkeys(removed)
     for leaf in leaves:
         if not is_volatile(leaf.key) and not same(default_of(leaf, known), leaf.value):
@@ -82,6 +83,8 @@ def default_of(leaf: Leaf, known: Known) -> Any:
 
 def is_volatile(key: str) -> bool:
     """Tells whether a key cannot change the result of a run."""
+    if fnmatchcase(key, "evaluation.metric.*.in_loop"):
+        return True
     return any(key == name or key.startswith(f"{name}.") for name in VOLATILE) and key not in DECISIVE
 
 

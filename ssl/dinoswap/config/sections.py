@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from dinoswap.config.schema import construct, nearest
+from dinoswap.config.schema import construct
 from dinoswap.data.decoding import DEFAULT, Decoding
 
 Config = Mapping[str, Any]
@@ -34,14 +34,10 @@ SECTIONS = (
     "evaluation",
 )
 
-ACCURACIES = [f"{kind}_{top}" for kind in ("knn", "knn_patch", "linear", "linear_patch") for top in ("top1", "top5")]
-OBJECTIVE_METRICS = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature_std", "mean_cosine")]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Holds the keys outside of any section. Besides OBJECTIVE_METRICS, `eval/<objective>/<diagnostic>` can be the
-    objective metric. Raises ValueError for a value out of range."""
+    """Holds the keys outside of any section. Raises ValueError for a value out of range."""
 
     seed: int
     study: str | None
@@ -56,12 +52,6 @@ class RunSettings:
             raise ValueError(f"study={self.study}: names a folder; use letters, digits, '_', '-', '.' and '+'")
         if not self.results_dir.strip():
             raise ValueError("results_dir='': names no folder; leave it out, or give one, as in results_dir=results")
-        metric = self.objective_metric
-        if metric not in OBJECTIVE_METRICS and not re.fullmatch(r"eval/\w+/\w+", metric):
-            raise ValueError(
-                f"objective_metric={metric}: no metric of this name is measured.{nearest(metric, OBJECTIVE_METRICS)} "
-                f"Use one of {', '.join(OBJECTIVE_METRICS)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +97,10 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Holds the keys of `evaluation`. `size` is the side of the crops in pixels, None for that of the global crops;
-    `resize` is described in `features.EvalImages`. Raises ValueError for a value below 1.
-
-    `in_loop_images` is the largest number of images that the quick evaluation uses, of train and of test each; `images`
-    is that of the full evaluation.
+    """Holds the keys of `evaluation` beside the families of metrics. `size` is the side of the crops in pixels, None
+    for that of the global crops; `resize` is described in `features.EvalImages`. `in_loop_images` is the largest number
+    of images that the quick evaluation uses, of train and of test each; `images` is that of the full evaluation. Raises
+    ValueError for a value below 1.
     """
 
     size: int | None = None
@@ -159,6 +148,12 @@ class LoadingSettings:
             raise ValueError(f"test_fraction={self.test_fraction}: a share of the images, 0 or more and below 1")
         if not all(deviation > 0 for deviation in self.std):
             raise ValueError(f"std={list(self.std)}: must be above 0")
+
+
+def evaluation_settings(cfg: Config) -> EvaluationSettings:
+    """Returns the settings of a config that all metrics share. Raises ConfigError for a wrong value."""
+    section = {key: value for key, value in cfg["evaluation"].items() if key != "metric"}
+    return construct(EvaluationSettings, section, "evaluation")
 
 
 LOADING = [field.name for field in fields(LoadingSettings)]

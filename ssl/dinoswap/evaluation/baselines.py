@@ -4,16 +4,11 @@ The third baseline, the same network at its random initialisation, is built by t
 one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from dinoswap.evaluation.knn import PRIMARY_K, knn_accuracy
-from dinoswap.evaluation.linear_probe import linear_probe
-
-PIXELS, HISTOGRAM = "raw pixels", "colour histogram"
 
 
 def pixel_features(images: Tensor, side: int = 32) -> Tensor:
@@ -49,55 +44,10 @@ def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
     return (count / cell.shape[1]).sqrt()
 
 
-def baseline_features(images: Tensor) -> dict[str, Tensor]:
-    """Returns both baselines by the name of their row in the table, for uint8 [n, 3, H, W]: a `features.Reader`."""
-    return {PIXELS: pixel_features(images), HISTOGRAM: colour_histogram(images)}
-
-
-def evaluate_features(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, linear: bool = True
-) -> dict[str, float]:
-    """Returns accuracies in per cent: `knn_top1` (k = 20), `knn_top1_k<k>`, `knn_top5...`, `linear_top1`; `linear_c`.
-
-    Features [m, D] and [n, D], labels int [m] and [n]. k is fixed rather than the best on the test images; it is
-    capped to m (see `knn_accuracy`). `linear=False` leaves the probe out.
-    """
-    split = (train_features, train_labels, test_features, test_labels)
-    knn = knn_accuracy(*split)
-    primary = min(PRIMARY_K, len(train_labels))
-    scores = {f"knn_{top}": knn[f"{top}_k{primary}"] for top in ("top1", "top5") if f"{top}_k{primary}" in knn}
-    scores |= {f"knn_{name}": value for name, value in knn.items()}
-    if linear:
-        scores |= {f"linear_{name}": value for name, value in linear_probe(*split).items()}
-    return scores
-
-
-def evaluate_network(
-    train_features: Mapping[str, Tensor],
-    train_labels: Tensor,
-    test_features: Mapping[str, Tensor],
-    test_labels: Tensor,
-    linear: bool = True,
-) -> dict[str, float]:
-    """Returns the scores of `evaluate_features` for each kind of features of a `FrozenBackbone`: `cls/knn_top1`,
-    `patch_mean/knn_top1`, ..."""
-    return {
-        f"{kind}/{name}": score
-        for kind, train in train_features.items()
-        for name, score in evaluate_features(train, train_labels, test_features[kind], test_labels, linear).items()
-    }
-
-
-def evaluate_baselines(
-    train_features: Mapping[str, Tensor],
-    train_labels: Tensor,
-    test_features: Mapping[str, Tensor],
-    test_labels: Tensor,
-    linear: bool = True,
-) -> dict[str, dict[str, float]]:
-    """Returns the scores of `evaluate_features` for each of the `baseline_features`; pixels are standardised first."""
-    split = {name: (train, test_features[name]) for name, train in train_features.items()}
-    split[PIXELS] = standardise(*split[PIXELS])
-    return {
-        name: evaluate_features(train, train_labels, test, test_labels, linear) for name, (train, test) in split.items()
-    }
+BASELINES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "raw pixels": pixel_features,
+    "colour histogram": colour_histogram,
+}
+"""Functions from uint8 [n, 3, H, W] to features float32 [n, D], by the name of their row in the table."""
+STANDARDISED = ("raw pixels",)
+"""Baselines whose features are standardised before they are classified."""

@@ -1,15 +1,16 @@
 """The evaluations of a run: a quick one while it trains, a complete one at its end.
 
-Frozen features of the labelled test images are classified, with those of the training images as memory. Without labels
-or test images there is no accuracy; pictures and diagnostics need neither.
+What is measured is up to the families of metrics (`metric.base.Metric`), which name the features that they read. Those
+that need labels compare the test images with the training images, of the network and of its baselines; without labels
+or test images pictures and the other families remain.
 
 Ranks evaluate together: each reads its part of the images, and the first rank computes the results from the features of
 all and sends them to the others.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -23,37 +24,38 @@ from dinoswap.data.images import Images
 from dinoswap.distributed import on_main
 from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import visualise
-from dinoswap.evaluation.baselines import baseline_features, evaluate_baselines, evaluate_network
-from dinoswap.evaluation.diagnostics import feature_diagnostics, target_diagnostics, verdict
+from dinoswap.evaluation.baselines import BASELINES, STANDARDISED, standardise
 from dinoswap.evaluation.features import EvalImages, Extracted, FrozenBackbone, Reader, evaluating, extract
-from dinoswap.evaluation.knn import PRIMARY_K, knn_accuracy
-from dinoswap.evaluation.summary import Results, summary_table
+from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
+from dinoswap.metric.base import WHOLE, Metric, Part
+from dinoswap.metric.diagnostics import target_diagnostics, verdict
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.values import Batch, Hyper
 
 T = TypeVar("T")
-TRAINED, RANDOM, BASELINES = "trained", "random init", "baselines"
+TRAINED, RANDOM = "trained", "random init"
+"""Names of rows of the table: the network, and the same network with its initial weights."""
 SHOWN = 8
 """Number of images in a picture of patch tokens."""
 KEEP_BYTES = 2**29
 """Up to this many bytes, of train and of test each, the quick evaluation keeps its crops: decoding them each time would
 take longer than all the rest. 2,000 crops of 224 pixels are 0.3 GB."""
-SHORT_NAMES = {"cls": "", "patch_mean": "patch_"}
-"""Kind of features -> its short name in a metric, as in eval/knn_top1 and eval/knn_patch_top1."""
 
 
 @dataclass
 class Evaluation:
     """The result of an evaluation: metrics by their name in metrics.jsonl and run.json, pictures by name, a warning
-    where something is wrong, and the accuracies by row of the table."""
+    where something is wrong, and the scores by row of the table."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, visualise.Picture] = field(default_factory=dict)
     warning: str | None = None
     corrupt: dict[str, str] = field(default_factory=dict)  # images that could not be decoded -> why
     results: Results = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)  # of the table
+    finite: bool = True  # whether all features of the network are
     examples: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))  # of the pictures
 
     def warn(self, *sentences: str | None) -> None:
@@ -66,9 +68,17 @@ class Evaluation:
         for name, picture in self.pictures.items():
             visualise.save_png(folder / f"{name}.png", picture)
 
+    @property
+    def headline(self) -> str:
+        """The first number of the network in the table, with its heading, as in "k-NN CLS 61.2"; "" without one."""
+        values = (
+            (heading, cell(self.metrics, [f"eval/{name}" for name in names])) for heading, names in self.columns.items()
+        )
+        return next((f"{heading} {value:.1f}" for heading, value in values if value is not None), "")
+
     def table(self) -> Table:
         """Returns the table of accuracies."""
-        return summary_table(self.results)
+        return summary_table(self.results, self.columns)
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Evaluator:
     def __init__(
         self,
         settings: EvaluationSettings,
+        metrics: Mapping[str, Metric],
         train: Images,
         test: Images | None,
         *,
@@ -111,9 +122,10 @@ class Evaluator:
         autocast: torch.dtype | None,
         workers: int = 0,
     ) -> None:
-        """`size` is the side of a crop in pixels, used where the settings have none. `mean` and `std` [3] are those of
-        training. `workers` is the number of processes that decode images."""
-        self.settings = settings
+        """`metrics` are the families that are measured. `size` is the side of a crop in pixels, used where the settings
+        have none. `mean` and `std` [3] are those of training. `workers` is the number of processes that decode
+        images."""
+        self.settings, self.metrics = settings, metrics
         self.train, self.test = train, test
         self.size = settings.size or size
         self.mean, self.std = mean, std
@@ -122,17 +134,13 @@ class Evaluator:
         self.preemption = Preemption()  # a run sets its own while it trains
 
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
-        """Returns the evaluation of the teacher on at most `in_loop_images`: k-NN, diagnostics of features and targets,
-        pictures. Raises StopAsked after a signal.
+        """Returns the evaluation of the teacher on at most `in_loop_images`: the families that belong to the loop,
+        diagnostics of targets, pictures. Raises StopAsked after a signal.
 
         `probe` is a uint8 batch, the same in every evaluation of a run.
         """
-        evaluation, backbone = Evaluation(), self._frozen(backbone_of(model.teacher))
-        train, test = self._read(self._quick, {TRAINED: backbone.features})
-        evaluation.corrupt = self._quick.reasons()
-        self._diagnose(evaluation, backbone, self._quick.test, test)
-        if train is not None:
-            evaluation.metrics |= self._on_main(lambda: neighbours_only(train, test))
+        metrics = [metric for metric in self.metrics.values() if metric.in_loop]
+        evaluation = self._measured(metrics, self._quick, {TRAINED: backbone_of(model.teacher)}, {})
         self.diagnose_objectives(evaluation, model, hyper, probe)
         return evaluation
 
@@ -155,24 +163,16 @@ class Evaluator:
         evaluation.pictures |= pictures
 
     def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
-        """Returns the complete evaluation: k-NN and linear probe of the backbone, of `random_init`, and of features
-        that need no network; diagnostics and pictures. Raises StopAsked after a signal."""
-        evaluation, split, trained = Evaluation(), self._split(self.settings.images), self._frozen(backbone)
-        readers: dict[str, Reader] = {TRAINED: trained.features}
-        if split.labelled and random_init is not None:
-            readers[RANDOM] = self._frozen(random_init).features
-        if split.labelled:
-            readers[BASELINES] = baseline_features
-        train, test = self._read(split, readers)
-        evaluation.corrupt = split.reasons()
+        """Returns the complete evaluation: every family, of the backbone, and where it compares labelled images also of
+        `random_init` and of features that need no network; pictures. Raises StopAsked after a signal."""
+        metrics, split = [*self.metrics.values()], self._split(self.settings.images)
+        networks = {TRAINED: backbone} | ({} if random_init is None else {RANDOM: random_init})
+        evaluation = self._measured(metrics, split, networks, BASELINES)
         if split.corrupt:
             evaluation.warn(f"{split.corrupt} images that cannot be decoded were left out")
-        self._diagnose(evaluation, trained, split.test, test)
-        if train is not None:
-            evaluation.results = self._on_main(lambda: self._results(train, test))
-            evaluation.metrics |= flat(evaluation.results)
-            evaluation.pictures["accuracy"] = visualise.accuracy_bars(evaluation.results)
-        elif usable(test.features[TRAINED]):
+        if evaluation.results:
+            evaluation.pictures["accuracy"] = visualise.accuracy_bars(evaluation.results, evaluation.columns)
+        elif evaluation.finite and any(metric.supervised for metric in metrics):
             evaluation.warn("no accuracies: the data set has no labelled test images of two classes or more")
         return evaluation
 
@@ -188,26 +188,45 @@ class Evaluator:
         train = images(self.train)
         return _Split(train, train if self.test is None else images(self.test))
 
-    def _frozen(self, backbone: nn.Module) -> FrozenBackbone:
-        return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast)
-
-    def _read(self, split: _Split, readers: Mapping[str, Reader]) -> tuple[Extracted | None, Extracted]:
-        """Returns the features of the training and of the test images, each decoded once. The first is None where no
-        accuracy can be computed: with one class, no labels, no test images, or features that are not finite."""
+    def _measured(
+        self,
+        metrics: Sequence[Metric],
+        split: _Split,
+        networks: Mapping[str, nn.Module],
+        baselines: Mapping[str, Callable[[Tensor], Tensor]],
+    ) -> Evaluation:
+        """Returns what these families measure, and the picture of patch tokens. The first of `networks` is the one that
+        is evaluated; all others, and `baselines`, get the families that compare labelled images."""
+        supervised = any(metric.supervised for metric in metrics) and split.labelled
+        kinds = tuple(dict.fromkeys(kind for metric in metrics for kind in metric.reads))
+        frozen = {row: self._frozen(network, kinds) for row, network in networks.items()}
+        readers: dict[str, Reader] = {row: network.features for row, network in frozen.items() if row == TRAINED}
+        if supervised:
+            readers |= {row: network.features for row, network in frozen.items()}
+            readers |= {row: partial(_whole, read) for row, read in baselines.items()}
         test = extract(split.test, readers, self.preemption)
-        if not split.labelled or not usable(test.features[TRAINED]):
-            return None, test
-        train = extract(split.train, readers, self.preemption)
-        return (train if len(torch.unique(train.labels)) > 1 else None), test
+        finite = all(bool(values.isfinite().all()) for values in test.features[TRAINED].values())
+        train = extract(split.train, readers, self.preemption) if supervised and finite else None
+        if train is not None and len(torch.unique(train.labels)) < 2:
+            train = None
+        evaluation = Evaluation(corrupt=split.reasons(), finite=finite, columns=columns_of(metrics))
+        rows, warnings = self._on_main(lambda: measure(metrics, train, test))
+        evaluation.metrics = named(rows)
+        evaluation.warn(*warnings)
+        if train is not None:
+            evaluation.results = rows
+        self._add_examples(evaluation, frozen[TRAINED], split.test, test.rows)
+        return evaluation
 
-    def _diagnose(self, evaluation: Evaluation, backbone: FrozenBackbone, images: EvalImages, test: Extracted) -> None:
-        """Adds to `evaluation` the diagnostics of the test images' features and the picture of their patch tokens."""
-        if len(test.rows) > 1:
-            values = self._on_main(lambda: feature_diagnostics(test.features[TRAINED]["cls"]))
-            evaluation.metrics |= {f"eval/{name}": value for name, value in values.items()}
-            evaluation.warn(verdict(values))
-        rows = test.rows[:: max(len(test.rows) // SHOWN, 1)][:SHOWN]
-        evaluation.examples = self._on_main(lambda: torch.from_numpy(np.stack([images.crop(row) for row in rows])))
+    def _frozen(self, backbone: nn.Module, kinds: Sequence[str]) -> FrozenBackbone:
+        return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast, kinds)
+
+    def _add_examples(
+        self, evaluation: Evaluation, backbone: FrozenBackbone, images: EvalImages, rows: Sequence[int]
+    ) -> None:
+        """Adds a few images to `evaluation`, spread evenly over `rows`, and the picture of their patch tokens."""
+        shown = rows[:: max(len(rows) // SHOWN, 1)][:SHOWN]
+        evaluation.examples = self._on_main(lambda: torch.from_numpy(np.stack([images.crop(row) for row in shown])))
         tokens = backbone.patch_tokens(evaluation.examples)
         side = self.size // cast(VisionTransformer, backbone.backbone).patch_size
         if tokens.isfinite().all():
@@ -223,47 +242,72 @@ class Evaluator:
 
         return on_main(interruptible)
 
-    def _results(self, train: Extracted, test: Extracted) -> Results:
-        """Returns the accuracies by row of the table, those of the two baselines last."""
-        results: dict[str, dict[str, float]] = {}
-        for reader, memory in train.features.items():
-            split = memory, train.labels, test.features[reader], test.labels
-            if reader == BASELINES:
-                results |= evaluate_baselines(*split, self.settings.linear_probe)
-            else:
-                results[reader] = evaluate_network(*split, self.settings.linear_probe)
-        return results
+
+def measure(
+    metrics: Sequence[Metric], train: Extracted | None, test: Extracted
+) -> tuple[dict[str, dict[str, float]], list[str | None]]:
+    """Returns the scores by row of the table and then by name, and what each family finds wrong with the network.
+    Without training features there is one row, of the families that need no labels."""
+    results: dict[str, dict[str, float]] = {row: {} for row in (test.features if train is not None else (TRAINED,))}
+    warnings = []
+    if train is not None:
+        train, test = standardised(train, test)
+    for metric in metrics:
+        for row, scores in results.items():
+            if not is_measured(metric, row, labelled=train is not None):
+                continue
+            memory = _part(train, row, metric) if train is not None and metric.supervised else None
+            values = metric.measure(memory, _part(test, row, metric))
+            if unknown := sorted(set(values) - set(metric.scores)):
+                raise ValueError(f"{type(metric).__name__}: gives {unknown[0]}, which its `scores` do not describe")
+            scores |= values
+            warnings += [metric.verdict(values)] if row == TRAINED else []
+    return results, warnings
 
 
-def neighbours_only(train: Extracted, test: Extracted) -> dict[str, float]:
-    """Returns `eval/knn_top1` and `eval/knn_patch_top1` of the trained network, in per cent."""
-    k, metrics = min(PRIMARY_K, len(train.labels)), {}
-    for kind, short in SHORT_NAMES.items():
-        memory, held_out = (part.features[TRAINED][kind] for part in (train, test))
-        accuracy = knn_accuracy(memory, train.labels, held_out, test.labels, ks=(k,))
-        metrics[f"eval/knn_{short}top1"] = accuracy[f"top1_k{k}"]
-    return metrics
+def is_measured(metric: Metric, row: str, labelled: bool) -> bool:
+    """Tells whether a family is measured on a row of the table: one that needs no labels on the network alone, others
+    on all rows, but on baselines only where the family has a number for whole images."""
+    if not metric.supervised:
+        return row == TRAINED
+    return labelled and (row not in BASELINES or any(score.of_whole for score in metric.scores.values()))
+
+
+def standardised(train: Extracted, test: Extracted) -> tuple[Extracted, Extracted]:
+    """Returns both with the features of the baselines that are to be standardised replaced by standardised ones."""
+    pairs = {
+        row: standardise(train.features[row][WHOLE], test.features[row][WHOLE])
+        for row in STANDARDISED
+        if row in train.features
+    }
+    parts = [
+        replace(part, features={**part.features, **{row: {WHOLE: pair[place]} for row, pair in pairs.items()}})
+        for place, part in enumerate((train, test))
+    ]
+    return parts[0], parts[1]
+
+
+def _part(extracted: Extracted, row: str, metric: Metric) -> Part:
+    """Returns the features of one row that a family reads, with the labels."""
+    kinds = (WHOLE,) if row in BASELINES else metric.reads
+    return Part({kind: extracted.features[row][kind] for kind in kinds}, extracted.labels)
+
+
+def _whole(read: Callable[[Tensor], Tensor], images: Tensor) -> Mapping[str, Tensor]:
+    """Returns the features of a baseline as a reader gives them, by kind."""
+    return {WHOLE: read(images)}
+
+
+def named(results: Results) -> dict[str, float]:
+    """Returns all scores by their full names: `eval/knn_top1` of the network, `baseline/raw_pixels/knn_top1` of
+    others."""
+    return {
+        f"{'eval' if row == TRAINED else 'baseline/' + row.replace(' ', '_')}/{name}": score
+        for row, scores in results.items()
+        for name, score in scores.items()
+    }
 
 
 def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:
     """Returns the backbone of a student or teacher."""
     return cast(VisionTransformer, networks["backbone"])
-
-
-def usable(features: Mapping[str, Tensor]) -> bool:
-    """Whether all features are finite, so that a classifier can be fitted. Where not, the diagnostics warn of it."""
-    return all(bool(values.isfinite().all()) for values in features.values())
-
-
-def flat(results: Results) -> dict[str, float]:
-    """Returns the metrics of all results: `eval/knn_top1`, `eval/knn_patch_top1`, `eval/linear_top1`, ... of the
-    trained network, and `baseline/<row>/...` of the others."""
-    metrics = {}
-    for row, scores in results.items():
-        prefix = "eval" if row == TRAINED else f"baseline/{row.replace(' ', '_')}"
-        for name, score in scores.items():
-            kind, _, metric = name.rpartition("/")
-            family, _, rest = metric.partition("_")
-            if rest in ("top1", "top5", "c"):
-                metrics[f"{prefix}/{family}_{SHORT_NAMES.get(kind, '')}{rest}"] = score
-    return metrics

@@ -2,7 +2,7 @@
 
 The clean transform is that of the official evaluation: the shorter side is resized to `resize` (bicubic, antialiased)
 and the centre is cropped to `size`, with no other change. Both are done in one resampling of the centre box.
-Two feature vectors are kept per image: the class token and the mean of the patch tokens, after the final norm.
+The kinds of features that the metrics read are kept, after the final norm: class tokens, means of patch tokens, or all.
 Pixels are kept for one batch: every kind of features is computed from it before the next is decoded.
 
 With R ranks each decodes every R-th batch. Which images a batch has depends neither on the number of ranks nor on which
@@ -39,9 +39,15 @@ AHEAD = 32
 """Number of images that workers decode ahead while a batch is read."""
 
 Reader = Callable[[Tensor], Mapping[str, Tensor]]
-"""A function from images, uint8 [n, 3, S, S], to their features by kind, float32 [n, D] on the CPU."""
+"""A function from images, uint8 [n, 3, S, S], to their features by kind, float32 [n, ...] on the CPU."""
 Features = Mapping[str, Mapping[str, Tensor]]
-"""Features by reader and kind, float32 [n, D] each."""
+"""Features by reader and kind, float32 [n, ...] each."""
+KINDS: Mapping[str, Callable[[Any], Tensor]] = {
+    "cls": lambda tokens: tokens.cls.float(),  # [n, D]
+    "patch_mean": lambda tokens: tokens.patch.float().mean(1),  # [n, N, D] -> [n, D]
+    "patch": lambda tokens: tokens.patch.float(),  # [n, N, D]
+}
+"""The kinds of features that a metric can read, as functions of a backbone's tokens."""
 
 
 def default_resize(size: int) -> int:
@@ -248,6 +254,7 @@ class FrozenBackbone:
 
     The backbone is called as `backbone([crops])[0]` and keeps its training flags; nothing is drawn from any generator.
     It and `mean` and `std` [3] are on `device`. `autocast` is the type to compute in, None for that of the parameters.
+    `kinds` are names of KINDS.
     """
 
     backbone: nn.Module
@@ -255,16 +262,16 @@ class FrozenBackbone:
     std: Tensor
     device: torch.device | str = "cpu"
     autocast: torch.dtype | None = None
+    kinds: Sequence[str] = ("cls", "patch_mean")
 
     # no_grad and not inference_mode: a backbone may keep what it computes here (an interpolated position table), and
     # an inference tensor could not be used in the next training step.
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns `cls` and `patch_mean` (the mean over patch tokens), float32 [n, D] on the CPU."""
+        """Returns the features of these images by kind, float32 on the CPU."""
         with evaluating(self.backbone, self.device, self.autocast):
             tokens = self._tokens(images)
-            patch_mean = tokens.patch.float().mean(1)  # [n, N, D] -> [n, D]
-            return {"cls": tokens.cls.float().cpu(), "patch_mean": patch_mean.cpu()}
+            return {kind: KINDS[kind](tokens).cpu() for kind in self.kinds}
 
     @torch.no_grad()
     def patch_tokens(self, images: Tensor) -> Tensor:

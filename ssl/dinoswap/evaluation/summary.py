@@ -1,38 +1,40 @@
-"""The table that compares the accuracies of a network with those of its baselines, on the same split."""
+"""The table of accuracies: a network beside its baselines, on the same split."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+from dinoswap.metric.base import Metric
+
 Results = Mapping[str, Mapping[str, float]]
-"""Scores in per cent by row (trained, random init, raw pixels, ...) and then by name. A network's names carry the kind
-of its features, "cls/knn_top1"; a baseline without tokens has "knn_top1" alone, which then stands for every kind."""
-
-COLUMNS = {
-    "k-NN CLS": ("cls", "knn_top1"),
-    "k-NN patch mean": ("patch_mean", "knn_top1"),
-    "linear CLS": ("cls", "linear_top1"),
-    "linear patch mean": ("patch_mean", "linear_top1"),
-}
+"""Scores by row (trained, random init, raw pixels, ...) and then by name, as in knn_top1."""
+Columns = Mapping[str, tuple[str, ...]]
+"""Heading -> the names of the scores that stand below it, of which a row has one: a baseline without tokens has another
+name than a network."""
 
 
-def cell(scores: Mapping[str, float], column: str) -> float | None:
-    """Returns the score of one row in one of COLUMNS, None where it was not computed."""
-    kind, metric = COLUMNS[column]
-    return scores.get(f"{kind}/{metric}", scores.get(metric))
+def columns_of(metrics: Iterable[Metric]) -> Columns:
+    """Returns the columns of the table, in the order in which the families of metrics name them."""
+    scores = [(name, score) for metric in metrics for name, score in metric.scores.items() if score.column]
+    return {score.column: tuple(filter(None, (name, score.of_whole))) for name, score in scores}
 
 
-def summary_table(results: Results, title: str = "top-1 accuracy, %") -> Table:
-    """Returns a table with a row per entry of `results` and a column per entry of COLUMNS that any row has. The best of
-    each column is bold."""
+def cell(scores: Mapping[str, float], names: Iterable[str]) -> float | None:
+    """Returns the first of these scores that a row has, None where it has none."""
+    return next((scores[name] for name in names if name in scores), None)
+
+
+def summary_table(results: Results, columns: Columns, title: str = "top-1 accuracy, %") -> Table:
+    """Returns a table with a row per entry of `results`, and those columns that any row has. The best of each column is
+    bold."""
     table = Table(title=title)
     table.add_column("features")
-    known = {c: [v for row in results.values() if (v := cell(row, c)) is not None] for c in COLUMNS}
-    columns = [column for column in COLUMNS if known[column]]
-    for column in columns:
+    known = {c: [v for row in results.values() if (v := cell(row, columns[c])) is not None] for c in columns}
+    filled = [column for column in columns if known[column]]
+    for column in filled:
         table.add_column(column, justify="right")
     for name, scores in results.items():
-        table.add_row(name, *(_text(cell(scores, column), known[column]) for column in columns))
+        table.add_row(name, *(_text(cell(scores, columns[column]), known[column]) for column in filled))
     return table
 
 

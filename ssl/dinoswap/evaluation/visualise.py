@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dinoswap.evaluation.summary import COLUMNS, Results, cell
+from dinoswap.evaluation.summary import Columns, Results, cell
 from dinoswap.files.writing import write_atomically
 from dinoswap.values import Batch
 
@@ -116,8 +116,8 @@ def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size:
 def curves_figure(
     rows: Sequence[Mapping[str, float]],
     terms: Sequence[str],
-    evaluations: Sequence[str] = ("eval/knn_top1",),
-    baselines: Mapping[str, float] | None = None,
+    evaluations: Sequence[str],
+    baselines: Mapping[str, float],
 ) -> Picture:
     """Returns a chart of loss terms and accuracies over steps. `rows` are those of metrics.jsonl, each with "step" and
     some of the names.
@@ -129,7 +129,7 @@ def curves_figure(
     _curves(losses, rows, terms)
     losses.set(title="loss terms (unweighted)", xlabel="step")
     _curves(accuracies, rows, evaluations, marker=".")
-    for index, (name, level) in enumerate((baselines or {}).items()):
+    for index, (name, level) in enumerate(baselines.items()):
         accuracies.axhline(level, color=f"C{index + len(evaluations)}", linestyle="--", linewidth=1, label=name)
     accuracies.set(title="accuracy, %", xlabel="step")
     for axes in (losses, accuracies):
@@ -139,17 +139,17 @@ def curves_figure(
     return _rendered(figure)
 
 
-def accuracy_bars(results: Results) -> Picture:
+def accuracy_bars(results: Results, columns: Columns) -> Picture:
     """Returns the summary table as a bar chart: a group per column, a bar per row."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(len(results), 1)
     for index, (name, scores) in enumerate(results.items()):
-        values = {place: cell(scores, column) for place, column in enumerate(COLUMNS)}
+        values = {place: cell(scores, names) for place, names in enumerate(columns.values())}
         known = {place + (index + 0.5) * width - 0.4: v for place, v in values.items() if v is not None}
         bars = axes.bar(list(known), list(known.values()), width, label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set(title="top-1 accuracy, %", xticks=range(len(COLUMNS)), xticklabels=list(COLUMNS))
+    axes.set(title="top-1 accuracy, %", xticks=range(len(columns)), xticklabels=list(columns))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper", fontsize=8)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dinoswap.distributed import all_reduce_mean, is_main
-from dinoswap.evaluation.diagnostics import FEW_STEPS
-from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.evaluation.evaluator import TRAINED, Evaluation
+from dinoswap.evaluation.summary import cell
 from dinoswap.evaluation.visualise import curves_figure
+from dinoswap.metric.diagnostics import FEW_STEPS
 from dinoswap.run.metrics import MetricsLog, TensorBoard, read
 from dinoswap.run.progress import Display
 
@@ -78,9 +79,14 @@ class Journal:
             return
         rows = read(self.metrics.path)
         terms = list(dict.fromkeys(name for row in rows for name in row if self._is_term(name)))
-        split = {tuple(name.split("/")): value for name, value in evaluation.metrics.items()}
-        baselines = {name[1]: value for name, value in split.items() if (name[0], name[-1]) == ("baseline", "knn_top1")}
-        evaluation.pictures["curves"] = curves_figure(rows, terms, baselines=baselines)
+        names = next(iter(evaluation.columns.values()), ())  # of the first column of the table
+        levels = {row: cell(scores, names) for row, scores in evaluation.results.items() if row != TRAINED}
+        evaluation.pictures["curves"] = curves_figure(
+            rows,
+            terms,
+            [f"eval/{name}" for name in names[:1]],
+            {row: level for row, level in levels.items() if level is not None},
+        )
         evaluation.save_pictures(self.folder / "pictures")
 
     @property

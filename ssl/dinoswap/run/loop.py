@@ -243,7 +243,7 @@ class Run:
         with self.display.paused("evaluating"):
             evaluation = self.evaluator.in_loop(model, hyper, self._probe)
             self._record(journal, evaluation)
-        self.display.report(self.steps, evaluation.metrics)
+        self.display.evaluated(self.steps, evaluation.headline)
 
     def _finish(self, journal: Journal) -> Evaluation:
         """Runs the final evaluation, records it, marks the run as completed, and returns the evaluation."""
@@ -253,7 +253,7 @@ class Run:
             self.evaluator.diagnose_objectives(evaluation, model, hyper, self._probe)
             self._record(journal, evaluation)
             journal.save_pictures(evaluation)
-        self.display.report(self.steps, evaluation.metrics)
+        self.display.evaluated(self.steps, evaluation.headline)
         self.write_record("completed")
         return evaluation
 

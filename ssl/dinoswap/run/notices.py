@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dinoswap.config.first_check import lengths
+from dinoswap.config.measured import needs_labels
 from dinoswap.config.schema import construct_option
 from dinoswap.config.sections import Config
 from dinoswap.data.images import Images
@@ -64,17 +65,12 @@ def empty_masks(cfg: Config, masked_crops: int) -> Iterator[str]:
 
 
 def unmeasured(cfg: Config, train: Images, test: Images | None) -> Iterator[str]:
-    """Yields a warning where the metric that sweeps maximise is an accuracy and the data has no labels for it."""
-    if (reason := no_accuracy(train, test)) and is_accuracy(cfg["objective_metric"]):
+    """Yields a warning where the metric that sweeps maximise needs labels that the data does not have."""
+    if (reason := no_accuracy(train, test)) and needs_labels(cfg["objective_metric"]):
         yield (
             f"objective_metric={cfg['objective_metric']}: will not be measured: {reason}; for a sweep choose "
             "objective_metric=eval/rankme, or data with labelled test images"
         )
-
-
-def is_accuracy(metric: str) -> bool:
-    """Whether a metric is an accuracy, for which labels are needed."""
-    return metric.startswith(("eval/knn", "eval/linear"))
 
 
 def no_accuracy(train: Images, test: Images | None) -> str:

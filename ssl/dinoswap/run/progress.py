@@ -24,7 +24,6 @@ from rich.table import Table
 
 from dinoswap.distributed import is_main, rank
 
-KNN = "eval/knn_top1"
 WINDOW = 100  # steps over which rates are taken
 REFRESH_SECONDS = 0.5
 
@@ -46,7 +45,7 @@ class Display:
         self._total, self._images, self._seconds = total_steps, images_per_step, seconds
         self._step = self._line_step = 0
         self._terms: dict[str, float] = {}
-        self._knn: float | None = None
+        self._headline = ""
         self._doing = ""
         self._waited = 0.0  # seconds in which the loop had no data
         self._paused = 0.0  # seconds that were not training
@@ -82,18 +81,16 @@ class Display:
         if self._live and now - self._last_refresh >= REFRESH_SECONDS:
             self._refresh()
 
-    def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows `values`: loss terms, which are shown from now on, or metrics of an evaluation (some names begin with
-        eval/), of which only the k-NN accuracy in per cent is shown."""
-        self._step = step
-        evaluated = any(name.startswith("eval/") for name in values)
-        first = not evaluated and not self._terms
-        if evaluated:
-            self._knn = values.get(KNN, self._knn)
-        else:
-            self._terms = dict(values)
-        if first or evaluated:
+    def report(self, step: int, terms: Mapping[str, float]) -> None:
+        """Shows these loss terms from now on."""
+        first, self._step, self._terms = not self._terms, step, dict(terms)
+        if first:
             self._write_line()
+
+    def evaluated(self, step: int, headline: str) -> None:
+        """Shows the headline of an evaluation from now on, as in "k-NN CLS 61.2"."""
+        self._step, self._headline = step, headline
+        self._write_line()
 
     @contextmanager
     def paused(self, doing: str) -> Iterator[None]:
@@ -125,7 +122,7 @@ class Display:
         return self._rates(self._marks[0])[1] if self._marks else math.nan
 
     def line(self) -> str:
-        """Returns the progress line: step, loss terms, images per second, data wait, ETA, k-NN accuracy."""
+        """Returns the progress line: step, loss terms, images per second, data wait, ETA, the last evaluation."""
         rate, wait = self.images_per_second, self.data_wait_share
         left = (self._total - self._step) * self._images / rate if rate > 0 else math.nan
         parts = [
@@ -134,7 +131,7 @@ class Display:
             f"{rate:.1f} images/s" if rate > 0 else "",
             f"data wait {wait:.0%}" if wait >= 0 else "",
             f"ETA {timedelta(seconds=round(left))}" if math.isfinite(left) else "",
-            f"k-NN {self._knn:.1f} %" if self._knn is not None else "",
+            self._headline,
             self._doing,
         ]
         return " | ".join(part for part in parts if part)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dinoswap.config.measured import obstacle
 from dinoswap.config.schema import ConfigError
 from dinoswap.run.run_folder import planned_id
 from dinoswap.studies import optimal
@@ -227,6 +228,8 @@ def _refuse(study: Study, refused: Mapping[str, ConfigError], kept: Mapping[str,
 
 
 def _check_metrics(study: Study, cells: Iterable[Cell]) -> None:
-    linear = [metric.name for metric in study.metrics if metric.name.startswith("eval/linear")]
-    if linear and not all(cell.config["evaluation"]["linear_probe"] for cell in cells):
-        raise ConfigError(f"metrics.{linear[0]}: needs evaluation.linear_probe=true in `base`")
+    """Raises ConfigError for a metric that a cell would not measure."""
+    for cell in cells:
+        for metric in study.metrics:
+            if needed := obstacle(cell.config, metric.name):
+                raise ConfigError(f"metrics.{metric.name}: needs {needed} in `base`")

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from dinoswap.config.facts import build_source
+from dinoswap.config.measured import needs_labels
 from dinoswap.config.schema import ConfigError
-from dinoswap.run.notices import is_accuracy, no_accuracy
+from dinoswap.run.notices import no_accuracy
 
 
 def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:
@@ -13,7 +14,7 @@ def require_measurable(config: dict[str, Any], metrics: Iterable[str]) -> None:
 
     Data that cannot be opened here passes: it may exist where the runs are, and where it does not the runs report it.
     """
-    accuracies = [name for name in metrics if is_accuracy(name)]
+    accuracies = [name for name in metrics if needs_labels(name)]
     if not accuracies:
         return
     try:

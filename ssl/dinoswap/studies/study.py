@@ -17,12 +17,12 @@ which are an error otherwise; `runs`, `generators`, `interactions` of design=fra
 name -> {factor: level}, where a factor that is not named is at its reference.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dinoswap.config.measured import require_metric, score_of
 from dinoswap.config.schema import ConfigError, construct, nearest, require_section
 from dinoswap.studies.overrides import as_overrides, as_text, combined, key_of
 from dinoswap.studies.study_file import StudyFile, config_overrides, prefixed_errors, read_file
@@ -35,8 +35,6 @@ Levels = dict[str, str]
 
 ONLY_OF = {"runs": "fractional", "generators": "fractional", "interactions": "fractional", "cells": "explicit"}
 
-ACCURACIES = [f"{kind}_{top}" for kind in ("knn", "knn_patch", "linear", "linear_patch") for top in ("top1", "top5")]
-MEASURED = [f"eval/{name}" for name in (*ACCURACIES, "rankme", "feature_std", "mean_cosine")]
 COSTS = ["images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", "cost.peak_memory_bytes"]
 
 
@@ -240,13 +238,11 @@ def _check_known(name: Any, known: Iterable[str], key: str, what: str) -> None:
 
 def _metrics(section: Any) -> list[Metric]:
     require_section(section, "metrics")
-    metrics, known = [], [*MEASURED, *COSTS]
+    metrics = []
     for name, value in section.items():
-        if name not in known and not re.fullmatch(r"eval/\w+/\w+", str(name)):
-            near = nearest(str(name), known)
-            raise ConfigError(f"metrics.{name}: nothing of this name is measured.{near} Known: {', '.join(known)}.")
+        require_metric(str(name), f"metrics.{name}", COSTS)
         given = value if isinstance(value, Mapping) else {"smallest_effect": value}
-        better = {"higher_is_better": not name.startswith("cost.")}
+        better = {"higher_is_better": not name.startswith("cost.") and score_of(name).better != "lower"}
         metrics.append(construct(Metric, better | dict(given), f"metrics.{name}", name=name))
     if not metrics:
         raise ConfigError("metrics: none is named; the first decides, as in {eval/knn_top1: 0.5}")

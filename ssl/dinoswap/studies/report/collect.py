@@ -180,7 +180,7 @@ def _run(entry: Entry, status: RunStatus, folder: Path) -> Run:
 def diagnose(metrics: Mapping[str, float | None]) -> tuple[bool, str]:
     """Returns whether the features of the final evaluation have collapsed, and the verdicts on them and on the targets
     in words."""
-    from dinoswap.evaluation.diagnostics import verdict  # imports torch
+    from dinoswap.metric.diagnostics import verdict  # imports torch
 
     verdicts: dict[str, str | None] = {}
     for where in dict.fromkeys(name.rpartition("/")[0] for name in metrics):

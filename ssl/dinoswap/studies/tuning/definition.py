@@ -18,7 +18,6 @@ A mistake is a ConfigError that names the file, the key, the value and the remed
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,10 +27,11 @@ from typing import Any, Literal, cast
 from dinoswap.config.command_line import check_overrides, compose_config
 from dinoswap.config.facts import IMAGES, WEIGHTS
 from dinoswap.config.identity import identity, is_volatile
+from dinoswap.config.measured import require_metric
 from dinoswap.config.schema import ConfigError, construct, nearest, require_section
 from dinoswap.run.run_folder import AS_WRITTEN, planned_folder, planned_identity, runs_root
 from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
-from dinoswap.studies.study import COSTS, MEASURED
+from dinoswap.studies.study import COSTS
 from dinoswap.studies.study_file import StudyFile, prefixed_errors, read_file
 from dinoswap.studies.tuning.space import Parameter
 
@@ -59,10 +59,7 @@ class Objective:
     smallest_effect: float | None = None
 
     def __post_init__(self) -> None:
-        known = [*MEASURED, *COSTS]
-        if self.name not in known and not re.fullmatch(r"eval/\w+/\w+", self.name):
-            near = nearest(self.name, known)
-            raise ConfigError(f"objective={self.name}: nothing of this name is measured.{near} Use: {', '.join(known)}")
+        require_metric(self.name, f"objective={self.name}", COSTS)
         if self.smallest_effect is not None and not self.smallest_effect > 0:
             raise ConfigError(f"smallest_effect={self.smallest_effect}: must be above 0, in the unit of {self.name}")
 

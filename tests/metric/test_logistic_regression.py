@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoswap.evaluation import linear_probe as probe
+from dinoswap.metric import logistic_regression as probe
 
 
 def data(count: int, dimensions: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoswap.evaluation import diagnostics as d
+from dinoswap.metric import diagnostics as d
 
 
 def generator(seed: int = 0) -> torch.Generator:

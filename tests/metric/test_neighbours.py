@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoswap.evaluation.knn import knn_accuracy
+from dinoswap.metric.neighbours import knn_accuracy
 
 
 def blobs(count: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dinoswap import rng
-from dinoswap.evaluation.knn import check_labelled
+from dinoswap.metric.neighbours import check_labelled
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HOLD_OUT = 5

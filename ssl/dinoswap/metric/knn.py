@@ -1,0 +1,37 @@
+"""The metric family `knn`: the accuracy of weighted k-nearest neighbours on the class token and on the patches' mean.
+
+k is 20 rather than the best on the test images, and all training images where these are fewer.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from dinoswap.metric.base import WHOLE, Metric, Part, Score
+
+NAMES = {"cls": "knn_", "patch_mean": "knn_patch_", WHOLE: "knn_"}
+"""Kind of features -> the beginning of their metrics' names."""
+
+
+class NearestNeighbours(Metric):
+    """Gives top-1 accuracies in per cent, and top-5 accuracies where there are more than five classes."""
+
+    reads = ("cls", "patch_mean")
+    supervised = True
+    scores: ClassVar[Mapping[str, Score]] = {
+        "knn_top1": Score("higher", "%", "k-NN CLS", of_whole="knn_top1"),
+        "knn_patch_top1": Score("higher", "%", "k-NN patch mean", of_whole="knn_top1"),
+        "knn_top5": Score("higher", "%"),
+        "knn_patch_top5": Score("higher", "%"),
+    }
+
+    def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
+        from dinoswap.metric.neighbours import PRIMARY_K, knn_accuracy
+
+        if train is None:
+            return {}
+        k = min(PRIMARY_K, len(train.labels))
+        values: dict[str, float] = {}
+        for kind, features in test.features.items():
+            accuracy = knn_accuracy(train.features[kind], train.labels, features, test.labels, ks=(k,))
+            values |= {NAMES[kind] + name.removesuffix(f"_k{k}"): value for name, value in accuracy.items()}
+        return values
