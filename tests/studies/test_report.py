@@ -6,6 +6,7 @@ import random
 import re
 import shlex
 import shutil
+import statistics
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
@@ -146,6 +147,19 @@ def test_numbers_are_those_of_the_statistics(arms: tuple[Study, Path, Path]) -> 
     assert images[0]["mean"] == 0 and images[0]["kind"] == "not tested" and images[0]["low"] is None
 
 
+def test_cells_have_means_and_spreads(arms: tuple[Study, Path, Path]) -> None:
+    """As Python's statistics has them."""
+    _, _, html = arms
+    cells = {cell["name"]: cell["levels"] for cell in json.loads(html.with_name("report.json").read_text())["cells"]}
+    frame = outcomes(cells, 6, arm_ending)
+    rows = [line.split(" | ") for line in html.with_name("report.md").read_text().splitlines()]
+    shown = {row[1].replace("\\", ""): row[3] for row in rows if row[0][2:].isdigit()}
+    for cell, text in shown.items():
+        values = frame[frame["cell"] == cell]["value"].dropna().tolist()
+        assert text == f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}", cell
+    assert list(shown) == list(cells)
+
+
 def test_the_answer_names_every_verdict(arms: tuple[Study, Path, Path]) -> None:
     study, root, html = arms
     answer = analyse(study, root).answer
@@ -254,7 +268,7 @@ def test_one_seed_and_what_was_not_asked_for(tmp_path: Path) -> None:
     page = Page(html.read_text())
     for text in ("There is one seed", "changes that are in no commit", "Not used: 9 runs", "ffffffffff + changes"):
         assert text in page.text, text
-    assert "git checkout" not in page.text
+    assert "git checkout" not in page.text and "±" not in page.text
 
 
 def test_the_command_that_it_gives_asks_for_the_same_study(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -136,12 +136,8 @@ def differing(cells: Sequence[Cell]) -> dict[str, list[str]]:
 
 def diagnostics(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     """Returns, for each cell, the means over its runs of the finite values of SHOWN; nan where there are none."""
-    by_cell: dict[str, dict[str, float]] = {}
-    for cell in dict.fromkeys(run.entry.cell for run in runs):
-        metrics = {name: [run.value(name) for run in runs if run.entry.cell == cell] for name in SHOWN}
-        finite = {name: [value for value in values if math.isfinite(value)] for name, values in metrics.items()}
-        by_cell[cell] = {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}
-    return by_cell
+    rows = [{"cell": run.entry.cell, **{name: run.value(name) for name in SHOWN}} for run in runs]
+    return cast(dict[str, dict[str, float]], pd.DataFrame(rows).groupby("cell", sort=False).mean().to_dict("index"))
 
 
 def collect(study: Study, root: Path) -> Collected:

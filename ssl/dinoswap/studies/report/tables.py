@@ -1,7 +1,8 @@
 """The tables of the report, each made once and shown as HTML, Markdown and LaTeX (markup.py)."""
 
 from collections import Counter
-from collections.abc import Iterable
+
+import pandas as pd
 
 from dinoswap.studies.report.analysis import Analysis, Result
 from dinoswap.studies.report.collect import OUTCOMES, SHOWN, Run
@@ -91,8 +92,10 @@ def cells(analysis: Analysis) -> Table:
     for index, cell in enumerate(analysis.collected.design.cells, start=1):
         runs = analysis.collected.of_cell(cell.name)
         ended = [run for run in runs if run.ended]
-        values = [_mean_and_spread([run.value(name) for run in ended]) for name in metrics]
-        spent = [number(_mean([run.value(name) for run in ended]) / unit, 3) for name, (_, unit) in costs.items()]
+        measured = pd.DataFrame({name: [run.value(name) for run in ended] for name in (*metrics, *costs)}, dtype=float)
+        mean, sd = measured.mean(), measured.std()
+        values = [number(mean[name]) + (f" ± {number(sd[name], 2)}" if pd.notna(sd[name]) else "") for name in metrics]
+        spent = [number(mean[name] / unit, 3) for name, (_, unit) in costs.items()]
         rows.append([str(index), cell.name, f"{len(ended)}/{len(runs)}", *values, *spent])
     columns = ["#", "cell", "runs", *metrics, *(title for title, _ in costs.values())]
     caption = "Cells: mean and standard deviation over seeds, and what a run costs (core- or GPU-hours)"
@@ -161,17 +164,3 @@ def differing(analysis: Analysis) -> Table:
 def commands(analysis: Analysis) -> Table:
     rows = [[run.entry.cell, str(run.entry.seed), run.command] for run in analysis.collected.runs]
     return Table("commands", "The command of each run", ["cell", "seed", "command"], rows, ["cell", "command"])
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else float("nan")
-
-
-def _mean_and_spread(values: Iterable[float]) -> str:
-    known = [value for value in values if value == value]
-    if len(known) < 2:
-        return number(_mean(known))
-    mean = _mean(known)
-    sd = (sum((value - mean) ** 2 for value in known) / (len(known) - 1)) ** 0.5
-    return f"{number(mean)} ± {number(sd, 2)}"
