@@ -7,7 +7,7 @@ since all plots share one document.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -195,10 +195,3 @@ def _renamed(key: str, value: str, name: str) -> str:
     if key == "id":
         return f"{name}-{value}"
     return value.replace("#", f"#{name}-") if key.endswith("href") else value.replace("url(#", f"url(#{name}-")
-
-
-def bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the limits of an axis with room beside the values."""
-    low, high = min(values), max(values)
-    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    return low - room, high + room

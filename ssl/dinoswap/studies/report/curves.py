@@ -16,7 +16,6 @@ from dinoswap.studies.report.canvas import (
     WIDTH,
     Canvas,
     Plot,
-    bounds,
     shortened,
     styled,
     styles,
@@ -131,6 +130,5 @@ def _scatter(canvas: Canvas, axes: Axes, points: Sequence[tuple[int, str, float,
         (dot,) = axes.plot([cost], [value], marker="o", markersize=5, color=PALETTE[0])
         canvas.tip(dot, f"{number}. {cell}: {value:.4g} at {cost:.4g}")
         axes.annotate(str(number), (cost, value), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    if points:
-        axes.set_xlim(*bounds([cost for _, _, cost, _, _ in points]))
+    axes.margins(x=0.06)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
