@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,10 +12,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/fixtures.py, from every 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPU, so that all machines compute the same, but from `pytest -m gpu`, the tests that are about it."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 LONGEST = (
     "test_slurm", "test_rank_failures", "test_survival", "test_plan", "test_equivalence", "test_axes", "test_tune",
     "test_evaluation", "test_launch", "test_check_parity", "test_file_errors", "test_benchmark_prototypes", "test_fuzz",
-    "test_guests",
+    "test_guests", "test_readme",
 )  # fmt: skip
 """Files that take a minute each, the longest first: handed out at the end, one of them would be waited for alone."""
 

@@ -1,0 +1,26 @@
+"""A step on a GPU is that of the CPU. `pytest -m gpu` runs it; all other tests have the GPU hidden from them."""
+
+import pytest
+import torch
+
+from dinoswap.build import build_pipeline, build_source, build_trainer
+from dinoswap.config.command_line import compose_config
+
+DEVICE = "cuda"
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("preset", ["official", "legacy", "aligned"])
+def test_the_losses_are_those_of_the_cpu(preset: str) -> None:
+    assert [*losses(preset, DEVICE)] == pytest.approx([*losses(preset, "cpu")], rel=1e-4)
+
+
+def losses(preset: str, device: str) -> list[float]:
+    """Of three steps in float32."""
+    config = compose_config(["recipe=smoke", f"preset={preset}", f"trainer.device={device}"])
+    trainer = build_trainer(config)
+    dataset = build_pipeline(config, trainer.model)(build_source(config).train())
+    mean, std = (torch.tensor(config["data"][key], device=device) for key in ("mean", "std"))
+    batches = [dataset[step].to(torch.device(device)).normalised(mean, std) for step in range(3)]
+    return [float(trainer.step(step, [batch])["loss"]) for step, batch in enumerate(batches)]
