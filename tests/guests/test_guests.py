@@ -7,8 +7,10 @@ processes that have it on their path, as those of a user who has installed it.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,24 @@ RUN = [
 ]  # fmt: skip
 
 
-def command(module: str, *arguments: str, site: Path = SITE, cwd: Path | None = None) -> tuple[int, str]:
+def environment(site: Path = SITE) -> dict[str, str]:
     paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    environment["DINOSWAP_CONFIG_DIR"] = str(config_dir())
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DINOSWAP_CONFIG_DIR": str(config_dir())}
+
+
+def command(module: str, *arguments: str, site: Path = SITE, cwd: Path | None = None) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", f"dinoswap.{module}", *arguments],
-        env=environment, capture_output=True, text=True, timeout=300, cwd=cwd,
+        env=environment(site), capture_output=True, text=True, timeout=300, cwd=cwd,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
+
+
+def rows_of(results: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of the only run, without what a clock decides."""
+    (path,) = results.glob("runs/*/*/*/metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 
 
 def records(results: Path) -> list[dict[str, Any]]:
@@ -51,7 +62,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_trains(results: Path) -> None:
     (record,) = records(results)
     assert (record["status"], record["steps"], record["data"]["images"]) == ("completed", 4, 64)
-    rows = [json.loads(line) for line in (next(results.glob("runs/*/*/*")) / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(results)
     assert all(row["mean_colour/mse"] > 0 for row in rows if "loss" in row)
     assert all(row["eval/edges"] > 0 for row in rows if "eval/knn_top1" in row)
     assert record["metrics"]["eval/edges"] > 0
@@ -75,6 +86,22 @@ def test_its_version_is_in_the_record_and_decides_which_run_it_is(results: Path,
 def test_the_same_command_finds_it_complete(results: Path) -> None:
     status, output = command("train", *RUN, f"results_dir={results}")
     assert (status, "is complete: nothing is left to do" in output) == (0, True), output
+
+
+def test_a_run_of_its_options_that_is_killed_ends_as_it_would_have(results: Path, tmp_path: Path) -> None:
+    arguments = [*RUN, "trainer.checkpoint_every=1", f"results_dir={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dinoswap.train", *arguments], env=environment(), stdout=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/*/checkpoints/step-*2/meta.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    status, output = command("train", *arguments)
+    assert status == 0, output
+    assert "resumed after step" in output
+    assert rows_of(tmp_path) == rows_of(results)
 
 
 def test_a_study_varies_its_options(tmp_path: Path) -> None:
