@@ -74,7 +74,6 @@ OWN = (
     "path",
     "test_path",
     "ckpt_path",
-    "backend",
     "name",
     "variant",
 )  # data and weights that are not there

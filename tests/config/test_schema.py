@@ -27,6 +27,8 @@ class Cake:
             raise ValueError(f"layers={layers}: a cake has at least one")
         if sugar == 13:
             raise ValueError("too much of everything")
+        if oven == "cold":
+            raise ValueError(f"oven={oven}: heat it first")
         self.all = [layers, sugar, icing, split, length, candles, name, baked]
 
 
@@ -63,6 +65,23 @@ def test_refused(section: Section, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         construct(Cake, section, "cakes.first", oven=None)
     assert message in str(refused.value)
+
+
+def test_an_error_about_a_given_argument_is_told_by_whoever_has_its_key() -> None:
+    class Kitchen:
+        def __init__(self, cake: Any, oven: str) -> None:
+            cake(oven=oven)
+
+    def cake(oven: str) -> Cake:
+        return construct(Cake, {"layers": 2}, "kitchen.cake", oven=oven)
+
+    with pytest.raises(ConfigError, match=r"^kitchen\.oven=cold: heat it first"):
+        construct(Kitchen, {"oven": "cold"}, "kitchen", cake=cake)
+
+
+def test_a_key_of_an_earlier_version_is_told_where_it_is() -> None:
+    with pytest.raises(ConfigError, match=r"^da3\.variant=small: .* Here: da3\.teacher\.variant=small\. Known: "):
+        construct(Cake, {"variant": "small"}, "da3")
 
 
 def test_accepted_values_have_the_hinted_types() -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Teacher, Triple
+from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, Triple
 
 
 class ColourTeacher(Teacher):

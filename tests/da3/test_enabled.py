@@ -8,7 +8,6 @@ import torch
 from colour_teacher import ColourTeacher
 from torch import Tensor, nn
 
-from dinoswap.da3 import enabled
 from dinoswap.da3.enabled import MaskedImageDistillation, Projector
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Reduction
@@ -21,10 +20,13 @@ WIDTH = 24
 
 
 @pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MaskedImageDistillation]:
+def build() -> Callable[..., MaskedImageDistillation]:
     """The objective with a teacher of colours, whose patches are the student's: of 8 pixels."""
-    monkeypatch.setattr(enabled, "build_teacher", lambda settings: ColourTeacher(8))
-    return lambda reduction=None, **settings: MaskedImageDistillation(reduction or PerToken(), **settings)
+
+    def teacher(ckpt_path: str) -> ColourTeacher:
+        return ColourTeacher(8)
+
+    return lambda reduction=None, **settings: MaskedImageDistillation(reduction or PerToken(), teacher, **settings)
 
 
 def seen_by(objective: MaskedImageDistillation) -> list[torch.Size]:

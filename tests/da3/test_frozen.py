@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dinoswap.da3.frozen import FrozenTeacher, GridMatching
-from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD, Teacher
 
 
 def frozen(teacher: Teacher, grid_matching: GridMatching = "resize_image", pool: int = 2) -> FrozenTeacher:

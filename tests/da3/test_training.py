@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from axis_arms import Arm
 from dinoswap import evaluate
 from dinoswap.build import frozen_identity
+from dinoswap.config.schema import ConfigError
 from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.run import checkpoint, metrics
 from dinoswap.run.run_folder import planned_id
@@ -36,7 +37,7 @@ def objective_of(arm: Arm) -> MaskedImageDistillation:
         ["clustering=separate", "masking=inverse_block"],
         ["crops.local_number=0", "trainer.accumulate=2"],
         ["da3.grid_matching=pool", "da3.precision=bf16", "trainer.precision=bf16"],
-        ["da3.grid_matching=resize_tokens", "da3.token_part=local", "da3.normalise_halves=true"],
+        ["da3.grid_matching=resize_tokens", "da3.teacher.token_part=local", "da3.teacher.normalise_halves=true"],
         ["masking.mask_sample_probability=0.0"],
     ],
     ids=" ".join,
@@ -87,7 +88,7 @@ def test_teacher_and_run_are_known_by_the_weights(tmp_path: Path) -> None:
     copy = tmp_path / "da3_tiny.safetensors"
     copy.write_bytes(TINY.read_bytes())
     here, there = Arm(*DISTILLED), Arm(*DISTILLED, f"da3.ckpt_path={copy}")
-    other = Arm(*DISTILLED, f"da3.ckpt_path={DA3 / 'da3_tiny_mono.safetensors'}", "da3.num_heads=2")
+    other = Arm(*DISTILLED, f"da3.ckpt_path={DA3 / 'da3_tiny_mono.safetensors'}", "da3.teacher.num_heads=2")
     assert frozen_identity(here.trainer.model) == frozen_identity(there.trainer.model)
     assert frozen_identity(here.trainer.model) != frozen_identity(other.trainer.model)
     assert planned_id(here.config) == planned_id(there.config) != planned_id(other.config)
@@ -96,6 +97,12 @@ def test_teacher_and_run_are_known_by_the_weights(tmp_path: Path) -> None:
 def test_a_wrong_width_is_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"da3\.embed_dim=1024: .* 96 channels; set da3\.embed_dim=96"):
         Arm(*DISTILLED, "da3.embed_dim=1024")
+
+
+def test_weights_that_cannot_be_read_are_named_by_the_key_of_their_path(tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(TINY.read_bytes()[:-8])
+    with pytest.raises(ConfigError, match=r"^da3\.ckpt_path=.*cut\.safetensors: not a whole safetensors file"):
+        Arm("da3=enabled", f"da3.ckpt_path={tmp_path / 'cut.safetensors'}")
 
 
 def test_random_weights_are_said_loudly() -> None:

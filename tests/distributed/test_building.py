@@ -26,7 +26,7 @@ from small_models import composed
 SETTINGS = [
     *("recipe=smoke", "distributed=ddp", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.eval_every=0"),
     *("trainer.max_steps=2", "trainer.device=cpu", "data=image_folder", "data.workers=0", "evaluation.images=20"),
-    *("da3=enabled", "da3.variant=small", "da3.projector_hidden_dim=16"),
+    *("da3=enabled", "da3.teacher.variant=small", "da3.projector_hidden_dim=16"),
 ]
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -30,7 +30,7 @@ CASES = {
     "clip_per_tensor": ["optimizer.clip=per_tensor", "optimizer.clip_grad=0.01"],
     "checkpointing": ["model.activation_checkpointing=true"],
     UNSHARDED: [],
-    "da3": ["da3=enabled", "da3.variant=small", "da3.projector_hidden_dim=16", "da3.centre_momentum=0.9"],
+    "da3": ["da3=enabled", "da3.teacher.variant=small", "da3.projector_hidden_dim=16", "da3.centre_momentum=0.9"],
     UNMASKED: ["data.batch_size=2", "clustering=masked", "da3=enabled", "da3.projector_hidden_dim=16"],
 }
 FOUR = ["aligned", "legacy"]  # cases for four ranks

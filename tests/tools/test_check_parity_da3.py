@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dinoswap.da3.backbone import DA3Backbone
-from dinoswap.da3.variants import Architecture
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything.variants import Architecture
 
 TOOLS = Path(__file__).parents[2] / "tools"
 DA3 = Path(__file__).parents[1] / "parity" / "da3"

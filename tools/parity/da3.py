@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinoswap.da3.backbone import DA3Backbone
-from dinoswap.da3.source import below, read_weights
-from dinoswap.da3.variants import OFF, PREFIXES, VARIANTS, Architecture, Shapes, from_shapes
 from dinoswap.nn.official_weights import some
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything.source import below, read_weights
+from dinoswap.teacher.depth_anything.variants import OFF, PREFIXES, VARIANTS, Architecture, Shapes, from_shapes
 from parity.rows import EXACT, FORWARD, Row, Scenarios, compare
 
 ROUNDING = 3

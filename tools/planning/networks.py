@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dinoswap.build import build_model
-from dinoswap.config.schema import ConfigError, construct, construct_option
+from dinoswap.config.schema import ConfigError, construct, construct_option, option_class
 from dinoswap.config.sections import loading_settings
 from dinoswap.da3.enabled import MaskedImageDistillation
-from dinoswap.da3.protocol import TeacherSettings
-from dinoswap.da3.source import locate
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.schedules import ScheduleSettings, build_schedules
+from dinoswap.teacher.depth_anything.source import locate
+from dinoswap.teacher.native import NativeTeacher
 from dinoswap.values import Batch, Hyper
 from planning.values import Config
 
@@ -34,30 +34,29 @@ class _AnswersEqual(TorchFunctionMode):
 
 def meta_model(cfg: Config) -> SelfDistillation:
     """The model of a config without memory for its weights. Raises ConfigError."""
-    cfg = _without_weights(cfg)
-    own_weights = cfg["da3"]["enabled"] and cfg["da3"]["backend"] != "native"
-    if own_weights:  # other packages' networks are not all made for the meta device
-        return build_model(cfg).to(META)
-    with META, _AnswersEqual():
-        return build_model(cfg).to(META)
+    section = cfg["da3"]
+    if not section["enabled"] or option_class(section["teacher"], "da3.teacher") is NativeTeacher:
+        with META, _AnswersEqual():
+            return build_model(_without_weights(cfg)).to(META)
+    return build_model(cfg).to(META)  # other packages' networks are not all made for the meta device
 
 
 def _without_weights(cfg: Config) -> Config:
     """A native DA3 teacher by the variant that its file says, so that no weight is read."""
     section = cfg["da3"]
-    if not (section["enabled"] and section["backend"] == "native" and section["ckpt_path"]):
+    if not (section["enabled"] and section["ckpt_path"]):
         return cfg
-    known = ("backend", "variant", "ckpt_path", "num_heads", "layer", "token_part", "normalise_halves")
+    teacher = section["teacher"]
     try:
-        names = locate(TeacherSettings(**{name: section[name] for name in known})).names
+        names = locate(section["ckpt_path"], teacher["variant"], teacher["num_heads"]).names
     except ValueError as error:
         raise ConfigError(f"da3.{error}") from error
     if not names:
         raise ConfigError(
             f"da3.ckpt_path={section['ckpt_path']}: no released variant, so it cannot be planned without its weights; "
-            "set da3.ckpt_path= and the da3.variant that comes nearest"
+            "set da3.ckpt_path= and the da3.teacher.variant that comes nearest"
         )
-    return {**cfg, "da3": {**section, "ckpt_path": "", "variant": names[0], "num_heads": None}}
+    return {**cfg, "da3": {**section, "ckpt_path": "", "teacher": {**teacher, "variant": names[0], "num_heads": None}}}
 
 
 def with_checkpointing(model: SelfDistillation, enabled: bool) -> SelfDistillation:

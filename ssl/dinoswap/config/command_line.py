@@ -203,7 +203,7 @@ def _check_key(override: Override, known: list[str], choices: dict[str, str]) ->
     if key not in known:
         section = key.partition(".")[0]
         section_choice = f" in {section}={choices[section]}" if section in choices else ""
-        suggestion = meaning(key) or nearest(key, known)
+        suggestion = meaning(line) or nearest(key, known)
         raise ConfigError(f"{line}: there is no key or group '{key}'{section_choice}.{suggestion} {SHOW_KEYS}")
     if override.is_add():
         raise ConfigError(f"{line}: this key exists already; write {line.lstrip('+')}")

@@ -16,10 +16,10 @@ from typing import Any, cast
 from dinoswap.config.guests import used_guests
 from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import LOADING, loading_settings
-from dinoswap.da3.weights import weight_file
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import ImageSource
 from dinoswap.files.digest import sha256
+from dinoswap.teacher.weights import weight_file
 
 IMAGES, WEIGHTS, RANKS = "data.images", "da3.weights", "ranks"
 """Keys of facts among those of the configuration."""

@@ -1,5 +1,5 @@
-"""Translates the setting names of other trainers: Lightning, timm, transformers, torchtitan, and the dino repositories.
-It is only consulted for names that are no key, group or flag of dinoswap."""
+"""Translates the setting names of other trainers (Lightning, timm, transformers, torchtitan, the dino repositories) and
+of earlier versions. It is only consulted for names that are no key, group or flag of dinoswap."""
 
 import re
 
@@ -68,13 +68,18 @@ _NUMBERS = {
     "da3": "da3.loss_weight",
 }
 """Maps a group to the key that is meant when the group is given a number."""
+_OF_TEACHERS = ("variant", "num_heads", "layer", "token_part", "normalise_halves")
+_MOVED = {"da3.backend": "teacher@da3.teacher", **{f"da3.{key}": f"da3.teacher.{key}" for key in _OF_TEACHERS}}
+"""Maps a key of an earlier version to where its value belongs now."""
 
 
-def meaning(name: str) -> str:
-    """Returns how a key or flag of another tool is called in dinoswap, as the end of a sentence; "" when it is not
-    known."""
-    word = name.lstrip("-").partition("=")[0].lower().replace("-", "_")
-    section, _, last = word.rpartition(".")
+def meaning(setting: str) -> str:
+    """Returns how a key or flag of another tool or of an earlier version is called in dinoswap, as the end of a
+    sentence; "" when it is not known. `setting` is the name, or the name, = and a value."""
+    name, *value = setting.lstrip("-+").split("=", 1)
+    if name in _MOVED:
+        return f" Here: {'='.join([_MOVED[name], *value])}."
+    section, _, last = name.lower().replace("-", "_").rpartition(".")
     advice = _MEANING.get(last) if section in _SECTIONS else None
     return f" Here: {advice}." if advice else ""
 

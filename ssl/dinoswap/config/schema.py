@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from dinoswap.config.errors import ConfigError as ConfigError  # raised here more than anywhere else
+from dinoswap.config.foreign_words import meaning
 from dinoswap.config.guests import modules
 
 T = TypeVar("T")
@@ -37,13 +38,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def construct(target: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:
     """Returns `target(**section, **given)` after `checked`; `given` holds the arguments that only the builder knows.
-    Raises ConfigError for a wrong key or value, also where `target` raises ValueError."""
+    Raises ConfigError for a wrong key or value, also where `target` raises ValueError. A ValueError about a given
+    argument, `name=...`, is passed on: the builder knows under which key that stands."""
     values = checked(target, section, key, given)
     try:
         return target(**values, **given)
     except ConfigError:
         raise
     except ValueError as error:
+        if str(error).startswith(tuple(f"{name}=" for name in given)):
+            raise
         raise ConfigError(_located(str(error), values, key)) from error
 
 
@@ -68,7 +72,8 @@ def checked(
             continue
         path = _join(key, name)
         if name not in free:
-            raise ConfigError(f"{path}={value}: there is no such key.{nearest(name, free)} Known: {', '.join(free)}.")
+            suggestion = meaning(f"{path}={value}") or nearest(name, free)
+            raise ConfigError(f"{path}={value}: there is no such key.{suggestion} Known: {', '.join(free)}.")
         values[name] = _converted(value, free[name].annotation, path)
     for name, parameter in free.items():
         if values.get(name, parameter.default) in (MISSING, parameter.empty):

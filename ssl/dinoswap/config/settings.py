@@ -16,7 +16,7 @@ from dinoswap.nn.vit import vit
 
 __all__ = ["GIVEN_TO_DA3", "LOADING", "check"]
 
-GIVEN_TO_DA3 = ("reduction", "mean", "std")
+GIVEN_TO_DA3 = ("reduction", "teacher", "mean", "std")
 """Arguments that the builder passes to the option of `da3`."""
 
 
@@ -44,9 +44,11 @@ def check_da3(cfg: Config) -> None:
     enabled = section.get("enabled")
     if not isinstance(enabled, bool):
         raise ConfigError(f"da3.enabled={enabled}: must be true or false")
-    arguments = {name: value for name, value in section.items() if name not in ("enabled", "reduction")}
+    arguments = {name: value for name, value in section.items() if name not in ("enabled", "reduction", "teacher")}
     if "_target_" in arguments:
         checked(option_class(section, "da3"), arguments, "da3", given=GIVEN_TO_DA3)
+        teacher = section.get("teacher")
+        checked(option_class(teacher, "da3.teacher"), teacher, "da3.teacher", given=["ckpt_path"])
         return
     for name, value in arguments.items():
         raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")

@@ -1,4 +1,4 @@
-"""Masked-image distillation from a frozen teacher, by default Depth Anything 3.
+"""Masked-image distillation from a frozen teacher, an option of the group `teacher`: by default Depth Anything 3.
 
 The teacher reads the clean crop (the geometry of the mask-carrying crop without its photometry), the student the masked
 one. At every masked position, with t the teacher's token and p the projected token of the student's backbone,
@@ -20,13 +20,12 @@ from torch.nn import functional
 
 from dinoswap.da3.centre import TokenCentre
 from dinoswap.da3.frozen import FrozenTeacher, Grid, GridMatching, TeacherPrecision
-from dinoswap.da3.protocol import IMAGENET_MEAN, IMAGENET_STD, Backend, TeacherSettings, TokenPart, Triple
-from dinoswap.da3.teacher import build_teacher, check_width
 from dinoswap.distributed import all_reduce_mean, all_reduce_sum, rows_per_rank
 from dinoswap.distributed.sharding import norms
 from dinoswap.nn.precision import emulation_notice
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
+from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, Triple
 from dinoswap.values import Batch
 
 PROJECTOR = "da3_projector"
@@ -54,6 +53,7 @@ class MaskedImageDistillation(Objective):
     def __init__(
         self,
         reduction: Reduction,
+        teacher: Callable[..., Teacher],
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
         loss_weight: float = 1.0,
@@ -61,12 +61,6 @@ class MaskedImageDistillation(Objective):
         projector_hidden_dim: int = 2048,
         projector_lr_multiplier: float = 1.0,
         ckpt_path: str = "",
-        backend: Backend = "native",
-        variant: str | None = None,
-        num_heads: int | None = None,
-        layer: int | None = None,
-        token_part: TokenPart = "full",
-        normalise_halves: bool = False,
         grid_matching: GridMatching = "resize_image",
         pool: int = 2,
         input_size: int | None = None,
@@ -74,34 +68,25 @@ class MaskedImageDistillation(Objective):
         precision: TeacherPrecision = "fp32",
         use_fsdp: bool = False,
     ) -> None:
-        """`mean` and `std` are those of the crops, see `FrozenTeacher`. `variant` to `normalise_halves` are those of
-        `TeacherSettings`. `embed_dim` None is the teacher's own width. Raises ValueError for a value out of range and
-        for a teacher that cannot be built."""
+        """`teacher` builds the teacher with the weights at `ckpt_path`, random ones where that is "". `mean` and `std`
+        are those of the crops, see `FrozenTeacher`. `embed_dim` None is the teacher's own width. Raises ValueError for
+        a value out of range and for a teacher that cannot be built."""
         super().__init__(loss_weight)
         if projector_hidden_dim < 1:
             raise ValueError(f"projector_hidden_dim={projector_hidden_dim}: must be at least 1")
         if not projector_lr_multiplier >= 0:
             raise ValueError(f"projector_lr_multiplier={projector_lr_multiplier}: must be 0 or more")
-        settings = TeacherSettings(
-            backend=backend,
-            variant=variant,
-            ckpt_path=ckpt_path,
-            num_heads=num_heads,
-            layer=layer,
-            token_part=token_part,
-            normalise_halves=normalise_halves,
-        )
-        teacher = build_teacher(settings)
-        check_width(teacher, embed_dim)
+        network = teacher(ckpt_path=ckpt_path)
+        check_width(network, embed_dim)
         self.reduction = reduction
-        self.centre = nn.Identity() if centre_momentum is None else TokenCentre(teacher.embed_dim, centre_momentum)
-        frozen = FrozenTeacher(teacher, mean, std, grid_matching, pool, input_size, precision)
+        self.centre = nn.Identity() if centre_momentum is None else TokenCentre(network.embed_dim, centre_momentum)
+        frozen = FrozenTeacher(network, mean, std, grid_matching, pool, input_size, precision)
         self._outside = [frozen]  # in a list, so that it is no submodule
         self.use_fsdp = use_fsdp
         self._projector = partial(
             Projector,
             hidden_dim=projector_hidden_dim,
-            out_dim=teacher.embed_dim,
+            out_dim=network.embed_dim,
             lr_multiplier=projector_lr_multiplier,
         )
 
@@ -198,6 +183,15 @@ class MaskedImageDistillation(Objective):
         project = student[PROJECTOR]
         teacher = self.centre(self.teacher(images, grid_of(student, images)))
         return TokenComparison(teacher, project(clean.patch).float(), project(masked.patch).float())
+
+
+def check_width(teacher: Teacher, embed_dim: int | None) -> None:
+    """Raises ValueError where `embed_dim` is given and is not the width of the teacher's tokens."""
+    if embed_dim not in (None, teacher.embed_dim):
+        raise ValueError(
+            f"embed_dim={embed_dim}: the tokens of this teacher ({teacher.identity}) have {teacher.embed_dim} "
+            f"channels; set da3.embed_dim={teacher.embed_dim}, or null for whatever the teacher has"
+        )
 
 
 def grid_of(student: nn.ModuleDict, crops: Tensor) -> Grid:

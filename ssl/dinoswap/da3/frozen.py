@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoswap.da3.protocol import Teacher, Triple
+from dinoswap.teacher.base import Teacher, Triple
 
 GridMatching = Literal["resize_image", "pool", "resize_tokens"]
 TeacherPrecision = Literal["fp32", "bf16"]

@@ -10,31 +10,41 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dinoswap.da3.protocol import Teacher, TeacherSettings
-from dinoswap.da3.weights import weight_file
 from dinoswap.files.digest import sha256
 from dinoswap.nn.official_weights import misfits, read_weights, some
-from dinoswap.rng import seed_torch
+from dinoswap.teacher.base import Teacher, fixed_seed
+from dinoswap.teacher.weights import weight_file
 
 
 class TimmTeacher(Teacher):
     """The feature map `layer` of a timm network as tokens, in row-major order."""
 
-    def __init__(self, network: Any, layer: int, identity: str, notice: str) -> None:
-        info, config = network.feature_info[layer], network.pretrained_cfg
+    def __init__(self, ckpt_path: str, variant: str, layer: int | None = None) -> None:
+        """`variant` is the name of the network, `layer` None its last map. Raises ValueError for an unknown network or
+        map, and for weights that do not fit."""
+        network = _created(variant)
+        index = _map(network, variant, layer)
+        name = f"timm {variant} layer {index}"
+        if ckpt_path:
+            path = weight_file(ckpt_path)
+            _load(network, path)
+            weights, origin = f"sha256:{sha256(path)[:16]}", f"of {path}, licence: whatever its weights came with"
+        else:
+            weights = "random weights"
+            origin = "with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a state dict of it"
+        info, config = network.feature_info[index], network.pretrained_cfg
         super().__init__(
             embed_dim=info.get("num_chs_norm", info["num_chs"]),  # a norm may project, as SAM's neck does
             patch_size=info["reduction"],
-            identity=identity,
-            notice=notice,
+            identity=f"{name} {weights}",
+            notice=f"teacher: {name} {origin}",
             mean=config["mean"],
             std=config["std"],
         )
-        self.network = network.eval()
-        self.options = {"indices": [layer], "stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
+        self.network = network
+        self.options = {"indices": [index], "stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
         self.options["norm"] = not type(network).__name__.startswith("Hiera")  # which refuses the option
         any_size = getattr(network, "dynamic_img_size", False) or not config.get("fixed_input_size")
         self.only_size = None if any_size else tuple(config["input_size"][1:])
@@ -59,66 +69,36 @@ class TimmTeacher(Teacher):
         return tokens
 
 
-def build(settings: TeacherSettings) -> Teacher:
-    """Returns the teacher, with the weights of a file or random ones. Raises ValueError for a setting that does not
-    apply to timm, an unknown network and weights that do not fit."""
-    _check(settings)
+def _created(variant: str) -> Any:
+    """Returns the network `variant` of timm, a name with or without a tag of weights, without its classifier. Raises
+    ValueError for any other name, as some forms would start a download, and for a network without feature maps."""
     timm = _timm()
-    variant = _known(timm, settings.variant)
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        seed_torch(0, "init/da3_teacher")
-        network = _create(timm, variant)
-    layer = _map(network, variant, settings.layer)
-    name = f"timm {variant} layer {layer}"
-    if not settings.ckpt_path:
-        notice = f"teacher: {name} with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a state dict of it"
-        return TimmTeacher(network, layer, f"{name} random weights", notice)
-    path = weight_file(settings.ckpt_path)
-    _load(network, path)
-    notice = f"teacher: {name} of {path}, licence: whatever its weights came with"
-    return TimmTeacher(network, layer, f"{name} sha256:{sha256(path)[:16]}", notice)
-
-
-def _check(settings: TeacherSettings) -> None:
-    if settings.token_part != "full":
-        raise ValueError(f"token_part={settings.token_part}: the tokens of timm have no halves; use token_part=full")
-    if settings.normalise_halves:
-        raise ValueError("normalise_halves=true: the tokens of timm have no halves; use normalise_halves=false")
-    if settings.num_heads is not None:
-        raise ValueError(f"num_heads={settings.num_heads}: the name of a timm network says it too; leave it null")
+    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    if variant not in names:
+        similar = difflib.get_close_matches(variant, sorted(names)) or ["timm.list_models() has all"]
+        raise ValueError(f"variant={variant}: no network of timm {timm.__version__}; {', '.join(similar)}?")
+    with fixed_seed():
+        network = _for_images_of_any_size(timm, variant)
+    if not hasattr(network, "forward_intermediates"):
+        raise ValueError(f"variant={variant}: timm {timm.__version__} gives no feature maps of it; use another network")
+    return network
 
 
 def _timm() -> ModuleType:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise ValueError(f"backend=timm: {error}; pip install 'dinoswap[timm]'") from error
+        raise ValueError(f"cannot import timm ({error}); pip install 'dinoswap[timm]'") from error
 
 
-def _known(timm: ModuleType, variant: str | None) -> str:
-    """Returns `variant`, the name of a network of timm with or without a tag of weights. Raises ValueError for any
-    other name: some forms would start a download."""
-    if variant is None:
-        raise ValueError("variant=null: timm needs the name of a network; give one, such as tf_efficientnet_lite0")
-    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
-    if variant not in names:
-        similar = difflib.get_close_matches(variant, sorted(names)) or ["timm.list_models() has all"]
-        raise ValueError(f"variant={variant}: no network of timm {timm.__version__}; {', '.join(similar)}?")
-    return variant
-
-
-def _create(timm: ModuleType, variant: str) -> Any:
-    """Returns the network without its classifier. A vision transformer is made for images of any size; other networks
-    refuse that option and need none. Raises ValueError where the network gives no feature maps."""
+def _for_images_of_any_size(timm: ModuleType, variant: str) -> Any:
+    """Returns a vision transformer made for images of any size; other networks refuse that option and need none."""
     try:
-        network = timm.create_model(variant, num_classes=0, dynamic_img_size=True)
+        return timm.create_model(variant, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-        network = timm.create_model(variant, num_classes=0)
-    if not hasattr(network, "forward_intermediates"):
-        raise ValueError(f"variant={variant}: timm {timm.__version__} gives no feature maps of it; use another network")
-    return network
+        return timm.create_model(variant, num_classes=0)
 
 
 def _map(network: Any, variant: str, layer: int | None) -> int:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinoswap.da3.backbone import DA3Backbone
-from dinoswap.da3.variants import Architecture
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything.variants import Architecture
 
 FOLDER = Path(__file__).parents[1] / "parity" / "da3"
 NAMES = ("da3_tiny", "da3_tiny_mono")

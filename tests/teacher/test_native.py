@@ -64,7 +64,6 @@ def test_a_layer(layer: int, block: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"token_part": "half"}, ["token_part=half", "full, local, global"]),
         ({"layer": 3, "token_part": "local"}, ["token_part=local", "layer=3", "use token_part=full"]),
         ({"layer": 3, "normalise_halves": True}, ["normalise_halves=true", "layer=3"]),
         ({"layer": 6}, ["layer=6", "6 blocks; use 0 to 5"]),

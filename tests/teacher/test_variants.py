@@ -8,8 +8,15 @@ import pytest
 import torch
 from da3_fixture import FOLDER, MONO, PREFIX, TINY, description, weights
 
-from dinoswap.da3.backbone import DA3Backbone
-from dinoswap.da3.variants import VARIANTS, Architecture, from_config, from_shapes, names_of, variant_named
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything.variants import (
+    VARIANTS,
+    Architecture,
+    from_config,
+    from_shapes,
+    names_of,
+    variant_named,
+)
 
 Shapes = dict[str, list[int]]
 META = json.loads((FOLDER / "keys_meta.json").read_text())

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from da3_fixture import turned
 
-from dinoswap.da3.rope import global_positions, local_positions, rotate, rotation_table
+from dinoswap.teacher.depth_anything.rope import global_positions, local_positions, rotate, rotation_table
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,9 @@ from da3_fixture import FOLDER, MONO, TINY, arrays, description, weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dinoswap.da3 import native
-from dinoswap.da3.protocol import Teacher, TeacherSettings
-from dinoswap.da3.variants import VARIANTS
+from dinoswap.teacher.base import Teacher
+from dinoswap.teacher.depth_anything.variants import VARIANTS
+from dinoswap.teacher.native import NativeTeacher
 
 File = dict[str, Tensor]
 TINY_FILE = FOLDER / "da3_tiny.safetensors"
@@ -23,7 +23,7 @@ IMAGES = arrays("da3_tiny")["in_70x42"]
 
 
 def build(path: Path | str, **settings: Any) -> Teacher:
-    return native.build(TeacherSettings(ckpt_path=str(path), **settings)).requires_grad_(False).eval()
+    return NativeTeacher(str(path), **settings).requires_grad_(False).eval()
 
 
 def tiny() -> File:

@@ -11,9 +11,9 @@ from da3_fixture import ATOL, FOLDER, PREFIX, arrays, description, official
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinoswap.da3.source import Source
-from dinoswap.da3.variants import VARIANTS
 from dinoswap.files.digest import sha256
+from dinoswap.teacher.depth_anything.source import Source
+from dinoswap.teacher.depth_anything.variants import VARIANTS
 
 # --- strict loading ---------------------------------------------------------------------------------------------------
 

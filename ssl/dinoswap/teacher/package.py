@@ -8,35 +8,36 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from dinoswap.da3.native import DA3Teacher
-from dinoswap.da3.protocol import Teacher, TeacherSettings
-from dinoswap.da3.source import locate, read_weights
-from dinoswap.da3.variants import NETS, Architecture
 from dinoswap.nn.sizes import SIZES
-from dinoswap.rng import seed_torch
+from dinoswap.teacher.base import fixed_seed
+from dinoswap.teacher.depth_anything.source import Source, read_weights
+from dinoswap.teacher.depth_anything.teacher import DA3Teacher
+from dinoswap.teacher.depth_anything.variants import NETS, Architecture
 
 MODULE = "depth_anything_3.model.dinov2.dinov2"
 PACKAGE_PREFIX = "pretrained."
 
 
-def build(settings: TeacherSettings) -> Teacher:
-    """Returns the teacher. Raises ValueError where the package is missing or does not have that network, and for
-    settings and weights that `native` refuses."""
-    factory = _factory()
-    source = locate(settings)
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(0, "init/da3_teacher")
-        network = PackageBackbone(factory, source.architecture)
-    if source.path is not None:
-        network_state = {
-            name.removeprefix(PACKAGE_PREFIX): value for name, value in network.backbone.state_dict().items()
-        }
-        state = read_weights(source.path, source.prefix, network_state)
-        network.backbone.load_state_dict({PACKAGE_PREFIX + name: value for name, value in state.items()})
-    return DA3Teacher(network, source, settings)
+class PackageTeacher(DA3Teacher):
+    """The teacher of an official model.safetensors or its folder, or with random weights."""
+
+    kind = "package"
+
+    def network_of(self, source: Source) -> nn.Module:
+        """Returns the package's backbone of `source`. Raises ValueError where the package is missing or does not have
+        that network, and for weights that do not fit."""
+        factory = _factory()
+        with fixed_seed():
+            network = PackageBackbone(factory, source.architecture)
+        if source.path is not None:
+            network_state = {
+                name.removeprefix(PACKAGE_PREFIX): value for name, value in network.backbone.state_dict().items()
+            }
+            state = read_weights(source.path, source.prefix, network_state)
+            network.backbone.load_state_dict({PACKAGE_PREFIX + name: value for name, value in state.items()})
+        return network
 
 
 def _factory() -> Callable[..., nn.Module]:
@@ -45,7 +46,7 @@ def _factory() -> Callable[..., nn.Module]:
         factory: Callable[..., nn.Module] = importlib.import_module(MODULE).DinoV2
     except ImportError as error:
         raise ValueError(
-            f"backend=package: cannot import {MODULE} ({error}); use backend=native, which needs no package"
+            f"cannot import {MODULE} ({error}); choose teacher@da3.teacher=native, which needs no package"
         ) from error
     return factory
 
@@ -58,7 +59,7 @@ class PackageBackbone(nn.Module):
         sizes = (architecture.embed_dim, architecture.depth, architecture.num_heads, architecture.ffn)
         name = next((name for name, size in NETS.items() if SIZES[size] == sizes), None)
         if name is None:
-            raise ValueError(f"backend=package: it has no network of {architecture}; use backend=native")
+            raise ValueError(f"the package has no network of {architecture}; choose teacher@da3.teacher=native")
 
         def start(block: int | None) -> int:
             return -1 if block is None else block

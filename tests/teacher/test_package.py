@@ -1,4 +1,4 @@
-"""backend=package with a module in place of `depth_anything_3.model.dinov2.dinov2` that records how it is called."""
+"""teacher=package with a module in place of `depth_anything_3.model.dinov2.dinov2` that records how it is called."""
 
 import sys
 from dataclasses import replace
@@ -12,11 +12,12 @@ from da3_fixture import FOLDER, MONO, TINY, arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dinoswap.da3 import native, package
-from dinoswap.da3.backbone import DA3Backbone
-from dinoswap.da3.protocol import Teacher, TeacherSettings
-from dinoswap.da3.variants import VARIANTS
 from dinoswap.nn.sizes import SIZES
+from dinoswap.teacher import package
+from dinoswap.teacher.base import Teacher
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything.variants import VARIANTS
+from dinoswap.teacher.native import NativeTeacher
 
 FILE = FOLDER / "da3_tiny.safetensors"
 IMAGES = arrays("da3_tiny")["in_70x42"]
@@ -60,20 +61,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeDinoV2]:
     return FakeDinoV2
 
 
-def settings(path: Path | str, **given: Any) -> TeacherSettings:
-    return TeacherSettings(backend="package", ckpt_path=str(path), **given)
-
-
 def build(path: Path | str, **given: Any) -> Teacher:
-    return package.build(settings(path, **given)).requires_grad_(False).eval()
+    return package.PackageTeacher(str(path), **given).requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize("given", [{}, {"token_part": "local"}, {"normalise_halves": True}, {"layer": 3}], ids=str)
 def test_it_is_the_native_teacher(given: dict[str, Any], fake: type[FakeDinoV2]) -> None:
-    teacher, ours = build(FILE, **given), native.build(settings(FILE, **given))
+    teacher, ours = build(FILE, **given), NativeTeacher(str(FILE), **given).eval()
     assert torch.equal(teacher(IMAGES), ours(IMAGES))
     assert teacher.embed_dim == ours.embed_dim
-    assert teacher.identity == ours.identity
+    assert teacher.identity == ours.identity.replace("native", "package")
     assert teacher.identity.startswith("package small sha256:")
     assert teacher.notice == ours.notice
 
@@ -118,11 +115,11 @@ def test_sides_that_are_no_multiples_of_the_patch(fake: type[FakeDinoV2]) -> Non
 
 def test_a_network_that_the_package_does_not_have(fake: type[FakeDinoV2], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "small", (384, 12, 6, "mlp"))
-    with pytest.raises(ValueError, match=r"backend=package: it has no network of .*; use backend=native"):
+    with pytest.raises(ValueError, match=r"the package has no network of .*; choose teacher@da3.teacher=native"):
         build(FILE)
 
 
 def test_without_the_package(fake: type[FakeDinoV2], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package.MODULE, None)
-    with pytest.raises(ValueError, match=r"backend=package: cannot import .*; use backend=native"):
+    with pytest.raises(ValueError, match=r"cannot import .*; choose teacher@da3.teacher=native"):
         build(FILE)

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dinoswap.da3.dinov2 import build
-from dinoswap.da3.protocol import Teacher, TeacherSettings
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.teacher.base import Teacher
+from dinoswap.teacher.dinov2 import Dinov2Teacher
 from fixtures import Fixture
 
 OFFICIAL = Fixture("vit_dinov2.npz")
@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {"img_size": 42, "patch_size": 14, "embed_dim": 128, "de
 
 
 def teacher(**settings: Any) -> Teacher:
-    return build(TeacherSettings(backend="dinov2", **settings))
+    return Dinov2Teacher(**{"ckpt_path": "", **settings}).eval()
 
 
 def network(**changes: Any) -> VisionTransformer:
@@ -113,8 +113,6 @@ def test_random_weights_are_of_the_small_network_unless_said() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"token_part": "local"}, r"token_part=local: .*use token_part=full"),
-        ({"normalise_halves": True}, r"normalise_halves=true: .*use normalise_halves=false"),
         ({"variant": "smal"}, r"variant=smal: .*use one of tiny, small, base"),
         ({"variant": "tiny", "layer": 12}, r"layer=12: the network has 12 blocks; use 0 to 11, or null"),
         ({"variant": "tiny", "layer": -13}, r"layer=-13: "),

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoswap.da3.rope import global_positions, local_positions, rotate, rotation_table
-from dinoswap.da3.variants import Architecture
 from dinoswap.nn.block import LayerScale, Mlp, SwiGLU
 from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
+from dinoswap.teacher.depth_anything.rope import global_positions, local_positions, rotate, rotation_table
+from dinoswap.teacher.depth_anything.variants import Architecture
 
 MLP_RATIO = 4
 OFFSET = 0.1

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dinoswap.da3.protocol import TeacherSettings
-from dinoswap.da3.variants import (
+from dinoswap.files.digest import sha256
+from dinoswap.nn.official_weights import misfits, some
+from dinoswap.teacher.depth_anything.variants import (
     PREFIXES,
     VARIANTS,
     Architecture,
@@ -26,9 +27,7 @@ from dinoswap.da3.variants import (
     names_of,
     variant_named,
 )
-from dinoswap.da3.weights import weight_file
-from dinoswap.files.digest import sha256
-from dinoswap.nn.official_weights import misfits, some
+from dinoswap.teacher.weights import weight_file
 
 
 @dataclass(frozen=True)
@@ -63,24 +62,26 @@ class Source:
         return f"teacher: Depth Anything 3 {self.name} of {self.path}, licence: {' or '.join(licences) or 'not known'}"
 
 
-def locate(settings: TeacherSettings) -> Source:
-    """Returns the network of the settings. Raises ValueError where the file holds another network, or none."""
-    if settings.variant is not None:
-        variant_named(settings.variant)
-    if not settings.ckpt_path:
-        return _random(settings.variant or "small", settings.num_heads)
-    path = weight_file(settings.ckpt_path)
+def locate(ckpt_path: str, variant: str | None = None, num_heads: int | None = None) -> Source:
+    """Returns the network in the file or folder `ckpt_path`, or the one to be made with random weights where it is "".
+    `variant` says which one it has to be, `num_heads` what the weights do not show. Raises ValueError where the file
+    holds another network, or none."""
+    if variant is not None:
+        variant_named(variant)
+    if not ckpt_path:
+        return _random(variant or "small", num_heads)
+    path = weight_file(ckpt_path)
     shapes = read_shapes(path)
-    prefix = _prefix(settings.variant, shapes, path)
+    prefix = _prefix(variant, shapes, path)
     try:
-        config = _read_config(path.with_name("config.json")) if Path(settings.ckpt_path).is_dir() else {}
-        architecture = from_config(config, prefix, from_shapes(below(prefix, shapes), settings.num_heads))
+        config = _read_config(path.with_name("config.json")) if Path(ckpt_path).is_dir() else {}
+        architecture = from_config(config, prefix, from_shapes(below(prefix, shapes), num_heads))
         names = names_of(architecture, prefix, config.get("model_name"))
     except ValueError as error:
         raise ValueError(f"ckpt_path={path}: {error}") from error
-    if settings.variant is not None:
-        _require_variant(settings.variant, Source(architecture, names, path))
-        names = (settings.variant,)
+    if variant is not None:
+        _require_variant(variant, Source(architecture, names, path))
+        names = (variant,)
     return Source(architecture, names, path, prefix)
 
 

@@ -25,10 +25,10 @@ from da3_fixture import (
 )
 from torch.nn import functional
 
-from dinoswap.da3 import backbone as module
-from dinoswap.da3 import rope
-from dinoswap.da3.backbone import DA3Backbone
-from dinoswap.da3.variants import Architecture
+from dinoswap.teacher.depth_anything import backbone as module
+from dinoswap.teacher.depth_anything import rope
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything.variants import Architecture
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -9,9 +9,9 @@ from da3_fixture import ATOL, MONO, TINY, arrays, official, random_backbone, tok
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoswap.da3 import backbone as module
-from dinoswap.da3 import rope
-from dinoswap.da3.backbone import DA3Backbone
+from dinoswap.teacher.depth_anything import backbone as module
+from dinoswap.teacher.depth_anything import rope
+from dinoswap.teacher.depth_anything.backbone import DA3Backbone
 
 
 def tables(backbone: DA3Backbone) -> dict[str, Tensor]:
