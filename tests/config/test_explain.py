@@ -49,6 +49,15 @@ def test_what_was_chosen_is_shown() -> None:
     assert comment("preset", "legacy")[0] in text
 
 
+def test_what_is_mounted_below_an_axis_is_shown_after_it() -> None:
+    table = explanation(chosen_options(["da3=enabled", "teacher@da3.teacher=dinov2"]))
+    axes, names = (list(column.cells) for column in table.columns[:2])
+    place = axes.index("da3")
+    assert axes[place : place + 3] == ["da3", "reduction @ da3.reduction", "teacher @ da3.teacher"]
+    assert names[place : place + 3] == ["enabled", "per_token", "dinov2"]
+    assert len(axes) == len(AXES) + 2
+
+
 def test_sides_are_what_the_presets_choose() -> None:
     for side in SIDES:
         choices = chosen_options([f"preset={side}"])

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from dinoswap.config.configuration import config_dir
+from dinoswap.config.guests import guests
 
 SIDES = ("official", "legacy", "aligned")
 """The presets, in the order in which they are named."""
@@ -49,9 +50,12 @@ def describe(axis: str, name: str) -> Option:
 
 
 def comment(group: str, name: str) -> tuple[str, str]:
-    """Returns the sentence at the head of a YAML and its source, "" when it names none."""
+    """Returns the sentence at the head of an option's YAML, which a guest may have brought, and its source, "" when it
+    names none."""
+    folders = [config_dir(), *(guest.configs for guest in guests())]  # in the order in which Hydra searches them
+    file = next(path for folder in folders if (path := folder / group / f"{name}.yaml").is_file())
     words, source = [], ""
-    for line in (config_dir() / group / f"{name}.yaml").read_text().splitlines():
+    for line in file.read_text().splitlines():
         text = line.removeprefix("#").strip()
         if not line.startswith("#") or source:
             break
@@ -71,11 +75,14 @@ def options(axis: str) -> list[Option]:
 
 
 def explanation(choices: Mapping[str, str]) -> Table:
-    """Returns a table with a row per axis, for the options that a config has chosen (Hydra's `runtime.choices`)."""
+    """Returns a table with a row per axis, and one per group that is mounted below an axis, for the options that a
+    config has chosen (Hydra's `runtime.choices`)."""
     table = Table("axis", "option", "stands for", "what it does", "follows", title=_title(choices))
     for axis in presets()["official"]:
-        option = describe(axis, choices[axis])
-        table.add_row(axis.replace("@", " @ "), option.name, ", ".join(option.sides), option.does, option.source)
+        mounted = [choice for choice in choices if choice.partition("@")[2].startswith(f"{axis}.")]
+        for place in (axis, *sorted(mounted)):
+            option = describe(place, choices[place])
+            table.add_row(place.replace("@", " @ "), option.name, ", ".join(option.sides), option.does, option.source)
     return table
 
 
