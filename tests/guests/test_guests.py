@@ -1,4 +1,5 @@
-"""A package that is installed beside this one brings a mask, an objective with its own network, images, and a metric.
+"""A package that is installed beside this one brings a mask, an objective with its own network, images, a metric, and a
+teacher.
 
 tests/guests/site is what pip leaves of it: the package, and its metadata with the entry point. The commands run in
 processes that have it on their path, as those of a user who has installed it.
@@ -6,6 +7,7 @@ processes that have it on their path, as those of a user who has installed it.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +104,28 @@ def test_a_run_of_its_options_that_is_killed_ends_as_it_would_have(results: Path
     assert status == 0, output
     assert "resumed after step" in output
     assert rows_of(tmp_path) == rows_of(results)
+
+
+def test_its_teacher_is_distilled(tmp_path: Path) -> None:
+    distilled = ["recipe=smoke", "da3=enabled", "teacher@da3.teacher=colours", "trainer.max_steps=2"]
+    status, output = command("train", *distilled, "evaluation.images=20", f"results_dir={tmp_path}")
+    assert status == 0, output
+    assert "da3: teacher colours of 8 pixels, 3 channels" in output
+    (record,) = records(tmp_path)
+    assert (record["status"], record["steps"]) == ("completed", 2)
+    assert record["choices"]["teacher@da3.teacher"] == "colours"
+    assert record["identity"]["da3.teacher"] == "ColourTeacher"
+    assert record["identity"]["guests.guest-options"] == record["versions"]["guest-options"] == "1.2"
+    status, output = command("train", *distilled, "da3.ckpt_path=/dev/null", f"results_dir={tmp_path}")
+    assert status == 2
+    assert "da3.ckpt_path=/dev/null: " in output
+
+
+def test_its_options_are_explained() -> None:
+    status, output = command("train", "--explain", "masking=checker", "da3=enabled", "teacher@da3.teacher=colours")
+    assert status == 0, output
+    assert re.search(r"masking +│ checker +│ +│ Every other square of patches is hidden", output)
+    assert re.search(r"teacher @ da3.teacher +│ colours +│ +│ The mean colour of each patch", output)
 
 
 def test_a_study_varies_its_options(tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ class MaskedImageDistillation(Objective):
 
     def notices(self) -> Sequence[str]:
         """Returns the teacher's notice, and a warning where the device emulates its precision."""
-        device = next(self.teacher.parameters()).device
-        emulated = emulation_notice("da3.precision", torch.bfloat16 if self.teacher.bf16 else None, device)
+        precision = torch.bfloat16 if self.teacher.bf16 else None
+        emulated = emulation_notice("da3.precision", precision, self.teacher.scale.device)
         return [self.teacher.network.notice, *([emulated] if emulated else [])]
 
     def weight(self, term: str) -> float | None:
