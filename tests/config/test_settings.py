@@ -108,6 +108,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("data.tlie=5", "there is no such key. Did you mean 'tile'?"),
         ("masking.ratio=5", "there is no such key"),
         ("da3.loss_weight=5", "choose da3=enabled"),
+        ("da3.teacher={}", "choose da3=enabled"),
     ],
 )  # fmt: skip
 def test_refused_with_key_value_and_remedy(assignment: str, message: str, tmp_path: Path) -> None:

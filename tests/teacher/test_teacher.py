@@ -67,6 +67,12 @@ def test_a_wrong_setting_is_named_by_its_key(overrides: list[str], message: str)
         build_da3_backbone(section(*overrides))
 
 
+@pytest.mark.parametrize("target", ["base.Teacher", "depth_anything.teacher.DA3Teacher"])
+def test_a_base_class_is_no_option(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"^da3\.teacher\._target_=.*: no class of this group"):
+        build_da3_backbone(section(f"da3.teacher._target_=dinoswap.teacher.{target}"))
+
+
 @pytest.mark.parametrize(
     "override",
     ["teacher@da3.teacher=dinov2 da3.teacher.token_part=full", "teacher@da3.teacher=timm da3.teacher.num_heads=4"],

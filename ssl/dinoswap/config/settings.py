@@ -44,14 +44,15 @@ def check_da3(cfg: Config) -> None:
     enabled = section.get("enabled")
     if not isinstance(enabled, bool):
         raise ConfigError(f"da3.enabled={enabled}: must be true or false")
-    arguments = {name: value for name, value in section.items() if name not in ("enabled", "reduction", "teacher")}
-    if "_target_" in arguments:
+    if "_target_" in section:
+        arguments = {name: value for name, value in section.items() if name not in ("enabled", "reduction", "teacher")}
         checked(option_class(section, "da3"), arguments, "da3", given=GIVEN_TO_DA3)
         teacher = section.get("teacher")
         checked(option_class(teacher, "da3.teacher"), teacher, "da3.teacher", given=["ckpt_path"])
         return
-    for name, value in arguments.items():
-        raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")
+    for name, value in section.items():
+        if name != "enabled":
+            raise ConfigError(f"da3.{name}={value}: there is no such key in da3=disabled; choose da3=enabled")
     if enabled:
         raise ConfigError(f"da3.enabled={enabled}: there is nothing to switch on; choose the option, da3=enabled")
 

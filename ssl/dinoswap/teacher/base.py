@@ -4,6 +4,7 @@ An option of the group `teacher` is a subclass. Its constructor takes its keys, 
 section `da3`: the path of its weights, "" for random ones.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """A network from images [N, 3, H, W] in units of `std` around `mean` (pixels in 0..1), H and W multiples of
     `patch_size`, to tokens [N, P, embed_dim] in row-major order: P = H / patch_size * W / patch_size. The tokens of an
     image never depend on its batch mates. Calling it raises ValueError for other sizes."""
@@ -42,9 +43,9 @@ class Teacher(nn.Module):
         self.notice = notice
         self.mean, self.std = mean, std
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Returns the tokens [N, P, embed_dim] of images [N, 3, H, W]."""
-        raise NotImplementedError
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class Source:
         return f"teacher: Depth Anything 3 {self.name} of {self.path}, licence: {' or '.join(licences) or 'not known'}"
 
 
-def locate(ckpt_path: str, variant: str | None = None, num_heads: int | None = None) -> Source:
+def locate(ckpt_path: str, variant: str | None, num_heads: int | None) -> Source:
     """Returns the network in the file or folder `ckpt_path`, or the one to be made with random weights where it is "".
     `variant` says which one it has to be, `num_heads` what the weights do not show. Raises ValueError where the file
     holds another network, or none."""

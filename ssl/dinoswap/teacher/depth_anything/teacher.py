@@ -5,6 +5,7 @@ stream, and the scales of the two are unrelated. `token_part` keeps one of them,
 without weights to each half that is kept.
 """
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -55,10 +56,10 @@ class DA3Teacher(Teacher):
         self.width = spec.embed_dim
         self.network = self.network_of(source)
 
+    @abstractmethod
     def network_of(self, source: Source) -> nn.Module:
         """Returns the network of `source` with its weights. Called with (images, layer) it returns patch tokens
         [N, P, D] as `DA3Backbone` does. Raises ValueError for weights that do not fit."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the patch tokens [N, P, embed_dim] of images [N, 3, H, W]."""
