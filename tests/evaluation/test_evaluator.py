@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import evaluator as evaluator_module
-from dinoswap.evaluation.evaluator import SHOWN, Evaluator, named
+from dinoswap.evaluation.evaluator import SHOWN, Evaluator
+from dinoswap.evaluation.measure import named
 from dinoswap.metric.base import Metric, Part, Score
 from dinoswap.metric.features import FeatureStatistics
 from dinoswap.metric.knn import NearestNeighbours

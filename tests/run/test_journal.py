@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dinoswap.evaluation.evaluator import Evaluation, named
+from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.evaluation.measure import named
 from dinoswap.metric.diagnostics import FEW_STEPS
 from dinoswap.run.journal import Journal
 from dinoswap.run.metrics import read

@@ -9,7 +9,7 @@ all and sends them to the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -24,19 +24,18 @@ from dinoswap.data.images import Images
 from dinoswap.distributed import on_main
 from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import visualise
-from dinoswap.evaluation.baselines import BASELINES, STANDARDISED, standardise
-from dinoswap.evaluation.features import EvalImages, Extracted, FrozenBackbone, Reader, evaluating, extract
+from dinoswap.evaluation.baselines import BASELINES
+from dinoswap.evaluation.features import EvalImages, FrozenBackbone, Reader, evaluating, extract
+from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
 from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
-from dinoswap.metric.base import WHOLE, Metric, Part
+from dinoswap.metric.base import Metric
 from dinoswap.metric.diagnostics import target_diagnostics, verdict
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.values import Batch, Hyper
 
 T = TypeVar("T")
-TRAINED, RANDOM = "trained", "random init"
-"""Names of rows of the table: the network, and the same network with its initial weights."""
 SHOWN = 8
 """Number of images in a picture of patch tokens."""
 KEEP_BYTES = 2**29
@@ -203,7 +202,7 @@ class Evaluator:
         readers: dict[str, Reader] = {row: network.features for row, network in frozen.items() if row == TRAINED}
         if supervised:
             readers |= {row: network.features for row, network in frozen.items()}
-            readers |= {row: partial(_whole, read) for row, read in baselines.items()}
+            readers |= {row: partial(whole, read) for row, read in baselines.items()}
         test = extract(split.test, readers, self.preemption)
         finite = all(bool(values.isfinite().all()) for values in test.features[TRAINED].values())
         train = extract(split.train, readers, self.preemption) if supervised and finite else None
@@ -241,71 +240,6 @@ class Evaluator:
                 return work()
 
         return on_main(interruptible)
-
-
-def measure(
-    metrics: Sequence[Metric], train: Extracted | None, test: Extracted
-) -> tuple[dict[str, dict[str, float]], list[str | None]]:
-    """Returns the scores by row of the table and then by name, and what each family finds wrong with the network.
-    Without training features there is one row, of the families that need no labels."""
-    results: dict[str, dict[str, float]] = {row: {} for row in (test.features if train is not None else (TRAINED,))}
-    warnings = []
-    if train is not None:
-        train, test = standardised(train, test)
-    for metric in metrics:
-        for row, scores in results.items():
-            if not is_measured(metric, row, labelled=train is not None):
-                continue
-            memory = _part(train, row, metric) if train is not None and metric.supervised else None
-            values = metric.measure(memory, _part(test, row, metric))
-            if unknown := sorted(set(values) - set(metric.scores)):
-                raise ValueError(f"{type(metric).__name__}: gives {unknown[0]}, which its `scores` do not describe")
-            scores |= values
-            warnings += [metric.verdict(values)] if row == TRAINED else []
-    return results, warnings
-
-
-def is_measured(metric: Metric, row: str, labelled: bool) -> bool:
-    """Tells whether a family is measured on a row of the table: one that needs no labels on the network alone, others
-    on all rows, but on baselines only where the family has a number for whole images."""
-    if not metric.supervised:
-        return row == TRAINED
-    return labelled and (row not in BASELINES or any(score.of_whole for score in metric.scores.values()))
-
-
-def standardised(train: Extracted, test: Extracted) -> tuple[Extracted, Extracted]:
-    """Returns both with the features of the baselines that are to be standardised replaced by standardised ones."""
-    pairs = {
-        row: standardise(train.features[row][WHOLE], test.features[row][WHOLE])
-        for row in STANDARDISED
-        if row in train.features
-    }
-    parts = [
-        replace(part, features={**part.features, **{row: {WHOLE: pair[place]} for row, pair in pairs.items()}})
-        for place, part in enumerate((train, test))
-    ]
-    return parts[0], parts[1]
-
-
-def _part(extracted: Extracted, row: str, metric: Metric) -> Part:
-    """Returns the features of one row that a family reads, with the labels."""
-    kinds = (WHOLE,) if row in BASELINES else metric.reads
-    return Part({kind: extracted.features[row][kind] for kind in kinds}, extracted.labels)
-
-
-def _whole(read: Callable[[Tensor], Tensor], images: Tensor) -> Mapping[str, Tensor]:
-    """Returns the features of a baseline as a reader gives them, by kind."""
-    return {WHOLE: read(images)}
-
-
-def named(results: Results) -> dict[str, float]:
-    """Returns all scores by their full names: `eval/knn_top1` of the network, `baseline/raw_pixels/knn_top1` of
-    others."""
-    return {
-        f"{'eval' if row == TRAINED else 'baseline/' + row.replace(' ', '_')}/{name}": score
-        for row, scores in results.items()
-        for name, score in scores.items()
-    }
 
 
 def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dinoswap.distributed import all_reduce_mean, is_main
-from dinoswap.evaluation.evaluator import TRAINED, Evaluation
+from dinoswap.evaluation.evaluator import Evaluation
+from dinoswap.evaluation.measure import TRAINED
 from dinoswap.evaluation.summary import cell
 from dinoswap.evaluation.visualise import curves_figure
 from dinoswap.metric.diagnostics import FEW_STEPS
