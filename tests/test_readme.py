@@ -118,7 +118,9 @@ def test_its_commands_work_in_their_order(checkout: Path) -> None:
     for line in TYPED:
         if line.startswith("pip install -e"):
             continue  # done
-        shell(adapted(line, checkout), checkout)
+        printed = shell(adapted(line, checkout), checkout)
+        if "check_parity" in line:
+            assert re.search(r"parity: \d{2,} quantities, worst [\d.e-]+, PASS", printed), printed[-500:]
         if line.startswith("python tools/export.py"):
             (snippet,) = blocks("python")
             code = f"import torch\nimages = torch.zeros(2, 3, 32, 32)\n{snippet}\nprint(tuple(tokens.patch.shape))"
