@@ -1,11 +1,13 @@
 """`dinoswap-eval` on a run, on one of its checkpoints, and on a weight file; what it refuses, and with which status."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from dinoswap.config.facts import DataFacts
@@ -71,6 +73,24 @@ def test_a_weight_file_is_judged_like_the_run_it_is_of(run: Path, tmp_path: Path
     known = [name for name in of_weights if "random_init" not in name]  # a file does not say how it was initialised
     assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
     assert set(of_run) - set(of_weights) == {n for n in of_run if "target" in n or "prototype" in n}  # it has no heads
+
+
+def test_a_run_from_before_some_keys_is_judged_as_it_was(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "older", ignore=shutil.ignore_patterns("evaluation"))
+    path = tmp_path / "older" / "config.yaml"
+    config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    keys = "data.tile data.mean augmentation.jitter masking.scope model.interpolate_offset trainer.max_nonfinite_steps"
+    for section, key in (full_key.split(".") for full_key in keys.split()):
+        del config[section][key]
+    del config["teacher_dropout"], config["objectives"]["dino"]["targets"]["iterations"]
+    OmegaConf.save(OmegaConf.create(config), path)
+    judged = []
+    for folder in (run, path.parent):
+        assert (
+            main([str(folder), *FEW, "evaluation.linear_probe=false", "-o", str(tmp_path / "out" / folder.name)]) == 0
+        )
+        judged.append(evaluation(tmp_path / "out" / folder.name)["metrics"])
+    assert judged[0] == judged[1]
 
 
 def test_another_data_set(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from dinoswap.build import build_trainer
-from dinoswap.config.configuration import plain
 from dinoswap.config.settings import check
+from dinoswap.config.stored import read_config
 from dinoswap.run import checkpoint
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
@@ -80,7 +79,7 @@ def replay(path: Path) -> Replayed:
     """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml,
     ConfigError for one that no run can have."""
     found = checkpoint.read(path)
-    config = plain(DictConfig(OmegaConf.load(path.parents[1] / "config.yaml")))
+    config = read_config(path.parents[1] / "config.yaml")
     check(config)
     trainer = build_trainer(config)
     trainer.load_state_dict(found.state["trainer"])

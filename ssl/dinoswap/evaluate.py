@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
 
 from dinoswap import __version__
@@ -27,8 +25,9 @@ from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.first_check import first_check
 from dinoswap.config.measured import score_of, sections
-from dinoswap.config.schema import ConfigError, require_section
-from dinoswap.config.sections import LOADING, OF_ONE_SET, SECTIONS
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.sections import LOADING, OF_ONE_SET
+from dinoswap.config.stored import read_config
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
 from dinoswap.files.writing import write_atomically
 from dinoswap.run import provenance
@@ -98,23 +97,6 @@ def config_of(path: Path) -> tuple[Config, Path | None]:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{path}: neither a run folder (with config.yaml), a checkpoint in one, nor a weight file")
     return read_config(run / "config.yaml"), run
-
-
-def read_config(path: Path) -> Config:
-    """Returns the content of a config.yaml. Raises ConfigError for a file that is damaged or no config of a run."""
-    try:
-        loaded = OmegaConf.load(path)
-        if not isinstance(loaded, DictConfig):
-            raise ConfigError("holds no keys")
-        config = plain(loaded)
-        for section in SECTIONS:
-            require_section(config.get(section), section)
-    except (yaml.YAMLError, OmegaConfBaseException, ConfigError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(
-            f"{path}: is not the config of a run, or is damaged: {' '.join(str(error).split())}; the run's command "
-            "writes it again"
-        ) from error
-    return config
 
 
 def default_config() -> Config:

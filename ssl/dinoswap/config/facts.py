@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dinoswap.config.guests import used_guests
+from dinoswap.config.identity import class_name
 from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import LOADING, loading_settings
 from dinoswap.data.held_out import HeldOut
@@ -104,4 +105,4 @@ def depends_on_ranks(cfg: Mapping[str, Any]) -> bool:
 
 def _is(section: Any, name: str) -> bool:
     """Tells whether a section describes an option whose class has this name."""
-    return isinstance(section, Mapping) and str(section.get("_target_")).rpartition(".")[2] == name
+    return isinstance(section, Mapping) and "_target_" in section and class_name(section) == name

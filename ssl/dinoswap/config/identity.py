@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinoswap.config.configuration import config_dir
-from dinoswap.config.schema import ConfigError
+from dinoswap.config.schema import ConfigError, full_key
 
 # Keys, and whole sections, that cannot change the result. So they are neither in a run's name nor compared at a resume.
 VOLATILE = (
@@ -115,17 +115,21 @@ def described(section: Mapping[str, Any], place: str = "", owner: str = ROOT, pr
     for name, value in section.items():
         if name == "_target_":
             continue
-        key, own_key = f"{place}.{name}".lstrip("."), f"{prefix}.{name}".lstrip(".")
+        key, own_key = full_key(place, name), full_key(prefix, name)
         if not isinstance(value, Mapping):
             yield Leaf(key, owner, own_key, value)
         elif is_absent(value, place):
             yield Leaf(key, owner, own_key, None, is_option=True)
         elif "_target_" in value:
-            option = str(value["_target_"]).rpartition(".")[2]
-            yield Leaf(key, owner, own_key, option, is_option=True)
-            yield from described(value, key, option)
+            yield Leaf(key, owner, own_key, class_name(value), is_option=True)
+            yield from described(value, key, class_name(value))
         else:
             yield from described(value, key, owner, own_key)
+
+
+def class_name(section: Mapping[str, Any]) -> str:
+    """Returns the name of the class that the section of an option describes, without its module."""
+    return str(section["_target_"]).rpartition(".")[2]
 
 
 def is_absent(section: Mapping[str, Any], parent: str) -> bool:

@@ -70,14 +70,14 @@ def checked(
     for name, value in section.items():
         if name == "_target_":
             continue
-        path = _join(key, name)
+        path = full_key(key, name)
         if name not in free:
             suggestion = meaning(f"{path}={value}") or nearest(name, free)
             raise ConfigError(f"{path}={value}: there is no such key.{suggestion} Known: {', '.join(free)}.")
         values[name] = _converted(value, free[name].annotation, path)
     for name, parameter in free.items():
         if values.get(name, parameter.default) in (MISSING, parameter.empty):
-            raise ConfigError(f"{_join(key, name)}: has to be given; add {_join(key, name)}=...")
+            raise ConfigError(f"{full_key(key, name)}: has to be given; add {full_key(key, name)}=...")
     return values
 
 
@@ -115,18 +115,18 @@ def _packages(key: str) -> list[str]:
     return [f"dinoswap.{part}" for part in key.split(".")]
 
 
+def full_key(section: str, name: str) -> str:
+    """Returns the full key of `name` in a section; the root of the config has no name."""
+    return f"{section}.{name}" if section else name
+
+
 def _located(message: str, arguments: Iterable[str], key: str) -> str:
     """Returns a constructor's message with the full key in front. A message that begins with the name of an argument,
     or already with the key, is not prefixed twice."""
     start = re.match(r"\w+", message)
     if start and start[0] in arguments:
-        return _join(key, message)
+        return full_key(key, message)
     return message if message.startswith(f"{key}.") else f"{key}: {message}"
-
-
-def _join(section: str, name: str) -> str:
-    """Returns the full key of `name` in a section; the root of the config has no name."""
-    return f"{section}.{name}" if section else name
 
 
 # --- types ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""Reads the config.yaml of a run, which an older version may have written, before some of today's keys existed.
+
+What such a run did is what each of these keys was introduced with, which `configs/identity.json` says (identity.py).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dinoswap.config.configuration import config_dir, plain
+from dinoswap.config.identity import ROOT, Known, class_name, defaults
+from dinoswap.config.schema import ConfigError, full_key, require_section
+from dinoswap.config.sections import SECTIONS
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the content of a config.yaml with all keys of today. Raises ConfigError for a file that is damaged or no
+    config of a run, and OSError for one that cannot be read."""
+    try:
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError("holds no keys")
+        config = plain(loaded)
+        for section in SECTIONS:
+            require_section(config.get(section), section)
+    except (yaml.YAMLError, OmegaConfBaseException, ConfigError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: is not the config of a run, or is damaged: {' '.join(str(error).split())}; the run's command "
+            "writes it again"
+        ) from error
+    return completed(config, defaults(config_dir() / "identity.json"))
+
+
+def completed(
+    section: Mapping[str, Any], known: Known, place: str = "", owner: str = ROOT, prefix: str = ""
+) -> dict[str, Any]:
+    """Returns a config, or the section of one at `place`, with the keys that it lacks, each with the value that it was
+    introduced with. `owner` and `prefix` are those of `identity.described`. Sections and options are not added."""
+    if "_target_" in section:
+        owner, prefix = class_name(section), ""
+    whole = dict(section)
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            whole[name] = completed(value, known, full_key(place, name), owner, full_key(prefix, name))
+    of_another_class = place.startswith("objectives.") and known[ROOT].get(place) != owner
+    introduced = {} if of_another_class else {key: value for key, value in known[ROOT].items() if is_value(key, known)}
+    lacking = _directly_below(place, introduced) | (_directly_below(prefix, known.get(owner, {})) if owner else {})
+    return lacking | whole
+
+
+def is_value(key: str, known: Known) -> bool:
+    """Tells whether identity.json holds the value of a full key, rather than the class of an option, or None for no
+    option: those of groups, of objectives, and of groups that are mounted elsewhere."""
+    value = known[ROOT][key]
+    mounted = isinstance(value, str) and value in known
+    return not (key in SECTIONS or key.rpartition(".")[0] == "objectives" or mounted)
+
+
+def _directly_below(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of the section at `place` itself, not those of sections in it."""
+    parts = {key: key.rpartition(".") for key in values}
+    return {name: values[key] for key, (section, _, name) in parts.items() if section == place}

@@ -1,0 +1,67 @@
+"""The config.yaml of a run that is older than some of today's keys."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.configuration import config_dir
+from dinoswap.config.first_check import first_check
+from dinoswap.config.identity import ROOT, default_of, defaults, described, same
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.stored import completed, read_config
+
+KNOWN = defaults(config_dir() / "identity.json")
+CONFIGS = [
+    ["preset=official"],
+    ["preset=aligned", "distributed=fsdp2"],
+    ["preset=legacy", "masking=block_exact", "recipe=demo"],
+    ["da3=enabled", "da3.enabled=false", "data=parquet", "data.path=x", "~objectives.koleo", "layer_decay=uniform"],
+]
+
+
+def without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {name: value for name, value in config.items() if name != head}
+    return {**config, head: without(config[head], rest)}
+
+
+def older(config: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The config without any key that has the value of its introduction, and how many these are."""
+    leaves = [leaf for leaf in described(config) if not leaf.is_option and leaf.key != "data.path"]
+    removed = [leaf.key for leaf in leaves if same(default_of(leaf, KNOWN), leaf.value)]
+    for key in removed:
+        config = without(config, key)
+    return config, len(removed)
+
+
+@pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
+def test_what_an_older_run_did_is_what_the_key_was_introduced_with(overrides: list[str], tmp_path: Path) -> None:
+    config = compose_config(overrides)
+    left, removed = older(config)
+    assert removed > 60
+    assert completed(left, KNOWN) == config
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(left))
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
+def test_a_config_of_today_stays_as_it_is(overrides: list[str]) -> None:
+    config = compose_config(overrides)
+    assert completed(config, KNOWN) == config
+
+
+def test_the_section_of_another_class_gets_none_of_the_keys() -> None:
+    config = compose_config() | {"objectives": {"dino": {"_target_": "guest.Other", "temperature": 1.0}}}
+    assert completed(config, KNOWN)["objectives"] == config["objectives"]
+
+
+def test_a_key_that_nobody_recorded_has_to_be_given() -> None:
+    recorded = {key: value for key, value in KNOWN[ROOT].items() if key != "trainer.max_steps"}
+    config = completed(without(compose_config(), "trainer.max_steps"), {**KNOWN, ROOT: recorded})
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps: has to be given; add trainer\.max_steps="):
+        first_check(config)
