@@ -1,5 +1,6 @@
 """What the tests of the mask options share: seeded generators, and draws against the fixtures."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dinoswap.masking.batch_policy import Generators, MaskGenerator
+from options import build_option
 
 
 def to_hex(mask: np.ndarray) -> str:
@@ -46,3 +48,15 @@ def sampler(
     """Of crops with 6 x 4 patches."""
     masks: Masks = option.sampler(crop_size=crop_size, patch_size=16, crops=crops, images=images, seed=seed)
     return masks
+
+
+def masking(option: str, probability: float, ratios: tuple[float, float], **changes: Any) -> Any:
+    """An option of the block family that masks this share of the crops, over these shares of their patches."""
+    return build_option(f"masking/{option}", mask_sample_probability=probability, mask_ratio_min_max=ratios, **changes)
+
+
+def rectangles(
+    generator: Callable[..., MaskGenerator], grid: tuple[int, int], cap: float = math.inf, **changes: Any
+) -> MaskGenerator:
+    """One with the bounds of a rectangle that all fixtures were drawn with."""
+    return generator(grid, cap, min_num_patches=4, min_aspect=0.3, **changes)

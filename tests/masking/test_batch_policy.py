@@ -4,57 +4,56 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mask_checks import sampler
+from mask_checks import masking, sampler
 
-from dinoswap.masking.bernoulli import BernoulliMasking
-from dinoswap.masking.block import BlockMasking
-from dinoswap.masking.block_accumulate import BlockAccumulateMasking
-from dinoswap.masking.block_exact import BlockExactMasking
-from dinoswap.masking.inverse_block import InverseBlockMasking
+from options import build_option
 
-FAMILY = [BlockMasking, BlockExactMasking, BlockAccumulateMasking, InverseBlockMasking]
+RECTANGLES = ["block", "block_exact", "block_accumulate"]
+FAMILY = [*RECTANGLES, "inverse_block"]
 RATIOS = (0.2, 0.5)  # of 24 patches: no target is 0
 
 
-@pytest.mark.parametrize("option", [*FAMILY, BernoulliMasking])
-def test_masks_depend_on_seed_and_step_alone(option: Any) -> None:
-    masks = sampler(option())
+@pytest.mark.parametrize("option", [*FAMILY, "bernoulli"])
+def test_masks_depend_on_seed_and_step_alone(option: str) -> None:
+    masks = sampler(build_option(f"masking/{option}"))
     first = [masks(step) for step in range(4)]
     assert all(mask.shape == (2, 5, 6 * 4) and mask.dtype == bool for mask in first)
     for step in (2, 0, 3, 1):  # in another order, by the same and by another sampler
         np.testing.assert_array_equal(masks(step), first[step])
-        np.testing.assert_array_equal(sampler(option())(step), first[step])
+        np.testing.assert_array_equal(sampler(build_option(f"masking/{option}"))(step), first[step])
     assert len({mask.tobytes() for mask in first}) == 4
-    assert (sampler(option(), seed=4)(0) != first[0]).any()
+    assert (sampler(build_option(f"masking/{option}"), seed=4)(0) != first[0]).any()
 
 
 @pytest.mark.parametrize("option", FAMILY)
 @pytest.mark.parametrize("probability", [0.5, 0.7, 1.0])
-def test_scope_crop_masks_the_same_number_in_every_crop(option: Any, probability: float) -> None:
-    masks = sampler(option(probability, RATIOS, scope="crop"))
+def test_scope_crop_masks_the_same_number_in_every_crop(option: str, probability: float) -> None:
+    masks = sampler(masking(option, probability, RATIOS, scope="crop"))
     for step in range(20):
         assert masks(step).any(-1).sum(1).tolist() == [int(5 * probability)] * 2
 
 
 @pytest.mark.parametrize("option", FAMILY)
-def test_scope_batch_masks_over_all_crops_jointly(option: Any) -> None:
-    masks = sampler(option(0.7, RATIOS))
+def test_scope_batch_masks_over_all_crops_jointly(option: str) -> None:
+    masks = sampler(masking(option, 0.7, RATIOS))
     masked = np.stack([masks(step).any(-1).sum(1) for step in range(20)])  # [steps, P]
     assert set(masked.sum(1)) == {int(2 * 5 * 0.7)}
     assert len(set(masked[:, 0])) > 1
 
 
 @pytest.mark.parametrize("option", FAMILY)
-def test_the_scopes_agree_where_one_crop_carries_the_mask(option: Any) -> None:
-    jointly, by_itself = (sampler(option(scope=scope), crops=1) for scope in ("batch", "crop"))
+def test_the_scopes_agree_where_one_crop_carries_the_mask(option: str) -> None:
+    jointly, by_itself = (
+        sampler(build_option(f"masking/{option}", scope=scope), crops=1) for scope in ("batch", "crop")
+    )
     for step in range(5):
         np.testing.assert_array_equal(jointly(step), by_itself(step))
 
 
-@pytest.mark.parametrize("option", [BlockMasking, InverseBlockMasking])
-def test_targets_are_spread_evenly_over_the_ratios(option: Any) -> None:
+@pytest.mark.parametrize("option", ["block", "inverse_block"])
+def test_targets_are_spread_evenly_over_the_ratios(option: str) -> None:
     """Four masked crops of 14 x 14: one target in each quarter of the range. A count of `block` may stay 2 below it."""
-    masks = sampler(option(0.5, (0.1, 0.5)), images=4, crop_size=(224, 224))
+    masks = sampler(masking(option, 0.5, (0.1, 0.5)), images=4, crop_size=(224, 224))
     for step in range(20):
         found = np.sort(masks(step).sum(-1).flatten())
         assert (found[:4] == 0).all()
@@ -63,7 +62,7 @@ def test_targets_are_spread_evenly_over_the_ratios(option: Any) -> None:
 
 
 def test_every_crop_is_masked_equally_often() -> None:
-    masks = sampler(BlockMasking(0.5, RATIOS))
+    masks = sampler(masking("block", 0.5, RATIOS))
     frequency = np.mean([masks(step).any(-1) for step in range(600)], axis=0)  # [P, B]
     assert np.abs(frequency - 0.5).max() < 5 * np.sqrt(0.25 / 600)
 
@@ -83,15 +82,15 @@ def test_every_crop_is_masked_equally_often() -> None:
         ({"scope": "image"}, "scope=image"),
     ],
 )
-def test_bad_values_are_named(option: Any, arguments: dict[str, Any], key: str) -> None:
+def test_bad_values_are_named(option: str, arguments: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
-        option(**arguments)
+        build_option(f"masking/{option}", **arguments)
 
 
-@pytest.mark.parametrize("option", [BlockMasking, BlockExactMasking, BlockAccumulateMasking])
-def test_a_rectangle_has_at_least_a_patch_and_at_most_the_grid(option: Any) -> None:
+@pytest.mark.parametrize("option", RECTANGLES)
+def test_a_rectangle_has_at_least_a_patch_and_at_most_the_grid(option: str) -> None:
     with pytest.raises(ValueError, match="min_num_patches=0"):
-        option(min_num_patches=0)
+        build_option(f"masking/{option}", min_num_patches=0)
     with pytest.raises(ValueError, match="min_num_patches=25: a crop has 6 x 4"):
-        sampler(option(min_num_patches=25))
-    sampler(option(min_num_patches=24))
+        sampler(build_option(f"masking/{option}", min_num_patches=25))
+    sampler(build_option(f"masking/{option}", min_num_patches=24))

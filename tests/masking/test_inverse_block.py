@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from mask_checks import counts, sampler, seeded
+from mask_checks import counts, masking, sampler, seeded
 
-from dinoswap.masking.inverse_block import InverseBlockMaskGenerator, InverseBlockMasking
+from dinoswap.masking.inverse_block import InverseBlockMaskGenerator
 
 GRIDS = [(14, 14), (7, 7), (5, 12), (12, 5), (2, 16), (1, 9)]
 
@@ -36,7 +36,7 @@ def test_what_is_a_block() -> None:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_visible_region_is_a_block(grid: tuple[int, int]) -> None:
-    fixed, rolled = (InverseBlockMaskGenerator(grid, roll=roll) for roll in (False, True))
+    fixed, rolled = (InverseBlockMaskGenerator(grid, 0.5, roll) for roll in (False, True))
     for target in range(1, grid[0] * grid[1]):
         assert is_block(~fixed(target, seeded(target)))
         if target % 7 == 0:
@@ -46,7 +46,7 @@ def test_the_visible_region_is_a_block(grid: tuple[int, int]) -> None:
 @pytest.mark.parametrize("roll", [False, True])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_exactly_the_target(grid: tuple[int, int], roll: bool) -> None:
-    generator = InverseBlockMaskGenerator(grid, roll=roll)
+    generator = InverseBlockMaskGenerator(grid, 0.5, roll)
     for target in range(grid[0] * grid[1] + 1):
         assert (counts(generator, target, draws=3, seed=target) == target).all()
 
@@ -63,7 +63,7 @@ def test_aspects_reach_their_bounds_and_not_further(min_aspect: float, expected:
 
 def test_every_patch_is_hidden_equally_often_when_rolled() -> None:
     def frequency(roll: bool) -> np.ndarray:
-        masks = sampler(InverseBlockMasking(1.0, (0.65, 0.65), roll=roll), images=10, crop_size=(128, 128))
+        masks = sampler(masking("inverse_block", 1.0, (0.65, 0.65), roll=roll), images=10, crop_size=(128, 128))
         found: np.ndarray = np.concatenate([masks(step).reshape(-1, 8, 8) for step in range(100)]).mean(0)
         return found
 

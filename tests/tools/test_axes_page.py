@@ -10,13 +10,9 @@ import yaml
 
 from dinoswap.config.configuration import config_dir, flatten, plain
 from dinoswap.config.explain import options, presets
-from dinoswap.masking.batch_policy import BatchPolicy, Generators
-from dinoswap.masking.bernoulli import BernoulliMasking
-from dinoswap.masking.block import BlockMasking
-from dinoswap.masking.block_accumulate import BlockAccumulateMasking
-from dinoswap.masking.block_exact import BlockExactMasking
-from dinoswap.masking.inverse_block import InverseBlockMasking
+from dinoswap.masking.batch_policy import Generators
 from dinoswap.rng import numpy_generator, python_generator
+from options import build_option
 from pages import masks, optimiser, passes, reductions, views, words
 from small_models import composed, load_tool
 
@@ -78,17 +74,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [
-        ("block", BlockMasking()),
-        ("block_exact", BlockExactMasking()),
-        ("block_accumulate", BlockAccumulateMasking()),
-        ("inverse_block", InverseBlockMasking()),
-    ],
-)
-def test_the_numbers_of_masks_with_a_target(name: str, option: BatchPolicy, page: Page) -> None:
+@pytest.mark.parametrize("name", ["block", "block_exact", "block_accumulate", "inverse_block"])
+def test_the_numbers_of_masks_with_a_target(name: str, page: Page) -> None:
     """32 of the 64 crops of a step, their targets and masks drawn here one after another."""
+    option = build_option(f"masking/{name}")
     generator, targets, counts, centre, corner = option.generator((224, 224), 16), [], [], [], []
     for step in range(STEPS):
         fill = np.random.RandomState(numpy_generator(0, "mask", step).bit_generator)
@@ -106,7 +95,7 @@ def test_the_numbers_of_masks_with_a_target(name: str, option: BatchPolicy, page
 
 
 def test_the_numbers_of_masks_without_a_target(page: Page) -> None:
-    sampler = BernoulliMasking().sampler(crop_size=(224, 224), patch_size=16, crops=2, images=32, seed=0)
+    sampler = build_option("masking/bernoulli").sampler(crop_size=(224, 224), patch_size=16, crops=2, images=32, seed=0)
     counts = [int(count) for step in range(STEPS) for count in sampler(step).sum(-1).flatten()]
     above = sum(count > 0.4 * 196 for count in counts) / len(counts)
     shares = [percent(share) for share in (1.0, 0.4, sum(counts) / 196 / len(counts), above, 1 - above)]

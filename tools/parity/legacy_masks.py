@@ -10,10 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dinoswap.masking.batch_policy import MaskGenerator
 from dinoswap.masking.bernoulli import bernoulli_masks
-from dinoswap.masking.block import BlockMaskGenerator
 from dinoswap.masking.block_accumulate import BlockAccumulateMaskGenerator, BlockAccumulateMasking
-from parity.masks import NEXT, WEIGHT, Case, check_draws, differing, masks_weight, recorded, seeded, to_hex
+from parity.masks import (
+    NEXT,
+    RECTANGLE,
+    WEIGHT,
+    Case,
+    check_draws,
+    differing,
+    dinov2_generator,
+    masks_weight,
+    recorded,
+    seeded,
+    to_hex,
+)
 from parity.rows import EXACT, Row, Scenarios, compare
 
 STATISTIC = 1e-12  # float64 summaries of identical counts
@@ -31,7 +43,7 @@ def scenarios(path: Path) -> Scenarios:
         found["bernoulli counts"] = partial(check_bernoulli_counts, bernoulli["count_stats_ratio0.4_14x14"])
     flags = content.get("first_draw_equal_to_official", {})
     for grid, case in content.get("exact_draws", {}).items():
-        found[f"draws {grid}"] = partial(check_draws, BlockAccumulateMaskGenerator, case)
+        found[f"draws {grid}"] = partial(check_draws, accumulating, case)
         if grid in flags:
             found[f"first draw {grid}"] = partial(check_first_draws, case, flags[grid])
     for number, case in enumerate(content.get("generate_block_masks", {}).get("cases", [])):
@@ -41,6 +53,16 @@ def scenarios(path: Path) -> Scenarios:
     if "batch_level_14x14_B32" in content:
         found["batch level"] = partial(check_batch_level, content["batch_level_14x14_B32"])
     return found
+
+
+def accumulating(grid: tuple[int, int], cap: float = math.inf) -> MaskGenerator:
+    return BlockAccumulateMaskGenerator(grid, cap, **RECTANGLE)
+
+
+def policy(probability: float, ratio: tuple[float, float]) -> BlockAccumulateMasking:
+    return BlockAccumulateMasking(
+        mask_sample_probability=probability, mask_ratio_min_max=ratio, **RECTANGLE, scope="batch"
+    )
 
 
 def check_bernoulli(case: Case) -> Iterator[Row]:
@@ -66,8 +88,8 @@ def check_bernoulli_counts(case: Case) -> Iterator[Row]:
 def check_first_draws(case: Case, flags: list[bool]) -> Iterator[Row]:
     """Whether the first mask of each seed is the one that the official generator draws."""
     grid = tuple(case["grid"])
-    official = BlockMaskGenerator(grid, 0.5 * grid[0] * grid[1])
-    accumulate = BlockAccumulateMaskGenerator(grid)
+    official = dinov2_generator(grid, 0.5 * grid[0] * grid[1])
+    accumulate = accumulating(grid)
     target = case["targets"][0]
     equal = [
         to_hex(official(target, seeded(draw["seed"]))) == to_hex(accumulate(target, seeded(draw["seed"])))
@@ -79,12 +101,12 @@ def check_first_draws(case: Case, flags: list[bool]) -> Iterator[Row]:
 def check_batch(case: Case) -> Iterator[Row]:
     """Two calls from the same generators: the two global crops of a step."""
     grid, crops = tuple(case["grid"]), case["batch"]
-    policy = BlockAccumulateMasking(case["sample_probability"], tuple(case["ratio"]))
+    batch_policy = policy(case["sample_probability"], tuple(case["ratio"]))
     rng, targets = seeded(case["seed"]), list[int]()
     for call in ("first", "second"):
         asked = list[int]()
-        generator = recorded(BlockAccumulateMaskGenerator(grid), asked)
-        masks = policy.generate_block_masks(generator, crops, grid[0] * grid[1], rng)
+        generator = recorded(accumulating(grid), asked)
+        masks = batch_policy.generate_block_masks(generator, crops, grid[0] * grid[1], rng)
         targets += asked[: int(crops * case["sample_probability"])]  # the rest are those of the unmasked crops
         yield compare(f"{call}, masks that differ", differing(list(masks), case[call]["masks"]), 0, EXACT)
         yield compare(f"{call}, counts", masks.sum(1), case[call]["counts"], EXACT)
@@ -98,7 +120,7 @@ def check_batch(case: Case) -> Iterator[Row]:
 
 def check_statistics(target: int, case: Case) -> Iterator[Row]:
     """A whole sample again, from its seed."""
-    generator, rng = BlockAccumulateMaskGenerator((14, 14)), seeded(case["seed"])
+    generator, rng = accumulating((14, 14)), seeded(case["seed"])
     masks = np.stack([generator(target, rng) for _ in range(case["n_draws"])])
     counts = masks.sum((1, 2))
     values, frequencies = np.unique(counts, return_counts=True)
@@ -115,10 +137,10 @@ def check_statistics(target: int, case: Case) -> Iterator[Row]:
 
 def check_batch_level(case: Case) -> Iterator[Row]:
     """Their seed is not stored: as many batches of ours, within the sampling error of the difference."""
-    policy, generator = BlockAccumulateMasking(), BlockAccumulateMaskGenerator((14, 14))
+    batch_policy, generator = policy(0.5, (0.1, 0.5)), accumulating((14, 14))
     rng, batches, asked = seeded(0), case["n_batches"], list[int]()
     call = recorded(generator, asked)
-    counts = np.stack([policy.generate_block_masks(call, 32, 196, rng).sum(1) for _ in range(batches)])
+    counts = np.stack([batch_policy.generate_block_masks(call, 32, 196, rng).sum(1) for _ in range(batches)])
     masked = case["masked_samples_per_batch"]
     yield compare("masked crops of each batch", (counts > 0).sum(1), [masked] * batches, EXACT)
     targets = np.array(asked).reshape(batches, 32)

@@ -18,6 +18,8 @@ from dinoswap.masking.block_exact import BlockExactMaskGenerator, BlockExactMask
 from dinoswap.reduction.per_sample import PerSample
 from parity.rows import EXACT, Row, Scenarios, compare
 
+RECTANGLE = {"min_num_patches": 4, "min_aspect": 0.3}
+"""The bounds of a rectangle in all of the codes."""
 WEIGHT = 1e-7
 NEXT = ("next_random_random", "next_np_random_rand")  # the next number of each: equal if as many were drawn before
 
@@ -30,7 +32,7 @@ def scenarios(path: Path) -> Scenarios:
     """Of both versions of the generator."""
     content = json.loads(path.read_text())
     found: Scenarios = {}
-    for version, make in (("dinov2", BlockMaskGenerator), ("dinov3", BlockExactMaskGenerator)):
+    for version, make in (("dinov2", dinov2_generator), ("dinov3", dinov3_generator)):
         for grid, case in content.get("exact_draws", {}).get(version, {}).items():
             found[f"draws {version} {grid}"] = partial(check_draws, make, case)
     for number, case in enumerate(content.get("collate", [])):
@@ -38,6 +40,14 @@ def scenarios(path: Path) -> Scenarios:
     if "max_num_patches_expression" in content:
         found["max_num_patches"] = partial(check_caps, content["max_num_patches_expression"])
     return found
+
+
+def dinov2_generator(grid: tuple[int, int], cap: float) -> MaskGenerator:
+    return BlockMaskGenerator(grid, cap, **RECTANGLE)
+
+
+def dinov3_generator(grid: tuple[int, int], cap: float, circular_shift: bool = False) -> MaskGenerator:
+    return BlockExactMaskGenerator(grid, cap, **RECTANGLE, circular_shift=circular_shift)
 
 
 def to_hex(mask: np.ndarray) -> str:
@@ -79,12 +89,13 @@ def recorded(generator: MaskGenerator, targets: list[int]) -> MaskGenerator:
 
 
 def policy_and_generator(case: Case) -> tuple[BatchPolicy, MaskGenerator]:
-    arguments = case["mask_probability"], tuple(case["mask_ratio"])
+    policy = {"mask_sample_probability": case["mask_probability"], "mask_ratio_min_max": tuple(case["mask_ratio"])}
     grid, cap = tuple(case["grid"]), case["max_num_patches"]
     if case["version"] == "dinov2":
-        return BlockMasking(*arguments), BlockMaskGenerator(grid, cap)
+        return BlockMasking(**policy, **RECTANGLE, scope="batch"), dinov2_generator(grid, cap)
     shift = case["kwargs"].get("random_circular_shift", False)
-    return BlockExactMasking(*arguments), BlockExactMaskGenerator(grid, cap, circular_shift=shift)
+    option = BlockExactMasking(**policy, **RECTANGLE, circular_shift=shift, scope="batch")
+    return option, dinov3_generator(grid, cap, shift)
 
 
 def check_collate(case: Case) -> Iterator[Row]:

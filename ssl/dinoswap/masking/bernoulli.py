@@ -27,7 +27,7 @@ def bernoulli_masks(crops: int, patches: int, ratio: float, rng: "torch.Generato
 class BernoulliMasking:
     """Hides a patch with probability `token_mask_ratio`. Raises ValueError for one outside 0..1."""
 
-    def __init__(self, token_mask_ratio: float = 0.4) -> None:
+    def __init__(self, *, token_mask_ratio: float) -> None:
         if not 0 <= token_mask_ratio <= 1:
             raise ValueError(f"token_mask_ratio={token_mask_ratio}: must lie between 0 and 1")
         self.ratio = token_mask_ratio

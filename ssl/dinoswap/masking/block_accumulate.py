@@ -8,6 +8,7 @@ Follows training/helpers.py of the legacy trainer @ b23df50, draw for draw.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 
@@ -34,7 +35,7 @@ class BlockAccumulateMasking(RectangleMasking):
 
     def generator(self, crop_size: tuple[int, int], patch_size: int) -> MaskGenerator:
         grid = patch_grid(crop_size, patch_size)
-        return BlockAccumulateMaskGenerator(grid, min_num_patches=self.min_num_patches, min_aspect=self.min_aspect)
+        return BlockAccumulateMaskGenerator(grid, math.inf, self.min_num_patches, self.min_aspect)
 
     def targets(self, masked: int, patches: int, rng: Generators) -> Iterator[int]:
         for low, high in itertools.pairwise(np.linspace(*self.ratio_min_max, masked + 1)):

@@ -23,9 +23,9 @@ class BlockExactMaskGenerator(BlockMaskGenerator):
         self,
         grid: tuple[int, int],
         max_num_patches: float,
-        min_num_patches: int = 4,
-        min_aspect: float = 0.3,
-        circular_shift: bool = False,
+        min_num_patches: int,
+        min_aspect: float,
+        circular_shift: bool,
     ) -> None:
         super().__init__(grid, max_num_patches, min_num_patches, min_aspect)
         self.circular_shift = circular_shift
@@ -46,14 +46,21 @@ class BlockExactMasking(RectangleMasking):
 
     def __init__(
         self,
-        mask_sample_probability: float = 0.5,
-        mask_ratio_min_max: tuple[float, float] = (0.1, 0.5),
-        min_num_patches: int = 4,
-        min_aspect: float = 0.3,
-        circular_shift: bool = False,
-        scope: Literal["batch", "crop"] = "batch",
+        *,
+        mask_sample_probability: float,
+        mask_ratio_min_max: tuple[float, float],
+        min_num_patches: int,
+        min_aspect: float,
+        circular_shift: bool,
+        scope: Literal["batch", "crop"],
     ) -> None:
-        super().__init__(mask_sample_probability, mask_ratio_min_max, min_num_patches, min_aspect, scope)
+        super().__init__(
+            mask_sample_probability=mask_sample_probability,
+            mask_ratio_min_max=mask_ratio_min_max,
+            min_num_patches=min_num_patches,
+            min_aspect=min_aspect,
+            scope=scope,
+        )
         self.circular_shift = circular_shift
 
     def generator(self, crop_size: tuple[int, int], patch_size: int) -> MaskGenerator:

@@ -21,7 +21,7 @@ from dinoswap.masking.batch_policy import BatchPolicy, Generators, MaskGenerator
 class InverseBlockMaskGenerator:
     """Draws masks for one grid (h, w). Calling it with a target count and the generators returns bool [h, w]."""
 
-    def __init__(self, grid: tuple[int, int], min_aspect: float = 0.5, roll: bool = True) -> None:
+    def __init__(self, grid: tuple[int, int], min_aspect: float, roll: bool) -> None:
         self.height, self.width = grid
         self.log_aspect = (math.log(min_aspect), math.log(1 / min_aspect))
         self.roll = roll
@@ -58,11 +58,12 @@ class InverseBlockMasking(BatchPolicy):
 
     def __init__(
         self,
-        mask_sample_probability: float = 0.5,
-        mask_ratio_min_max: tuple[float, float] = (0.1, 0.5),
-        min_aspect: float = 0.5,
-        roll: bool = True,
-        scope: Literal["batch", "crop"] = "batch",
+        *,
+        mask_sample_probability: float,
+        mask_ratio_min_max: tuple[float, float],
+        min_aspect: float,
+        roll: bool,
+        scope: Literal["batch", "crop"],
     ) -> None:
         super().__init__(mask_sample_probability, mask_ratio_min_max, scope)
         if not 0 < min_aspect <= 1:

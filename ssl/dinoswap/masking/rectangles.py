@@ -26,9 +26,9 @@ class RectangleMaskGenerator(ABC):
     def __init__(
         self,
         grid: tuple[int, int],
-        max_num_patches: float = math.inf,
-        min_num_patches: int = 4,
-        min_aspect: float = 0.3,
+        max_num_patches: float,
+        min_num_patches: int,
+        min_aspect: float,
     ) -> None:
         self.height, self.width = grid
         if min_num_patches > self.height * self.width:
@@ -75,11 +75,12 @@ class RectangleMasking(BatchPolicy):
 
     def __init__(
         self,
-        mask_sample_probability: float = 0.5,
-        mask_ratio_min_max: tuple[float, float] = (0.1, 0.5),
-        min_num_patches: int = 4,
-        min_aspect: float = 0.3,
-        scope: Literal["batch", "crop"] = "batch",
+        *,
+        mask_sample_probability: float,
+        mask_ratio_min_max: tuple[float, float],
+        min_num_patches: int,
+        min_aspect: float,
+        scope: Literal["batch", "crop"],
     ) -> None:
         super().__init__(mask_sample_probability, mask_ratio_min_max, scope)
         if min_num_patches < 1:

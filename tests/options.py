@@ -1,0 +1,40 @@
+"""What the configs describe, but for what a test changes: defaults stand in YAML, and in no signature or test."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+import yaml
+
+from dinoswap.config.configuration import config_dir
+from dinoswap.config.schema import checked, option_class
+
+T = TypeVar("T")
+
+
+def build_option(name: str, **changes: Any) -> Any:
+    """The option of `masking/block.yaml`. `changes` are other values, and arguments that the builder gives."""
+    section = written(name)
+    return _built(option_class(section, name.partition("/")[0]), section, changes)
+
+
+def build_objective(name: str, **changes: Any) -> Any:
+    """One of those in train.yaml, likewise."""
+    section = written("train")["objectives"][name]
+    return _built(option_class(section, f"objectives.{name}"), section, changes)
+
+
+def build_settings(target: Callable[..., T], section: str, **changes: Any) -> T:
+    """What is built from a section of train.yaml, likewise."""
+    return _built(target, written("train")[section], changes)
+
+
+@cache
+def written(name: str) -> Any:
+    """The content of a YAML file in configs/."""
+    return yaml.safe_load((config_dir() / f"{name}.yaml").read_text())
+
+
+def _built(target: Callable[..., T], section: Mapping[str, Any], changes: Mapping[str, Any]) -> T:
+    unchanged = {name: value for name, value in section.items() if name not in changes}
+    return target(**checked(target, unchanged, "", given=changes), **changes)
