@@ -18,6 +18,17 @@ def build_option(name: str, **changes: Any) -> Any:
     return _built(option_class(section, name.partition("/")[0]), section, changes)
 
 
+def build_augmentation(name: str, **changes: Any) -> Any:
+    """One of the group, for crops as train.yaml has them."""
+    written_crops = written("train")["crops"]
+    crops = {
+        "global_crops_size": written_crops["global_size"],
+        "local_crops_size": written_crops["local_size"],
+        "local_crops_number": written_crops["local_number"],
+    }
+    return build_option(f"augmentation/{name}", **(crops | changes))
+
+
 def build_objective(name: str, **changes: Any) -> Any:
     """One of those in train.yaml, likewise."""
     section = written("train")["objectives"][name]

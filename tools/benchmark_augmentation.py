@@ -23,8 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision import transforms as T
 
-from dinoswap.augmentation.legacy import LegacyAugmentation
-from dinoswap.augmentation.official import OfficialAugmentation
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import construct_option
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS = {
@@ -78,6 +78,17 @@ def normalised(views: Any) -> list[torch.Tensor]:
     return [stack.float().sub_(mean).div_(std) for stack in stacks]
 
 
+def augmentation(option: str, global_size: int, local_size: int, local_number: int) -> Any:
+    """One of the group as its YAML describes it."""
+    return construct_option(
+        compose_config([f"augmentation={option}"])["augmentation"],
+        "augmentation",
+        global_crops_size=global_size,
+        local_crops_size=local_size,
+        local_crops_number=local_number,
+    )
+
+
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Time one entry of SETTINGS."""
     setting = SETTINGS[name]
@@ -85,7 +96,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     pixels, rng = np.array(picture), np.random.default_rng(0)
     sizes = setting["global"], setting["local"], setting["locals"]
-    pil, ours, legacy = pil_pipeline(*sizes), OfficialAugmentation(*sizes), LegacyAugmentation(*sizes)
+    pil, ours, legacy = pil_pipeline(*sizes), augmentation("official", *sizes), augmentation("legacy", *sizes)
     works: dict[str, Callable[[], object]] = {
         "pil": lambda: pil(picture),
         "ours": lambda: ours(pixels, rng),

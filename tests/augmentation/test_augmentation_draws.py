@@ -10,11 +10,10 @@ from augmentation_reference import NAMES, VIEWS
 from scipy.stats import binomtest, chisquare, kstest, uniform
 from torchvision.transforms import RandomResizedCrop
 
-from dinoswap.augmentation.legacy import LegacyAugmentation
-from dinoswap.augmentation.multicrop import Draw
-from dinoswap.augmentation.official import OfficialAugmentation
+from dinoswap.augmentation.multicrop import Draw, MultiCrop
 from dinoswap.augmentation.photometric import UNIFORMS as PHOTOMETRIC_UNIFORMS
 from dinoswap.augmentation.photometric import RandomPhotometry
+from options import build_augmentation
 
 HEIGHT, WIDTH = 375, 500
 IMAGES = 2500
@@ -28,8 +27,8 @@ RARE = 1e-5  # false-alarm rate of each check; the seeds are fixed, so a check t
 def draws() -> dict[str, list[list[Draw]]]:
     """[option][role][image]."""
     drawn = {}
-    for option, augmentation in (("official", OfficialAugmentation), ("legacy", LegacyAugmentation)):
-        augment = augmentation(local_crops_number=1, extra_crops=1)
+    for option in VIEWS:
+        augment = build_augmentation(option, local_crops_number=1, extra_crops=1)
         images = [augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH) for seed in range(IMAGES)]
         drawn[option] = [list(role) for role in zip(*images, strict=True)]
     return drawn
@@ -77,7 +76,7 @@ def test_local_crops_follow_the_formula(draws: dict[str, list[list[Draw]]], opti
 @pytest.mark.parametrize("shape", [(100, 1000), (1000, 100), (1, 1), (1, 7), (7, 1), (2, 3)])
 def test_fallback_is_torchvisions(shape: tuple[int, int]) -> None:
     """Where no draw fits, the central crop; elsewhere it is as frequent as torchvision's."""
-    augment = OfficialAugmentation(local_crops_number=0)
+    augment = build_augmentation("official", local_crops_number=0)
     ours = [augment.draw(np.random.default_rng(seed), *shape)[0][0] for seed in range(400)]
     torch.manual_seed(0)
     image = torch.empty(3, *shape)
@@ -130,18 +129,20 @@ def test_draws_are_uncorrelated(draws: dict[str, list[list[Draw]]]) -> None:
     assert np.abs(np.tril(correlation, -1)).max() < 5 / math.sqrt(IMAGES)
 
 
-def by_role(augment: OfficialAugmentation, seed: int = 3) -> dict[str, list[Draw]]:
+def by_role(augment: MultiCrop, seed: int = 3) -> dict[str, list[Draw]]:
     drawn = augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH)
     extra = augment._extra_crops
     return {"global": drawn[:2], "extra": drawn[2 : 2 + extra], "local": drawn[2 + extra :]}
 
 
 def test_views_do_not_change_each_others_draws() -> None:
-    full = by_role(OfficialAugmentation(local_crops_number=8, extra_crops=1, clean_crops=True))
+    full = by_role(build_augmentation("official", local_crops_number=8, extra_crops=1, clean_crops=True))
     for locals_number in (0, 3, 8):
         for extra in (0, 1):
             for clean in (False, True):
-                augment = OfficialAugmentation(local_crops_number=locals_number, extra_crops=extra, clean_crops=clean)
+                augment = build_augmentation(
+                    "official", local_crops_number=locals_number, extra_crops=extra, clean_crops=clean
+                )
                 part = by_role(augment)
                 assert part["global"] == full["global"]
                 assert part["extra"] == full["extra"][:extra]
@@ -150,21 +151,22 @@ def test_views_do_not_change_each_others_draws() -> None:
 
 def test_settings_do_not_change_other_draws() -> None:
     """Two arms that differ in one probability share everything else."""
-    plain = by_role(OfficialAugmentation())
-    changed = by_role(OfficialAugmentation(jitter=0.0, global1_blur=1.0, hue=0.0, grayscale=1.0))
+    plain = by_role(build_augmentation("official"))
+    changed = by_role(build_augmentation("official", jitter=0.0, global1_blur=1.0, hue=0.0, grayscale=1.0))
     for role in ("global", "local"):
         for (crop, before), (same_crop, after) in zip(plain[role], changed[role], strict=True):
             assert crop == same_crop
             assert before.solarize_threshold == after.solarize_threshold
             assert after.grayscale and not after.jitter
             assert before.blur_sigma in (None, after.blur_sigma)
-    no_hue = by_role(OfficialAugmentation(hue=0.0))
+    no_hue = by_role(build_augmentation("official", hue=0.0))
     for (_, before), (_, after) in zip(plain["local"], no_hue["local"], strict=True):
         assert after.jitter == tuple(step for step in before.jitter if step[0] != "hue")
 
 
 def test_each_number_has_one_use() -> None:
-    distribution = RandomPhotometry(jitter=0.9, grayscale=0.9, blur=0.9, solarize=0.9)
+    widths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    distribution = RandomPhotometry(jitter=0.9, **widths, grayscale=0.9, blur=0.9, solarize=0.9)
 
     def parts(uniforms: list[float]) -> dict[str, object]:
         drawn = distribution.draw(uniforms)

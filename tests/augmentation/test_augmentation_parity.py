@@ -12,12 +12,12 @@ from torchvision.transforms import InterpolationMode
 
 from dinoswap.augmentation import photometric
 from dinoswap.augmentation.geometry import UNIFORMS, Crop, RandomCrop, resized_crop
-from dinoswap.augmentation.legacy import LegacyAugmentation
 from dinoswap.augmentation.multicrop import Draw, MultiCrop
-from dinoswap.augmentation.official import OfficialAugmentation
 from fixtures import LEGACY, OFFICIAL, Fixture
+from options import build_augmentation
 
-OPTIONS = {"official": OfficialAugmentation, "legacy": LegacyAugmentation}
+OPTIONS = ["official", "legacy"]
+SMALL = {"global_crops_size": 32, "local_crops_size": 16, "local_crops_number": 3}  # of the fixtures
 NOISE = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
 IMAGES = {"china": photograph("china.jpg"), "flower": photograph("flower.jpg"), "noise": NOISE}
 
@@ -58,7 +58,7 @@ def test_official_outputs(seed: int) -> None:
     torch.manual_seed(seed)
     draws = [torch_draw(VIEWS["official"][i], *image.shape[:2]) for i in (0, 1, 3, 3, 3)]
     assert torch.equal(torch.rand(1), stored[f"{key}/next_torch_rand"])
-    views = render(OfficialAugmentation(32, 16, 3), image, draws)
+    views = render(build_augmentation("official", **SMALL), image, draws)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for name, view, draw in zip(["global0", "global1", "local0", "local1", "local2"], views, draws, strict=True):
         levels = stored[f"{key}/{name}"].numpy() * std[:, None, None] + mean[:, None, None]
@@ -74,7 +74,7 @@ def test_legacy_outputs(seed: int) -> None:
     *draws, extra = [torch_draw(VIEWS["legacy"][i], 32, 32) for i in (0, 1, 3, 3, 3, 2)]
     assert torch.equal(torch.rand(1), stored[f"{key}/next_torch_rand"])
     draws.insert(2, extra)
-    views = render(LegacyAugmentation(32, 16, 3, extra_crops=1), image, draws)
+    views = render(build_augmentation("legacy", **SMALL, extra_crops=1), image, draws)
     mean, std = (np.array(stored.meta["settings"][name]) for name in ("mean", "std"))
     names = ["global_1", "global_2", "global_3", "local_0", "local_1", "local_2"]
     for name, view, draw in zip(names, views, draws, strict=True):
@@ -117,7 +117,7 @@ def test_grayscale(image: np.ndarray) -> None:
 def test_resized_crop(image: np.ndarray, scale: tuple[float, float], size: tuple[int, int]) -> None:
     """Within 2 levels, 0.02 on average; with both flips."""
     rng = np.random.default_rng(1)
-    sampler = RandomCrop(scale, vertical_flip=0.5)
+    sampler = RandomCrop(scale, horizontal_flip=0.5, vertical_flip=0.5)
     crops = [sampler.draw(rng.random(UNIFORMS).tolist(), *image.shape[:2]) for _ in range(12)]
     errors = [differences(resized_crop(image, crop, size), pil_crop(image, crop, size)) for crop in crops]
     assert np.max(errors) <= 2
@@ -171,7 +171,9 @@ def test_composed(name: str, option: str) -> None:
     Solarizing at 64 tears neighbours apart (63 -> 63, 64 -> 191): 2 values in 10,000 lie on the other side.
     """
     image = IMAGES[name]
-    augment = OPTIONS[option](224, 96, 3, extra_crops=1)
+    augment = build_augmentation(
+        option, global_crops_size=224, local_crops_size=96, local_crops_number=3, extra_crops=1
+    )
     picture = picture_of(option, image, 224)
     errors = {"before": [], "after": []}
     for seed in range(4):

@@ -8,9 +8,8 @@ import torch
 from augmentation_reference import differences, photograph, pil_crop, pil_squash
 
 from dinoswap.augmentation import photometric
-from dinoswap.augmentation.legacy import LegacyAugmentation
 from dinoswap.augmentation.multicrop import Draw
-from dinoswap.augmentation.official import OfficialAugmentation
+from options import build_augmentation
 
 PHOTO = photograph()[:200, :300]
 OFFICIAL_NUMBERS: dict[str, Any] = {
@@ -29,14 +28,16 @@ OFFICIAL_NUMBERS: dict[str, Any] = {
 def pair(seed: int, **settings: Any) -> list[tuple[Draw, Draw]]:
     """(official, legacy) per view, from the same seed and the same square image."""
     shared: dict[str, Any] = {"global_crops_size": 64, "extra_crops": 1, "local_crops_number": 3}
-    options = OfficialAugmentation(**shared), LegacyAugmentation(**shared, **settings)
+    options = build_augmentation("official", **shared), build_augmentation("legacy", **shared, **settings)
     return list(zip(*(option.draw(np.random.default_rng(seed), 64, 64) for option in options), strict=True))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
 @pytest.mark.parametrize("resize", [None, 40])
 def test_clean_crops_are_cut_from_the_squashed_image(size: tuple[int, int], resize: int | None) -> None:
-    multicrop = LegacyAugmentation(size, 16, resize=resize, extra_crops=1, clean_crops=True)
+    multicrop = build_augmentation(
+        "legacy", global_crops_size=size, local_crops_size=16, resize=resize, extra_crops=1, clean_crops=True
+    )
     drawn = multicrop.draw(np.random.default_rng(0), *PHOTO.shape[:2])
     square = pil_squash(PHOTO, size if resize is None else (resize, resize))
     (clean,) = multicrop.render(PHOTO, drawn).clean_crops
@@ -44,7 +45,7 @@ def test_clean_crops_are_cut_from_the_squashed_image(size: tuple[int, int], resi
 
 
 def test_draws_do_not_depend_on_the_images_size() -> None:
-    multicrop = LegacyAugmentation(32, 16)
+    multicrop = build_augmentation("legacy", global_crops_size=32, local_crops_size=16)
     small, large = (multicrop.draw(np.random.default_rng(0), *shape) for shape in [(5, 90), (2000, 3000)])
     assert small == large
 
@@ -63,8 +64,8 @@ def test_the_same_numbers_give_the_same_pixels() -> None:
     shared: dict[str, Any] = {"global_crops_size": 64, "extra_crops": 1, "clean_crops": True}
     image = np.ascontiguousarray(PHOTO[:64, :64])
     for seed in range(5):
-        official = OfficialAugmentation(**shared)(image, np.random.default_rng(seed))
-        legacy = LegacyAugmentation(**shared, **OFFICIAL_NUMBERS)(image, np.random.default_rng(seed))
+        official = build_augmentation("official", **shared)(image, np.random.default_rng(seed))
+        legacy = build_augmentation("legacy", **shared, **OFFICIAL_NUMBERS)(image, np.random.default_rng(seed))
         assert torch.equal(legacy.global_crops[0], official.global_crops[0])
         assert torch.equal(legacy.extra_crops[0], official.extra_crops[0])
         assert torch.equal(legacy.clean_crops[0], official.clean_crops[0])
@@ -111,4 +112,4 @@ def test_the_blur_changes_no_level(sigma: float) -> None:
 )
 def test_refused_settings(settings: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
-        LegacyAugmentation(**settings)
+        build_augmentation("legacy", **settings)

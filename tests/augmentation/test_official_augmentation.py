@@ -10,13 +10,14 @@ import pytest
 import torch
 from augmentation_reference import differences, photograph, pil_crop
 
-from dinoswap.augmentation.official import OfficialAugmentation
+from options import build_augmentation
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_augmentation.py"
 
 
 def test_clean_crops_are_the_pixels_of_the_image() -> None:
-    photo, multicrop = photograph()[:200, :300], OfficialAugmentation(32, 16, clean_crops=True)
+    photo = photograph()[:200, :300]
+    multicrop = build_augmentation("official", global_crops_size=32, local_crops_size=16, clean_crops=True)
     drawn = multicrop.draw(np.random.default_rng(0), *photo.shape[:2])
     for clean, (crop, _) in zip(multicrop.render(photo, drawn).clean_crops, drawn, strict=False):
         assert differences(clean, pil_crop(photo, crop, (32, 32))).max() <= 1
@@ -40,7 +41,7 @@ def test_clean_crops_are_the_pixels_of_the_image() -> None:
 )
 def test_refused_settings(settings: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
-        OfficialAugmentation(**settings)
+        build_augmentation("official", **settings)
 
 
 @pytest.fixture

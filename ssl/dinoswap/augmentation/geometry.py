@@ -42,9 +42,9 @@ class RandomCrop:
     """The distribution of a crop: intervals of relative area and of width / height, probabilities of the flips."""
 
     scale: tuple[float, float]
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    horizontal_flip: float = 0.5
+    horizontal_flip: float
     vertical_flip: float = 0.0
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def draw(self, uniforms: Sequence[float], height: int, width: int) -> Crop:
         """Returns the crop of a height x width image that UNIFORMS numbers in [0, 1) determine."""

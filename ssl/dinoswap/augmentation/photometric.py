@@ -42,12 +42,12 @@ class Photometry:
 class RandomPhotometry:
     """The distribution of a Photometry: probabilities, half-widths of the jitter's factors, settings of the rest."""
 
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grayscale: float = 0.2
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grayscale: float
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_kernel: int = 9
