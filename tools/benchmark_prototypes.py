@@ -96,7 +96,13 @@ class Step:
         mask = torch.ones(1, 1, len(self.features), dtype=torch.bool)
         nothing = self.features.new_empty(0)
         batch = Batch(nothing, nothing, nothing, nothing, mask, **masked_positions(mask), indices=torch.arange(1))
-        objective = IBOT(SinkhornKnopp(ITERATIONS), lambda losses, *_: losses.mean(), student_temp=STUDENT_TEMP)
+        objective = IBOT(
+            SinkhornKnopp(iterations=ITERATIONS),
+            lambda losses, *_: losses.mean(),
+            head="ibot_head",
+            loss_weight=1.0,
+            student_temp=STUDENT_TEMP,
+        )
         student, teacher = (Features(nothing, nothing, x) for x in (self.features, self.teacher_features))
         context = Context(batch, {"teacher_temp": TEACHER_TEMP}, student, teacher, self.student, self.teacher)
         with self.autocast:

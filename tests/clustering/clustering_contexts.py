@@ -1,16 +1,19 @@
 """Contexts for the clustering objectives: features are given, and the student's unmasked pass is a stub."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from contexts import context
+from contexts import Softmax, context
 from dinoswap.clustering.bank import LinearPrototypeBank
 from dinoswap.nn.vit import Tokens
-from dinoswap.objectives.base import Context
+from dinoswap.objectives.base import Context, Reduction
+from dinoswap.reduction.per_token import PerToken
 from dinoswap.values import Features
 from fixtures import LEGACY, Fixture
+from options import build_option
 
 FIXTURE = Fixture("losses_legacy.npz", LEGACY)
 MASK = FIXTURE["proto/mask_bernoulli"].unsqueeze(0)  # [1, B, N]
@@ -46,9 +49,20 @@ def clustering_context(
     )
 
 
+def clustering(option: str, targets: nn.Module, reduction: Reduction, **changes: Any) -> Any:
+    """One of the group, as its YAML describes it but for the `changes`."""
+    return build_option(f"clustering/{option}", targets=targets, reduction=reduction, **changes)
+
+
+def new_bank(dim: int, prototypes: int) -> LinearPrototypeBank:
+    """One with the initial weights and the optimiser's settings of an objective's."""
+    bank: LinearPrototypeBank = clustering("masked", Softmax(), PerToken(), prototypes=prototypes).bank(dim)
+    return bank
+
+
 def legacy_bank() -> LinearPrototypeBank:
     weight = FIXTURE["proto/bank_weight"]
-    bank = LinearPrototypeBank(weight.shape[1], weight.shape[0])
+    bank = new_bank(weight.shape[1], weight.shape[0])
     bank.load_state_dict({"weight": weight, "bias": FIXTURE["proto/bank_bias"]})
     return bank
 

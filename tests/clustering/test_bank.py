@@ -1,6 +1,7 @@
 """The prototype bank: its initial values and what the optimiser is told of it."""
 
 import torch
+from clustering_contexts import new_bank
 from torch import nn
 
 from contexts import random
@@ -11,7 +12,7 @@ from dinoswap.weight_decay.all_groups import AllGroups
 
 
 def test_logits_are_products_with_the_prototypes() -> None:
-    bank = LinearPrototypeBank(5, 7).double()
+    bank = new_bank(5, 7).double()
     nn.init.normal_(bank.bias)
     x = random(3, 5)
     for logits in bank(x, x)[:2]:
@@ -21,7 +22,7 @@ def test_logits_are_products_with_the_prototypes() -> None:
 
 
 def test_the_students_logits_leave_it_alone() -> None:
-    bank, student = LinearPrototypeBank(5, 7), torch.randn(4, 5, requires_grad=True)
+    bank, student = new_bank(5, 7), torch.randn(4, 5, requires_grad=True)
     bank(torch.randn(3, 5), student).student.sum().backward()
     assert student.grad is not None
     assert bank.weight.grad is None and bank.bias.grad is None
@@ -29,7 +30,7 @@ def test_the_students_logits_leave_it_alone() -> None:
 
 def test_prototypes_start_standard_normal_and_the_bias_at_zero() -> None:
     torch.manual_seed(0)
-    bank = LinearPrototypeBank(64, 512)
+    bank = new_bank(64, 512)
     values = bank.weight.detach().flatten().sort().values
     normal = torch.special.ndtri((torch.arange(len(values)) + 0.5) / len(values))  # quantiles of N(0, 1)
     assert (values - normal)[50:-50].abs().max() < 0.1
@@ -38,7 +39,7 @@ def test_prototypes_start_standard_normal_and_the_bias_at_zero() -> None:
 
 def test_the_optimiser_treats_it_by_its_own_rule() -> None:
     student = nn.ModuleDict(
-        {"backbone": nn.Linear(2, 2), "prototype_bank": LinearPrototypeBank(5, 7, 0.25, (0.8, 0.9))}
+        {"backbone": nn.Linear(2, 2), "prototype_bank": LinearPrototypeBank(5, 7, lr_multiplier=0.25, betas=(0.8, 0.9))}
     )
     groups = [g for g in parameter_groups(student, Uniform(), AllGroups()) if g["module"] == "prototype_bank"]
     assert sorted(name for group in groups for name in group["names"]) == [

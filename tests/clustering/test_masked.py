@@ -1,7 +1,7 @@
 """clustering=masked: the student's masked tokens."""
 
 import torch
-from clustering_contexts import FIXTURE, MASK, legacy_context
+from clustering_contexts import FIXTURE, MASK, clustering, legacy_context
 
 from contexts import Softmax
 from dinoswap.clustering.masked import Masked
@@ -10,7 +10,7 @@ from dinoswap.reduction.per_token import PerToken
 
 def test_the_masked_tokens_learn_at_their_positions() -> None:
     given, _, _ = legacy_context()
-    tokens, mask, positions = Masked(Softmax(), PerToken()).select(given)
+    tokens, mask, positions = clustering("masked", Softmax(), PerToken()).select(given)
     assert torch.equal(tokens, FIXTURE["proto/student"][MASK[0]])
     assert torch.equal(mask, MASK)
     assert positions.tolist() == [i for i, hidden in enumerate(MASK.flatten().tolist()) if hidden]

@@ -6,24 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from clustering_contexts import FIXTURE, MASK, clustering_context, legacy_bank, legacy_context
+from clustering_contexts import FIXTURE, MASK, clustering, clustering_context, legacy_bank, legacy_context, new_bank
 from torch import Tensor, nn
 
 from contexts import Softmax, random
-from dinoswap.clustering.bank import LinearPrototypeBank
-from dinoswap.clustering.masked import Masked
-from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
-from dinoswap.clustering.separate import Separate
-from dinoswap.clustering.visible import Visible
 from dinoswap.objectives.base import Reduction
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.reduction.per_token import PerToken
-from dinoswap.targets.sinkhorn import SinkhornKnopp
-from dinoswap.targets.sinkhorn_floored import SinkhornFloored
 from dinoswap.values import Features
+from options import build_option
 from ranks import on_ranks
 
-OPTIONS = [Masked, Visible, Separate]
+OPTIONS = ["masked", "visible", "separate"]
 VARIABLE = FIXTURE["proto/mask_variable"].unsqueeze(0)
 TERMS = ("clustering", "arrangement", "koleo_proto")
 TRAINED_BY = {  # the routes that the legacy step leaves once it has thrown away what the student's loss did to the bank
@@ -36,20 +30,18 @@ TRAINED_BY = {  # the routes that the legacy step leaves once it has thrown away
 @pytest.mark.parametrize(
     ("option", "reduction", "mask", "case"),
     [
-        (Masked, PerToken(), MASK, "67f6a87/masked_bernoulli"),
-        (Visible, PerToken(), MASK, "67f6a87/visible_bernoulli"),
-        (Separate, PerToken(), MASK, "67f6a87/separate_all"),
-        (Masked, PerToken(), VARIABLE, "b23df50/variable_block"),
-        (Masked, PerSample(), VARIABLE, "b23df50/variable_block_weight_per_sample"),
-        (Masked, PerSample(), MASK, "b23df50/masked_bernoulli_weight_per_sample"),
+        ("masked", PerToken(), MASK, "67f6a87/masked_bernoulli"),
+        ("visible", PerToken(), MASK, "67f6a87/visible_bernoulli"),
+        ("separate", PerToken(), MASK, "67f6a87/separate_all"),
+        ("masked", PerToken(), VARIABLE, "b23df50/variable_block"),
+        ("masked", PerSample(), VARIABLE, "b23df50/variable_block_weight_per_sample"),
+        ("masked", PerSample(), MASK, "b23df50/masked_bernoulli_weight_per_sample"),
     ],
 )
-def test_terms_and_gradients_are_the_legacy_ones(
-    option: type[PatchPrototypeLoss], reduction: Reduction, mask: Tensor, case: str
-) -> None:
+def test_terms_and_gradients_are_the_legacy_ones(option: str, reduction: Reduction, mask: Tensor, case: str) -> None:
     bank = legacy_bank()
     given, student, teacher = legacy_context(mask, bank)
-    terms = option(SinkhornFloored(), reduction)(given)
+    terms = clustering(option, build_option("targets/sinkhorn_floored"), reduction)(given)
     assert tuple(terms) == TERMS
     places = {"student": student, "teacher": teacher, "bank_weight": bank.weight, "bank_bias": bank.bias}
     for term, value in terms.items():
@@ -64,9 +56,9 @@ def test_terms_and_gradients_are_the_legacy_ones(
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_targets_for_diagnostics_are_those_of_all_teacher_tokens(option: type[PatchPrototypeLoss]) -> None:
+def test_targets_for_diagnostics_are_those_of_all_teacher_tokens(option: str) -> None:
     given, _, _ = legacy_context()
-    targets = option(SinkhornFloored(), PerToken()).teacher_targets(given)
+    targets = clustering(option, build_option("targets/sinkhorn_floored"), PerToken()).teacher_targets(given)
     torch.testing.assert_close(targets, FIXTURE["proto/targets_temp0.06"], rtol=1e-5, atol=1e-7)
 
 
@@ -118,9 +110,9 @@ def legacy_step(
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 def test_one_backward_and_one_optimiser_do_what_two_in_turn_do(weight: float) -> None:
     pixels, teacher, mask = random(2, 3, 8, 6, seed=1), random(2, 3, 8, 5, seed=2), random(2, 3, 8, seed=3) > 0
-    objective = Masked(Sharper(), PerToken(), loss_weight=weight)
+    objective = clustering("masked", Sharper(), PerToken(), loss_weight=weight)
     torch.manual_seed(0)
-    ours = nn.ModuleDict({"backbone": nn.Linear(6, 5), "prototype_bank": LinearPrototypeBank(5, 7)}).double()
+    ours = nn.ModuleDict({"backbone": nn.Linear(6, 5), "prototype_bank": new_bank(5, 7)}).double()
     theirs, start = deepcopy(ours), deepcopy(ours)
     of_student, of_bank = {"lr": 0.01}, {"lr": 0.02, "betas": (0.9, 0.95), "weight_decay": 0.0}
     joint = torch.optim.AdamW(
@@ -145,10 +137,10 @@ def test_one_backward_and_one_optimiser_do_what_two_in_turn_do(weight: float) ->
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_batch_with_nothing_masked_has_three_terms_on_the_graph(option: type[PatchPrototypeLoss]) -> None:
+def test_a_batch_with_nothing_masked_has_three_terms_on_the_graph(option: str) -> None:
     given, student, _ = legacy_context(torch.zeros_like(MASK), bank := legacy_bank())
-    terms = option(SinkhornFloored(), PerToken())(given)
-    assert (float(terms["clustering"].detach()) == 0) is (option is Masked)
+    terms = clustering(option, build_option("targets/sinkhorn_floored"), PerToken())(given)
+    assert (float(terms["clustering"].detach()) == 0) is (option == "masked")
     for term in ("arrangement", "koleo_proto"):
         torch.testing.assert_close(terms[term], FIXTURE[f"proto/67f6a87/masked_bernoulli/{term}"], rtol=1e-6, atol=1e-7)
     sum(terms.values()).backward()
@@ -158,7 +150,7 @@ def test_a_batch_with_nothing_masked_has_three_terms_on_the_graph(option: type[P
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_shapes_alone_are_enough(option: type[PatchPrototypeLoss]) -> None:
+def test_shapes_alone_are_enough(option: str) -> None:
     """As where FLOPs are counted."""
     given, _, _ = legacy_context()
     student, teacher = (
@@ -167,13 +159,13 @@ def test_shapes_alone_are_enough(option: type[PatchPrototypeLoss]) -> None:
     )
     batch, networks = given.batch.to(torch.device("meta")), given.student.to("meta")
     shadow = replace(given, batch=batch, student=networks, student_features=student, teacher_features=teacher)
-    terms = option(SinkhornFloored(), PerToken())(shadow)
+    terms = clustering(option, build_option("targets/sinkhorn_floored"), PerToken())(shadow)
     assert all(value.is_meta for value in terms.values())
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_half_precision_tokens_are_normalised_in_float32(option: type[PatchPrototypeLoss]) -> None:
-    objective, bank = option(SinkhornKnopp(), PerToken()), LinearPrototypeBank(12, 20)
+def test_half_precision_tokens_are_normalised_in_float32(option: str) -> None:
+    objective, bank = clustering(option, build_option("targets/sinkhorn"), PerToken()), new_bank(12, 20)
     student, teacher = (random(1, 6, 16, 12, seed=s, dtype=torch.bfloat16) for s in (1, 2))
     half = objective(clustering_context(student, teacher, MASK, bank))
     full = objective(clustering_context(student.float(), teacher.float(), MASK, bank))
@@ -181,12 +173,16 @@ def test_half_precision_tokens_are_normalised_in_float32(option: type[PatchProto
 
 
 def test_each_term_has_its_own_weight() -> None:
-    objective = Masked(Softmax(), PerToken(), loss_weight=2.0, arrangement_weight=3.0, koleo_proto_weight=0.5)
+    objective = clustering(
+        "masked", Softmax(), PerToken(), loss_weight=2.0, arrangement_weight=3.0, koleo_proto_weight=0.5
+    )
     assert [objective.weight(term) for term in TERMS] == [2.0, 3.0, 0.5]
 
 
 def test_the_bank_is_a_network_of_the_objective() -> None:
-    networks = Masked(Softmax(), PerToken(), prototypes=7, bank_lr_multiplier=0.25, bank_betas=(0.8, 0.9)).networks()
+    networks = clustering(
+        "masked", Softmax(), PerToken(), prototypes=7, bank_lr_multiplier=0.25, bank_betas=(0.8, 0.9)
+    ).networks()
     bank = networks["prototype_bank"](5)
     assert list(networks) == ["prototype_bank"]
     assert bank.weight.shape == (7, 5)
@@ -207,7 +203,7 @@ def test_the_bank_is_a_network_of_the_objective() -> None:
 )
 def test_bad_values_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Masked(Softmax(), PerToken(), **arguments)
+        clustering("masked", Softmax(), PerToken(), **arguments)
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
@@ -220,7 +216,7 @@ def terms_and_targets(images: slice) -> dict[str, Tensor]:
     bank = legacy_bank()
     student, teacher = (FIXTURE[f"proto/{name}"].unsqueeze(0)[:, images] for name in ("student", "teacher"))
     given = clustering_context(student.requires_grad_(), teacher, mask[:, images], bank)
-    objective = Masked(SinkhornFloored(), PerSample())
+    objective = clustering("masked", build_option("targets/sinkhorn_floored"), PerSample())
     terms = objective(given)
     sum(terms.values()).backward()
     gradients = {"bank_weight": bank.weight.grad, "bank_bias": bank.bias.grad, "student": student.grad}

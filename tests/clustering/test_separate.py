@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from clustering_contexts import clustering_context
+from clustering_contexts import clustering, clustering_context
 from torch import nn
 
 from contexts import Softmax, random
@@ -26,7 +26,7 @@ def test_every_token_of_the_unmasked_pass_learns(carriers: int) -> None:
     given = clustering_context(none, none, hidden, nn.Identity())
     given = replace(given, batch=replace(given.batch, **{CARRIES[carriers]: crops}))
     given.student["backbone"] = backbone
-    tokens, mask, positions = Separate(Softmax(), PerToken()).select(given)
+    tokens, mask, positions = clustering("separate", Softmax(), PerToken()).select(given)
     row = 0
     for crop in crops:
         for image in crop:

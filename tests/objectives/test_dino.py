@@ -1,15 +1,18 @@
 """DINO against the official losses and gradients, and against a loop over the pairs of crops."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from contexts import Softmax, context, random
-from dinoswap.objectives.dino import DINO
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from fixtures import Fixture
+from options import build_objective, build_option
+
+dino = partial(build_objective, "dino")
+sinkhorn = partial(build_option, "targets/sinkhorn")
 
 FIXTURE = Fixture("losses_dinov2.npz")
 IMAGES = FIXTURE.meta["B"]
@@ -20,7 +23,7 @@ def test_losses_and_gradients_are_the_official_ones() -> None:
     teacher = FIXTURE["dino/teacher_cls_after_head"].unflatten(0, (2, IMAGES)).flip(0)
     cls = FIXTURE["dino/student_global"].unflatten(0, (2, IMAGES)).requires_grad_()
     local = FIXTURE["dino/student_local"].unflatten(0, (-1, IMAGES)).requires_grad_()
-    terms = DINO(SinkhornKnopp())(context(cls, local, teacher_cls=teacher, temperature=0.055))
+    terms = dino(targets=sinkhorn())(context(cls, local, teacher_cls=teacher, temperature=0.055))
     torch.testing.assert_close(terms["local"], FIXTURE["dino/loss_local_scaled"], rtol=1e-6, atol=0)
     torch.testing.assert_close(terms["global"], FIXTURE["dino/loss_global_scaled"], rtol=1e-6, atol=0)
 
@@ -54,7 +57,7 @@ def by_loop(cls: Tensor, local: Tensor, teacher: Tensor, temperature: float) -> 
 def test_terms_are_those_of_the_loop(images: int, locals_: int) -> None:
     cls, teacher = random(2, images, 7, seed=1), random(2, images, 7, seed=2)
     local = random(locals_, images, 7, seed=3)
-    terms = DINO(Softmax())(context(cls, local, teacher_cls=teacher))
+    terms = dino(targets=Softmax())(context(cls, local, teacher_cls=teacher))
     of_globals, of_locals = by_loop(cls, local, teacher, 0.05)
     assert float(terms["global"]) == pytest.approx(of_globals, rel=1e-12)
     assert ("local" in terms) == (locals_ > 0)
@@ -66,7 +69,9 @@ def test_a_crop_is_not_its_own_target() -> None:
     cls, teacher = random(2, 3, 7, seed=1).requires_grad_(), random(2, 3, 7, seed=2)
     gradients = []
     for moved in (teacher, torch.stack([teacher[0], teacher[1].flip(-1)])):
-        (gradient,) = torch.autograd.grad(DINO(Softmax())(context(cls, cls[:0], teacher_cls=moved))["global"], cls)
+        (gradient,) = torch.autograd.grad(
+            dino(targets=Softmax())(context(cls, cls[:0], teacher_cls=moved))["global"], cls
+        )
         gradients.append(gradient)
     assert torch.equal(gradients[0][1], gradients[1][1])
     assert not torch.allclose(gradients[0][0], gradients[1][0])
@@ -74,7 +79,7 @@ def test_a_crop_is_not_its_own_target() -> None:
 
 def test_the_teacher_gets_no_gradient() -> None:
     cls, teacher = random(2, 3, 7, seed=1).requires_grad_(), random(2, 3, 7, seed=2).requires_grad_()
-    DINO(Softmax())(context(cls, cls[:0], teacher_cls=teacher))["global"].backward()
+    dino(targets=Softmax())(context(cls, cls[:0], teacher_cls=teacher))["global"].backward()
     assert teacher.grad is None
 
 
@@ -85,4 +90,4 @@ def test_the_teacher_gets_no_gradient() -> None:
 )  # fmt: skip
 def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DINO(Softmax(), **arguments)
+        dino(targets=Softmax(), **arguments)

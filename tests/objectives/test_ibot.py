@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from allocations import Allocations
 from contexts import Softmax, context, random
-from dinoswap.objectives.ibot import IBOT
 from dinoswap.reduction.per_sample import PerSample
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from fixtures import Fixture
+from options import build_objective, build_option
+
+ibot = partial(build_objective, "ibot")
+sinkhorn = partial(build_option, "targets/sinkhorn")
 
 FIXTURE = Fixture("losses_dinov2.npz")
 MASK = FIXTURE["ibot/masks"].unflatten(0, (2, -1))  # [P B, N] -> [P, B, N]
@@ -29,7 +32,7 @@ class Given(nn.Module):
 def test_loss_and_gradient_are_the_official_ones() -> None:
     student = FIXTURE["ibot/student_after_head"].requires_grad_()
     teacher = FIXTURE["ibot/teacher_after_head"]
-    objective = IBOT(SinkhornKnopp(), PerSample())
+    objective = ibot(targets=sinkhorn(), reduction=PerSample())
     loss = objective(context(patch=student, mask=MASK, teacher_patch=teacher, temperature=0.055))["masked"]
     torch.testing.assert_close(loss, FIXTURE["ibot/forward_masked"], rtol=1e-6, atol=0)
     torch.testing.assert_close(loss, FIXTURE["ibot/forward_masked_weight_None"], rtol=1e-6, atol=0)
@@ -38,7 +41,7 @@ def test_loss_and_gradient_are_the_official_ones() -> None:
 
 
 def test_loss_of_each_token_is_the_official_one() -> None:
-    objective = IBOT(Given(), lambda losses, mask, indices: losses)
+    objective = ibot(targets=Given(), reduction=lambda losses, mask, indices: losses)
     student, targets = FIXTURE["ibot/student_after_head"], FIXTURE["ibot/sinkhorn_T0.055"]
     losses = objective(context(patch=student, mask=MASK, teacher_patch=targets))["masked"]
     torch.testing.assert_close(-losses, FIXTURE["ibot/per_token_negCE(t.logsoftmax)"], rtol=1e-6, atol=0)
@@ -49,7 +52,9 @@ def test_only_masked_rows_count(variant: str) -> None:
     """Officially rows are padded to a bound, or given for all tokens; either way it is the masked ones that count."""
     rows = FIXTURE["ibot/masks"] if variant == "dense" else slice(COUNT)
     student, teacher = (FIXTURE[f"ibot/{variant}_{network}"][rows] for network in ("student", "teacher"))
-    loss = IBOT(Given(), PerSample())(context(patch=student, mask=MASK, teacher_patch=teacher))["masked"]
+    loss = ibot(targets=Given(), reduction=PerSample())(context(patch=student, mask=MASK, teacher_patch=teacher))[
+        "masked"
+    ]
     official = "dense_forward" if variant == "dense" else variant
     torch.testing.assert_close(loss, FIXTURE[f"ibot/{official}"], rtol=1e-6, atol=0)
 
@@ -65,7 +70,7 @@ def test_loss_is_that_of_the_loop() -> None:
             target, log_student = (teacher[row] / 0.05).softmax(0), (student[row] / 0.1).log_softmax(0)
             expected -= sum(float(t) * float(s) for t, s in zip(target, log_student, strict=True)) / count / 4
             row += 1
-    objective = IBOT(Softmax(), PerSample())
+    objective = ibot(targets=Softmax(), reduction=PerSample())
     loss = objective(context(patch=student, mask=mask, teacher_patch=teacher))["masked"]
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
@@ -73,7 +78,7 @@ def test_loss_is_that_of_the_loop() -> None:
 def test_without_masked_tokens_the_loss_is_a_zero_on_the_graph() -> None:
     head = nn.Linear(5, 7)
     student, mask = torch.empty(0, 5, requires_grad=True), torch.zeros(2, 3, 4, dtype=torch.bool)
-    objective = IBOT(SinkhornKnopp(), PerSample())
+    objective = ibot(targets=sinkhorn(), reduction=PerSample())
     loss = objective(context(patch=head(student), mask=mask, teacher_patch=torch.empty(0, 7)))["masked"]
     loss.backward()
     assert float(loss.detach()) == 0
@@ -94,7 +99,7 @@ def test_a_step_makes_three_matrices_of_logits(monkeypatch: pytest.MonkeyPatch) 
         teacher=heads[1].requires_grad_(False),
     )
     with Allocations() as allocations:
-        IBOT(SinkhornKnopp(), PerSample())(given)["masked"].backward()
+        ibot(targets=sinkhorn(), reduction=PerSample())(given)["masked"].backward()
     assert allocations.of_at_least(rows * prototypes) == 3
 
 
@@ -104,4 +109,4 @@ def test_a_step_makes_three_matrices_of_logits(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        IBOT(Softmax(), PerSample(), **arguments)
+        ibot(targets=Softmax(), reduction=PerSample(), **arguments)

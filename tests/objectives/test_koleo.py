@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from contexts import context, random
-from dinoswap.objectives.koleo import KoLeo, koleo
+from dinoswap.objectives.koleo import koleo
 from fixtures import Fixture
+from options import build_objective
 
 FIXTURE = Fixture("losses_dinov2.npz")
 
@@ -48,7 +49,7 @@ def test_gradient_is_that_of_finite_differences() -> None:
 
 def test_crops_are_summed_and_never_compared_with_each_other() -> None:
     x = random(4, 5, seed=1)
-    terms = KoLeo()(context(torch.stack([x, x])))
+    terms = build_objective("koleo")(context(torch.stack([x, x])))
     assert float(terms["cls"]) == pytest.approx(2 * float(koleo(x)))
 
 
@@ -95,6 +96,6 @@ def test_is_taken_in_float32_under_autocast() -> None:
 
 def test_the_average_over_crops_is_half_the_sum() -> None:
     features = context(cls=random(2, 5, 8), local=random(0, 5, 8))
-    total, mean = (KoLeo(over_crops=how)(features)["cls"] for how in ("sum", "mean"))
+    total, mean = (build_objective("koleo", over_crops=how)(features)["cls"] for how in ("sum", "mean"))
     torch.testing.assert_close(mean * 2, total)
     torch.testing.assert_close(mean, (koleo(random(2, 5, 8)[0]) + koleo(random(2, 5, 8)[1])) / 2)

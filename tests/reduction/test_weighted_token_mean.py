@@ -6,11 +6,10 @@ from torch import Tensor
 
 from contexts import context, random
 from dinoswap.objectives.base import Reduction
-from dinoswap.objectives.ibot import IBOT
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.reduction.weighted_token_mean import WeightedTokenMean
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from fixtures import LEGACY, Fixture
+from options import build_objective, build_option
 
 FIXTURE = Fixture("losses_legacy.npz", LEGACY)
 
@@ -26,7 +25,7 @@ def test_ibot_is_the_legacy_one(mask_kind: str, commit: str, reduction: Reductio
     mask = FIXTURE[f"ibot/mask_{mask_kind}"]
     student, teacher = FIXTURE["ibot/student"].requires_grad_(), FIXTURE["ibot/teacher"]
     given = context(patch=student[mask], teacher_patch=teacher[mask], mask=mask.unsqueeze(0), temperature=0.06)
-    loss = IBOT(SinkhornKnopp(), reduction)(given)["masked"]
+    loss = build_objective("ibot", targets=build_option("targets/sinkhorn"), reduction=reduction)(given)["masked"]
     torch.testing.assert_close(loss, FIXTURE[f"ibot/{commit}/{mask_kind}_none/loss"], rtol=1e-6, atol=0)
     loss.backward()
     expected = FIXTURE[f"ibot/{commit}/{mask_kind}_none/grad_student"]

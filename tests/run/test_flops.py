@@ -7,13 +7,10 @@ from dinoswap.forward.unified import Unified
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
-from dinoswap.objectives.dino import DINO
-from dinoswap.objectives.ibot import IBOT
-from dinoswap.objectives.koleo import KoLeo
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.run.flops import step_flops
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.values import Batch
+from options import build_objective, build_option
 
 
 def batch(images: int, size: int, local_size: int, locals_: int, patches: int, masked: int) -> Batch:
@@ -44,7 +41,11 @@ def test_counts_equal_the_published_ones(
     backbone = vit(size, img_size=pixels, patch_size=patch, registers=4, layerscale=0.1)  # type: ignore[arg-type]
     student = {"backbone": backbone}
     student |= {f"{name}_head": ProjectionHead(backbone.embed_dim, *head) for name in ("dino", "ibot")}
-    objectives = {"dino": DINO(SinkhornKnopp()), "ibot": IBOT(SinkhornKnopp(), PerSample()), "koleo": KoLeo()}
+    objectives = {
+        "dino": build_objective("dino", targets=build_option("targets/sinkhorn")),
+        "ibot": build_objective("ibot", targets=build_option("targets/sinkhorn"), reduction=PerSample()),
+        "koleo": build_objective("koleo"),
+    }
     model = SelfDistillation(student, objectives, Unified())
     hyper = {"teacher_temp": 0.04}
     assert step_flops(model, batch(*shapes), hyper) / 1e9 == pytest.approx(gflop, rel=5e-4)

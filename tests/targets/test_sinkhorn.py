@@ -1,6 +1,7 @@
 """Sinkhorn-Knopp against the official targets, the official iteration, and the same one on logarithms in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from allocations import Allocations
 from contexts import random
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from fixtures import Fixture
+from options import build_option
+
+sinkhorn = partial(build_option, "targets/sinkhorn")
 
 FIXTURE = Fixture("losses_dinov2.npz")
 
@@ -27,7 +30,7 @@ FIXTURE = Fixture("losses_dinov2.npz")
 def test_targets_are_the_official_ones(
     source: str, result: str, temperature: float, iterations: int, scale: float
 ) -> None:
-    targets = SinkhornKnopp(iterations)(FIXTURE[source] * scale, temperature)
+    targets = sinkhorn(iterations=iterations)(FIXTURE[source] * scale, temperature)
     torch.testing.assert_close(targets, FIXTURE[result], rtol=1e-5, atol=1e-7)
 
 
@@ -57,7 +60,7 @@ def by_logarithms(logits: Tensor, temperature: float, iterations: int = 3) -> Te
 def test_targets_are_those_of_the_iteration(rows: int, prototypes: int, temperature: float) -> None:
     cosines = random(rows, 8, seed=1) @ random(8, prototypes, seed=2)
     cosines = (cosines / cosines.abs().max()).float()  # as of a head with prototypes of length 1
-    targets = SinkhornKnopp()(cosines, temperature)
+    targets = sinkhorn()(cosines, temperature)
     torch.testing.assert_close(targets.double(), official(cosines, temperature), rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(targets.double(), by_logarithms(cosines, temperature), rtol=1e-4, atol=1e-9)
 
@@ -65,14 +68,14 @@ def test_targets_are_those_of_the_iteration(rows: int, prototypes: int, temperat
 @pytest.mark.parametrize("shift", [-3.0, 7.0, 1000.0])
 def test_a_constant_shift_of_all_logits_changes_nothing(shift: float) -> None:
     logits = (random(20, 9, seed=1, dtype=torch.float32) * 64).round() / 64  # which float32 shifts without rounding
-    torch.testing.assert_close(SinkhornKnopp()(logits + shift, 0.25), SinkhornKnopp()(logits, 0.25), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sinkhorn()(logits + shift, 0.25), sinkhorn()(logits, 0.25), rtol=1e-5, atol=0)
 
 
 def test_rows_are_distributions_and_prototypes_are_used_equally() -> None:
-    targets = SinkhornKnopp(50)(random(30, 10, seed=1, dtype=torch.float32), 0.5)
+    targets = sinkhorn(iterations=50)(random(30, 10, seed=1, dtype=torch.float32), 0.5)
     torch.testing.assert_close(targets.sum(1), torch.ones(30), rtol=1e-5, atol=0)
     torch.testing.assert_close(targets.sum(0), torch.full((10,), 3.0), rtol=1e-4, atol=0)
-    once = SinkhornKnopp(1)(random(30, 10, seed=1, dtype=torch.float32), 0.5)
+    once = sinkhorn(iterations=1)(random(30, 10, seed=1, dtype=torch.float32), 0.5)
     assert (once.sum(0) - 3).abs().max() > 0.1  # which one iteration does not reach
 
 
@@ -81,13 +84,13 @@ def test_logits_of_a_range_beyond_exp_in_float32(rows: int, prototypes: int) -> 
     """Here the official iteration gives NaN in float32."""
     logits = random(rows, prototypes, seed=0, dtype=torch.float32) + 2
     assert math.isinf(float((logits / 0.04).exp().max()))
-    targets = SinkhornKnopp()(logits, 0.04)
+    targets = sinkhorn()(logits, 0.04)
     torch.testing.assert_close(targets.double(), by_logarithms(logits, 0.04), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [10.0, 1e3, 1e30])
 def test_logits_of_any_size_give_distributions(scale: float) -> None:
-    targets = SinkhornKnopp()(random(30, 10, seed=1, dtype=torch.float32) * scale, 0.04)
+    targets = sinkhorn()(random(30, 10, seed=1, dtype=torch.float32) * scale, 0.04)
     torch.testing.assert_close(targets.sum(1), torch.ones(30), rtol=1e-5, atol=0)
 
 
@@ -96,35 +99,35 @@ def test_prototypes_that_no_other_row_comes_near() -> None:
     logits = torch.zeros(2, 100)
     logits[1] = -50
     logits[1, 0] = 50
-    targets = SinkhornKnopp()(logits, 0.1)
+    targets = sinkhorn()(logits, 0.1)
     torch.testing.assert_close(targets.double(), by_logarithms(logits, 0.1), rtol=0, atol=1e-6)
 
 
 def test_a_prototype_that_only_a_faint_row_comes_near() -> None:
     """Its sum of exponentials begins at exp(-100), below what float32 holds."""
     logits = torch.tensor([[0.0, -200.0, -200.0], [-60.0, -70.0, -100.0]])
-    torch.testing.assert_close(SinkhornKnopp()(logits, 1.0).double(), by_logarithms(logits, 1.0), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(sinkhorn()(logits, 1.0).double(), by_logarithms(logits, 1.0), rtol=1e-5, atol=1e-9)
 
 
 def test_one_row_uses_every_prototype_equally() -> None:
-    torch.testing.assert_close(SinkhornKnopp()(random(1, 8, dtype=torch.float32), 0.1), torch.full((1, 8), 0.125))
+    torch.testing.assert_close(sinkhorn()(random(1, 8, dtype=torch.float32), 0.1), torch.full((1, 8), 0.125))
 
 
 def test_no_rows_give_no_targets() -> None:
-    assert SinkhornKnopp()(torch.empty(0, 8), 0.1).shape == (0, 8)
+    assert sinkhorn()(torch.empty(0, 8), 0.1).shape == (0, 8)
 
 
 def test_half_precision_is_widened_before_it_is_divided() -> None:
     logits = random(6, 9, seed=1, dtype=torch.bfloat16)
-    targets = SinkhornKnopp()(logits, 0.07)
+    targets = sinkhorn()(logits, 0.07)
     assert targets.dtype == torch.float32
-    assert torch.equal(targets, SinkhornKnopp()(logits.float(), 0.07))
+    assert torch.equal(targets, sinkhorn()(logits.float(), 0.07))
 
 
 def test_the_logits_are_left_alone() -> None:
     logits = random(6, 9, seed=1, dtype=torch.float32)
     before = logits.clone()
-    SinkhornKnopp()(logits, 1.0)
+    sinkhorn()(logits, 1.0)
     assert torch.equal(logits, before)
 
 
@@ -133,14 +136,14 @@ def test_blocks_of_rows_change_nothing_and_one_matrix_is_made(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = random(50, 4096, seed=1, dtype=dtype)
-    expected = SinkhornKnopp()(logits, 0.07)
+    expected = sinkhorn()(logits, 0.07)
     monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 4 * 4096)
     with Allocations() as allocations:
-        targets = SinkhornKnopp()(logits, 0.07)
+        targets = sinkhorn()(logits, 0.07)
     assert torch.equal(targets, expected)
     assert allocations.of_at_least(4 * 4096 + 1) == 1
 
 
 def test_no_iterations_are_refused() -> None:
     with pytest.raises(ValueError, match="iterations=0"):
-        SinkhornKnopp(0)
+        sinkhorn(iterations=0)

@@ -1,5 +1,6 @@
 """The Sinkhorn with an absolute floor against the legacy targets, its formula in float64, and the sound one."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ from torch import Tensor, nn
 
 from allocations import Allocations
 from contexts import random
-from dinoswap.targets.sinkhorn import SinkhornKnopp
-from dinoswap.targets.sinkhorn_floored import SinkhornFloored
 from fixtures import LEGACY, Fixture
+from options import build_option
 from ranks import on_ranks
+
+sinkhorn = partial(build_option, "targets/sinkhorn")
+sinkhorn_floored = partial(build_option, "targets/sinkhorn_floored")
 
 FIXTURE = Fixture("losses_legacy.npz", LEGACY)
 LOGITS = FIXTURE["proto/teacher_logits_flat"]
@@ -28,7 +31,7 @@ LOGITS = FIXTURE["proto/teacher_logits_flat"]
     ],
 )
 def test_targets_are_the_legacy_ones(source: str, result: str, temperature: float, arguments: dict) -> None:
-    targets = SinkhornFloored(**arguments)(FIXTURE[f"proto/{source}"], temperature)
+    targets = sinkhorn_floored(**arguments)(FIXTURE[f"proto/{source}"], temperature)
     torch.testing.assert_close(targets, FIXTURE[f"proto/{result}"], rtol=1e-6, atol=1e-12)
 
 
@@ -47,35 +50,35 @@ def by_loop(logits: Tensor, temperature: float, iterations: int, eps: float) -> 
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_targets_are_those_of_the_loop(iterations: int, eps: float) -> None:
     logits = random(9, 7, seed=1, dtype=torch.float32) * 0.5
-    targets = SinkhornFloored(iterations, eps)(logits, 0.06)
+    targets = sinkhorn_floored(iterations=iterations, eps=eps)(logits, 0.06)
     torch.testing.assert_close(targets.double(), by_loop(logits, 0.06, iterations, eps), rtol=1e-4, atol=1e-7)
 
 
 def test_without_a_floor_targets_are_the_sound_ones() -> None:
     for logits in (LOGITS, random(30, 10, seed=1, dtype=torch.float32)):
         torch.testing.assert_close(
-            SinkhornFloored(eps=0.0)(logits, 0.06), SinkhornKnopp()(logits, 0.06), rtol=1e-5, atol=1e-6
+            sinkhorn_floored(eps=0.0)(logits, 0.06), sinkhorn()(logits, 0.06), rtol=1e-5, atol=1e-6
         )
 
 
 def test_the_floor_decides_targets_of_faint_rows() -> None:
     """Of the legacy logits a tenth or more have another first prototype; a row far below the largest has none."""
-    floored, sound = SinkhornFloored()(LOGITS, 0.06), SinkhornKnopp()(LOGITS, 0.06)
+    floored, sound = sinkhorn_floored()(LOGITS, 0.06), sinkhorn()(LOGITS, 0.06)
     assert (floored.argmax(1) != sound.argmax(1)).float().mean() > 0.1
-    faint = SinkhornFloored()(torch.tensor([[9.0, 9.0, 9.0], [0.5, 0.3, -0.2]]), 0.04)
+    faint = sinkhorn_floored()(torch.tensor([[9.0, 9.0, 9.0], [0.5, 0.3, -0.2]]), 0.04)
     assert faint[0].sum() == 1
     assert faint[1].sum() == 0
 
 
 def test_no_rows_give_no_targets() -> None:
-    assert SinkhornFloored()(torch.empty(0, 8), 0.1).shape == (0, 8)
+    assert sinkhorn_floored()(torch.empty(0, 8), 0.1).shape == (0, 8)
 
 
 def test_float32_under_autocast_and_of_half_precision() -> None:
     logits = random(6, 9, seed=1, dtype=torch.bfloat16)
-    expected = SinkhornFloored()(logits.float(), 0.07)
+    expected = sinkhorn_floored()(logits.float(), 0.07)
     with torch.autocast("cpu", torch.bfloat16):
-        targets = SinkhornFloored()(logits, 0.07)
+        targets = sinkhorn_floored()(logits, 0.07)
     assert targets.dtype == torch.float32
     assert torch.equal(targets, expected)
 
@@ -84,14 +87,14 @@ def test_float32_under_autocast_and_of_half_precision() -> None:
 def test_one_matrix_is_made(dtype: torch.dtype) -> None:
     logits = random(50, 30, seed=1, dtype=dtype)
     with Allocations() as allocations:
-        SinkhornFloored()(logits, 0.07)
+        sinkhorn_floored()(logits, 0.07)
     assert allocations.of_at_least(logits.numel()) == 1
 
 
 def test_the_logits_are_left_alone() -> None:
     logits = random(6, 9, seed=1, dtype=torch.float32)
     before = logits.clone()
-    SinkhornFloored()(logits, 1.0)
+    sinkhorn_floored()(logits, 1.0)
     assert torch.equal(logits, before)
 
 
@@ -100,12 +103,12 @@ def test_the_logits_are_left_alone() -> None:
 )
 def test_bad_values_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SinkhornFloored(**arguments)
+        sinkhorn_floored(**arguments)
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
-NORMALISERS: list[nn.Module] = [SinkhornFloored(), SinkhornKnopp()]
+NORMALISERS: list[nn.Module] = [sinkhorn_floored(), sinkhorn()]
 CUTS = (0, 40, 96)  # rows of rank 0: none, some, all
 
 

@@ -20,6 +20,7 @@ from dinoswap.clustering.masked import Masked
 from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
 from dinoswap.clustering.separate import Separate
 from dinoswap.clustering.visible import Visible
+from dinoswap.config.command_line import compose_config
 from dinoswap.metric.diagnostics import entropy
 from dinoswap.nn.vit import Tokens
 from dinoswap.objectives.base import Context, Reduction
@@ -38,6 +39,8 @@ from parity.rows import EXACT, SCHEDULE, Fixture, Row, Scenarios, compare, compa
 
 TOLERANCE = 1e-6  # of values relative to max(1, |value|), of gradients to the largest of their tensor
 PATCH_TEMP, STUDENT_TEMP = 0.06, 0.1
+FLOOR = 1e-8  # under a mass that divides
+BANK_LR, BANK_BETAS = 0.5, (0.9, 0.95)
 
 MODES: dict[str, type[PatchPrototypeLoss]] = {"visible": Visible, "separate": Separate}  # others are masked
 ROUTES = {
@@ -72,9 +75,9 @@ def check_dino(file: Fixture) -> Iterator[Row]:
     teacher = file["dino/teacher"]
     for steps in (3, 5):
         stored = file[f"dino/teacher_probs_{steps}_iterations_temp0.07"]
-        yield close(f"teacher_probs_{steps}_iterations", SinkhornKnopp(steps)(teacher, 0.07), stored)
-    default = SinkhornKnopp().iterations
-    yield compare("default_iterations", default, file["dino/default_ctor_n_iterations"], EXACT)
+        yield close(f"teacher_probs_{steps}_iterations", SinkhornKnopp(iterations=steps)(teacher, 0.07), stored)
+    ours = compose_config(["targets@objectives.dino.targets=sinkhorn"])["objectives"]["dino"]["targets"]
+    yield compare("default_iterations", ours["iterations"], file["dino/default_ctor_n_iterations"], EXACT)
     for at in dict.fromkeys(key.split("/")[1] for key in file.file.files if re.match(r"dino/it\d+/", key)):
         yield from check_dino_step(file, at, schedule[int(at.removeprefix("it"))])
 
@@ -83,7 +86,7 @@ def check_dino_step(file: Fixture, at: str, temperature: float) -> Iterator[Row]
     teacher = file["dino/teacher"].unflatten(0, (2, -1))  # [2 B, K] -> [2, B, K]
     views = file["dino/student"].unflatten(0, (-1, teacher.shape[1]))  # [V B, K] -> [V, B, K]
     student = views.requires_grad_()
-    objective = DINO(SinkhornKnopp(iterations=5), student_temp=STUDENT_TEMP)
+    objective = DINO(SinkhornKnopp(iterations=5), head="dino_head", loss_weight=1.0, student_temp=STUDENT_TEMP)
     nothing_masked = torch.zeros(2, teacher.shape[1], 1).bool()
     given = context(student[:2], student[2:], student[:0, 0], nothing_masked, {"teacher_temp": temperature})
     given = replace(given, teacher_features=Features(teacher, teacher[:0], teacher[:0, 0]))
@@ -127,7 +130,7 @@ def check_bank(file: Fixture) -> Iterator[Row]:
     pattern = re.compile(r"proto/(\w*targets)_temp([\d.]+)(?:_(\d+)it|_eps(0))?$")
     for key in file.file.files:
         if match := pattern.match(key):
-            normaliser = SinkhornFloored(int(match[3] or 3), 0.0 if match[4] else 1e-8)
+            normaliser = SinkhornFloored(iterations=int(match[3] or 3), eps=0.0 if match[4] else FLOOR)
             yield close(key.removeprefix("proto/"), normaliser(logits[match[1]], float(match[2])), file[key])
 
 
@@ -157,7 +160,13 @@ def check_ibot(file: Fixture, case: str) -> Iterator[Row]:
     mask = mask_of(file, "ibot", case)
     student, teacher = file["ibot/student"].requires_grad_(), file["ibot/teacher"]
     given = patch_context(student, teacher, mask)
-    objective = IBOT(SinkhornKnopp(), reduction_of(file, "ibot", case, mask), student_temp=STUDENT_TEMP)
+    objective = IBOT(
+        SinkhornKnopp(iterations=3),
+        reduction_of(file, "ibot", case, mask),
+        head="ibot_head",
+        loss_weight=1.0,
+        student_temp=STUDENT_TEMP,
+    )
     kind = "bernoulli" if "bernoulli" in case else "variable"
     if mask.any():
         yield close("teacher_probs", objective.teacher_targets(given), file[f"ibot/teacher_probs_{kind}"])
@@ -197,7 +206,7 @@ class UnmaskedPass(nn.Module):
 
 def stored_bank(file: Fixture) -> LinearPrototypeBank:
     weight = file["proto/bank_weight"]
-    bank = LinearPrototypeBank(weight.shape[1], weight.shape[0])
+    bank = LinearPrototypeBank(weight.shape[1], weight.shape[0], lr_multiplier=BANK_LR, betas=BANK_BETAS)
     bank.load_state_dict({"weight": weight, "bias": file["proto/bank_bias"]})
     return bank
 
@@ -208,7 +217,17 @@ def check_clustering(file: Fixture, case: str) -> Iterator[Row]:
     networks = nn.ModuleDict({"prototype_bank": bank, "backbone": UnmaskedPass(student)})
     given = replace(patch_context(student, teacher, mask), student=networks)
     mode = MODES.get(case.split("/")[1].split("_")[0], Masked)
-    objective = mode(SinkhornFloored(), reduction_of(file, "proto", case, mask), student_temp=STUDENT_TEMP)
+    objective = mode(
+        SinkhornFloored(iterations=3, eps=FLOOR),
+        reduction_of(file, "proto", case, mask),
+        loss_weight=1.0,
+        prototypes=len(bank.weight),
+        student_temp=STUDENT_TEMP,
+        arrangement_weight=1.0,
+        koleo_proto_weight=1.0,
+        bank_lr_multiplier=BANK_LR,
+        bank_betas=BANK_BETAS,
+    )
     terms = objective(given)
     if not mask.any():  # theirs are constants, and ours go on but for the first
         yield close("clustering", terms["clustering"], file[f"proto/{case}/clustering"])

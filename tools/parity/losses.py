@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoswap.objectives.base import Context
+from dinoswap.objectives.base import Context, Reduction
 from dinoswap.objectives.dino import DINO
 from dinoswap.objectives.ibot import IBOT
 from dinoswap.objectives.koleo import koleo
@@ -75,7 +75,7 @@ def check_sinkhorn(file: Fixture, section: str, logits: Tensor) -> Iterator[Row]
     for key in file.file.files:
         if match := pattern.match(key):
             temperature, iterations, scale = float(match[1]), int(match[2] or 3), float(match[3] or 1)
-            targets = SinkhornKnopp(iterations)(logits * scale, temperature)
+            targets = SinkhornKnopp(iterations=iterations)(logits * scale, temperature)
             yield compare(key, targets, file[key], FORWARD, scale=1.0)
 
 
@@ -89,7 +89,7 @@ def check_dino(file: Fixture) -> Iterator[Row]:
     cls, local = (
         file[f"dino/student_{part}"].unflatten(0, (-1, images)).requires_grad_() for part in ("global", "local")
     )
-    objective = DINO(Given(targets), student_temp=float(file.meta["student_temp"]))
+    objective = DINO(Given(targets), head="dino_head", loss_weight=1.0, student_temp=float(file.meta["student_temp"]))
     terms = objective(context(cls, local, cls[:0, 0], torch.zeros(2, images, 1).bool(), {"teacher_temp": temp}))
     pairs = 2 + 2 * local.shape[0]
     for part, raw_scale in (("local", pairs), ("global", pairs / 2)):
@@ -114,7 +114,7 @@ def check_ibot(file: Fixture) -> Iterator[Row]:
     yield from check_sinkhorn(file, "ibot", file["ibot/teacher_after_head"])
     temp = float(file.meta["teacher_temp"])
     if "ibot/sinkhorn_unsliced_input" in file:  # as many rows as given are normalised, none is left out
-        ours = SinkhornKnopp()(file["ibot/sinkhorn_unsliced_input"], temp)
+        ours = SinkhornKnopp(iterations=3)(file["ibot/sinkhorn_unsliced_input"], temp)
         yield compare("sinkhorn_unsliced_output", ours, file["ibot/sinkhorn_unsliced_output"], FORWARD, scale=1.0)
     masks, targets = file["ibot/masks"], file[f"ibot/sinkhorn_T{temp:g}"]
     student = file["ibot/student_after_head"].requires_grad_()
@@ -123,9 +123,7 @@ def check_ibot(file: Fixture) -> Iterator[Row]:
     for key in ("forward_masked", "forward_masked_weight_None"):
         yield compare(key, loss, file[f"ibot/{key}"], FORWARD, scale=1.0)
     yield compare_gradient("forward_masked_grad", student.grad, file["ibot/forward_masked_grad"], FORWARD)
-    per_token = IBOT(
-        Given(targets), lambda losses, mask, indices: -losses, student_temp=float(file.meta["student_temp"])
-    )
+    per_token = ibot(file, targets, lambda losses, mask, indices: -losses)
     ours = per_token(ibot_context(student, masks))["masked"]
     yield compare("per_token_negCE", ours, file["ibot/per_token_negCE(t.logsoftmax)"], FORWARD, scale=1.0)
     if "ibot/forward_masked_padded" in file:  # rows behind the masked ones are padding
@@ -140,14 +138,18 @@ def check_ibot(file: Fixture) -> Iterator[Row]:
     yield compare("masks_weight", weights, file["ibot/masks_weight"], WEIGHT)
 
 
+def ibot(file: Fixture, targets: Tensor, reduction: Reduction) -> IBOT:
+    temperature = float(file.meta["student_temp"])
+    return IBOT(Given(targets), reduction, head="ibot_head", loss_weight=1.0, student_temp=temperature)
+
+
 def ibot_context(student: Tensor, masks: Tensor) -> Context:
     empty = torch.empty(2, len(masks) // 2, 0)
     return context(empty, empty[:0], student, masks.unflatten(0, (2, -1)), {"teacher_temp": 1.0})
 
 
 def ibot_loss(file: Fixture, student: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
-    objective = IBOT(Given(targets), PerSample(), student_temp=float(file.meta["student_temp"]))
-    loss: Tensor = objective(ibot_context(student, masks))["masked"]
+    loss: Tensor = ibot(file, targets, PerSample())(ibot_context(student, masks))["masked"]
     return loss
 
 
@@ -155,7 +157,7 @@ def check_centering(file: Fixture, name: str) -> Iterator[Row]:
     """Consecutive batches: the centre that each one meets, its targets, and the centre that is left."""
     steps = sorted({int(m[1]) for k in file.file.files if (m := re.match(rf"{name}/centering/it(\d+)/", k))})
     logits = [file[f"{name}/centering/it{step}/teacher"] for step in steps]
-    centering = Centering(logits[0].shape[-1], float(file.meta["center_momentum"]))
+    centering = Centering(logits[0].shape[-1], momentum=float(file.meta["center_momentum"]))
     for step, rows in zip(steps, logits, strict=True):
         at = f"{name}/centering/it{step}"
         yield compare(f"it{step}/center_used", centering.center, file[f"{at}/center_used"].view(1, -1), FORWARD)

@@ -8,26 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinoswap.build import build_objectives
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import construct
 from dinoswap.forward.unified import Unified
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.objectives.base import Objective
-from dinoswap.objectives.dino import DINO
-from dinoswap.objectives.ibot import IBOT
-from dinoswap.objectives.koleo import KoLeo
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.optim.schedules import build_schedules
-from dinoswap.reduction.per_sample import PerSample
-from dinoswap.targets.centering import Centering
-from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.rows import Fixture, plain_name
 from parity.tables import schedule_settings
+
+HEAD = {
+    "prototypes": "n_prototypes",
+    "hidden_dim": "hidden_dim",
+    "bottleneck_dim": "bottleneck_dim",
+    "layers": "nlayers",
+}
+"""Keys of a head, ours and the official ones."""
 
 
 class TrainStepFile:
@@ -115,31 +119,28 @@ def build_backbone(file: TrainStepFile, scenario: str, config: dict[str, Any]) -
     )
 
 
+def our_config(config: dict[str, Any]) -> dict[str, Any]:
+    """`preset=official` with the heads, targets and weights of an official configuration. An objective of weight 0 does
+    not exist, as in the official code."""
+    dino, ibot = config["dino"], config["ibot"]
+    targets = "centering" if config["train"]["centering"] == "centering" else "sinkhorn"
+    weights = {"dino": dino["loss_weight"], "ibot": ibot["loss_weight"]}
+    weights["koleo"] = dino["loss_weight"] and dino["koleo_loss_weight"]
+    overrides = [f"targets@objectives.{name}.targets={targets}" for name in ("dino", "ibot")]
+    overrides += [f"objectives.{k}.loss_weight={v}" if v else f"~objectives.{k}" for k, v in weights.items()]
+    if ibot["loss_weight"] and not ibot["separate_head"]:
+        overrides.append("objectives.ibot.head=dino_head")
+    for name, section in (("dino_head", dino), ("ibot_head", ibot)):
+        overrides += [f"heads.{name}.{ours}={section[f'head_{theirs}']}" for ours, theirs in HEAD.items()]
+    return compose_config(["preset=official", *overrides])
+
+
 def build_model(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> SelfDistillation:
-    """An objective of weight 0 does not exist, as in the official code."""
-    backbone, dino, ibot = build_backbone(file, scenario, config), config["dino"], config["ibot"]
+    backbone, ours = build_backbone(file, scenario, config), our_config(config)
     student: dict[str, nn.Module] = {"backbone": backbone}
-
-    def head(name: str, section: dict[str, Any]) -> str:
-        sizes = (section[f"head_{key}"] for key in ("n_prototypes", "hidden_dim", "bottleneck_dim", "nlayers"))
-        if name not in student:
-            student[name] = ProjectionHead(backbone.embed_dim, *sizes)
-        return name
-
-    def targets(name: str) -> nn.Module:
-        if config["train"]["centering"] == "centering":
-            return Centering(student[name].get_parameter("last_layer.weight_g").shape[0])
-        return SinkhornKnopp(3)
-
-    objectives: dict[str, Objective] = {}
-    if dino["loss_weight"]:
-        name = head("dino_head", dino)
-        objectives["dino"] = DINO(targets(name), name, dino["loss_weight"])
-        if dino["koleo_loss_weight"]:
-            objectives["koleo"] = KoLeo(dino["koleo_loss_weight"])
-    if ibot["loss_weight"]:
-        name = head("ibot_head", ibot) if ibot["separate_head"] else head("dino_head", dino)
-        objectives["ibot"] = IBOT(targets(name), PerSample(), name, ibot["loss_weight"])
+    objectives = build_objectives(ours)
+    for name in {str(objective.head) for objective in objectives.values() if hasattr(objective, "head")}:
+        student[name] = construct(ProjectionHead, ours["heads"][name], f"heads.{name}", in_dim=backbone.embed_dim)
     model = SelfDistillation(student, objectives, Unified()).to(file.dtype)
     for network in ("student", "teacher"):
         wanted = getattr(model, network).state_dict()

@@ -24,9 +24,7 @@ class Assigned(NamedTuple):
 class LinearPrototypeBank(nn.Linear):
     """The prototype bank, trained by the teacher's tokens and by KoLeo alone."""
 
-    def __init__(
-        self, dim: int, prototypes: int, lr_multiplier: float = 0.5, betas: tuple[float, float] = (0.9, 0.95)
-    ) -> None:
+    def __init__(self, dim: int, prototypes: int, *, lr_multiplier: float, betas: tuple[float, float]) -> None:
         """The initial weights are drawn from N(0, 1), the bias is 0."""
         super().__init__(dim, prototypes)
         nn.init.normal_(self.weight)

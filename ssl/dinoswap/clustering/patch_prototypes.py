@@ -34,13 +34,14 @@ class PatchPrototypeLoss(Objective):
         self,
         targets: nn.Module,
         reduction: Reduction,
-        loss_weight: float = 1.0,
-        prototypes: int = 8192,
-        student_temp: float = 0.1,
-        arrangement_weight: float = 1.0,
-        koleo_proto_weight: float = 1.0,
-        bank_lr_multiplier: float = 0.5,
-        bank_betas: tuple[float, float] = (0.9, 0.95),
+        *,
+        loss_weight: float,
+        prototypes: int,
+        student_temp: float,
+        arrangement_weight: float,
+        koleo_proto_weight: float,
+        bank_lr_multiplier: float,
+        bank_betas: tuple[float, float],
     ) -> None:
         """`targets` maps teacher logits [P B N, K] and a temperature to distributions; `loss_weight` is that of the
         clustering term; the bank's lr is `bank_lr_multiplier` times the schedule prototype_lr. Raises ValueError for a

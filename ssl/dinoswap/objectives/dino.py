@@ -22,9 +22,7 @@ GLOBAL_PAIRS = 2
 class DINO(Objective):
     """The DINO loss on CLS tokens, with the terms `global` and, where there are local crops, `local`."""
 
-    def __init__(
-        self, targets: nn.Module, head: str = "dino_head", loss_weight: float = 1.0, student_temp: float = 0.1
-    ) -> None:
+    def __init__(self, targets: nn.Module, *, head: str, loss_weight: float, student_temp: float) -> None:
         """`targets` maps teacher logits [2 B, K] and a temperature to distributions; `head` names the network. Raises
         ValueError where the temperature is not above 0."""
         super().__init__(loss_weight)

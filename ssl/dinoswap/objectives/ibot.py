@@ -17,9 +17,10 @@ class IBOT(Objective):
         self,
         targets: nn.Module,
         reduction: Reduction,
-        head: str = "ibot_head",
-        loss_weight: float = 1.0,
-        student_temp: float = 0.1,
+        *,
+        head: str,
+        loss_weight: float,
+        student_temp: float,
     ) -> None:
         """`targets` maps teacher logits [M, K] and a temperature to distributions. `head` names the network:
         `ibot_head`, or `dino_head` to share DINO's. Raises ValueError where the temperature is not above 0."""

@@ -46,7 +46,7 @@ def koleo(x: Tensor, gather: bool = False) -> Tensor:
 class KoLeo(Objective):
     """The KoLeo loss on the CLS tokens of the global crops, with the term `cls`."""
 
-    def __init__(self, loss_weight: float = 0.1, over_crops: OverCrops = "sum", gather: bool = False) -> None:
+    def __init__(self, *, loss_weight: float, over_crops: OverCrops, gather: bool) -> None:
         """`over_crops` decides whether the values of the two global crops are summed or averaged. The official code
         searches neighbours within a rank; with `gather` they are searched among all ranks, so that the loss does not
         depend on the number of ranks."""

@@ -17,7 +17,7 @@ class Centering(nn.Module):
 
     center: Tensor
 
-    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
+    def __init__(self, prototypes: int, *, momentum: float) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum}: the centre's EMA momentum must lie in [0, 1)")

@@ -25,7 +25,7 @@ MIDDLE = 2.0**64
 class SinkhornKnopp(nn.Module):
     """Targets by `iterations` of Sinkhorn-Knopp. Raises ValueError for fewer than one."""
 
-    def __init__(self, iterations: int = 3) -> None:
+    def __init__(self, *, iterations: int) -> None:
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations={iterations}: Sinkhorn-Knopp needs at least 1 (the official recipe has 3)")

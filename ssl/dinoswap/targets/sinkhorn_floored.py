@@ -22,7 +22,7 @@ from dinoswap.nn.precision import full_precision
 class SinkhornFloored(nn.Module):
     """Targets by `iterations` with the floor `eps`. Raises ValueError for fewer than one, or a negative floor."""
 
-    def __init__(self, iterations: int = 3, eps: float = 1e-8) -> None:
+    def __init__(self, *, iterations: int, eps: float) -> None:
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations={iterations}: Sinkhorn-Knopp needs at least 1 (the legacy trainer has 3)")
