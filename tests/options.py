@@ -12,13 +12,13 @@ from dinoswap.config.schema import checked, option_class
 T = TypeVar("T")
 
 
-def build_option(name: str, **changes: Any) -> Any:
+def build_option(name: str, /, **changes: Any) -> Any:
     """The option of `masking/block.yaml`. `changes` are other values, and arguments that the builder gives."""
     section = written(name)
     return _built(option_class(section, name.partition("/")[0]), section, changes)
 
 
-def build_augmentation(name: str, **changes: Any) -> Any:
+def build_augmentation(name: str, /, **changes: Any) -> Any:
     """One of the group, for crops as train.yaml has them."""
     written_crops = written("train")["crops"]
     crops = {
@@ -29,7 +29,12 @@ def build_augmentation(name: str, **changes: Any) -> Any:
     return build_option(f"augmentation/{name}", **(crops | changes))
 
 
-def build_objective(name: str, **changes: Any) -> Any:
+def open_source(name: str, path: str, /, **changes: Any) -> Any:
+    """One of the group `data`, of the images at `path`."""
+    return build_option(f"data/{name}", path=path, **changes)
+
+
+def build_objective(name: str, /, **changes: Any) -> Any:
     """One of those in train.yaml, likewise."""
     section = written("train")["objectives"][name]
     return _built(option_class(section, f"objectives.{name}"), section, changes)

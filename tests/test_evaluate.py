@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from dinoswap.config.facts import DataFacts
-from dinoswap.data.embedded import EmbeddedData
 from dinoswap.evaluate import beside_others, data_name, main, parser
 from dinoswap.nn.official_weights import export_official
+from options import build_option
 from run_folders import write_run
 
 FEW = ["evaluation.images=60"]
@@ -36,7 +36,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
 def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), *FEW, "evaluation.linear_probe=true"]) == 0
     found = evaluation(run / "evaluation" / "embedded")
-    assert found["fingerprint"] == EmbeddedData().fingerprint()
+    assert found["fingerprint"] == build_option("data/embedded").fingerprint()
     assert (run / "evaluation" / "embedded" / "crops.png").exists()
     assert found["step"] == 1
     assert found["network"] == "teacher"

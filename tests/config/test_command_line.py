@@ -22,11 +22,11 @@ from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.config.identity import run_id
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import RunSettings
-from dinoswap.data.embedded import EmbeddedData
 from dinoswap.run.provenance import SUBMITTED_CODE
 from dinoswap.run.run_folder import PLACE
 from dinoswap.studies.ledger import run_statuses
 from dinoswap.train import EXPLAIN
+from options import build_option
 
 TINY = ["recipe=smoke", "trainer.max_steps=1", "trainer.eval_every=0", "trainer.tensorboard=false"]
 TINY += ["evaluation.in_loop_images=30", "evaluation.images=30"]
@@ -188,7 +188,7 @@ def test_single_and_multirun_fill_the_same_folders(dinoswap_train: Command, tmp_
     for record in records:
         assert record["run_id"] == run_id(record["identity"])
         assert record["data"]["fingerprint"].startswith(record["identity"]["data.images"])
-        assert record["data"]["images"] == len(EmbeddedData().train())
+        assert record["data"]["images"] == len(build_option("data/embedded").train())
 
 
 def test_a_job_that_is_refused_leaves_the_others_running(dinoswap_train: Command, tmp_path: Path) -> None:

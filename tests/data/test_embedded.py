@@ -1,4 +1,5 @@
 import hashlib
+from functools import partial
 from importlib.resources import files
 
 import numpy as np
@@ -6,13 +7,15 @@ import pytest
 from PIL import Image
 
 from dinoswap.data import embedded
-from dinoswap.data.embedded import EmbeddedData, TileImages
-from dinoswap.data.parquet import ParquetData
+from dinoswap.data.embedded import TileImages
+from options import build_option, open_source
+
+open_parquet = partial(open_source, "parquet")
 
 
 @pytest.fixture(scope="module")
 def source():
-    return EmbeddedData(tile=32, stride=16, test_fraction=0.25)
+    return build_option("data/embedded", tile=32, stride=16, test_fraction=0.25)
 
 
 def test_thirteen_labelled_photographs_in_both_parts(source):
@@ -38,7 +41,7 @@ def test_tiles_are_gray_and_of_equal_mean_and_contrast(source):
 
 def test_parts_share_no_pixel(source):
     """Tiles of the left three quarters end before the border, tiles of the right quarter begin behind it."""
-    whole = ParquetData(str(files("dinoswap.data") / "files/photos.parquet")).split("train")
+    whole = open_parquet(str(files("dinoswap.data") / "files/photos.parquet")).split("train")
     widths = {name: whole.load(row).shape[1] * 3 // 4 for row, name in enumerate(whole.classes)}
     train, test = source.split("train"), source.split("test")
     for row in range(len(train)):
@@ -77,11 +80,11 @@ def test_tiles_by_hand():
 )
 def test_refusals(arguments, key):
     with pytest.raises(ValueError, match=key):
-        EmbeddedData(**arguments)
+        build_option("data/embedded", **arguments)
 
 
 def test_the_fingerprint_is_that_of_the_shipped_file(source, monkeypatch, tmp_path):
-    assert source.fingerprint() == EmbeddedData(tile=16, stride=32).fingerprint()
+    assert source.fingerprint() == build_option("data/embedded", tile=16, stride=32).fingerprint()
     other = tmp_path / "photos.parquet"
     other.write_bytes(embedded._photos().read_bytes() + b"x")
     monkeypatch.setattr(embedded, "_photos", lambda: other)

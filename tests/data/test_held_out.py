@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,12 @@ from data_fakes import FakeImages, encoded, picture
 from test_image_folder import rows, write
 
 from dinoswap.data.held_out import HeldOut, Subset, first_copies, held_out
-from dinoswap.data.image_folder import ImageFolderData
 from dinoswap.data.images import ImageSource
-from dinoswap.data.parquet import ParquetData
-from dinoswap.data.webdataset import WebDatasetData
+from options import open_source
+
+open_parquet = partial(open_source, "parquet")
+open_folder = partial(open_source, "image_folder")
+open_shards = partial(open_source, "webdataset")
 
 
 class Stored(FakeImages):
@@ -77,9 +80,9 @@ def test_images_that_are_kept_as_pixels_are_compared_by_them():
 
 def test_a_part_of_a_folder(tmp_path):
     files = {f"{name}/{row:02}.png": row + 100 * at for at, name in enumerate(["cat", "dog"]) for row in range(20)}
-    whole = ImageFolderData(write(tmp_path, files))
+    whole = open_folder(write(tmp_path, files))
     (tmp_path / "dog/copy.png").write_bytes(encoded(picture(7)))  # of cat/07.png
-    source = HeldOut(ImageFolderData(str(tmp_path)), 0.2)
+    source = HeldOut(open_folder(str(tmp_path)), 0.2)
     train, test = source.split("train"), source.split("test")
     assert len(train) + len(test) == 41 and 7 <= len(test) <= 9
     assert set(rows(train)) | set(rows(test)) == set(rows(whole.train()))
@@ -87,7 +90,7 @@ def test_a_part_of_a_folder(tmp_path):
     for row, number in enumerate(rows(test)):
         assert number == 7 or test.labels[row] == (number >= 100)
     assert train.name(0).startswith(str(tmp_path)) and list(train.classes) == ["cat", "dog"]
-    assert rows(HeldOut(ImageFolderData(str(tmp_path)), 0.2).test()) == rows(test)  # whoever asks, and again
+    assert rows(HeldOut(open_folder(str(tmp_path)), 0.2).test()) == rows(test)  # whoever asks, and again
     assert source.fingerprint() == source.source.fingerprint()
 
 
@@ -131,7 +134,7 @@ def test_stored_bytes_of_every_source(tmp_path):
             info = tarfile.TarInfo(f"{row}.png")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    for source in (ParquetData(str(tmp_path / "x.parquet")), WebDatasetData(str(tmp_path / "x.tar"))):
+    for source in (open_parquet(str(tmp_path / "x.parquet")), open_shards(str(tmp_path / "x.tar"))):
         images = source.train()
         assert [bytes(images.encoded(row)) for row in range(3)] == data
         assert [images.size(row) in (0, len(data[row])) for row in range(3)] == [True] * 3

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,17 +15,19 @@ from dinoswap.config.facts import build_source
 from dinoswap.data.decoding import Decoding
 from dinoswap.data.embedded import EmbeddedData
 from dinoswap.data.held_out import HeldOut
-from dinoswap.data.image_folder import ImageFolderData
 from dinoswap.data.images import ImageSource
 from dinoswap.data.inventory import counted, dim, summarise, take_inventory
 from dinoswap.run.assemble import build_run
 from dinoswap.run.metrics import RunRecord
 from dinoswap.run.progress import logging_to
+from options import build_option, open_source
 from small_models import composed
+
+open_folder = partial(open_source, "image_folder")
 
 
 def inventory(path, batch_size=1, decoding=Decoding()):  # noqa: B008
-    return take_inventory(ImageFolderData(str(path), decoding=decoding), batch_size, decoding)
+    return take_inventory(open_folder(str(path), decoding=decoding), batch_size, decoding)
 
 
 def test_a_folder_in_a_sentence(tmp_path):
@@ -140,7 +143,7 @@ def test_a_long_list_of_what_was_ignored():
 
 
 def test_the_shipped_set():
-    assert take_inventory(EmbeddedData(), 64, Decoding()).sentence().startswith("data: ")
+    assert take_inventory(build_option("data/embedded"), 64, Decoding()).sentence().startswith("data: ")
 
 
 def resolved(overrides):
@@ -186,4 +189,6 @@ def test_the_builder_holds_test_images_out_where_the_source_does_not(tmp_path):
     assert source.test().images.decoding.range_16bit == (0, 4095)
     assert take_inventory(source, 1, Decoding()).record()["test_images"] == 4
     embedded = build_source(resolved(["data=embedded"]))
-    assert isinstance(embedded, EmbeddedData) and len(embedded.train()) == len(EmbeddedData(test_fraction=0.25).train())
+    assert isinstance(embedded, EmbeddedData) and len(embedded.train()) == len(
+        build_option("data/embedded", test_fraction=0.25).train()
+    )

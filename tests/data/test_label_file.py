@@ -1,17 +1,21 @@
 """Labels of a folder from a CSV file."""
 
+from functools import partial
+
 import pytest
 from test_image_folder import rows, write
 from test_zip_images import zipped
 
-from dinoswap.data.image_folder import ImageFolderData
+from options import open_source
+
+open_folder = partial(open_source, "image_folder")
 
 FILES = {"x/1.png": 1, "x/2.png": 2, "y/3.png": 3}
 
 
 def labelled(tmp_path, text, files=None, encoding="utf-8"):
     (tmp_path / "labels.csv").write_text(text, encoding=encoding)
-    return ImageFolderData(write(tmp_path / "d", files or FILES), labels=str(tmp_path / "labels.csv"))
+    return open_folder(write(tmp_path / "d", files or FILES), labels=str(tmp_path / "labels.csv"))
 
 
 @pytest.mark.parametrize(
@@ -47,9 +51,9 @@ def test_labels_of_both_parts_and_of_a_zip_file(tmp_path):
     files = {"train/1.png": 1, "train/2.png": 2, "test/3.png": 3}
     source = labelled(tmp_path, "train/1.png,b\ntrain/2.png,a\ntest/3.png,b\n", files)
     assert source.train().labels.tolist() == [1, 0] and source.test().labels.tolist() == [1]
-    archive = ImageFolderData(zipped(tmp_path / "d", tmp_path / "d.zip"), labels=str(tmp_path / "labels.csv"))
+    archive = open_folder(zipped(tmp_path / "d", tmp_path / "d.zip"), labels=str(tmp_path / "labels.csv"))
     assert archive.train().labels.tolist() == [1, 0] and archive.test().labels.tolist() == [1]
-    assert archive.fingerprint() != ImageFolderData(str(tmp_path / "d.zip")).fingerprint()
+    assert archive.fingerprint() != open_folder(str(tmp_path / "d.zip")).fingerprint()
 
 
 def test_labels_that_are_missing_take_the_others_and_are_told(tmp_path):
@@ -81,4 +85,4 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(ValueError, match=r"is not in UTF-8 .*convert it"):
         labelled(tmp_path, "x/1.png,é\n", encoding="latin-1")
     with pytest.raises(ValueError, match=r"data.labels=.*nowhere.csv: No such file"):
-        ImageFolderData(str(tmp_path / "d"), labels=str(tmp_path / "nowhere.csv"))
+        open_folder(str(tmp_path / "d"), labels=str(tmp_path / "nowhere.csv"))

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +9,10 @@ from data_fakes import FakeMasks, augmentation, encoded, picture
 
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.order import Order
-from dinoswap.data.parquet import ParquetData
 from dinoswap.data.steps import StepDataset, loader
+from options import open_source
+
+open_parquet = partial(open_source, "parquet")
 
 
 def write(path, rows, labels=None, *, image="image", label="label", struct=True, features=None, group=4):
@@ -39,7 +42,7 @@ def test_hub_layout_with_several_files(tmp_path):
     write(tmp_path / "data/train-00001-of-00002.parquet", range(10, 15), [1] * 5, features=names)
     write(tmp_path / "data/train-00000-of-00002.parquet", range(10), [0, 1] * 5, features=names)
     write(tmp_path / "data/test-00000-of-00001.parquet", [20, 21], [1, 0], features=names)
-    source = ParquetData(str(tmp_path))
+    source = open_parquet(str(tmp_path))
     train, test = source.split("train"), source.split("test")
     assert_rows(train, range(15))
     assert train.labels.tolist() == [0, 1] * 5 + [1] * 5 and train.label(14) == 1
@@ -52,7 +55,7 @@ def test_hub_layout_with_several_files(tmp_path):
 @pytest.mark.parametrize("struct", [True, False])
 def test_columns_by_name_and_plain_binary(tmp_path, struct):
     path = write(tmp_path / "x.parquet", [1, 2], [3, 4], image="img", label="fine_label", struct=struct)
-    train = ParquetData(str(path)).split("train")
+    train = open_parquet(str(path)).split("train")
     assert_rows(train, [1, 2])
     assert train.labels.tolist() == [3, 4] and train.classes is None
 
@@ -60,19 +63,19 @@ def test_columns_by_name_and_plain_binary(tmp_path, struct):
 def test_named_columns_and_text_labels(tmp_path):
     write(tmp_path / "train.parquet", [1, 2, 3], ["b", "a", "b"], image="scan", label="tissue")
     write(tmp_path / "val.parquet", [4], ["b"], image="scan", label="tissue")
-    source = ParquetData(str(tmp_path), image_column="scan", label_column="tissue")
+    source = open_parquet(str(tmp_path), image_column="scan", label_column="tissue")
     assert source.split("train").labels.tolist() == [1, 0, 1]
     assert list(source.split("train").classes) == ["a", "b"]
     assert source.split("test").labels.tolist() == [1]
     write(tmp_path / "val.parquet", [4], ["c"], image="scan", label="tissue")
     with pytest.raises(ValueError, match=r"\['c'\] do not occur in the training"):
-        ParquetData(str(tmp_path), image_column="scan", label_column="tissue").split("test")
+        open_parquet(str(tmp_path), image_column="scan", label_column="tissue").split("test")
 
 
 def test_unlabelled_trains_and_has_no_test_part(tmp_path):
     write(tmp_path / "train.parquet", [1, 2])
     write(tmp_path / "test.parquet", [3])
-    source = ParquetData(str(tmp_path))
+    source = open_parquet(str(tmp_path))
     assert source.split("train").labels is None and source.split("train").label(0) is None
     assert source.split("test") is None
 
@@ -82,24 +85,24 @@ def test_hidden_test_labels_fall_through_to_validation(tmp_path, hidden):
     write(tmp_path / "train-0.parquet", [1, 2], [0, 1])
     write(tmp_path / "test-0.parquet", [3, 4], hidden)
     write(tmp_path / "validation-0.parquet", [5], [1])
-    assert_rows(ParquetData(str(tmp_path)).split("test"), [5])
+    assert_rows(open_parquet(str(tmp_path)).split("test"), [5])
 
 
 def test_parts_by_folder_name_and_pattern(tmp_path):
     for part, row in (("train", 1), ("test", 2), ("extra", 3)):
         write(tmp_path / "test" / part / "0000.parquet", [row], [0])  # the first "test" is common to all
-    source = ParquetData(str(tmp_path))
+    source = open_parquet(str(tmp_path))
     assert_rows(source.split("train"), [3, 1])
     assert_rows(source.split("test"), [2])
-    pattern = ParquetData(f"{tmp_path}/test/{{train,test}}/*.parquet")
+    pattern = open_parquet(f"{tmp_path}/test/{{train,test}}/*.parquet")
     assert_rows(pattern.split("train"), [1])
-    assert_rows(ParquetData(str(tmp_path / "test/test/0000.parquet")).split("train"), [2])
+    assert_rows(open_parquet(str(tmp_path / "test/test/0000.parquet")).split("train"), [2])
 
 
 def test_on_demand_equals_in_memory(tmp_path):
     for i in range(3):
         write(tmp_path / f"part-{i}.parquet", range(100 * i, 100 * i + 17), list(range(17)), group=2)
-    memory, demand = (ParquetData(str(tmp_path), memory_gb=gb).split("train") for gb in (2.0, 0.0))
+    memory, demand = (open_parquet(str(tmp_path), memory_gb=gb).split("train") for gb in (2.0, 0.0))
     assert memory.blocks == [51] and demand.blocks == ([2] * 8 + [1]) * 3
     for row in np.random.default_rng(0).permutation(51).tolist():
         np.testing.assert_array_equal(demand.load(row), memory.load(row))
@@ -111,7 +114,7 @@ def test_on_demand_equals_in_memory(tmp_path):
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0])
 def test_forked_workers_read_the_same(tmp_path, memory_gb):
     write(tmp_path / "a.parquet", range(40))
-    images = ParquetData(str(tmp_path), memory_gb=memory_gb).split("train")
+    images = open_parquet(str(tmp_path), memory_gb=memory_gb).split("train")
     steps = StepDataset(images, Order(images.blocks, 0), augmentation, FakeMasks(8), 0, 8)
     plain, forked = (list(loader(steps, 0, 6, workers, False)) for workers in (0, 1))
     for a, b in zip(plain, forked, strict=True):
@@ -120,30 +123,30 @@ def test_forked_workers_read_the_same(tmp_path, memory_gb):
 
 def test_rows_without_bytes_are_corrupt(tmp_path):
     path = write(tmp_path / "a.parquet", [1, None])
-    images = ParquetData(str(path)).split("train")
+    images = open_parquet(str(path)).split("train")
     with pytest.raises(CorruptImage, match=r"a.parquet#1: no bytes"):
         images.load(1)
 
 
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"data.path=.*nowhere: nothing found.*\.parquet"):
-        ParquetData(str(tmp_path / "nowhere"))
+        open_parquet(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"nothing found.*\.parquet"):
-        ParquetData(str(tmp_path))
+        open_parquet(str(tmp_path))
     path = str(write(tmp_path / "a.parquet", [1], [0]))
     with pytest.raises(ValueError, match=r"data.image_column=pic: the columns are \['image', 'label'\]"):
-        ParquetData(path, image_column="pic")
+        open_parquet(path, image_column="pic")
     with pytest.raises(ValueError, match=r"data.memory_gb=-1"):
-        ParquetData(path, memory_gb=-1)
+        open_parquet(path, memory_gb=-1)
     with pytest.raises(ValueError, match="no rows"):
-        ParquetData(str(write(tmp_path / "empty.parquet", [], [])))
+        open_parquet(str(write(tmp_path / "empty.parquet", [], [])))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="no column of images"):
-        ParquetData(str(tmp_path / "b.parquet"))
+        open_parquet(str(tmp_path / "b.parquet"))
     pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match=r"\['left', 'right'\] could all be the image: set data.image_column"):
-        ParquetData(str(tmp_path / "c.parquet"))
+        open_parquet(str(tmp_path / "c.parquet"))
     write(tmp_path / "only/test-0.parquet", [1])
     write(tmp_path / "only/test-1.parquet", [1])
     with pytest.raises(ValueError, match="none to train on"):
-        ParquetData(str(tmp_path / "only"))
+        open_parquet(str(tmp_path / "only"))

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,10 @@ from data_fakes import encoded, picture
 
 from dinoswap.data import table_files
 from dinoswap.data.images import CorruptImage
-from dinoswap.data.parquet import ParquetData
 from dinoswap.data.table_files import open_table
+from options import open_source
+
+open_parquet = partial(open_source, "parquet")
 
 HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -68,7 +71,7 @@ HUGE = 10**12
 @pytest.mark.parametrize("given", [None, "label"])
 def test_labels_of_every_type(tmp_path, kind, values, labels, classes, given):
     write(tmp_path / "train-0.parquet", range(3), pa.array(values, kind))
-    source = ParquetData(str(tmp_path), label_column=given)
+    source = open_parquet(str(tmp_path), label_column=given)
     images = source.train()
     assert (images.labels if labels is None else images.labels.tolist()) == labels
     assert (images.classes and list(images.classes)) == classes
@@ -91,56 +94,56 @@ def test_labels_of_every_type(tmp_path, kind, values, labels, classes, given):
 def test_what_is_no_label_is_refused_with_the_remedy(tmp_path, kind, values, reason):
     path = write(tmp_path / "0.parquet", range(2), pa.array(values, kind))
     with pytest.raises(ValueError, match=rf"0\.parquet: column label .*{reason}.*data\.label_column=''"):
-        ParquetData(str(path))
-    assert ParquetData(str(path), label_column="").train().labels is None
+        open_parquet(str(path))
+    assert open_parquet(str(path), label_column="").train().labels is None
 
 
 def test_files_that_differ_are_unified_or_the_odd_one_is_named(tmp_path):
     write(tmp_path / "train-0.parquet", range(2), pa.array([0, 1], pa.int8()))
     write(tmp_path / "train-1.parquet", range(2), pa.array([True, False]))
     write(tmp_path / "train-2.parquet", range(2), pa.array([2.0, 3.0]))
-    assert ParquetData(str(tmp_path)).train().labels.tolist() == [0, 1, 1, 0, 2, 3]
+    assert open_parquet(str(tmp_path)).train().labels.tolist() == [0, 1, 1, 0, 2, 3]
     write(tmp_path / "train-1.parquet", range(2), pa.array(["a", "b"]))
     with pytest.raises(ValueError, match=r"train-1\.parquet: column label is string, but .*train-0\.parquet has int8"):
-        ParquetData(str(tmp_path))
+        open_parquet(str(tmp_path))
     write(tmp_path / "train-1.parquet", range(2))
-    source = ParquetData(str(tmp_path))
+    source = open_parquet(str(tmp_path))
     assert source.train().labels is None and "train-1.parquet has no column label" in source.remarks[0]
     pq.write_table(table(range(2), [0, 1]).rename_columns(["img", "label"]), tmp_path / "train-1.parquet")
     with pytest.raises(ValueError, match=r"train-1\.parquet: no column image, .*it has \['img', 'label'\]"):
-        ParquetData(str(tmp_path))
+        open_parquet(str(tmp_path))
 
 
 def test_columns_are_found_by_name_in_capital_letters_too(tmp_path):
     pq.write_table(table(range(2), [0, 1]).rename_columns(["Image", "Label"]), tmp_path / "0.parquet")
-    assert ParquetData(str(tmp_path)).train().labels.tolist() == [0, 1]
+    assert open_parquet(str(tmp_path)).train().labels.tolist() == [0, 1]
 
 
 def test_a_test_part_whose_labels_are_of_another_kind_is_refused(tmp_path):
     write(tmp_path / "train-0.parquet", range(2), [0, 1])
     write(tmp_path / "test-0.parquet", range(2), ["a", "b"])
     with pytest.raises(ValueError, match=r"test-0\.parquet: column label is string, but .*train-0\.parquet has int64"):
-        ParquetData(str(tmp_path)).test()
+        open_parquet(str(tmp_path)).test()
 
 
 def test_class_names_come_from_any_file_and_must_agree(tmp_path):
     names = {"label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
     write(tmp_path / "train-0.parquet", range(2), [0, 1])
     write(tmp_path / "train-1.parquet", range(2), [1, 0], features=names)
-    assert list(ParquetData(str(tmp_path)).train().classes) == ["cat", "dog"]
+    assert list(open_parquet(str(tmp_path)).train().classes) == ["cat", "dog"]
     write(tmp_path / "train-1.parquet", range(2), [2, 0], features=names)
     with pytest.raises(ValueError, match="label 2, but the classes are 2"):
-        ParquetData(str(tmp_path))
+        open_parquet(str(tmp_path))
     names["label"]["names"] = ["dog", "cat"]
     write(tmp_path / "train-0.parquet", range(2), [0, 1], features=names)
     with pytest.raises(ValueError, match=r"train-1\.parquet: its classes .* are not those of .*train-0\.parquet"):
-        ParquetData(str(tmp_path))
+        open_parquet(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{", '{"info": null}', "[]", "null", '{"info": {"features": 3}}', "[" * 100_000])
 def test_metadata_that_describes_nothing_is_told_and_ignored(tmp_path, text):
     path = write(tmp_path / "0.parquet", range(2), [0, 1], features=text)
-    source = ParquetData(str(path))
+    source = open_parquet(str(path))
     assert source.train().labels.tolist() == [0, 1]
     assert source.remarks == [f"{path}: its huggingface metadata is no description of columns and is ignored"]
 
@@ -157,7 +160,7 @@ def test_a_file_damaged_anywhere_is_named(tmp_path):
     for at in [*rng.integers(0, len(whole), 60).tolist(), *range(4, 24), *range(len(whole) - 40, len(whole))]:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 + int(rng.integers(255)))]) + whole[at + 1 :])
         try:
-            source = ParquetData(str(tmp_path))
+            source = open_parquet(str(tmp_path))
             for row in range(len(source.train())):
                 source.train().load(row)
             told += any("train-1.parquet" in remark for remark in source.remarks)
@@ -174,7 +177,7 @@ def test_damaged_pages_of_images_are_corrupt_rows(tmp_path):
     content[pages.dictionary_page_offset or pages.data_page_offset] = 0xFF
     path.write_bytes(content)
     for memory_gb in (0.0, 2.0):
-        images = ParquetData(str(path), memory_gb=memory_gb).train()
+        images = open_parquet(str(path), memory_gb=memory_gb).train()
         assert [int(images.load(row)[0, 0, 0]) for row in (0, 3, 8, 11)] == [0, 3, 8, 11]
         with pytest.raises(CorruptImage, match=r"0\.parquet#5: the rows around it cannot be read: .*0\.parquet: "):
             images.load(5)
@@ -188,7 +191,7 @@ def test_unreadable_files_among_good_ones_are_left_out_by_name(tmp_path):
     (tmp_path / "train-3.parquet").mkdir()
     (tmp_path / "readme.md").write_text("x")
     write(tmp_path / "test-0.parquet", range(9))
-    source = ParquetData(str(tmp_path))
+    source = open_parquet(str(tmp_path))
     assert found(source.train()) == [0, 1, 2] and source.ignored == {"hidden file": 1, ".md": 1, "empty folder": 1}
     assert len(source.remarks) == 1
     for words in ("2 of 3 files", "train-1.parquet: ", "train-2.parquet: empty"):
@@ -197,7 +200,7 @@ def test_unreadable_files_among_good_ones_are_left_out_by_name(tmp_path):
     with pytest.raises(
         ValueError, match=r"none of 2 files can be read: .*train-1\.parquet: "
     ):  # test-0 is not trained on
-        ParquetData(str(tmp_path))
+        open_parquet(str(tmp_path))
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def test_large_row_groups_are_read_in_slices(tmp_path, monkeypatch):
     size = sum(pq.read_metadata(path).row_group(0).column(c).total_uncompressed_size for c in (0, 1))
     monkeypatch.setattr(table_files, "BLOCK_BYTES", size // 4)
     monkeypatch.setattr(table_files, "_BATCH_ROWS", 4)
-    images = ParquetData(str(path), memory_gb=0.0).train()
+    images = open_parquet(str(path), memory_gb=0.0).train()
     assert images.blocks == [6] * 5 + [6, 6, 6, 2]  # 30 rows in five slices, 20 in four
     naive = pq.read_table(path).column("image").to_pylist()
     opened = open_table(path)
@@ -244,7 +247,7 @@ def test_images_by_path_lie_relative_to_the_table(tmp_path, kind):
         cells[0] = {"bytes": encoded(picture(0)), "path": "elsewhere/0.png"}
     column = pa.array(paths) if kind == "text" else pa.array(cells, HUB)
     pq.write_table(pa.table({"image": column, "label": [0, 1, 0, 1, 0, 1, 0]}), tmp_path / "set/0.parquet")
-    images = ParquetData(str(tmp_path / "set/0.parquet")).train()
+    images = open_parquet(str(tmp_path / "set/0.parquet")).train()
     assert [images.load(row)[0, 0, 0] for row in (0, 1, 3)] == [0, 1, 3]
     for row, reason in (
         (2, "gone.png: no such file"),
@@ -254,12 +257,12 @@ def test_images_by_path_lie_relative_to_the_table(tmp_path, kind):
     ):
         with pytest.raises(CorruptImage, match=rf"0\.parquet#{row}: .*{reason}"):
             images.load(row)
-    first = ParquetData(str(tmp_path / "set/0.parquet")).fingerprint()
+    first = open_parquet(str(tmp_path / "set/0.parquet")).fingerprint()
     if kind != "mixed":
         shutil.rmtree(tmp_path / "set/images")
         with pytest.raises(ValueError, match="column image holds paths, but no image is where they say"):
-            ParquetData(str(tmp_path / "set/0.parquet")).train()
-        assert ParquetData(str(tmp_path / "set/0.parquet")).fingerprint() == first
+            open_parquet(str(tmp_path / "set/0.parquet")).train()
+        assert open_parquet(str(tmp_path / "set/0.parquet")).fingerprint() == first
 
 
 def save_to_disk(folder, *shards, stream=True):
@@ -287,7 +290,7 @@ def test_folders_of_save_to_disk(tmp_path, stream):
     save_to_disk(tmp_path / "set/test", table([20, 21], [1, 0], names), stream=stream)
     save_to_disk(tmp_path / "other", table([30]))
     shutil.copy(tmp_path / "other/data-00000-of-00001.arrow", tmp_path / "set/train/cache-0123.arrow")
-    source = ParquetData(str(tmp_path / "set"), memory_gb=0.0)
+    source = open_parquet(str(tmp_path / "set"), memory_gb=0.0)
     assert found(source.train()) == list(range(9)) and source.train().blocks == [9]
     assert source.train().labels.tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 1] and list(source.train().classes) == [
         "cat",
@@ -297,13 +300,13 @@ def test_folders_of_save_to_disk(tmp_path, stream):
     assert source.train().name(6).endswith("train/data-00001-of-00002.arrow#1")
     first = source.fingerprint()
     shutil.move(tmp_path / "set", tmp_path / "moved")
-    assert ParquetData(str(tmp_path / "moved")).fingerprint() == first
+    assert open_parquet(str(tmp_path / "moved")).fingerprint() == first
     (tmp_path / "moved/train/data-00001-of-00002.arrow").unlink()
     with pytest.raises(ValueError, match=r"data-00001-of-00002\.arrow: not there, but the state\.json"):
-        ParquetData(str(tmp_path / "moved"))
+        open_parquet(str(tmp_path / "moved"))
     (tmp_path / "moved/train/state.json").write_text("[]")
     with pytest.raises(ValueError, match=r"train/state\.json: no list of data files"):
-        ParquetData(str(tmp_path / "moved"))
+        open_parquet(str(tmp_path / "moved"))
 
 
 def test_an_arrow_file_cut_anywhere_is_refused(tmp_path):
@@ -313,7 +316,7 @@ def test_an_arrow_file_cut_anywhere_is_refused(tmp_path):
     for cut in np.random.default_rng(0).integers(0, len(whole), 100).tolist():
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"data-00000-of-00001\.arrow: "):
-            ParquetData(str(folder))
+            open_parquet(str(folder))
 
 
 # --- the fingerprint --------------------------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def test_the_fingerprint_is_of_footers_labels_and_names_not_of_the_place(tmp_pat
     write(tmp_path / "a/test-0.parquet", range(4), [0, 1] * 2)
 
     def of(folder):
-        return ParquetData(str(tmp_path / folder)).fingerprint()
+        return open_parquet(str(tmp_path / folder)).fingerprint()
 
     first = of("a")
     shutil.copytree(tmp_path / "a", tmp_path / "b/c")
@@ -350,9 +353,10 @@ def test_fingerprints_read_no_images_and_import_no_torch(tmp_path, monkeypatch):
     write(tmp_path / "test-0.parquet", range(4), [0, 1] * 2)
     with monkeypatch.context() as patch:
         patch.setattr(table_files.ParquetTable, "read", lambda *_: pytest.fail("read a column of images"))
-        ParquetData(str(tmp_path)).fingerprint()
+        open_parquet(str(tmp_path)).fingerprint()
     code = (
         "import sys; from dinoswap.data.parquet import ParquetData; import dinoswap.data.webdataset;"
-        f"ParquetData({str(tmp_path)!r}).fingerprint(); sys.exit('torch' in sys.modules)"
+        f"ParquetData(path={str(tmp_path)!r}, image_column=None, label_column=None, memory_gb=2.0).fingerprint();"
+        "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from dinoswap.data import tar_index as tar_index_module
 from dinoswap.data.filesystem import Unreadable
 from dinoswap.data.tar_index import tar_index
 from dinoswap.data.tar_samples import BAD_JSON, SECOND_DOT, read_samples
-from dinoswap.data.webdataset import WebDatasetData
+from options import open_source
+
+open_shards = partial(open_source, "webdataset")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def samples(count, label=None):
 
 
 def found(path):
-    images = WebDatasetData(str(path)).train()
+    images = open_shards(str(path)).train()
     return [int(images.load(row)[0, 0, 0]) for row in range(len(images))]
 
 
@@ -116,7 +119,7 @@ def test_a_failing_disk_is_no_damage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tarfile, "open", fail)
     with pytest.raises(OSError, match=r"Input/output error: '.*a\.tar'"):
-        WebDatasetData(str(tmp_path))
+        open_shards(str(tmp_path))
 
 
 def test_unreadable_shards_among_good_ones_are_left_out_by_name(tmp_path):
@@ -124,7 +127,7 @@ def test_unreadable_shards_among_good_ones_are_left_out_by_name(tmp_path):
     (tmp_path / "train-1.tar").write_bytes(whole[:700])
     (tmp_path / "train-2.tar").touch()
     (tmp_path / "test-0.tar").write_bytes(whole)
-    source = WebDatasetData(str(tmp_path))
+    source = open_shards(str(tmp_path))
     assert len(source.train()) == 4 and [shard.name for shard in source.parts["train"]] == ["train-0.tar"]
     assert len(source.remarks) == 1
     for words in ("2 of 3 files", "train-1.tar: unexpected end of data", "train-2.tar: empty"):
@@ -133,7 +136,7 @@ def test_unreadable_shards_among_good_ones_are_left_out_by_name(tmp_path):
     with pytest.raises(
         ValueError, match=r"none of 2 files can be read: .*train-1\.tar"
     ):  # and test-0 is not trained on
-        WebDatasetData(str(tmp_path))
+        open_shards(str(tmp_path))
 
 
 # --- members ----------------------------------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ def test_links_hidden_files_and_other_members(tmp_path):
         ("README", b"-"),
         ("only.txt", b"5"),
     )
-    source = WebDatasetData(str(path))
+    source = open_shards(str(path))
     assert found(path) == [7, 7] and source.train().labels.tolist() == [3, 3]
     assert source.ignored == Counter(
         {
@@ -176,17 +179,17 @@ def test_links_hidden_files_and_other_members(tmp_path):
 
 def test_second_dots_are_counted_and_told(tmp_path):
     path = write(tmp_path / "0.tar", *samples(3), *((f"{i}.05.png", encoded(picture(i))) for i in range(4)))
-    source = WebDatasetData(str(path))
+    source = open_shards(str(path))
     assert len(source.train()) == 3 and source.ignored == {SECOND_DOT: 4}
     assert len(source.remarks) == 1 and source.remarks[0].startswith("4 images in shards are left out")
-    assert WebDatasetData(str(path)).ignored == {SECOND_DOT: 4}  # from the index
+    assert open_shards(str(path)).ignored == {SECOND_DOT: 4}  # from the index
 
 
 @pytest.mark.parametrize("kind", ["jfif", "PNG", "Jpg", "tif", "bmp", "jp2", "avif", "webp", "ppm"])
 def test_every_kind_that_pillow_decodes_is_an_image(tmp_path, kind):
     formats = {"jfif": "JPEG", "Jpg": "JPEG", "jp2": "JPEG2000", "tif": "TIFF"}
     data = encoded(picture(1, 16, 16), formats.get(kind, kind.upper()))
-    images = WebDatasetData(str(write(tmp_path / "0.tar", (f"0.{kind}", data)))).train()
+    images = open_shards(str(write(tmp_path / "0.tar", (f"0.{kind}", data)))).train()
     assert images.load(0).shape == (16, 16, 3)
 
 
@@ -194,7 +197,7 @@ def test_names_that_are_no_utf_8_and_names_of_a_megabyte(tmp_path):
     path = tmp_path / "0.tar"
     members = [(os.fsdecode(b"\xe9\xff.png"), encoded(picture(1))), ("b" * 1_000_000 + ".png", encoded(picture(2)))]
     write(path, *members, *samples(30), format=tarfile.GNU_FORMAT)
-    images = WebDatasetData(str(path)).train()
+    images = open_shards(str(path)).train()
     assert len(images) == 32 and images.name(0) == f"{path}#\\xe9\\xff" and len(images.name(1)) > 1_000_000
     assert images.load(1)[0, 0, 0] == 2 and images.fingerprint()
     assert (tmp_path / "0.tar.index").stat().st_size < 1_100_000  # fixed width would be 32 MB
@@ -220,7 +223,7 @@ def test_labels_of_every_kind(tmp_path, labels, expected, classes):
     members = [
         m for i, (kind, text) in enumerate(labels) for m in ((f"{i}.png", encoded(picture(i))), (f"{i}.{kind}", text))
     ]
-    images = WebDatasetData(str(write(tmp_path / "0.tar", *members))).train()
+    images = open_shards(str(write(tmp_path / "0.tar", *members))).train()
     assert (images.labels if expected is None else images.labels.tolist()) == expected
     assert (images.classes and list(images.classes)) == classes
 
@@ -240,7 +243,7 @@ def test_labels_of_every_kind(tmp_path, labels, expected, classes):
 )
 def test_a_bad_json_member_costs_a_label_and_no_image(tmp_path, text):
     path = write(tmp_path / "0.tar", *samples(2), ("000.json", b'{"label": 1}'), ("001.json", text))
-    source = WebDatasetData(str(path))
+    source = open_shards(str(path))
     assert len(source.train()) == 2 and source.train().labels is None
     assert source.ignored == {BAD_JSON: 1}
     assert source.remarks == [f"labels are not used, because 1 of 2 images lack one, the first being {path}#001"]
@@ -250,7 +253,7 @@ def test_texts_in_one_part_and_numbers_in_the_other_are_refused(tmp_path):
     write(tmp_path / "train-0.tar", *samples(2, int))
     write(tmp_path / "test-0.tar", *samples(2, lambda i: "ab"[i]))
     with pytest.raises(ValueError, match=r"test-0\.tar.*labels are texts"):
-        WebDatasetData(str(tmp_path)).test()
+        open_shards(str(tmp_path)).test()
 
 
 def test_test_shards_of_the_same_folder_are_not_trained_on(tmp_path, monkeypatch):
@@ -258,7 +261,7 @@ def test_test_shards_of_the_same_folder_are_not_trained_on(tmp_path, monkeypatch
     write(tmp_path / "train-0.tar", *samples(3))
     write(tmp_path / "test-0.tar", *samples(2))
     write(tmp_path / "extra-0.tar", *samples(1))
-    source = WebDatasetData(str(tmp_path), "extra-0.tar")  # one path absolute, the other relative
+    source = open_shards(str(tmp_path), test_path="extra-0.tar")  # one path absolute, the other relative
     assert source.ignored == {"shard for testing": 2}
     assert {part: [shard.name for shard in shards] for part, shards in source.parts.items()} == {
         "train": ["train-0.tar"],
@@ -291,14 +294,14 @@ def test_an_index_damaged_in_any_way_is_built_again(tmp_path, monkeypatch):
 def test_the_fingerprint_is_of_names_and_indices_not_of_the_place(tmp_path):
     for name in ("train-0", "train-1", "test-0"):
         write(tmp_path / f"a/{name}.tar", *samples(3, int))
-    first = WebDatasetData(str(tmp_path / "a")).fingerprint()
+    first = open_shards(str(tmp_path / "a")).fingerprint()
     shutil.copytree(tmp_path / "a", tmp_path / "b/c")
-    assert WebDatasetData(str(tmp_path / "b/c")).fingerprint() == first
-    assert WebDatasetData(f"{tmp_path}/a/{{train-{{0..1}},test-0}}.tar").fingerprint() == first
+    assert open_shards(str(tmp_path / "b/c")).fingerprint() == first
+    assert open_shards(f"{tmp_path}/a/{{train-{{0..1}},test-0}}.tar").fingerprint() == first
     write(tmp_path / "b/c/test-0.tar", *samples(3, lambda i: i // 2))
-    assert WebDatasetData(str(tmp_path / "b/c")).fingerprint() != first
+    assert open_shards(str(tmp_path / "b/c")).fingerprint() != first
     other = [(name, encoded(picture(9)) if name == "002.png" else data) for name, data in samples(3, int)]  # as large
     write(tmp_path / "b/c/test-0.tar", *other)
-    assert WebDatasetData(str(tmp_path / "b/c")).fingerprint() != first
+    assert open_shards(str(tmp_path / "b/c")).fingerprint() != first
     (tmp_path / "a/train-1.tar").rename(tmp_path / "a/train-7.tar")
-    assert WebDatasetData(str(tmp_path / "a")).fingerprint() != first
+    assert open_shards(str(tmp_path / "a")).fingerprint() != first

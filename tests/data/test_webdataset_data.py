@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from dinoswap.data import tar_index as tar_index_module
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.order import Order
 from dinoswap.data.tar_index import tar_index
-from dinoswap.data.webdataset import WebDatasetData
+from options import open_source
+
+open_shards = partial(open_source, "webdataset")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +52,7 @@ def test_shards_that_the_webdataset_package_wrote(tmp_path):
         with webdataset.TarWriter(str(tmp_path / f"train-{i:03d}.tar")) as sink:
             for row in range(5 * i, 5 * i + 5):
                 sink.write({"__key__": f"sample{row}", "png": encoded(picture(row)), "cls": row % 3})
-    source = WebDatasetData(f"{tmp_path}/train-{{000..001}}.tar")
+    source = open_shards(f"{tmp_path}/train-{{000..001}}.tar")
     train = source.split("train")
     assert rows(train) == list(range(10)) and train.blocks == [5, 5]
     assert train.labels.tolist() == [row % 3 for row in range(10)]
@@ -61,9 +64,9 @@ def test_parts_by_name_and_by_test_path(tmp_path):
     shard(tmp_path / "a/train-0.tar", [0, 1])
     shard(tmp_path / "a/val-0.tar", [2])
     other = shard(tmp_path / "b/0.tar", [3])
-    assert rows(WebDatasetData(str(tmp_path / "a")).split("train")) == [0, 1]
-    assert rows(WebDatasetData(str(tmp_path / "a")).split("test")) == [2]
-    assert rows(WebDatasetData(str(tmp_path / "a/train-*.tar"), str(other)).split("test")) == [3]
+    assert rows(open_shards(str(tmp_path / "a")).split("train")) == [0, 1]
+    assert rows(open_shards(str(tmp_path / "a")).split("test")) == [2]
+    assert rows(open_shards(str(tmp_path / "a/train-*.tar"), test_path=str(other)).split("test")) == [3]
 
 
 @pytest.mark.parametrize(
@@ -79,21 +82,21 @@ def test_parts_by_name_and_by_test_path(tmp_path):
     ],
 )
 def test_labels(tmp_path, label, expected):
-    labels = WebDatasetData(str(shard(tmp_path / "0.tar", range(3), label))).split("train").labels
+    labels = open_shards(str(shard(tmp_path / "0.tar", range(3), label))).split("train").labels
     assert (labels if labels is None else labels.tolist()) == expected
 
 
 def test_folders_other_members_and_capital_letters(tmp_path):
     data = encoded(picture(1))
     members = {"x/0.JPG": data, "y/0.png": data, "y/0.seg.png": b"-", "readme": b"-", "z/1.txt": b"5", ".hidden": b"-"}
-    images = WebDatasetData(str(write(tmp_path / "0.tar", members))).split("train")
+    images = open_shards(str(write(tmp_path / "0.tar", members))).split("train")
     assert [images.name(i).split("#")[1] for i in range(len(images))] == ["x/0", "y/0"]
     assert rows(images) == [1, 1]
 
 
 def test_only_the_samples_asked_for_are_read(tmp_path, monkeypatch):
     shard(tmp_path / "train-0.tar", range(50))
-    images = WebDatasetData(str(tmp_path)).split("train")
+    images = open_shards(str(tmp_path)).split("train")
     read = []
     monkeypatch.setattr("dinoswap.data.webdataset.decode", lambda data, name, decoding: read.append(len(data)))
     for row in Order(images.blocks, 0).rows(np.arange(5)).tolist():
@@ -137,29 +140,29 @@ def test_beside_a_read_only_shard_the_users_cache_is_used(tmp_path, monkeypatch)
 
 def test_damaged_samples_are_corrupt_and_damaged_shards_refused(tmp_path):
     data = encoded(picture(0))
-    images = WebDatasetData(str(write(tmp_path / "a.tar", {"0.png": data, "1.png": data[:50]}))).split("train")
+    images = open_shards(str(write(tmp_path / "a.tar", {"0.png": data, "1.png": data[:50]}))).split("train")
     with pytest.raises(CorruptImage, match=r"a.tar#1: "):
         images.load(1)
     whole = shard(tmp_path / "b.tar", range(3)).read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 4 + 100])
     with pytest.raises(ValueError, match=r"b.tar: .*complete, uncompressed tar"):
-        WebDatasetData(str(tmp_path / "b.tar"))
+        open_shards(str(tmp_path / "b.tar"))
     with tarfile.open(tmp_path / "c.tar", "w:gz") as tar:
         tar.add(tmp_path / "a.tar", "a.tar")
     with pytest.raises(ValueError, match=r"c.tar: compressed \(gzip\): it must be a plain tar"):
-        WebDatasetData(str(tmp_path / "c.tar"))
+        open_shards(str(tmp_path / "c.tar"))
 
 
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"data.path=.*train-1.tar: nothing found.*\.tar"):
         shard(tmp_path / "train-0.tar", [0])
-        WebDatasetData(f"{tmp_path}/train-{{0..1}}.tar")
+        open_shards(f"{tmp_path}/train-{{0..1}}.tar")
     with pytest.raises(ValueError, match=r"data.test_path=.*none.tar: nothing found"):
-        WebDatasetData(str(tmp_path), str(tmp_path / "none.tar"))
+        open_shards(str(tmp_path), test_path=str(tmp_path / "none.tar"))
     with pytest.raises(ValueError, match="no images among the members"):
-        WebDatasetData(str(write(tmp_path / "e.tar", {"0.cls": b"1"})))
+        open_shards(str(write(tmp_path / "e.tar", {"0.cls": b"1"})))
     shard(tmp_path / "test-0.tar", [0], lambda row: {"cls": b"ant"})
     shard(tmp_path / "train-0.tar", [0], lambda row: {"cls": b"bee"})
     (tmp_path / "e.tar").unlink()
     with pytest.raises(ValueError, match=r"\['ant'\] do not occur"):
-        WebDatasetData(str(tmp_path)).split("test")
+        open_shards(str(tmp_path)).split("test")

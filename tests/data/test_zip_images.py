@@ -2,6 +2,7 @@
 
 import multiprocessing
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from data_fakes import encoded, picture
 from test_image_folder import rows, write
 
 from dinoswap.data.decoding import CorruptImage, Decoding
-from dinoswap.data.image_folder import ImageFolderData
+from options import open_source
+
+open_folder = partial(open_source, "image_folder")
 
 NAMES = ["train/cat/1.png", "train/cat/é.png", "train/dog/3.png", "val/cat/4.png", "val/dog/5.png"]
 
@@ -29,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_file_holds_what_its_folder_holds(folder, tmp_path, method):
-    source, expected = ImageFolderData(zipped(folder, tmp_path / "x.zip", method)), ImageFolderData(str(folder))
+    source, expected = open_folder(zipped(folder, tmp_path / "x.zip", method)), open_folder(str(folder))
     for part in ("train", "test"):
         images, on_disk = source.split(part), expected.split(part)
         assert rows(images) == rows(on_disk) and images.labels.tolist() == on_disk.labels.tolist()
@@ -45,7 +48,7 @@ def test_what_is_left_out_is_counted(tmp_path):
             archive.writestr(name, encoded(picture(1)))
         archive.writestr(link, "1.png")
         archive.writestr("a/2.png", encoded(picture(2)), zipfile.ZIP_BZIP2)
-    source = ImageFolderData(str(tmp_path / "x.zip"))
+    source = open_folder(str(tmp_path / "x.zip"))
     assert rows(source.train()) == [1]
     assert source.ignored == {
         "hidden file": 2, ".txt": 1, "file without extension": 1, "link": 1, "file packed by method 12": 1,
@@ -54,7 +57,7 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 def test_forked_processes_read_side_by_side(tmp_path):
     write(tmp_path / "d", {f"{number}.png": number for number in range(40)})
-    images = ImageFolderData(zipped(tmp_path / "d", tmp_path / "x.zip")).train()
+    images = open_folder(zipped(tmp_path / "d", tmp_path / "x.zip")).train()
     expected = rows(images)
 
     def read(queue):
@@ -77,7 +80,7 @@ def test_a_damaged_member_is_a_corrupt_image(tmp_path):
         zipped(tmp_path / "d", path, method)
         whole = path.read_bytes()
         path.write_bytes(whole[:60] + bytes([whole[60] ^ 255]) + whole[61:])
-        images = ImageFolderData(str(path)).train()
+        images = open_folder(str(path)).train()
         with pytest.raises(CorruptImage, match=rf"{method}.zip#1.png: .*({reason})"):
             images.load(0)
         np.testing.assert_array_equal(images.load(1), picture(2))
@@ -86,7 +89,7 @@ def test_a_damaged_member_is_a_corrupt_image(tmp_path):
 def test_a_member_that_unpacks_to_more_than_an_image_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(2**25))
-    images = ImageFolderData(str(tmp_path / "x.zip"), decoding=Decoding(max_pixels=1000)).train()
+    images = open_folder(str(tmp_path / "x.zip"), decoding=Decoding(max_pixels=1000)).train()
     with pytest.raises(CorruptImage, match=r"x.zip#bomb.png: 33554432 bytes; data\.max_pixels"):
         images.load(0)
 
@@ -101,7 +104,7 @@ def test_damaged_zip_files_are_refused_in_one_line(folder, tmp_path, content):
     with pytest.raises(
         ValueError, match=rf"^data\.path={path}: is no zip file, or a damaged one .*copy it again"
     ) as caught:
-        ImageFolderData(str(path))
+        open_folder(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -115,7 +118,7 @@ def test_random_damage_is_refused_or_read(folder, tmp_path):
         damaged[rng.integers(len(whole) - 500, len(whole), 2)] = rng.integers(0, 256, 2)  # its directory
         path.write_bytes(damaged.tobytes())
         try:
-            images = ImageFolderData(str(path)).train()
+            images = open_folder(str(path)).train()
         except ValueError:
             outcomes.add("refused")
             continue
@@ -129,14 +132,14 @@ def test_random_damage_is_refused_or_read(folder, tmp_path):
 
 
 def test_the_fingerprint_is_of_all_members_without_reading_them(folder, tmp_path):
-    first = ImageFolderData(zipped(folder, tmp_path / "x.zip", zipfile.ZIP_STORED)).fingerprint()
-    assert ImageFolderData(zipped(folder, tmp_path / "y.zip")).fingerprint() == first
+    first = open_folder(zipped(folder, tmp_path / "x.zip", zipfile.ZIP_STORED)).fingerprint()
+    assert open_folder(zipped(folder, tmp_path / "y.zip")).fingerprint() == first
     (folder / "train/dog/3.png").write_bytes(encoded(picture(77)))
-    assert ImageFolderData(zipped(folder, tmp_path / "z.zip")).fingerprint() != first
+    assert open_folder(zipped(folder, tmp_path / "z.zip")).fingerprint() != first
 
 
 def test_a_zip_without_images(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.txt", "a")
     with pytest.raises(ValueError, match=r"no images of a format that PIL decodes; found 1 .txt"):
-        ImageFolderData(str(tmp_path / "x.zip"))
+        open_folder(str(tmp_path / "x.zip"))

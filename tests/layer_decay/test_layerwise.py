@@ -1,11 +1,15 @@
 """layer_decay=layerwise against every official multiplier; parameter names map chunked blocks to plain ones."""
 
 import re
+from functools import partial
 
 import pytest
 
-from dinoswap.layer_decay.layerwise import Layerwise, layer_id
+from dinoswap.layer_decay.layerwise import layer_id
 from fixtures import load_json
+from options import build_option
+
+layerwise = partial(build_option, "layer_decay/layerwise")
 
 CASES = {name: case for name, case in load_json("param_groups.json").items() if name.startswith("dinov2")}
 BACKBONE = "backbone."
@@ -14,7 +18,7 @@ BACKBONE = "backbone."
 @pytest.mark.parametrize("case", CASES)
 def test_multipliers_are_the_official_ones(case: str) -> None:
     settings = CASES[case]["settings"]
-    decay = Layerwise(settings["layerwise_decay"], settings["patch_embed_lr_mult"])
+    decay = layerwise(rate=settings["layerwise_decay"], patch_embed_lr_mult=settings["patch_embed_lr_mult"])
     of_backbone = {name: fields for name, fields in CASES[case]["params"].items() if name.startswith(BACKBONE)}
     assert of_backbone
     for name, fields in of_backbone.items():
@@ -31,10 +35,10 @@ def test_layers_count_from_the_embeddings_to_the_final_norm() -> None:
 
 
 def test_rate_1_is_uniform_but_for_the_patch_embedding() -> None:
-    decay = Layerwise(rate=1.0)
+    decay = layerwise(rate=1.0)
     assert {decay.multiplier(n, 12) for n in ("cls_token", "blocks.0.norm1.weight", "norm.bias")} == {1.0}
     assert decay.multiplier("patch_embed.proj.weight", 12) == 0.2
-    assert Layerwise(rate=1.0, patch_embed_lr_mult=1.0).multiplier("patch_embed.proj.weight", 12) == 1.0
+    assert layerwise(rate=1.0, patch_embed_lr_mult=1.0).multiplier("patch_embed.proj.weight", 12) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -43,4 +47,4 @@ def test_rate_1_is_uniform_but_for_the_patch_embedding() -> None:
 )
 def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Layerwise(**arguments)
+        layerwise(**arguments)

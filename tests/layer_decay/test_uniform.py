@@ -1,7 +1,11 @@
 """layer_decay=uniform: every parameter learns at the same rate."""
 
-from dinoswap.layer_decay.layerwise import Layerwise
+from functools import partial
+
 from dinoswap.layer_decay.uniform import Uniform
+from options import build_option
+
+layerwise = partial(build_option, "layer_decay/layerwise")
 
 NAMES = (
     "patch_embed.proj.weight",
@@ -18,5 +22,5 @@ def test_multiplier_is_1_everywhere() -> None:
 
 
 def test_layerwise_at_rate_1_is_uniform() -> None:
-    same = Layerwise(rate=1.0, patch_embed_lr_mult=1.0)
+    same = layerwise(rate=1.0, patch_embed_lr_mult=1.0)
     assert [same.multiplier(name, 12) for name in NAMES] == [Uniform().multiplier(name, 12) for name in NAMES]

@@ -1,18 +1,21 @@
 """Parameter groups against the official table of a ViT-S/14 with both heads, and their bookkeeping."""
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.optim.param_groups import Group, apply_schedules, parameter_groups
 from dinoswap.weight_decay.all_groups import AllGroups
 from fixtures import load_json
+from options import build_option
+
+layerwise = partial(build_option, "layer_decay/layerwise")
 
 CASES = {name: case for name, case in load_json("param_groups.json").items() if name.startswith("dinov2")}
 SIZES = {"vits14": "small", "vitl14": "large"}
@@ -47,7 +50,7 @@ def by_name(groups: list[Group]) -> dict[str, tuple[Group, torch.Tensor]]:
 @pytest.mark.parametrize("case", CASES)
 def test_table_is_the_official_one(case: str) -> None:
     settings, listed = CASES[case]["settings"], CASES[case]["params"]
-    decay = Layerwise(settings["layerwise_decay"], settings["patch_embed_lr_mult"])
+    decay = layerwise(rate=settings["layerwise_decay"], patch_embed_lr_mult=settings["patch_embed_lr_mult"])
     ours = by_name(parameter_groups(official_student(case), decay, AllGroups()))
     for name, fields in listed.items():
         group, parameter = ours[re.sub(r"blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)]
@@ -68,7 +71,7 @@ def small_student() -> nn.ModuleDict:
 def test_every_trainable_parameter_is_in_one_group() -> None:
     student = small_student()
     student["dino_head"].last_layer.weight_g.requires_grad_(False)  # type: ignore[union-attr]
-    groups = parameter_groups(student, Layerwise(), AllGroups())
+    groups = parameter_groups(student, layerwise(), AllGroups())
     listed = [name for group in groups for name in group["names"]]
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
     assert sorted(listed) == sorted(trained)
@@ -77,13 +80,13 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
 
 def test_groups_are_as_few_as_their_fields_allow() -> None:
     """Per layer one for weights and one for biases, norms and gammas; the patch embedding's weight and bias apart."""
-    groups = parameter_groups(small_student(), Layerwise(), AllGroups())
+    groups = parameter_groups(small_student(), layerwise(), AllGroups())
     keys = [(g["module"], g["lr_multiplier"], g["wd_multiplier"], g["is_last_layer"]) for g in groups]
     assert len(keys) == len(set(keys)) == (1 + 2) + 2 * 2 + 1 + 3  # embeddings, blocks, norm, head
 
 
 def test_schedules_are_multiplied_and_the_last_layer_follows_its_own() -> None:
-    groups = parameter_groups(small_student(), Layerwise(rate=0.5), AllGroups())
+    groups = parameter_groups(small_student(), layerwise(rate=0.5), AllGroups())
     apply_schedules(groups, {"lr": 8.0, "last_layer_lr": 0.0, "weight_decay": 0.1, "teacher_temp": 1.0})
     wanted: dict[str, tuple[Any, Any]] = {
         "backbone.cls_token": (8 * 0.5**3, 0.1),

@@ -164,4 +164,6 @@ def check_rows(depth: int, rows: list[Case]) -> Iterator[Row]:
 
 def layerwise_groups(depth: int, rate: float, patch_embed_lr_mult: float) -> dict[str, Group]:
     student = legacy_student(depth)
-    return by_legacy_name(parameter_groups(student, Layerwise(rate, patch_embed_lr_mult), AllGroups()), student)
+    return by_legacy_name(
+        parameter_groups(student, Layerwise(rate=rate, patch_embed_lr_mult=patch_embed_lr_mult), AllGroups()), student
+    )

@@ -154,7 +154,7 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
     settings = schedule_settings({**config, **train}, optim["lr"], "none")  # this lr is scaled already
     total = int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"])
     model = build_model(file, scenario, config)
-    decay = Layerwise(optim["layerwise_decay"], optim["patch_embed_lr_mult"])
+    decay = Layerwise(rate=optim["layerwise_decay"], patch_embed_lr_mult=optim["patch_embed_lr_mult"])
     groups = parameter_groups(model.student, decay, AllGroups())
     betas = (optim["adamw_beta1"], optim["adamw_beta2"])
     return Trainer(

@@ -102,7 +102,7 @@ def check_groups(case: dict[str, Any]) -> Iterator[Row]:
     settings = case["settings"]
     listed = {plain_name(name): fields for name, fields in case["params"].items()}
     student = student_with({name: fields.get("shape") for name, fields in listed.items()}, settings)
-    decay = Layerwise(settings["layerwise_decay"], settings["patch_embed_lr_mult"])
+    decay = Layerwise(rate=settings["layerwise_decay"], patch_embed_lr_mult=settings["patch_embed_lr_mult"])
     groups = parameter_groups(student, decay, AllGroups())
     ours = {name: group for group in groups for name in group["names"]}
     missing = sorted(set(listed) - set(ours))

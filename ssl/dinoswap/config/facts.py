@@ -16,7 +16,7 @@ from typing import Any, cast
 from dinoswap.config.guests import used_guests
 from dinoswap.config.identity import class_name
 from dinoswap.config.schema import ConfigError, construct_option, option_class
-from dinoswap.config.sections import LOADING, loading_settings
+from dinoswap.config.sections import loading_settings, source_section
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import ImageSource
 from dinoswap.files.digest import sha256
@@ -51,11 +51,11 @@ def build_source(cfg: Mapping[str, Any]) -> ImageSource:
     """Builds the source of images that the option of the `data` group describes. One that decodes images gets the
     decoding settings. Where `data.test_fraction` is set and the option does not hold out test images itself, it is
     wrapped in HeldOut. Raises ConfigError when the option or its settings are wrong."""
-    parameters, loading = inspect.signature(option_class(cfg["data"], "data")).parameters, loading_settings(cfg)
-    section = {key: value for key, value in cfg["data"].items() if key not in LOADING or key in parameters}
+    loading, section = loading_settings(cfg), source_section(cfg)
+    parameters = inspect.signature(option_class(section, "data")).parameters
     decoding_arguments = {"decoding": loading.decoding} if "decoding" in parameters else {}
     source = cast(ImageSource, construct_option(section, "data", **decoding_arguments))
-    if loading.test_fraction and "test_fraction" not in parameters:
+    if loading.test_fraction and "test_fraction" not in section:
         return HeldOut(source, loading.test_fraction)
     return source
 

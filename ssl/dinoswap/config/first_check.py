@@ -18,7 +18,6 @@ from dinoswap.config.schema import (
     require_section,
 )
 from dinoswap.config.sections import (
-    LOADING,
     SECTIONS,
     Config,
     CropSettings,
@@ -26,6 +25,7 @@ from dinoswap.config.sections import (
     TrainerSettings,
     evaluation_settings,
     loading_settings,
+    source_section,
 )
 from dinoswap.optim.schedules import ScheduleSettings, steps
 from dinoswap.optim.settings import OptimizerSettings
@@ -99,7 +99,7 @@ def lengths(cfg: Config) -> dict[str, int]:
 def check_data(cfg: Config) -> None:
     """Raises ConfigError for a wrong key or value of `data`. The data set itself is not opened."""
     loading_settings(cfg)
-    section = {name: value for name, value in cfg["data"].items() if name not in LOADING}
+    section = source_section(cfg)
     checked(option_class(section, "data"), section, "data", given=["decoding"])
 
 

@@ -4,12 +4,13 @@ ranges.
 Nothing here imports torch, which takes seconds, so that a wrong value is refused before.
 """
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from dinoswap.config.schema import construct
+from dinoswap.config.schema import construct, option_class
 from dinoswap.data.decoding import DEFAULT, Decoding
 
 Config = Mapping[str, Any]
@@ -159,6 +160,13 @@ def evaluation_settings(cfg: Config) -> EvaluationSettings:
 LOADING = [field.name for field in fields(LoadingSettings)]
 OF_ONE_SET = ("test_fraction",)
 """Keys among LOADING that are about one data set, and are not taken over for another one."""
+
+
+def source_section(cfg: Config) -> dict[str, Any]:
+    """Returns the keys of `data` that the chosen source takes: among those of loading only what it does itself, as
+    `embedded` holds out its `test_fraction`. Raises ConfigError when there is no such source."""
+    parameters = inspect.signature(option_class(cfg["data"], "data")).parameters
+    return {key: value for key, value in cfg["data"].items() if key not in LOADING or key in parameters}
 
 
 def loading_settings(cfg: Config) -> LoadingSettings:

@@ -29,9 +29,7 @@ class EmbeddedData(ImageSource):
     least `min_contrast` 8-bit levels. The rightmost `test_fraction` of each photograph's width gives the test tiles.
     Raises ValueError for values out of range, and for tiles that are larger than a part of a photograph."""
 
-    def __init__(
-        self, tile: int = 32, stride: int = 16, test_fraction: float = 0.25, min_contrast: float = 8.0
-    ) -> None:
+    def __init__(self, *, tile: int, stride: int, test_fraction: float, min_contrast: float) -> None:
         if tile < 1 or stride < 1:
             raise ValueError(f"data.tile={tile}, data.stride={stride}: both are pixels, at least 1")
         if not 0 < test_fraction < 1:
@@ -39,7 +37,7 @@ class EmbeddedData(ImageSource):
         if not min_contrast > 0:
             raise ValueError(f"data.min_contrast={min_contrast}: must be above 0: a flat tile shows no texture")
         with as_file(_photos()) as path:
-            images = ParquetData(str(path)).train()
+            images = ParquetData(path=str(path), image_column="image", label_column="label", memory_gb=1.0).train()
         photos = [_gray(images.load(row)) for row in range(len(images))]
         borders = [int(photo.shape[1] * (1 - test_fraction)) for photo in photos]
         left = [photo[:, :border] for photo, border in zip(photos, borders, strict=True)]

@@ -35,11 +35,12 @@ class TorchvisionData(ImageSource):
 
     def __init__(
         self,
+        *,
         name: str,
         path: str,
-        download: bool = False,
-        train_split: str = "train",
-        test_split: str | None = "test",
+        download: bool,
+        train_split: str,
+        test_split: str | None,
         decoding: Decoding = DEFAULT,
     ) -> None:
         dataset_class = getattr(datasets, name, None)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 class DDP:
     shards = False
 
-    def __init__(self, timeout_minutes: float = 10.0, bucket_mb: int = 25) -> None:
+    def __init__(self, *, timeout_minutes: float, bucket_mb: int) -> None:
         """A rank that does not answer for `timeout_minutes` counts as failed. Gradients are reduced in buckets of
         `bucket_mb` MiB. Raises ValueError for values out of range."""
         if not timeout_minutes > 0:

@@ -25,10 +25,11 @@ class FSDP2:
 
     def __init__(
         self,
-        timeout_minutes: float = 10.0,
-        param_dtype: Dtype = "fp32",
-        reduce_dtype: Dtype = "fp32",
-        reshard_after_forward: bool = True,
+        *,
+        timeout_minutes: float,
+        param_dtype: Dtype,
+        reduce_dtype: Dtype,
+        reshard_after_forward: bool,
     ) -> None:
         """Shards are always float32; weights are gathered and computed in `param_dtype`, and gradients are averaged in
         `reduce_dtype`. Without `reshard_after_forward`, gathered weights stay until the backward pass, which takes more

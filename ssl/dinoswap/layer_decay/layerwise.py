@@ -22,7 +22,7 @@ def layer_id(name: str, depth: int) -> int:
 class Layerwise:
     """An lr multiplier that decays towards the input. Raises ValueError for a value out of range."""
 
-    def __init__(self, rate: float = 0.9, patch_embed_lr_mult: float = 0.2) -> None:
+    def __init__(self, *, rate: float, patch_embed_lr_mult: float) -> None:
         if not 0 < rate <= 1:
             raise ValueError(f"rate={rate}: the decay per layer must lie above 0 and not above 1 (1 switches it off)")
         if not patch_embed_lr_mult >= 0:
