@@ -110,7 +110,7 @@ def test_another_data_set(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     found = evaluation(run / "evaluation" / "image_folder-colours")
     assert found["metrics"]["baseline/colour_histogram/knn_top1"] == 100
     assert found["data"]["batch_size"] == 8  # the run's own
-    assert "test_fraction" not in found["data"]  # of the run's data set
+    assert found["data"]["test_fraction"] == 0  # the run's is of its data set
     printed = capsys.readouterr()
     assert printed.out.startswith("data: 12 images of 2 classes (blue, red) by folder; 6 test images; RGB, 8 bit")
     assert "ignored: 1 .heic" in printed.out and "12 of 12 images lie in folders called masks" in printed.err

@@ -20,7 +20,7 @@ from rich import get_console
 
 from dinoswap import __version__
 from dinoswap.config.command_line import check_overrides, compose_config
-from dinoswap.config.configuration import config_dir, plain
+from dinoswap.config.configuration import plain
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.first_check import first_check
@@ -121,9 +121,8 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             names = value if isinstance(value, list) else [value]
             changed.evaluation.metric = {str(name): sections()[str(name)] for name in names}
         if override.key_or_group == "data":
-            option = OmegaConf.load(config_dir() / "data" / f"{override.value()}.yaml")
             shared = {k: v for k, v in config["data"].items() if k in LOADING and k not in OF_ONE_SET}
-            changed.data = OmegaConf.merge(shared, option)
+            changed.data = compose_config([f"data={override.value()}"])["data"] | shared
     for override in overrides:
         key = override.key_or_group
         if not any(key == known or key.startswith(f"{known}.") for known in CHANGEABLE):

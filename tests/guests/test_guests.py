@@ -128,6 +128,14 @@ def test_its_options_are_explained() -> None:
     assert re.search(r"teacher @ da3.teacher +│ colours +│ +│ The mean colour of each patch", output)
 
 
+def test_a_run_is_judged_on_its_images(results: Path) -> None:
+    folder = next(results.glob("runs/*/*/*"))
+    few = ["data.images=24", "evaluation.images=20", "evaluation.linear_probe=false"]
+    status, output = command("evaluate", str(folder), "data=stripes", *few)
+    assert status == 0, output
+    assert "data: 24 images of 4 classes" in output
+
+
 def test_a_study_varies_its_options(tmp_path: Path) -> None:
     base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "trainer.tensorboard=false", "evaluation.images=20"]
     base += ["metric=[knn,features,edges]"]
