@@ -8,6 +8,7 @@ import yaml
 
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import checked, option_class
+from dinoswap.nn.projection_head import ProjectionHead
 
 T = TypeVar("T")
 
@@ -40,8 +41,14 @@ def build_objective(name: str, /, **changes: Any) -> Any:
     return _built(option_class(section, f"objectives.{name}"), section, changes)
 
 
-def build_settings(target: Callable[..., T], section: str, **changes: Any) -> T:
-    """What is built from a section of train.yaml, likewise."""
+def build_head(in_dim: int, prototypes: int, hidden_dim: int, bottleneck_dim: int, **changes: Any) -> ProjectionHead:
+    """A projection head as train.yaml describes that of DINO, likewise."""
+    sizes = {"in_dim": in_dim, "prototypes": prototypes, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
+    return _built(ProjectionHead, written("train")["heads"]["dino_head"], sizes | changes)
+
+
+def build_settings(target: Callable[..., T], section: str, /, **changes: Any) -> T:
+    """The settings that a section of train.yaml holds, likewise."""
     return _built(target, written("train")[section], changes)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dinoswap.config.sections import TrainerSettings
 from dinoswap.run import checkpoint
 from dinoswap.trainer import Trainer, resolve_device
+from options import build_settings
 from small_models import CENTERING, named_parameters, small_batch, small_trainer, state_tensors
 
 STEP = 4  # of 10; warm-up ends after the first
@@ -190,7 +191,7 @@ def test_a_restored_trainer_continues_bit_for_bit(precision: str, tmp_path: Path
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        TrainerSettings(**{"max_steps": 1, name: value})
+        build_settings(TrainerSettings, "trainer", **{name: value})
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

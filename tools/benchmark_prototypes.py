@@ -62,7 +62,7 @@ class Step:
 
     def __init__(self, rows: int, prototypes: int, dim: int, precision: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        layer = Prototypes(dim, prototypes).to(device)
+        layer = Prototypes(dim, prototypes, train_weight_g=True).to(device)
         self.student = nn.ModuleDict({"ibot_head": layer})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.features, self.teacher_features = (

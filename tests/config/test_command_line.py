@@ -174,7 +174,7 @@ def test_single_and_multirun_fill_the_same_folders(dinoswap_train: Command, tmp_
     for record in records:
         for name in record["metrics"]:  # each can be what a sweep maximises
             if name.startswith("eval/") and not name.endswith("_max"):
-                RunSettings(seed=0, study=None, results_dir="x", objective_metric=name)
+                RunSettings(seed=0, study=None, results_dir="x", objective_metric=name, teacher_dropout=False)
     runs = {(record["choices"][swept], record["seed"]): record for record in records}
     assert set(runs) == {(option, seed) for option in ("sinkhorn", "centering") for seed in (0, 1)}
     assert {record["status"] for record in records} == {"completed"}

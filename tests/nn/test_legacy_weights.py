@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.nn.legacy_weights import from_legacy, read_legacy, to_legacy
-from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from fixtures import LEGACY
 from legacy_checkpoint import PARTS, TOKENS, TRAINING, checkpoint, networks
+from options import build_head
 from parity.legacy_networks import scenarios
 
 
@@ -21,7 +21,7 @@ def model(prototypes: int = 32) -> nn.ModuleDict:
 
     def network() -> dict[str, nn.Module]:
         backbone = VisionTransformer(32, 8, embed_dim=48, depth=3, num_heads=3, ffn="swiglu", registers=4)
-        heads = {name: ProjectionHead(48, 64, hidden_dim=32, bottleneck_dim=16) for name in ("dino_head", "ibot_head")}
+        heads = {name: build_head(48, 64, hidden_dim=32, bottleneck_dim=16) for name in ("dino_head", "ibot_head")}
         return {"backbone": backbone, **heads}
 
     student = {**network(), **({"prototype_bank": nn.Linear(48, prototypes)} if prototypes else {})}

@@ -5,6 +5,7 @@ import torch
 
 from dinoswap.nn.projection_head import ProjectionHead
 from fixtures import Fixture
+from options import build_head
 
 HEAD = Fixture("head_dinov2.npz")
 ATOL = 2e-6
@@ -12,7 +13,7 @@ ATOL = 2e-6
 
 def official(layers: int) -> ProjectionHead:
     meta = HEAD.meta
-    head = ProjectionHead(meta["in_dim"], meta["out_dim"], meta["hidden_dim"], meta["bottleneck_dim"], layers)
+    head = build_head(meta["in_dim"], meta["out_dim"], meta["hidden_dim"], meta["bottleneck_dim"], layers=layers)
     prefix = f"v2_nlayers{layers}/sd/"
     head.load_state_dict({key.removeprefix(prefix): HEAD[key] for key in HEAD.keys(prefix)})
     return head
@@ -36,7 +37,7 @@ def test_bottleneck(layers: int) -> None:
 
 def test_logits_are_scaled_cosines() -> None:
     torch.manual_seed(0)
-    head = ProjectionHead(8, 5, hidden_dim=16, bottleneck_dim=4)
+    head = build_head(8, 5, hidden_dim=16, bottleneck_dim=4)
     head.last_layer.weight_g.data.uniform_(0.5, 2)
     x = torch.randn(3, 8)
     for row, logits in zip(head.mlp(x), head(x), strict=True):
@@ -47,7 +48,7 @@ def test_logits_are_scaled_cosines() -> None:
 
 def test_init_is_the_official_one() -> None:
     torch.manual_seed(0)
-    head = ProjectionHead(128, 512, hidden_dim=256, bottleneck_dim=64)
+    head = build_head(128, 512, hidden_dim=256, bottleneck_dim=64)
     assert {name for name, _ in head.named_parameters()} == {
         key.removeprefix("v2_nlayers3/init_sd/") for key in HEAD.keys("v2_nlayers3/init_sd/")
     }
@@ -61,7 +62,7 @@ def test_init_is_the_official_one() -> None:
 
 def test_no_row_keeps_the_graph() -> None:
     """No masked token: every rank still has a gradient, zero, for every parameter."""
-    head = ProjectionHead(8, 5, hidden_dim=16, bottleneck_dim=4)
+    head = build_head(8, 5, hidden_dim=16, bottleneck_dim=4)
     out = head(torch.zeros(0, 8))
     assert out.shape == (0, 5)
     out.sum().backward()
@@ -69,7 +70,7 @@ def test_no_row_keeps_the_graph() -> None:
 
 
 def test_a_zero_bottleneck_is_finite() -> None:
-    head = ProjectionHead(8, 5, hidden_dim=16, bottleneck_dim=4)
+    head = build_head(8, 5, hidden_dim=16, bottleneck_dim=4)
     x = torch.zeros(2, 8, requires_grad=True)  # biases are 0 at first, so the bottleneck is 0
     out = head(x)
     out.sum().backward()
@@ -78,7 +79,7 @@ def test_a_zero_bottleneck_is_finite() -> None:
 
 
 def test_weight_g_can_be_frozen() -> None:
-    head = ProjectionHead(8, 5, hidden_dim=16, bottleneck_dim=4, train_weight_g=False)
+    head = build_head(8, 5, hidden_dim=16, bottleneck_dim=4, train_weight_g=False)
     head(torch.randn(2, 8)).sum().backward()
     assert head.last_layer.weight_g.grad is None
     assert head.last_layer.weight_v.grad is not None
@@ -87,4 +88,4 @@ def test_weight_g_can_be_frozen() -> None:
 @pytest.mark.parametrize("name", ["prototypes", "hidden_dim", "bottleneck_dim", "layers"])
 def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=0"):
-        ProjectionHead(8, **{"prototypes": 5, "hidden_dim": 16, "bottleneck_dim": 4, name: 0})
+        build_head(8, **{"prototypes": 5, "hidden_dim": 16, "bottleneck_dim": 4, name: 0})

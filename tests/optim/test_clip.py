@@ -49,7 +49,7 @@ def test_gradients_are_those_of_torch(by: ClipBy, max_norm: float) -> None:
 @pytest.mark.parametrize(("max_norm", "clip"), [(None, True), (0.1, False)])
 def test_norms_alone(max_norm: float | None, clip: bool) -> None:
     made = groups(clip)
-    norms = Clip(max_norm)(made)
+    norms = Clip(max_norm, "per_module")(made)
     assert norms["backbone"] > 1
     torch.testing.assert_close(gradients(made, "backbone"), gradients(groups(), "backbone"), rtol=0, atol=0)
 
@@ -59,7 +59,7 @@ def test_a_module_without_gradients_has_no_norm() -> None:
     for group in made[:2]:
         for parameter in group["params"]:
             parameter.grad = None
-    assert set(Clip(1.0)(made)) == {"dino_head"}
+    assert set(Clip(1.0, "per_module")(made)) == {"dino_head"}
 
 
 def test_frozen_gradients_are_dropped_of_last_layers_alone() -> None:

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer, vit
 from dinoswap.optim.param_groups import Group, apply_schedules, parameter_groups
 from dinoswap.weight_decay.all_groups import AllGroups
 from fixtures import load_json
-from options import build_option
+from options import build_head, build_option
 
 layerwise = partial(build_option, "layer_decay/layerwise")
 
@@ -25,7 +24,7 @@ def official_student(case: str) -> nn.ModuleDict:
     """The published network, without memory."""
     with torch.device("meta"):
         backbone = vit(SIZES[case.split("_")[1]], img_size=224, patch_size=14, registers=4)  # type: ignore[arg-type]
-        heads = {name: ProjectionHead(backbone.embed_dim, *sizes) for name, sizes in head_sizes(case).items()}
+        heads = {name: build_head(backbone.embed_dim, *sizes) for name, sizes in head_sizes(case).items()}
     return nn.ModuleDict({"backbone": backbone, **heads})
 
 
@@ -65,7 +64,7 @@ def test_table_is_the_official_one(case: str) -> None:
 
 def small_student() -> nn.ModuleDict:
     backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    return nn.ModuleDict({"backbone": backbone, "dino_head": ProjectionHead(16, 8, 8, 4)})
+    return nn.ModuleDict({"backbone": backbone, "dino_head": build_head(16, 8, 8, 4)})
 
 
 def test_every_trainable_parameter_is_in_one_group() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from dinoswap.optim.schedules import FreezeBy, ScheduleSettings, build_schedules, cosine, scaled_lr, steps
 from fixtures import LEGACY, load_json
+from options import build_settings
 
 FIXTURE = load_json("schedules.json")
 
@@ -14,7 +15,9 @@ def test_all_schedules_equal_the_official_ones(name: str) -> None:
     case = FIXTURE[name]
     config, epoch = case["config"], case["config"]["OFFICIAL_EPOCH_LENGTH"]
     optim, teacher = config["optim"], config["teacher"]
-    settings = ScheduleSettings(
+    settings = build_settings(
+        ScheduleSettings,
+        "schedule",
         base_lr=optim["base_lr"],
         min_lr=optim["min_lr"],
         warmup=optim["warmup_epochs"] * epoch,
@@ -60,7 +63,7 @@ def test_lengths_are_steps_or_shares() -> None:
 
 def test_warmup_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match="max_steps"):
-        build_schedules(ScheduleSettings(warmup=20), total=10, batch_size=8)
+        build_schedules(build_settings(ScheduleSettings, "schedule", warmup=20), total=10, batch_size=8)
 
 
 LEGACY_SCHEDULES = load_json("optim_legacy.json", LEGACY)["schedules"]
@@ -70,7 +73,9 @@ LEGACY_SCHEDULES = load_json("optim_legacy.json", LEGACY)["schedules"]
 def test_all_schedules_equal_the_legacy_ones(name: str) -> None:
     case = LEGACY_SCHEDULES[name]
     config = case["config"]
-    settings = ScheduleSettings(
+    settings = build_settings(
+        ScheduleSettings,
+        "schedule",
         base_lr=config["lr"],
         lr_scaling="linear_256",
         min_lr=config["min_lr"],
@@ -92,7 +97,7 @@ def test_all_schedules_equal_the_legacy_ones(name: str) -> None:
 
 @pytest.mark.parametrize("freeze_by", ["zero_lr", "drop_gradients"])
 def test_the_last_layer_is_frozen_by_its_lr_or_by_dropping_gradients(freeze_by: FreezeBy) -> None:
-    settings = ScheduleSettings(freeze_last_layer=2, freeze_by=freeze_by, warmup=0)
+    settings = build_settings(ScheduleSettings, "schedule", freeze_last_layer=2, freeze_by=freeze_by, warmup=0)
     schedules = build_schedules(settings, total=4, batch_size=8)
     lr, last, dropped = ([schedules[k][i] for i in range(4)] for k in ("lr", "last_layer_lr", "last_layer_dropped"))
     by_lr = freeze_by == "zero_lr"

@@ -5,12 +5,11 @@ import torch
 
 from dinoswap.forward.unified import Unified
 from dinoswap.model import SelfDistillation
-from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import vit
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.run.flops import step_flops
 from dinoswap.values import Batch
-from options import build_objective, build_option
+from options import build_head, build_objective, build_option
 
 
 def batch(images: int, size: int, local_size: int, locals_: int, patches: int, masked: int) -> Batch:
@@ -40,7 +39,7 @@ def test_counts_equal_the_published_ones(
 ) -> None:
     backbone = vit(size, img_size=pixels, patch_size=patch, registers=4, layerscale=0.1)  # type: ignore[arg-type]
     student = {"backbone": backbone}
-    student |= {f"{name}_head": ProjectionHead(backbone.embed_dim, *head) for name in ("dino", "ibot")}
+    student |= {f"{name}_head": build_head(backbone.embed_dim, *head) for name in ("dino", "ibot")}
     objectives = {
         "dino": build_objective("dino", targets=build_option("targets/sinkhorn")),
         "ibot": build_objective("ibot", targets=build_option("targets/sinkhorn"), reduction=PerSample()),

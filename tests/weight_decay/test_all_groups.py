@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import apply_schedules, parameter_groups
 from dinoswap.weight_decay.all_groups import AllGroups
+from options import build_head
 
 
 class NoDecay:
@@ -23,7 +23,7 @@ def test_every_module_follows_the_one_schedule(module: str) -> None:
 def test_what_the_optimiser_gets() -> None:
     with torch.device("meta"):
         backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, registers=1)
-        student = nn.ModuleDict({"backbone": backbone, "dino_head": ProjectionHead(16, 8, 8, 4)})
+        student = nn.ModuleDict({"backbone": backbone, "dino_head": build_head(16, 8, 8, 4)})
     groups = parameter_groups(student, NoDecay(), AllGroups())
     apply_schedules(groups, {"lr": 0.5, "last_layer_lr": 0.25, "weight_decay": 0.3})
     decays = {name: group["weight_decay"] for group in groups for name in group["names"]}

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from dinoswap.layer_decay.uniform import Uniform
-from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import apply_schedules, parameter_groups
 from dinoswap.optim.schedules import ScheduleSettings, build_schedules
 from dinoswap.weight_decay.all_groups import AllGroups
 from dinoswap.weight_decay.backbone_only import BackboneOnly
 from fixtures import LEGACY, load_json
+from options import build_head, build_settings
 
 TABLE = load_json("optim_legacy.json", LEGACY)
 ORDER = ("backbone", "dino_head", "ibot_head")  # of the legacy groups: regularised, not regularised, of each module
@@ -22,7 +22,7 @@ ORDER = ("backbone", "dino_head", "ibot_head")  # of the legacy groups: regulari
 def small_student() -> nn.ModuleDict:
     with torch.device("meta"):
         backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2)
-        return nn.ModuleDict({"backbone": backbone, **{name: ProjectionHead(16, 8, 8, 4) for name in ORDER[1:]}})
+        return nn.ModuleDict({"backbone": backbone, **{name: build_head(16, 8, 8, 4) for name in ORDER[1:]}})
 
 
 @pytest.mark.parametrize(("option", "commit"), [(BackboneOnly(), "67f6a87"), (AllGroups(), "6f23b3b")])
@@ -31,7 +31,9 @@ def test_decay_of_every_group_over_the_schedule_is_the_legacy_one(
 ) -> None:
     config = TABLE["schedules"]["legacy_small_as_parity_dinov2_small"]["config"]
     warmup, total = config["warmup_iterations"], config["total_iterations"]
-    schedules = build_schedules(ScheduleSettings(weight_decay_warmup=warmup), total=total, batch_size=64)
+    schedules = build_schedules(
+        build_settings(ScheduleSettings, "schedule", weight_decay_warmup=warmup), total=total, batch_size=64
+    )
     groups = parameter_groups(small_student(), Uniform(), option)
     legacy = TABLE["wd_by_group_over_schedule"][f"at_{commit}"]
     for step in range(total):

@@ -207,4 +207,11 @@ def build_head(weights: dict[str, Tensor]) -> ProjectionHead:
     """A head of the stored shapes."""
     prototypes, bottleneck = weights["last_layer.weight_v"].shape
     linears = [weights[name] for name in weights if name.startswith("mlp.") and name.endswith("weight")]
-    return ProjectionHead(linears[0].shape[1], prototypes, linears[0].shape[0], bottleneck, len(linears))
+    return ProjectionHead(
+        linears[0].shape[1],
+        prototypes=prototypes,
+        hidden_dim=linears[0].shape[0],
+        bottleneck_dim=bottleneck,
+        layers=len(linears),
+        train_weight_g=True,
+    )

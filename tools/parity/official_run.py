@@ -161,7 +161,7 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
         model,
         torch.optim.AdamW(groups, betas=betas, fused=True),
         build_schedules(settings, total=total, batch_size=train["batch_size_per_gpu"]),
-        Clip(optim["clip_grad"] or None),
+        Clip(optim["clip_grad"] or None, "per_module"),
         precision="fp32",
         seed=0,
         device=torch.device("cpu"),

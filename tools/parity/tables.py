@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import construct
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
@@ -23,22 +25,24 @@ OFFICIAL_NAME = {"weight_decay": "wd"}
 
 
 def schedule_settings(config: dict[str, Any], lr: float, scaling: Any) -> ScheduleSettings:
-    """An official configuration's optim and teacher sections as ours."""
+    """An official configuration's optim and teacher sections as ours; what they do not speak of is that of
+    `preset=official`."""
     optim, teacher, epoch = config["optim"], config["teacher"], int(config["OFFICIAL_EPOCH_LENGTH"])
-    return ScheduleSettings(
-        base_lr=lr,
-        lr_scaling=scaling,
-        min_lr=optim["min_lr"],
-        warmup=int(optim["warmup_epochs"] * epoch),
-        freeze_last_layer=int(optim["freeze_last_layer_epochs"] * epoch),
-        weight_decay=optim["weight_decay"],
-        weight_decay_end=optim["weight_decay_end"],
-        momentum=teacher["momentum_teacher"],
-        momentum_end=teacher["final_momentum_teacher"],
-        teacher_temp_start=teacher["warmup_teacher_temp"],
-        teacher_temp=teacher["teacher_temp"],
-        teacher_temp_warmup=int(teacher["warmup_teacher_temp_epochs"] * epoch),
-    )
+    theirs = {
+        "base_lr": lr,
+        "lr_scaling": scaling,
+        "min_lr": optim["min_lr"],
+        "warmup": int(optim["warmup_epochs"] * epoch),
+        "freeze_last_layer": int(optim["freeze_last_layer_epochs"] * epoch),
+        "weight_decay": optim["weight_decay"],
+        "weight_decay_end": optim["weight_decay_end"],
+        "momentum": teacher["momentum_teacher"],
+        "momentum_end": teacher["final_momentum_teacher"],
+        "teacher_temp_start": teacher["warmup_teacher_temp"],
+        "teacher_temp": teacher["teacher_temp"],
+        "teacher_temp_warmup": int(teacher["warmup_teacher_temp_epochs"] * epoch),
+    }
+    return construct(ScheduleSettings, compose_config(["preset=official"])["schedule"] | theirs, "schedule")
 
 
 def schedule_scenarios(path: Path) -> Scenarios:
@@ -134,5 +138,12 @@ def student_with(shapes: dict[str, list[int]], settings: dict[str, Any]) -> nn.M
                 prototypes, bottleneck = shapes[f"{head}.last_layer.weight_v"]
                 hidden = shapes.get(f"{head}.mlp.0.weight", [1])[0]
                 layers = sum(name.startswith(f"{head}.mlp.") and name.endswith(".bias") for name in shapes)
-                student[head] = ProjectionHead(dim, prototypes, hidden, bottleneck, layers)
+                student[head] = ProjectionHead(
+                    dim,
+                    prototypes=prototypes,
+                    hidden_dim=hidden,
+                    bottleneck_dim=bottleneck,
+                    layers=layers,
+                    train_weight_g=True,
+                )
     return student

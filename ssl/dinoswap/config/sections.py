@@ -1,4 +1,4 @@
-"""Defines the sections of the config that no option is built from, as frozen dataclasses with their keys, defaults and
+"""Defines the sections of the config that no option is built from, as frozen dataclasses with their keys, types and
 ranges.
 
 Nothing here imports torch, which takes seconds, so that a wrong value is refused before.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from dinoswap.config.schema import construct, option_class
-from dinoswap.data.decoding import DEFAULT, Decoding
+from dinoswap.data.decoding import Decoding
 
 Config = Mapping[str, Any]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -44,7 +44,7 @@ class RunSettings:
     study: str | None
     results_dir: str
     objective_metric: str
-    teacher_dropout: bool = False
+    teacher_dropout: bool
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -60,9 +60,9 @@ class CropSettings:
     """Holds the sides of the square crops in pixels, and the number of local crops per image. Raises ValueError when
     that number is negative."""
 
-    global_size: int = 224
-    local_size: int = 96
-    local_number: int = 8
+    global_size: int
+    local_size: int
+    local_number: int
 
     def __post_init__(self) -> None:
         if self.local_number < 0:
@@ -75,17 +75,17 @@ class TrainerSettings:
     evaluations are made at the end only. Raises ValueError for a value out of range."""
 
     max_steps: int
-    precision: Precision = "bf16"
-    accumulate: int = 1
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float = 15.0
-    keep_checkpoints: int = 2
-    max_nonfinite_steps: int = 10
-    compile: bool = False
-    tensorboard: bool = True
-    device: str = "auto"
+    precision: Precision
+    accumulate: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    checkpoint_minutes: float
+    keep_checkpoints: int
+    max_nonfinite_steps: int
+    compile: bool
+    tensorboard: bool
+    device: str
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "accumulate", "log_every", "keep_checkpoints", "max_nonfinite_steps"):
@@ -124,13 +124,13 @@ class LoadingSettings:
     micro-batches. Raises ValueError for a value out of range."""
 
     batch_size: int
-    workers: int = 2
-    max_corrupt_fraction: float = 0.01
-    test_fraction: float = 0.0
-    max_pixels: int = DEFAULT.max_pixels
-    range_16bit: tuple[int, int] = DEFAULT.range_16bit
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    workers: int
+    max_corrupt_fraction: float
+    test_fraction: float
+    max_pixels: int
+    range_16bit: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     @property
     def decoding(self) -> Decoding:

@@ -14,7 +14,7 @@ from torch.nn import functional
 class Prototypes(nn.Module):
     """A linear map without bias whose rows are g v / ||v||. `v` starts as nn.Linear does by default, `g` as 1."""
 
-    def __init__(self, dim: int, prototypes: int, train_weight_g: bool = True) -> None:
+    def __init__(self, dim: int, prototypes: int, train_weight_g: bool) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=train_weight_g)
         self.weight_v = nn.Parameter(nn.Linear(dim, prototypes, bias=False).weight.detach())
@@ -31,11 +31,12 @@ class ProjectionHead(nn.Module):
     def __init__(
         self,
         in_dim: int,
+        *,
         prototypes: int,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
-        layers: int = 3,
-        train_weight_g: bool = True,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        layers: int,
+        train_weight_g: bool,
     ) -> None:
         """The head has `layers` linear maps with exact GELU between them, and then `prototypes` prototypes."""
         super().__init__()

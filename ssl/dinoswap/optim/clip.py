@@ -15,7 +15,7 @@ from dinoswap.optim.settings import ClipBy
 class Clip:
     """Clips gradients by norm: calling it with the parameter groups returns the norms before clipping."""
 
-    def __init__(self, max_norm: float | None = 3.0, by: ClipBy = "per_module") -> None:
+    def __init__(self, max_norm: float | None, by: ClipBy) -> None:
         """With `max_norm` None norms are measured and nothing is clipped. Raises ValueError where it is not above 0."""
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm={max_norm}: must be above 0, or null for no clipping")

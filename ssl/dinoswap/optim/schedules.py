@@ -88,21 +88,21 @@ def steps(length: int | float, total: int, name: str) -> int:
 class ScheduleSettings:
     """Lengths are steps (integers) or fractions of the run (below 1), so that a shortened run keeps its shape."""
 
-    base_lr: float = 0.004
-    lr_scaling: LrScaling = "sqrt_1024"
-    min_lr: float = 1e-6
-    warmup: int | float = 0.1
-    freeze_last_layer: int | float = 0.01
-    freeze_by: FreezeBy = "zero_lr"
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    weight_decay_warmup: int | float = 0
-    momentum: float = 0.992
-    momentum_end: float = 1.0
-    teacher_temp_start: float = 0.04
-    teacher_temp: float = 0.07
-    teacher_temp_warmup: int | float = 0.3
-    teacher_temp_shape: WarmupShape = "linear"
+    base_lr: float
+    lr_scaling: LrScaling
+    min_lr: float
+    warmup: int | float
+    freeze_last_layer: int | float
+    freeze_by: FreezeBy
+    weight_decay: float
+    weight_decay_end: float
+    weight_decay_warmup: int | float
+    momentum: float
+    momentum_end: float
+    teacher_temp_start: float
+    teacher_temp: float
+    teacher_temp_warmup: int | float
+    teacher_temp_shape: WarmupShape
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "min_lr", "weight_decay", "weight_decay_end"):

@@ -10,10 +10,10 @@ ClipBy = Literal["per_module", "per_tensor"]
 class OptimizerSettings:
     """The settings of AdamW and of gradient clipping. Raises ValueError for a value out of range."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_grad: float | None = 3.0
-    clip: ClipBy = "per_module"
+    betas: tuple[float, float]
+    eps: float
+    clip_grad: float | None
+    clip: ClipBy
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -64,7 +64,11 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
         print(f"{path} does not say, so as in published models: {', '.join(guessed)} (--heads N)", file=sys.stderr)
     patch = architecture["patch_size"]
     size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
-    config = {**config, "crops": {"global_size": size, "local_size": size}, "model": {"patch_size": patch}}
+    config = {
+        **config,
+        "crops": config["crops"] | {"global_size": size, "local_size": size},
+        "model": {"patch_size": patch},
+    }
     check_crops(config)
     settings = construct(TrainerSettings, config["trainer"], "trainer")
     device = resolve_device(settings.device)
