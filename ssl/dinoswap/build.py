@@ -22,7 +22,7 @@ from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.model import ForwardPlan, SelfDistillation, shapes_of
 from dinoswap.nn.projection_head import ProjectionHead
-from dinoswap.nn.vit import VisionTransformer, vit
+from dinoswap.nn.vit import VisionTransformer, configured_vit
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
@@ -43,7 +43,7 @@ LEFT_BY_OTHERS = {"targets", "reduction", "prototypes"}
 def initial_backbone(cfg: Config) -> VisionTransformer:
     """Returns the backbone with the initial weights of this run's seed."""
     seed_torch(int(cfg["seed"]), "init/backbone")
-    return construct(vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
+    return construct(configured_vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
 
 
 def build_student(cfg: Config, objectives: Mapping[str, Objective]) -> dict[str, nn.Module]:

@@ -1,11 +1,13 @@
 """configs/ as a whole: every key is read, later choices win, run names, golden dumps of the presets."""
 
 import inspect
+import pydoc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from dinoswap.config.command_line import compose_config
@@ -19,8 +21,9 @@ from dinoswap.config.sections import (
     RunSettings,
     TrainerSettings,
 )
+from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.nn.projection_head import ProjectionHead
-from dinoswap.nn.vit import vit
+from dinoswap.nn.vit import configured_vit
 from dinoswap.optim.schedules import ScheduleSettings
 from dinoswap.optim.settings import OptimizerSettings
 from renew_golden import GOLDEN, golden_configs
@@ -28,27 +31,56 @@ from renew_golden import GOLDEN, golden_configs
 SMOKE = compose_config(["recipe=smoke"])
 
 
+SECTION_TARGETS: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "model": (configured_vit, {"img_size"}),
+    "crops": (CropSettings, set()),
+    "heads.dino_head": (ProjectionHead, {"in_dim"}),
+    "heads.ibot_head": (ProjectionHead, {"in_dim"}),
+    "schedule": (ScheduleSettings, set()),
+    "optimizer": (OptimizerSettings, set()),
+    "trainer": (TrainerSettings, set()),
+    "evaluation": (EvaluationSettings, {"metric"}),
+    "data": (LoadingSettings, set()),
+}
+"""What each section is built with, and the arguments that only the builder knows."""
+WITH_DEFAULTS = (EvaluationSettings, MaskedImageDistillation)  # until these have lost theirs, too
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("section", "target", "given"),
-    [
-        ("model", vit, {"img_size"}),
-        ("crops", CropSettings, set()),
-        ("heads.dino_head", ProjectionHead, {"in_dim"}),
-        ("heads.ibot_head", ProjectionHead, {"in_dim"}),
-        ("schedule", ScheduleSettings, set()),
-        ("optimizer", OptimizerSettings, set()),
-        ("trainer", TrainerSettings, set()),
-        ("evaluation", EvaluationSettings, {"metric"}),
-        ("data", LoadingSettings, set()),
-    ],
-)
-def test_train_yaml_lists_every_key_and_no_other(section: str, target: Callable[..., Any], given: set[str]) -> None:
+@pytest.mark.parametrize("section", SECTION_TARGETS)
+def test_train_yaml_lists_every_key_and_no_other(section: str) -> None:
     """So `+new.key=...` is never needed, and `--cfg job` shows all that can be set."""
     written = OmegaConf.select(OmegaConf.load(config_dir() / "train.yaml"), section)
+    target, given = SECTION_TARGETS[section]
     assert set(written) == set(inspect.signature(target).parameters) ^ given
+
+
+def test_a_default_stands_in_yaml_and_in_no_signature() -> None:
+    """Else one of the two is what is read, and the other what is run."""
+    train = yaml.safe_load((config_dir() / "train.yaml").read_text())
+    stated = [
+        (target, OmegaConf.select(OmegaConf.create(train), name)) for name, (target, _) in SECTION_TARGETS.items()
+    ]
+    stated += [(RunSettings, train)]
+    for group in (path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"):  # Hydra's own
+        for path in group.glob("*.yaml"):
+            stated += options_in(yaml.safe_load(path.read_text()))
+    stated += options_in(train)
+    assert len(stated) > 40
+    for target, section in stated:
+        parameters = inspect.signature(target).parameters.values()
+        twice = [p.name for p in parameters if p.name in section and p.default is not p.empty]
+        assert not twice or target in WITH_DEFAULTS, target
+
+
+def options_in(section: Any) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+    """The class of each option that a section holds or is, with its section."""
+    if not isinstance(section, dict):
+        return []
+    inner = [found for value in section.values() for found in options_in(value)]
+    return [(pydoc.locate(section["_target_"]), section), *inner] if "_target_" in section else inner
 
 
 def test_the_root_holds_the_known_sections_and_keys() -> None:

@@ -12,7 +12,7 @@ from dinoswap.config.schema import ConfigError, checked, construct, construct_op
 from dinoswap.config.sections import LOADING, Config, TrainerSettings, loading_settings
 from dinoswap.distributed import Parallel, world_size
 from dinoswap.nn.projection_head import ProjectionHead
-from dinoswap.nn.vit import vit
+from dinoswap.nn.vit import configured_vit
 
 __all__ = ["GIVEN_TO_DA3", "LOADING", "check"]
 
@@ -26,7 +26,7 @@ def check(cfg: Config) -> None:
     first_check(cfg)
     check_da3(cfg)
     check_distributed(cfg)
-    checked(vit, cfg["model"], "model", given=["img_size"])
+    checked(configured_vit, cfg["model"], "model", given=["img_size"])
     for name, head in cfg["heads"].items():
         checked(ProjectionHead, head, f"heads.{name}", given=["in_dim"])
     accumulate = construct(TrainerSettings, cfg["trainer"], "trainer").accumulate

@@ -7,7 +7,7 @@ Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -215,30 +215,50 @@ def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: floa
 
 def vit(
     size: Size = "small",
-    img_size: int | tuple[int, int] = 224,
-    patch_size: int = 16,
+    *,
     embed_dim: int | None = None,
     depth: int | None = None,
     num_heads: int | None = None,
-    mlp_ratio: float = 4.0,
     ffn: Ffn | None = None,
-    registers: int = 0,
-    layerscale: InitialScale = 1e-5,
-    drop_path: float = 0.0,
-    drop_path_uniform: bool = True,
-    interpolate_offset: float = 0.1,
-    interpolate_antialias: bool = False,
-    qkv_bias: bool = True,
-    activation_checkpointing: bool = False,
-    residual_dropout: float = 0.0,
-    mask_token_std: float = 0.0,
+    **others: Any,
 ) -> VisionTransformer:
-    """Returns the network of a size name. Numbers other than None override those of the name."""
-    return VisionTransformer(
-        **size_arguments(size, embed_dim=embed_dim, depth=depth, num_heads=num_heads, ffn=ffn),
+    """Returns the network of a size name, with `others` of the arguments of VisionTransformer. Numbers other than None
+    override those of the name."""
+    named = size_arguments(size, embed_dim=embed_dim, depth=depth, num_heads=num_heads, ffn=ffn)
+    return VisionTransformer(**named, **others)
+
+
+def configured_vit(
+    *,
+    size: Size,
+    img_size: int | tuple[int, int],
+    patch_size: int,
+    embed_dim: int | None,
+    depth: int | None,
+    num_heads: int | None,
+    mlp_ratio: float,
+    ffn: Ffn | None,
+    registers: int,
+    layerscale: InitialScale,
+    drop_path: float,
+    drop_path_uniform: bool,
+    interpolate_offset: float,
+    interpolate_antialias: bool,
+    qkv_bias: bool,
+    activation_checkpointing: bool,
+    residual_dropout: float,
+    mask_token_std: float,
+) -> VisionTransformer:
+    """Returns what `vit` does, for the section `model` of the config, which has every argument but `img_size`."""
+    return vit(
+        size,
         img_size=img_size,
         patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
         mlp_ratio=mlp_ratio,
+        ffn=ffn,
         registers=registers,
         layerscale=layerscale,
         drop_path=drop_path,

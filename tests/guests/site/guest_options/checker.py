@@ -11,7 +11,7 @@ from dinoswap.rng import numpy_generator
 class CheckerMasking:
     """Squares of `side` patches."""
 
-    def __init__(self, side: int = 1) -> None:
+    def __init__(self, *, side: int) -> None:
         if side < 1:
             raise ValueError(f"side={side}: must be at least 1")
         self.side = side

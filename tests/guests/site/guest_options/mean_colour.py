@@ -9,7 +9,7 @@ from dinoswap.objectives.base import Context, Objective
 
 
 class MeanColour(Objective):
-    def __init__(self, loss_weight: float = 1.0) -> None:
+    def __init__(self, *, loss_weight: float) -> None:
         super().__init__(loss_weight)
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:

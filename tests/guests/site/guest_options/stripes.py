@@ -8,7 +8,7 @@ from dinoswap.data.images import Images, ImageSource, Pixels
 class StripesData(ImageSource):
     """`images` to train on, and a quarter as many to test with, of `side` pixels."""
 
-    def __init__(self, images: int = 64, side: int = 32) -> None:
+    def __init__(self, *, images: int, side: int) -> None:
         self._train, self._test = Stripes(images, side, first=0), Stripes(max(images // 4, 4), side, first=10**6)
 
     def train(self) -> Images:
