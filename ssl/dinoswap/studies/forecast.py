@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from dinoswap.config.schema import ConfigError
+from dinoswap.studies.costs import place_of
 from dinoswap.studies.design import Design
 from dinoswap.studies.ledger import Entry, RunStatus, record_of
 from dinoswap.studies.overrides import combined, quoted
@@ -30,7 +31,7 @@ from dinoswap.studies.statistics import (
     seeds_needed,
 )
 from dinoswap.studies.status import tail
-from dinoswap.studies.study import COSTS, Metric, Study
+from dinoswap.studies.study import Metric, Study
 
 ALPHA = 0.05
 """The error rate of a whole family of verdicts."""
@@ -135,8 +136,8 @@ def value_of(record: Mapping[str, Any], metric: Metric) -> float | None:
     missing."""
     if record.get("status") != "completed":
         return None
-    section, _, name = metric.column.rpartition(".") if metric.name in COSTS else ("metrics", "", metric.name)
-    value: float | None = record.get(section or "throughput", {}).get(name)
+    section, key = place_of(metric.name)
+    value: float | None = record.get(section, {}).get(key)
     return value
 
 

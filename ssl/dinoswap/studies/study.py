@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from dinoswap.config.measured import require_metric, score_of
 from dinoswap.config.schema import ConfigError, construct, nearest, require_section
+from dinoswap.studies.costs import COSTS
 from dinoswap.studies.overrides import as_overrides, as_text, combined, key_of
 from dinoswap.studies.study_file import StudyFile, config_overrides, prefixed_errors, read_file
 
@@ -34,8 +35,6 @@ Levels = dict[str, str]
 """Factor -> its level in one cell."""
 
 ONLY_OF = {"runs": "fractional", "generators": "fractional", "interactions": "fractional", "cells": "explicit"}
-
-COSTS = ["images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", "cost.peak_memory_bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from dinoswap.config.configuration import flatten
 from dinoswap.config.identity import is_volatile
+from dinoswap.studies.costs import place_of
 from dinoswap.studies.design import Cell, Design, make_design
 from dinoswap.studies.ledger import Entry, RunStatus, entries, run_statuses
 from dinoswap.studies.runs import read_curves, read_runs
@@ -62,11 +63,7 @@ class Run:
 
     def value(self, name: str) -> float:
         """Returns a metric, a cost or the throughput; nan where it is missing or not finite."""
-        section, key = "metrics", name
-        if name == "images_per_second":
-            section = "throughput"
-        elif name.startswith("cost."):
-            section, key = "cost", name.removeprefix("cost.")
+        section, key = place_of(name)
         value = self.record.get(section, {}).get(key)
         return math.nan if value is None else float(value)
 

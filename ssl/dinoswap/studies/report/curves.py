@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from dinoswap.studies.costs import COSTS
 from dinoswap.studies.report.canvas import (
     GREY,
     INK,
@@ -31,7 +32,6 @@ COLOURED = 6
 """Cells that have a colour; with more, a reader could not tell them apart."""
 NAME_WIDTH = 72 * WIDTH - 6 * SIZE
 """Points that a legend leaves for a name."""
-COSTS = {"images_per_second": "images per second", "cost.flops_per_image": "FLOPs per image, a training step"}
 
 
 @styled
@@ -65,10 +65,10 @@ def learning_curves(collected: Collected, name: str, coloured: Sequence[str], pl
 def cost_plot(collected: Collected, metric: Metric) -> Plot | None:
     """Draws the metric against each cost, means by cell, numbered in the order of the design. Returns None where no run
     has both a value and a cost."""
-    canvas = Canvas(5.4)
+    canvas, shown = Canvas(5.4), {name: cost.axis for name, cost in COSTS.items() if cost.axis}
     drawn = 0
-    for axes, (cost, label) in zip(canvas.axes(len(COSTS)), COSTS.items(), strict=True):
-        points = _points(collected, metric, cost)
+    for axes, (name, label) in zip(canvas.axes(len(shown)), shown.items(), strict=True):
+        points = _points(collected, metric, name)
         drawn += len(points)
         _scatter(canvas, axes, points)
         axes.set_xlabel(label)

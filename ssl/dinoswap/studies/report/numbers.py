@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dinoswap.studies.costs import COSTS
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.collect import Run
 from dinoswap.studies.statistics import Attribution, Decision, Effect, Estimate
-
-COSTS = ("images_per_second", "cost.flops_per_image", "cost.core_or_gpu_hours", "cost.peak_memory_bytes")
 
 
 def as_json(analysis: Analysis) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dinoswap.config.schema import ConfigError
+from dinoswap.studies.costs import COSTS, place_of
 from dinoswap.studies.design import Cell, Design
 from dinoswap.studies.ledger import STATES, Entry, RunStatus, State
 from dinoswap.studies.report.canvas import Plot, inline
 from dinoswap.studies.report.collect import NO_CURVES, Collected, Run
-from dinoswap.studies.report.numbers import COSTS
 from dinoswap.studies.study import Metric, Study
 
 NEEDED = (
@@ -95,8 +95,9 @@ def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:
     record: dict[str, Any] = {name: row[name] for name in RECORD_FIELDS} if started else {}
     if started:
         record["metrics"] = {name: row[name] for name in metrics - set(COSTS) if name in row}
-        record["throughput"] = {"images_per_second": row["images_per_second"]}
-        record["cost"] = {name.removeprefix("cost."): row[name] for name in COSTS if name.startswith("cost.")}
+        for name in COSTS:
+            section, key = place_of(name)
+            record.setdefault(section, {})[key] = row[name]
     state: State = row["status"] if row["status"] in STATES else "completed"  # collapsed runs are completed ones
     return Run(entry, RunStatus(state, row["note"], record), folder, row["status"], row["note"])
 

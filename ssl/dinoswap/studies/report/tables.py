@@ -4,18 +4,12 @@ from collections import Counter
 
 import pandas as pd
 
+from dinoswap.studies.costs import COSTS
 from dinoswap.studies.report.analysis import Analysis, Result
 from dinoswap.studies.report.collect import OUTCOMES, SHOWN, Run
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import between, interval, number, probability
 from dinoswap.studies.statistics import Decision, Effect, Estimate
-
-COSTS = {
-    "images_per_second": ("images/s", 1.0),
-    "cost.flops_per_image": ("GFLOPs/image", 1e9),
-    "cost.core_or_gpu_hours": ("hours/run", 1.0),
-    "cost.peak_memory_bytes": ("peak GiB", 2.0**30),
-}
 
 
 def effects(result: Result, than: str) -> Table:
@@ -87,7 +81,7 @@ def attribution(result: Result) -> Table:
 
 def cells(analysis: Analysis) -> Table:
     metrics = [metric.name for metric in analysis.study.metrics]
-    costs = {name: COSTS[name] for name in COSTS if name not in metrics}
+    costs = {name: cost for name, cost in COSTS.items() if name not in metrics}
     rows = []
     for index, cell in enumerate(analysis.collected.design.cells, start=1):
         runs = analysis.collected.of_cell(cell.name)
@@ -95,9 +89,9 @@ def cells(analysis: Analysis) -> Table:
         measured = pd.DataFrame({name: [run.value(name) for run in ended] for name in (*metrics, *costs)}, dtype=float)
         mean, sd = measured.mean(), measured.std()
         values = [number(mean[name]) + (f" ± {number(sd[name], 2)}" if pd.notna(sd[name]) else "") for name in metrics]
-        spent = [number(mean[name] / unit, 3) for name, (_, unit) in costs.items()]
+        spent = [number(mean[name] / cost.unit, 3) for name, cost in costs.items()]
         rows.append([str(index), cell.name, f"{len(ended)}/{len(runs)}", *values, *spent])
-    columns = ["#", "cell", "runs", *metrics, *(title for title, _ in costs.values())]
+    columns = ["#", "cell", "runs", *metrics, *(cost.title for cost in costs.values())]
     caption = "Cells: mean and standard deviation over seeds, and what a run costs (core- or GPU-hours)"
     return Table("cells", caption, columns, rows, ["cell"])
 
