@@ -1,4 +1,4 @@
-"""Deeper layers learn faster: multiplier rate ** (depth + 1 - layer), patch embedding additionally x 0.2.
+"""Deeper layers learn faster: multiplier rate ** (depth + 1 - layer), patch embedding x patch_embed_lr_mult on top.
 
 layer 0 holds everything before the blocks (patch_embed, pos_embed and the cls, mask and register tokens), block i is
 layer i + 1, the final norm is layer depth + 1. So with depth 24 and rate 0.9 the embeddings get 0.9 ** 25 = 0.0718.
