@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def build_option(name: str, /, **changes: Any) -> Any:
     """The option of `masking/block.yaml`. `changes` are other values, and arguments that the builder gives."""
-    section = written(name)
+    section = {key: value for key, value in written(name).items() if key not in ("defaults", "enabled")}
     return _built(option_class(section, name.partition("/")[0]), section, changes)
 
 
@@ -48,8 +48,9 @@ def build_head(in_dim: int, prototypes: int, hidden_dim: int, bottleneck_dim: in
 
 
 def build_settings(target: Callable[..., T], section: str, /, **changes: Any) -> T:
-    """The settings that a section of train.yaml holds, likewise."""
-    return _built(target, written("train")[section], changes)
+    """The settings that a section of train.yaml holds, likewise. What groups put into it is left out."""
+    stated = {name: value for name, value in written("train")[section].items() if not isinstance(value, dict)}
+    return _built(target, stated, changes)
 
 
 @cache

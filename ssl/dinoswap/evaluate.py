@@ -113,8 +113,6 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
     check_overrides([*(["da3=enabled"] if config["da3"]["enabled"] else []), *arguments])
     overrides = OverridesParser.create().parse_overrides(list(arguments))
     changed = DictConfig(dict(config))
-    if "metric" not in config["evaluation"]:  # of a run that is older than this group
-        changed.evaluation.metric = default_config()["evaluation"]["metric"]
     for override in overrides:
         if override.key_or_group == "metric":
             value = override.value()

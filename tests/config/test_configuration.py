@@ -21,7 +21,6 @@ from dinoswap.config.sections import (
     RunSettings,
     TrainerSettings,
 )
-from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import configured_vit
 from dinoswap.optim.schedules import ScheduleSettings
@@ -43,7 +42,6 @@ SECTION_TARGETS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "data": (LoadingSettings, set()),
 }
 """What each section is built with, and the arguments that only the builder knows."""
-WITH_DEFAULTS = (EvaluationSettings, MaskedImageDistillation)  # until these have lost theirs, too
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -72,7 +70,7 @@ def test_a_default_stands_in_yaml_and_in_no_signature() -> None:
     for target, section in stated:
         parameters = inspect.signature(target).parameters.values()
         twice = [p.name for p in parameters if p.name in section and p.default is not p.empty]
-        assert not twice or target in WITH_DEFAULTS, target
+        assert not twice, target
 
 
 def options_in(section: Any) -> list[tuple[Callable[..., Any], dict[str, Any]]]:

@@ -84,6 +84,22 @@ def test_the_run_id_does_not_depend_on_the_order_of_overrides() -> None:
     assert run_id(identity(compose_config(overrides))) == run_id(identity(compose_config(overrides[::-1])))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "5aaa75aeca"),
+        (["da3.teacher.variant=base", "da3=enabled"], "f08a5aad08"),
+        (["da3=enabled", "teacher@da3.teacher=timm", "da3.teacher.variant=tf_efficientnet_lite0"], "1e5e185779"),
+        (["da3=enabled", "teacher@da3.teacher=dinov2"], "fec9ebfc02"),
+        (["da3=enabled", "da3.teacher.token_part=local", "da3.teacher.normalise_halves=true"], "2f55f706bd"),
+    ],
+)
+def test_keys_that_have_moved_rename_no_run(overrides: list[str], name: str) -> None:
+    """The names are those of 2ded70b, where the keys of the teacher stood in da3 itself."""
+    recipe = [] if "da3=enabled" in overrides else ["recipe=smoke"]
+    assert run_id(identity(compose_config([*recipe, *overrides]))) == name
+
+
 # --- versions of the defaults -----------------------------------------------------------------------------------------
 
 

@@ -65,3 +65,27 @@ def test_a_key_that_nobody_recorded_has_to_be_given() -> None:
     config = completed(without(compose_config(), "trainer.max_steps"), {**KNOWN, ROOT: recorded})
     with pytest.raises(ConfigError, match=r"trainer\.max_steps: has to be given; add trainer\.max_steps="):
         first_check(config)
+
+
+@pytest.mark.parametrize(
+    ("today", "then"),
+    [
+        (["da3.teacher.variant=base"], {"backend": "native", "variant": "base"}),
+        (["teacher@da3.teacher=dinov2", "da3.teacher.layer=3"], {"backend": "dinov2", "layer": 3}),
+        (["teacher@da3.teacher=timm", "da3.teacher.variant=resnet18"], {"backend": "timm", "variant": "resnet18"}),
+    ],
+    ids=lambda value: value["backend"] if isinstance(value, dict) else "",
+)
+def test_keys_that_have_moved_are_read_where_they_were(today: list[str], then: dict[str, Any], tmp_path: Path) -> None:
+    """The teacher's stood in da3 itself, those of all backends at once."""
+    config = compose_config(["da3=enabled", *today])
+    of_all = {"variant": None, "num_heads": None, "layer": None, "token_part": "full", "normalise_halves": False}
+    stored = {**config, "da3": {**{k: v for k, v in config["da3"].items() if k != "teacher"}, **of_all, **then}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_a_config_from_before_there_was_a_choice_of_metrics(tmp_path: Path) -> None:
+    config = compose_config()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(without(config, "evaluation.metric")))
+    assert read_config(tmp_path / "config.yaml") == config

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Reduction
 from dinoswap.reduction.per_sample import PerSample
 from dinoswap.reduction.per_token import PerToken
+from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD
 from dinoswap.values import Batch, Features, masked_positions
+from options import build_option
 from small_models import small_batch
 
 WIDTH = 24
@@ -26,7 +29,12 @@ def build() -> Callable[..., MaskedImageDistillation]:
     def teacher(ckpt_path: str) -> ColourTeacher:
         return ColourTeacher(8)
 
-    return lambda reduction=None, **settings: MaskedImageDistillation(reduction or PerToken(), teacher, **settings)
+    def made(reduction: Reduction | None = None, **changes: Any) -> MaskedImageDistillation:
+        given = {"reduction": reduction or PerToken(), "teacher": teacher, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        built: MaskedImageDistillation = build_option("da3/enabled", **(given | changes))
+        return built
+
+    return made
 
 
 def seen_by(objective: MaskedImageDistillation) -> list[torch.Size]:

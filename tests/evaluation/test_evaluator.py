@@ -23,6 +23,7 @@ from dinoswap.metric.knn import NearestNeighbours
 from dinoswap.metric.linear import LinearProbe
 from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch
+from options import build_settings
 from small_models import small_batch, small_trainer
 
 HYPER = {"teacher_temp": 0.05}
@@ -74,11 +75,15 @@ FAMILIES = {
 }
 
 
+def evaluation_of(**changes: int) -> EvaluationSettings:
+    return build_settings(EvaluationSettings, "evaluation", **changes)
+
+
 def evaluator(
     train: Images, test: Images | None, metrics: Mapping[str, Metric] = FAMILIES, size: int = 32, **settings: int
 ) -> Evaluator:
     half = torch.full((3,), 0.5)
-    made = EvaluationSettings(batch_size=16, **settings)  # type: ignore[arg-type]
+    made = evaluation_of(batch_size=16, **settings)
     place = {"device": torch.device("cpu"), "autocast": None}
     return Evaluator(made, metrics, train, test, size=size, mean=half, std=half, **place)  # type: ignore[arg-type]
 
@@ -255,4 +260,4 @@ def test_the_headline_is_the_first_number_of_the_table(model: SelfDistillation) 
 @pytest.mark.parametrize("name", ["size", "resize", "in_loop_images", "images", "batch_size"])
 def test_bad_settings_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=0"):
-        EvaluationSettings(**{name: 0})
+        evaluation_of(**{name: 0})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinoswap.teacher.base import Teacher
 from dinoswap.teacher.depth_anything.variants import VARIANTS
-from dinoswap.teacher.native import NativeTeacher
+from options import build_option
 
 File = dict[str, Tensor]
 TINY_FILE = FOLDER / "da3_tiny.safetensors"
@@ -23,7 +23,8 @@ IMAGES = arrays("da3_tiny")["in_70x42"]
 
 
 def build(path: Path | str, **settings: Any) -> Teacher:
-    return NativeTeacher(str(path), **settings).requires_grad_(False).eval()
+    built: Teacher = build_option("teacher/native", ckpt_path=str(path), **settings)
+    return built.requires_grad_(False).eval()
 
 
 def tiny() -> File:

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.teacher.base import Teacher
-from dinoswap.teacher.dinov2 import Dinov2Teacher
 from fixtures import Fixture
+from options import build_option
 
 OFFICIAL = Fixture("vit_dinov2.npz")
 SMALL: dict[str, Any] = {"img_size": 42, "patch_size": 14, "embed_dim": 128, "depth": 3, "num_heads": 2}
 
 
 def teacher(**settings: Any) -> Teacher:
-    return Dinov2Teacher(**{"ckpt_path": "", **settings}).eval()
+    built: Teacher = build_option("teacher/dinov2", **{"ckpt_path": "", **settings})
+    return built.eval()
 
 
 def network(**changes: Any) -> VisionTransformer:

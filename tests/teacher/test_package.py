@@ -17,7 +17,7 @@ from dinoswap.teacher import package
 from dinoswap.teacher.base import Teacher
 from dinoswap.teacher.depth_anything.backbone import DA3Backbone
 from dinoswap.teacher.depth_anything.variants import VARIANTS
-from dinoswap.teacher.native import NativeTeacher
+from options import build_option
 
 FILE = FOLDER / "da3_tiny.safetensors"
 IMAGES = arrays("da3_tiny")["in_70x42"]
@@ -62,12 +62,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeDinoV2]:
 
 
 def build(path: Path | str, **given: Any) -> Teacher:
-    return package.PackageTeacher(str(path), **given).requires_grad_(False).eval()
+    built: Teacher = build_option("teacher/package", ckpt_path=str(path), **given)
+    return built.requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize("given", [{}, {"token_part": "local"}, {"normalise_halves": True}, {"layer": 3}], ids=str)
 def test_it_is_the_native_teacher(given: dict[str, Any], fake: type[FakeDinoV2]) -> None:
-    teacher, ours = build(FILE, **given), NativeTeacher(str(FILE), **given).eval()
+    teacher, ours = build(FILE, **given), build_option("teacher/native", ckpt_path=str(FILE), **given).eval()
     assert torch.equal(teacher(IMAGES), ours(IMAGES))
     assert teacher.embed_dim == ours.embed_dim
     assert teacher.identity == ours.identity.replace("native", "package")

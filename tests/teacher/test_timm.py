@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dinoswap.teacher.base import Teacher
-from dinoswap.teacher.timm import TimmTeacher
+from options import build_option
 
 CNN, VIT = "test_efficientnet", "test_vit"
 
 
 def teacher(**settings: Any) -> Teacher:
-    return TimmTeacher(**{"ckpt_path": "", **settings}).eval()
+    built: Teacher = build_option("teacher/timm", **{"ckpt_path": "", **settings})
+    return built.eval()
 
 
 def network(name: str, **arguments: Any) -> Any:

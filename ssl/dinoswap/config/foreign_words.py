@@ -3,6 +3,8 @@ of earlier versions. It is only consulted for names that are no key, group or fl
 
 import re
 
+from dinoswap.config.moved import MOVED
+
 EPOCHS = (
     "runs are counted in steps: trainer.max_steps, of data.batch_size images each; an epoch has (images of the data "
     "set) / data.batch_size of them"
@@ -68,17 +70,14 @@ _NUMBERS = {
     "da3": "da3.loss_weight",
 }
 """Maps a group to the key that is meant when the group is given a number."""
-_OF_TEACHERS = ("variant", "num_heads", "layer", "token_part", "normalise_halves")
-_MOVED = {"da3.backend": "teacher@da3.teacher", **{f"da3.{key}": f"da3.teacher.{key}" for key in _OF_TEACHERS}}
-"""Maps a key of an earlier version to where its value belongs now."""
 
 
 def meaning(setting: str) -> str:
     """Returns how a key or flag of another tool or of an earlier version is called in dinoswap, as the end of a
     sentence; "" when it is not known. `setting` is the name, or the name, = and a value."""
     name, *value = setting.lstrip("-+").split("=", 1)
-    if name in _MOVED:
-        return f" Here: {'='.join([_MOVED[name], *value])}."
+    if name in MOVED:
+        return f" Here: {'='.join([MOVED[name], *value])}."
     section, _, last = name.lower().replace("-", "_").rpartition(".")
     advice = _MEANING.get(last) if section in _SECTIONS else None
     return f" Here: {advice}." if advice else ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinoswap.config.configuration import config_dir
+from dinoswap.config.moved import as_introduced
 from dinoswap.config.schema import ConfigError, full_key
 
 # Keys, and whole sections, that cannot change the result. So they are neither in a run's name nor compared at a resume.
@@ -70,7 +71,8 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
     changes: dict[str, Any] = dict.fromkeys(removed)
     for leaf in leaves:
         if not is_volatile(leaf.key) and not same(default_of(leaf, known), leaf.value):
-            changes[leaf.key] = canonical(leaf.value)
+            key, value = as_introduced(leaf.key, leaf.value)
+            changes[key] = canonical(value)
     return dict(sorted(changes.items()))
 
 

@@ -6,7 +6,7 @@ The full name of a metric is `eval/<name>`. Besides those of families there are 
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +62,7 @@ def names() -> list[str]:
     return [f"eval/{name}" for name, score in scores if score.better]
 
 
-def require_metric(name: str, key: str, others: Sequence[str] = ()) -> None:
+def require_metric(name: str, key: str, others: Iterable[str] = ()) -> None:
     """Raises ConfigError, which begins with `key`, when nothing of this name is measured. `others` are names of what a
     run has beside its metrics."""
     known = [*names(), *others]

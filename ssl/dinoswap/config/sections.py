@@ -104,12 +104,12 @@ class EvaluationSettings:
     ValueError for a value below 1.
     """
 
-    size: int | None = None
-    resize: int | None = None
-    in_loop_images: int = 2000
-    images: int = 20000
-    batch_size: int = 256
-    linear_probe: bool = True
+    size: int | None
+    resize: int | None
+    in_loop_images: int
+    images: int
+    batch_size: int
+    linear_probe: bool
 
     def __post_init__(self) -> None:
         for name in ("size", "resize", "in_loop_images", "images", "batch_size"):

@@ -11,8 +11,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dinoswap.config.command_line import compose_config
 from dinoswap.config.configuration import config_dir, plain
 from dinoswap.config.identity import ROOT, Known, class_name, defaults
+from dinoswap.config.moved import MOVED
 from dinoswap.config.schema import ConfigError, full_key, require_section
 from dinoswap.config.sections import SECTIONS
 
@@ -25,6 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if not isinstance(loaded, DictConfig):
             raise ConfigError("holds no keys")
         config = plain(loaded)
+        config = with_later_groups(with_todays_places(config))
         for section in SECTIONS:
             require_section(config.get(section), section)
     except (yaml.YAMLError, OmegaConfBaseException, ConfigError, UnicodeDecodeError, RecursionError) as error:
@@ -33,6 +36,26 @@ def read_config(path: Path) -> dict[str, Any]:
             "writes it again"
         ) from error
     return completed(config, defaults(config_dir() / "identity.json"))
+
+
+def with_todays_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config with the keys that have moved at their place of today."""
+    da3 = config.get("da3")
+    if not isinstance(da3, Mapping) or "backend" not in da3:
+        return dict(config)
+    section = yaml.safe_load((config_dir() / "teacher" / f"{da3['backend']}.yaml").read_text())
+    section |= {key: da3[key] for key in section if f"da3.{key}" in MOVED and key in da3}
+    others = {key: value for key, value in da3.items() if f"da3.{key}" not in MOVED}
+    return {**config, "da3": {**others, "teacher": section}}
+
+
+def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config with the default option of each group that it is older than. Which metrics are measured was no
+    choice at first."""
+    evaluation = config.get("evaluation")
+    if not isinstance(evaluation, Mapping) or "metric" in evaluation:
+        return dict(config)
+    return {**config, "evaluation": {**evaluation, "metric": compose_config()["evaluation"]["metric"]}}
 
 
 def completed(
@@ -49,7 +72,7 @@ def completed(
     of_another_class = place.startswith("objectives.") and known[ROOT].get(place) != owner
     introduced = {} if of_another_class else {key: value for key, value in known[ROOT].items() if is_value(key, known)}
     lacking = _directly_below(place, introduced) | (_directly_below(prefix, known.get(owner, {})) if owner else {})
-    return lacking | whole
+    return {name: value for name, value in lacking.items() if full_key(place, name) not in MOVED} | whole
 
 
 def is_value(key: str, known: Known) -> bool:
@@ -57,7 +80,7 @@ def is_value(key: str, known: Known) -> bool:
     option: those of groups, of objectives, and of groups that are mounted elsewhere."""
     value = known[ROOT][key]
     mounted = isinstance(value, str) and value in known
-    return not (key in SECTIONS or key.rpartition(".")[0] == "objectives" or mounted)
+    return not (key in SECTIONS or key.rpartition(".")[0] == "objectives" or mounted or isinstance(value, dict))
 
 
 def _directly_below(place: str, values: Mapping[str, Any]) -> dict[str, Any]:

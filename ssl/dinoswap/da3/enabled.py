@@ -25,7 +25,7 @@ from dinoswap.distributed.sharding import norms
 from dinoswap.nn.precision import emulation_notice
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
-from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, Triple
+from dinoswap.teacher.base import Teacher, Triple
 from dinoswap.values import Batch
 
 PROJECTOR = "da3_projector"
@@ -54,19 +54,20 @@ class MaskedImageDistillation(Objective):
         self,
         reduction: Reduction,
         teacher: Callable[..., Teacher],
-        mean: Triple = IMAGENET_MEAN,
-        std: Triple = IMAGENET_STD,
-        loss_weight: float = 1.0,
-        embed_dim: int | None = None,
-        projector_hidden_dim: int = 2048,
-        projector_lr_multiplier: float = 1.0,
-        ckpt_path: str = "",
-        grid_matching: GridMatching = "resize_image",
-        pool: int = 2,
-        input_size: int | None = None,
-        centre_momentum: float | None = None,
-        precision: TeacherPrecision = "fp32",
-        use_fsdp: bool = False,
+        *,
+        mean: Triple,
+        std: Triple,
+        loss_weight: float,
+        embed_dim: int | None,
+        projector_hidden_dim: int,
+        projector_lr_multiplier: float,
+        ckpt_path: str,
+        grid_matching: GridMatching,
+        pool: int,
+        input_size: int | None,
+        centre_momentum: float | None,
+        precision: TeacherPrecision,
+        use_fsdp: bool,
     ) -> None:
         """`teacher` builds the teacher with the weights at `ckpt_path`, random ones where that is "". `mean` and `std`
         are those of the crops, see `FrozenTeacher`. `embed_dim` None is the teacher's own width. Raises ValueError for

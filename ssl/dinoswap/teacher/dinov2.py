@@ -24,9 +24,7 @@ PATCH_SIZE = 14
 class Dinov2Teacher(Teacher):
     """The normed patch tokens of one block."""
 
-    def __init__(
-        self, ckpt_path: str, variant: str | None = None, num_heads: int | None = None, layer: int | None = None
-    ) -> None:
+    def __init__(self, ckpt_path: str, *, variant: str | None, num_heads: int | None, layer: int | None) -> None:
         """`variant` is the size of a network with random weights, None the small one. `num_heads` None means 64
         channels per head, `layer` None is the last block. Raises ValueError for settings that do not apply and for
         weights that do not fit."""

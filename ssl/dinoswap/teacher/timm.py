@@ -21,7 +21,7 @@ from dinoswap.teacher.weights import weight_file
 class TimmTeacher(Teacher):
     """The feature map `layer` of a timm network as tokens, in row-major order."""
 
-    def __init__(self, ckpt_path: str, variant: str, layer: int | None = None) -> None:
+    def __init__(self, ckpt_path: str, *, variant: str, layer: int | None) -> None:
         """`variant` is the name of the network, `layer` None its last map. Raises ValueError for an unknown network or
         map, and for weights that do not fit."""
         network = _created(variant)

@@ -29,11 +29,12 @@ class DA3Teacher(Teacher):
     def __init__(
         self,
         ckpt_path: str,
-        variant: str | None = None,
-        num_heads: int | None = None,
-        layer: int | None = None,
-        token_part: TokenPart = "full",
-        normalise_halves: bool = False,
+        *,
+        variant: str | None,
+        num_heads: int | None,
+        layer: int | None,
+        token_part: TokenPart,
+        normalise_halves: bool,
     ) -> None:
         """`variant` None is read off the weights, `num_heads` None means 64 channels per head, and `layer` None is the
         last block. Raises ValueError for settings that do not apply to the network of the weights, and for weights that
