@@ -9,7 +9,8 @@ import pytest
 
 from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import flatten
-from dinoswap.config.foreign_words import _MEANING, _MOVED, _NUMBERS
+from dinoswap.config.foreign_words import _MEANING, _NUMBERS
+from dinoswap.config.moved import MOVED
 from dinoswap.config.schema import ConfigError
 
 WITHOUT_TORCH = """
@@ -107,8 +108,8 @@ def test_what_words_are_said_to_mean_exists() -> None:
         for key in re.findall(r"\b(?:trainer|schedule|data|model|crops|heads|optimizer)\.[a-z_.]*[a-z]", meaning):
             assert key in known, key
     assert not {word for word in _MEANING if word in config} - {"seed", "study"}
-    assert {key.rpartition("@")[2] for key in _MOVED.values()} <= {*known, "da3.teacher"}
-    assert not set(_MOVED) & set(known)
+    assert {key.rpartition("@")[2] for key in MOVED.values()} <= {*known, "da3.teacher"}
+    assert not set(MOVED) & set(known)
 
 
 def test_a_folder_of_results_that_cannot_be_made(tmp_path: Path) -> None:
