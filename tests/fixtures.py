@@ -12,6 +12,7 @@ from torch import Tensor
 OFFICIAL = Path(__file__).parent / "parity" / "official"
 LEGACY = Path(__file__).parent / "parity" / "legacy"
 DA3 = Path(__file__).parent / "parity" / "da3"
+DINOV3 = Path(__file__).parent / "parity" / "dinov3"
 
 
 @cache

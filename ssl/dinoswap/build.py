@@ -43,7 +43,8 @@ LEFT_BY_OTHERS = {"targets", "reduction", "prototypes"}
 def initial_backbone(cfg: Config) -> VisionTransformer:
     """Returns the backbone with the initial weights of this run's seed."""
     seed_torch(int(cfg["seed"]), "init/backbone")
-    return construct(configured_vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"])
+    position = construct_option(cfg["position"], "position")
+    return construct(configured_vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"], position=position)
 
 
 def build_student(cfg: Config, objectives: Mapping[str, Objective]) -> dict[str, nn.Module]:

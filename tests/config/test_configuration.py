@@ -31,7 +31,7 @@ SMOKE = compose_config(["recipe=smoke"])
 
 
 SECTION_TARGETS: dict[str, tuple[Callable[..., Any], set[str]]] = {
-    "model": (configured_vit, {"img_size"}),
+    "model": (configured_vit, {"img_size", "position"}),
     "crops": (CropSettings, set()),
     "heads.dino_head": (ProjectionHead, {"in_dim"}),
     "heads.ibot_head": (ProjectionHead, {"in_dim"}),

@@ -209,5 +209,5 @@ def test_crops_and_masks_that_do_not_fit_are_refused() -> None:
         backbone(torch.zeros(1, 3, 36, 32))
     with pytest.raises(ValueError, match=r"masks of shape \[4, 9\].*4 x 4 grid"):
         backbone(VIT["in/x32"], torch.zeros(4, 9, dtype=torch.bool))
-    with pytest.raises(ValueError, match="size='huge': use one of tiny"):
-        vit("huge")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="size='enormous': use one of tiny"):
+        vit("enormous")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from rich.table import Table
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.guests import guests
 
-SIDES = ("official", "legacy", "aligned")
+SIDES = ("official", "legacy", "aligned", "dinov3")
 """The presets, in the order in which they are named."""
 SOURCE = "Source: "
 

@@ -22,6 +22,7 @@ SECTIONS = (
     "masking",
     "weight_decay",
     "layer_decay",
+    "position",
     "da3",
     "objectives",
     "data",

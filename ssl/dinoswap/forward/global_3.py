@@ -26,5 +26,5 @@ class Global3:
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
         """Returns CLS features of the unmasked global and the local crops, and patch features of the masked third."""
         crops, third = (batch.global_crops, None, None), (batch.extra_crops, batch.mask, batch.masked_indices)
-        tokens, second, local = run(backbone, [crops, third, (batch.local_crops, None, None)], all_patches)
+        tokens, second, local = run(backbone, [crops, third, (batch.local_crops, None, None)], all_patches, True)
         return features(tokens.cls, local.cls, second.patch, batch, all_patches)

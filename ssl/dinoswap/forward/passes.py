@@ -16,13 +16,15 @@ Entry = tuple[Tensor, Tensor | None, Tensor | None]
 patch tokens are read, or None for the class tokens alone."""
 
 
-def run(backbone: nn.Module, entries: Sequence[Entry], all_patches: bool) -> list[Tokens]:
-    """Returns the tokens of each entry, computed in one call: with `all_patches` every token, else those read."""
+def run(backbone: nn.Module, entries: Sequence[Entry], all_patches: bool, last_is_local: bool = False) -> list[Tokens]:
+    """Returns the tokens of each entry, computed in one call: with `all_patches` every token, else those read.
+    `last_is_local`: whether the last entry's crops are the local ones."""
     present = [entry for entry in entries if entry[0].shape[0]]
     tokens: list[Tokens] = backbone(
         [crops.flatten(0, 1) for crops, _, _ in present],  # [C, B, ...] -> [C B, ...]
         [None if mask is None else mask.flatten(0, 1) for _, mask, _ in present],  # [C, B, N] -> [C B, N]
         None if all_patches else [rows for _, _, rows in present],
+        len(entries) - 1 if last_is_local else None,
     )
     empty = Tokens(tokens[0].cls[:0], None, None)
     return [*tokens, *[empty] * (len(entries) - len(present))]

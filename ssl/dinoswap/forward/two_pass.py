@@ -20,5 +20,5 @@ class TwoPass(Unified):
         """Returns CLS features of the unmasked global and the local crops, and patch features of the masked globals."""
         crops = (batch.global_crops, None, None)
         masked = (batch.global_crops, batch.mask, batch.masked_indices)
-        tokens, second, local = run(backbone, [crops, masked, (batch.local_crops, None, None)], all_patches)
+        tokens, second, local = run(backbone, [crops, masked, (batch.local_crops, None, None)], all_patches, True)
         return features(tokens.cls, local.cls, second.patch, batch, all_patches)

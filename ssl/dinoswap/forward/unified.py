@@ -25,5 +25,5 @@ class Unified:
     def student(self, backbone: nn.Module, batch: Batch, all_patches: bool) -> Features:
         """Returns features of the masked global crops and of the local crops."""
         crops = (batch.global_crops, batch.mask, batch.masked_indices)
-        tokens, local = run(backbone, [crops, (batch.local_crops, None, None)], all_patches)
+        tokens, local = run(backbone, [crops, (batch.local_crops, None, None)], all_patches, True)
         return features(tokens.cls, local.cls, tokens.patch, batch, all_patches)

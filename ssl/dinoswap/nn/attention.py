@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinoswap.position.base import Rotation, rotated
+
 SCORES = torch.float32
 """Precision of q k^T in `MatmulAttention`. In bfloat16 a step is 2 to 3 % faster and the output error 2 to 10
 times larger: more for a peaked softmax, whose scores are large."""
@@ -60,14 +62,27 @@ class Attention(nn.Module):
     """Attention without its output projection: the block applies `proj`, together with the LayerScale and, in the last
     block, to the rows that are read."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, key_bias: bool = True) -> None:
+        """Without `key_bias` the third of the bias that belongs to the keys counts as 0 and gets no gradient, as the
+        bias mask of facebookresearch/dinov3 @ 6876159 has it."""
         super().__init__()
         self.num_heads = num_heads
+        self.key_bias = key_bias or not qkv_bias
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]."""
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Returns each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]. With a rotation the
+        last N tokens are patches whose queries and keys are turned."""
         batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)  # [b, T, 3 D] -> [b, T, 3, h, d]
+        qkv = self._qkv(x).view(batch, length, 3, self.num_heads, -1)  # [b, T, 3 D] -> [b, T, 3, h, d]
+        if rotation is not None:
+            qkv = rotated(qkv, rotation)
         return attend(qkv).reshape(batch, length, dim)  # [b, T, h, d] -> [b, T, D]
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        if self.key_bias:
+            out: Tensor = self.qkv(x)
+            return out
+        query, key, value = self.qkv.bias.chunk(3)
+        return functional.linear(x, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))

@@ -13,6 +13,7 @@ Follows models/vision_transformer/modern_vit.py of the legacy trainer @ 67f6a87,
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoswap.nn.attention import Attention
+from dinoswap.nn.norm import NormKind, make_norm
+from dinoswap.position.base import Rotation
 
 Ffn = Literal["mlp", "swiglu"]
 CLASSIC_RATE = 0.1
@@ -66,11 +69,12 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(a) * b) with (a, b) = w12(x). The width is two thirds of `hidden_dim`, rounded up to a multiple of 8."""
+    """w3(silu(a) * b) with (a, b) = w12(x). The width is two thirds of `hidden_dim`, rounded up to a multiple of
+    `align`."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, align: int = 8) -> None:
         super().__init__()
-        width = (int(hidden_dim * 2 / 3) + 7) // 8 * 8
+        width = -(-int(hidden_dim * 2 / 3) // align) * align
         self.w12 = nn.Linear(dim, 2 * width)
         self.w3 = nn.Linear(width, dim)
 
@@ -127,6 +131,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         qkv_bias: bool = True,
         residual_dropout: float = 0.0,
+        *,
+        key_bias: bool = True,
+        ffn_align: int = 8,
+        norm: NormKind = "layernorm",
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
@@ -138,47 +147,59 @@ class Block(nn.Module):
         check_rates(drop_path, residual_dropout)
         self.drop_path = drop_path
         self.residual_dropout = residual_dropout
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.norm1 = make_norm(norm, dim, norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias, key_bias)
         self.ls1 = LayerScale(dim, layerscale) if layerscale else NoScale()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden_dim) if ffn == "mlp" else SwiGLU(dim, hidden_dim)
+        self.norm2 = make_norm(norm, dim, norm_eps)
+        self.mlp = Mlp(dim, hidden_dim) if ffn == "mlp" else SwiGLU(dim, hidden_dim, ffn_align)
         self.ls2 = LayerScale(dim, layerscale) if layerscale else NoScale()
 
     def forward(
-        self, entries: Sequence[Tensor], rows: Sequence[Tensor] | None = None, single: bool = False
+        self,
+        entries: Sequence[Tensor],
+        rows: Sequence[Tensor] | None = None,
+        single: bool = False,
+        rotations: Sequence[Rotation | None] | None = None,
     ) -> list[Tensor]:
         """Returns the entries [b, T, D] after the block. With `rows`, indices [R] into b * T for each entry, only these
-        rows [R, D] are returned, and the feed-forward branch is computed for them alone."""
+        rows [R, D] are returned, and the feed-forward branch is computed for them alone. `rotations` turn the queries
+        and keys of each entry's patches."""
+        rotations = rotations or [None] * len(entries)
+        branches = [partial(self._attention, rotation=rotation) for rotation in rotations]
         if rows is None:
-            return self._residual(self._residual(entries, self._attention, single), self._ffn, single)
+            return self._residual(self._residual(entries, branches, single), [self._ffn] * len(entries), single)
         if self.training and (self.drop_path or self.residual_dropout):
-            return self._dropped_rows(self._residual(entries, self._attention, single), rows, single)
-        return [self._rows(x, r) for x, r in zip(entries, rows, strict=True)]
+            return self._dropped_rows(self._residual(entries, branches, single), rows, single)
+        return [self._rows(x, r, rotation) for x, r, rotation in zip(entries, rows, rotations, strict=True)]
 
-    def _attention(self, x: Tensor) -> Tensor:
-        out: Tensor = self.ls1(self.attn(self.norm1(x)), self.attn.proj)
+    def _attention(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        out: Tensor = self.ls1(self.attn(self.norm1(x), rotation), self.attn.proj)
         return out
 
     def _ffn(self, x: Tensor) -> Tensor:
         out: Tensor = self.ls2(self.mlp.hidden(self.norm2(x)), self.mlp.last)
         return out
 
-    def _residual(self, entries: Sequence[Tensor], branch: Callable[[Tensor], Tensor], single: bool) -> list[Tensor]:
-        rate = self.drop_path if self.training else 0.0
+    def _residual(
+        self, entries: Sequence[Tensor], branches: Sequence[Callable[[Tensor], Tensor]], single: bool
+    ) -> list[Tensor]:
+        """Returns each entry plus its branch, under the dropout of this block."""
+        rate, pairs = self.drop_path if self.training else 0.0, list(zip(entries, branches, strict=True))
         if not rate:
-            return [x + functional.dropout(branch(x), self.residual_dropout, self.training) for x in entries]
+            return [x + functional.dropout(branch(x), self.residual_dropout, self.training) for x, branch in pairs]
         if single and rate <= CLASSIC_RATE:
-            return [x + branch(x) * draw_classic(x, rate)[:, None, None] for x in entries]
+            return [x + branch(x) * draw_classic(x, rate)[:, None, None] for x, branch in pairs]
         subsets = [draw_subset(x.shape[0], rate, x.device) for x in entries]
         return [
             x.index_add(0, kept, branch(x.index_select(0, kept)).to(x.dtype), alpha=weight)
-            for x, (kept, weight) in zip(entries, subsets, strict=True)
+            for (x, branch), (kept, weight) in zip(pairs, subsets, strict=True)
         ]
 
-    def _rows(self, x: Tensor, rows: Tensor) -> Tensor:
+    def _rows(self, x: Tensor, rows: Tensor, rotation: Rotation | None) -> Tensor:
         """Returns the rows [R, D] of x [b, T, D] after the block. Only the attention is computed for all tokens."""
-        mixed = self.attn(self.norm1(x)).flatten(0, 1).index_select(0, rows)  # [b, T, D] -> [b T, D] -> [R, D]
+        mixed = (
+            self.attn(self.norm1(x), rotation).flatten(0, 1).index_select(0, rows)
+        )  # [b, T, D] -> [b T, D] -> [R, D]
         read: Tensor = x.flatten(0, 1).index_select(0, rows) + self.ls1(mixed, self.attn.proj)
         return read + self._ffn(read)
 

@@ -1,7 +1,8 @@
-"""The projection head: an MLP to a bottleneck, L2 normalisation, and a weight-normalised linear map to K prototypes.
+"""The projection head: an MLP to a bottleneck, L2 normalisation, and a linear map to K prototypes.
 
-logits = x / ||x|| . g v / ||v||, with a direction v and a length g for each prototype.
-Follows dinov2/layers/dino_head.py of facebookresearch/dinov2 @ b8931f7, with its parameter names and init.
+logits = x / ||x|| . g v / ||v||, with a direction v and a length g for each prototype, or x / ||x|| . w.
+Follows layers/dino_head.py of facebookresearch/dinov2 @ b8931f7, and without weight_norm that of
+facebookresearch/dinov3 @ 6876159, with their parameter names and init.
 """
 
 from itertools import pairwise
@@ -37,9 +38,13 @@ class ProjectionHead(nn.Module):
         bottleneck_dim: int,
         layers: int,
         train_weight_g: bool,
+        weight_norm: bool,
     ) -> None:
-        """The head has `layers` linear maps with exact GELU between them, and then `prototypes` prototypes."""
+        """The head has `layers` linear maps with exact GELU between them, and then `prototypes` prototypes: rows of a
+        length of their own, or without `weight_norm` those of a plain linear map."""
         super().__init__()
+        if not (weight_norm or train_weight_g):
+            raise ValueError("train_weight_g=false: without weight_norm there is no length; leave it at true")
         for name, value in {
             "prototypes": prototypes,
             "hidden_dim": hidden_dim,
@@ -56,7 +61,11 @@ class ProjectionHead(nn.Module):
         # With GELUs between the linear maps their names are the official mlp.0, mlp.2, mlp.4; a single one is mlp.
         modules = [module for linear in linears for module in (linear, nn.GELU())][:-1]
         self.mlp = nn.Sequential(*modules) if layers > 1 else linears[0]
-        self.last_layer = Prototypes(bottleneck_dim, prototypes, train_weight_g)
+        if weight_norm:
+            self.last_layer: nn.Module = Prototypes(bottleneck_dim, prototypes, train_weight_g)
+        else:
+            self.last_layer = nn.Linear(bottleneck_dim, prototypes, bias=False)
+            nn.init.trunc_normal_(self.last_layer.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits [R, K] of tokens [R, in_dim]; R may be 0."""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from dinoswap.nn.block import Ffn
 
-Size = Literal["tiny", "small", "base", "large", "giant"]
+Size = Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "7b"]
 InitialScale = float | Literal["by_depth"] | None
 
 SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads, ffn
@@ -12,7 +12,10 @@ SIZES: dict[Size, tuple[int, int, int, Ffn]] = {  # embed_dim, depth, num_heads,
     "small": (384, 12, 6, "mlp"),
     "base": (768, 12, 12, "mlp"),
     "large": (1024, 24, 16, "mlp"),
+    "so400m": (1152, 27, 18, "mlp"),
+    "huge": (1280, 32, 20, "mlp"),
     "giant": (1536, 40, 24, "swiglu"),
+    "7b": (4096, 40, 32, "mlp"),
 }
 
 

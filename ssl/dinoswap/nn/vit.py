@@ -1,8 +1,9 @@
 """The vision transformer: [cls, registers, patches] through pre-norm blocks and one final norm.
 
-Tokens: patch embedding, mask token where the mask is True, class token before them, position table added, registers
-inserted after the class token without a position.
-Follows dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with its parameter names and init.
+Tokens: patch embedding, mask token where the mask is True, class token before them, position table added where there is
+one, registers inserted after the class token without a position.
+Follows models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with its parameter names and init, and with
+rotary positions and other norms that of facebookresearch/dinov3 @ 6876159.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dinoswap.nn.block import Block, Ffn, check_rates, rising_rates
+from dinoswap.nn.norm import NormKind, make_norm
 from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
 from dinoswap.nn.sizes import InitialScale, Size, initial_scale, size_arguments
+from dinoswap.position.base import Position
+from dinoswap.position.learned import LearnedPosition
+
+LEARNED = LearnedPosition()
 
 
 class Tokens(NamedTuple):
@@ -48,16 +54,32 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: bool = False,
         residual_dropout: float = 0.0,
         mask_token_std: float = 0.0,
+        *,
+        position: Position = LEARNED,
+        token_std: float = 1e-6,
+        key_bias: bool = True,
+        ffn_align: int = 8,
+        norm: NormKind = "layernorm",
+        norm_eps: float = 1e-6,
+        cls_norm: bool = False,
+        local_cls_norm: bool = False,
     ) -> None:
         """`img_size` (H, W) is that of the position table; crops may have any other multiple of `patch_size`.
         `layerscale` is its initial value, None or 0 for none. `drop_path` is the rate of every block; without
         `drop_path_uniform` that of the last block, rising linearly from 0, as `residual_dropout` always does. Only one
-        of the two can be positive. `mask_token_std` is the deviation of the mask token's initial values. Raises
-        ValueError for a number out of range.
+        of the two can be positive. `mask_token_std` and `token_std` are the deviations of the initial values of the
+        mask token, and of class token and registers. `ffn_align` is a divisor of the width of a SwiGLU. With `cls_norm`
+        class token and registers have a final norm of their own, with `local_cls_norm` those of local crops in
+        training. Raises ValueError for a number out of range.
         """
         super().__init__()
         hidden_dim = int(embed_dim * mlp_ratio)
-        _check(depth, registers, hidden_dim, interpolate_offset, mask_token_std)
+        _check(depth, registers, hidden_dim, interpolate_offset)
+        for name, std in (("mask_token_std", mask_token_std), ("token_std", token_std)):
+            if not std >= 0:
+                raise ValueError(f"{name}={std}: must not be negative; 0 starts the token at zero")
+        if ffn_align < 1:
+            raise ValueError(f"ffn_align={ffn_align}: must be at least 1; 8 and 64 are usual")
         check_rates(drop_path, residual_dropout)
         self.embed_dim = embed_dim
         self.patch_size = patch_size
@@ -68,25 +90,44 @@ class VisionTransformer(nn.Module):
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(*sides)  # of the position table
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+        table = torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim)
+        self.pos_embed = nn.Parameter(table) if position.has_table else None
+        self.position, self.head_width = position, embed_dim // num_heads if num_heads > 0 else 0
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
         scale = initial_scale(layerscale, depth)
         rates = [drop_path] * depth if drop_path_uniform else rising_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, hidden_dim, ffn, scale, rate, qkv_bias, dropout)
+            Block(
+                embed_dim,
+                num_heads,
+                hidden_dim,
+                ffn,
+                scale,
+                rate,
+                qkv_bias,
+                dropout,
+                key_bias=key_bias,
+                ffn_align=ffn_align,
+                norm=norm,
+                norm_eps=norm_eps,
+            )
             for rate, dropout in zip(rates, rising_rates(residual_dropout, depth), strict=True)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._init_weights(mask_token_std)
+        position.check(self.head_width)
+        self.norm = make_norm(norm, embed_dim, norm_eps)
+        self.cls_norm = make_norm(norm, embed_dim, norm_eps) if cls_norm else None
+        self.local_cls_norm = make_norm(norm, embed_dim, norm_eps) if local_cls_norm else None
+        self._init_weights(mask_token_std, token_std)
 
-    def _init_weights(self, mask_token_std: float) -> None:
+    def _init_weights(self, mask_token_std: float, token_std: float) -> None:
         """Draws the initial weights; the patch convolution keeps torch's default. The mask token is drawn last, so that
         it changes no other weight of the same seed."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=token_std)
         if self.register_tokens is not None:
-            nn.init.normal_(self.register_tokens, std=1e-6)
+            nn.init.normal_(self.register_tokens, std=token_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -100,9 +141,9 @@ class VisionTransformer(nn.Module):
         """Number of tokens before the patches: the class token and the registers."""
         return 1 if self.register_tokens is None else 1 + self.register_tokens.shape[1]
 
-    def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Returns the position table [1, 1 + N, D] for a grid of h x w = N patches."""
-        if grid == self.grid:
+    def positions(self, grid: tuple[int, int]) -> Tensor | None:
+        """Returns the position table [1, 1 + N, D] for a grid of h x w = N patches, None where there is none."""
+        if grid == self.grid or self.pos_embed is None:
             return self.pos_embed
         table = resample_positions(
             self.pos_embed[:, 1:], self.grid, grid, self.interpolate_offset, self.interpolate_antialias
@@ -121,14 +162,23 @@ class VisionTransformer(nn.Module):
                     f"give one value per patch of the {grid[0]} x {grid[1]} grid"
                 )
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        cls: Tensor = self.cls_token
         positions = self.positions(grid)
-        parts = [(self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1), patches + positions[:, 1:]]
+        if positions is not None:
+            cls, patches = cls + positions[:, :1], patches + positions[:, 1:]
+        parts = [cls.expand(x.shape[0], -1, -1), patches]
         if self.register_tokens is not None:
             parts.insert(1, self.register_tokens.expand(x.shape[0], -1, -1))
         return torch.cat(parts, dim=1)
 
     @overload
-    def forward(self, crops: Tensor, masks: Tensor | None = None, patch_rows: Tensor | None = None) -> Tokens: ...
+    def forward(
+        self,
+        crops: Tensor,
+        masks: Tensor | None = None,
+        patch_rows: Tensor | None = None,
+        locals_from: int | None = None,
+    ) -> Tokens: ...
 
     @overload
     def forward(
@@ -136,37 +186,67 @@ class VisionTransformer(nn.Module):
         crops: Sequence[Tensor],
         masks: Sequence[Tensor | None] | None = None,
         patch_rows: Sequence[Tensor | None] | None = None,
+        locals_from: int | None = None,
     ) -> list[Tokens]: ...
 
-    def forward(self, crops, masks=None, patch_rows=None):  # type: ignore[no-untyped-def]
+    def forward(self, crops, masks=None, patch_rows=None, locals_from=None):  # type: ignore[no-untyped-def]
         """Returns the normed tokens of crops [b, 3, H, W], one Tokens for each entry of a list.
 
         `masks` bool [b, N] hides patches. With `patch_rows` only class tokens and these flat rows of b * N are computed
-        after the last attention; an entry whose rows are None gives its class tokens alone. A list and a plain tensor
+        after the last attention; an entry whose rows are None gives its class tokens alone. The entries from the index
+        `locals_from` on are local crops, whose class tokens may have a norm of their own. A list and a plain tensor
         differ in stochastic depth only, see `block`.
         """
         if isinstance(crops, Tensor):
-            return self._forward([crops], [masks], None if patch_rows is None else [patch_rows], True)[0]
-        return self._forward(crops, masks or [None] * len(crops), patch_rows, False)
+            return self._forward([crops], [masks], None if patch_rows is None else [patch_rows], 1, True)[0]
+        first_local = len(crops) if locals_from is None else locals_from
+        return self._forward(crops, masks or [None] * len(crops), patch_rows, first_local, False)
 
     def _forward(
         self,
         crops: Sequence[Tensor],
         masks: Sequence[Tensor | None],
         patch_rows: Sequence[Tensor | None] | None,
+        first_local: int,
         single: bool,
     ) -> list[Tokens]:
         entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
+        grids = [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
         for block in self.blocks[:-1]:
-            entries = self._run(block, entries, None, single)
+            entries = self._run(block, entries, grids, None, single)
+        is_local = [place >= first_local for place in range(len(entries))]
         if patch_rows is None:
-            return [self._split(self.norm(x)) for x in self._run(self.blocks[-1], entries, None, single)]
+            tokens = self._run(self.blocks[-1], entries, grids, None, single)
+            return [self._split(self._normed(x, local)) for x, local in zip(tokens, is_local, strict=True)]
         rows = [self._token_rows(x, r) for x, r in zip(entries, patch_rows, strict=True)]
-        read = [self.norm(x) for x in self._run(self.blocks[-1], entries, rows, single)]
-        parts = [x.tensor_split([crop.shape[0]]) for x, crop in zip(read, crops, strict=True)]  # class tokens, patches
+        read = self._run(self.blocks[-1], entries, grids, rows, single)
+        parts = [  # class tokens, patches
+            self._normed_rows(x, crop.shape[0], local) for x, crop, local in zip(read, crops, is_local, strict=True)
+        ]
         return [
             Tokens(cls, None, None if r is None else patch) for (cls, patch), r in zip(parts, patch_rows, strict=True)
         ]
+
+    def _normed(self, x: Tensor, local: bool) -> Tensor:
+        """Returns the tokens x [b, T, D] after their final norms, those of a local or of another crop."""
+        norm = self._norm_of_cls(local)
+        if norm is self.norm:
+            return norm(x)  # type: ignore[no-any-return]
+        return torch.cat([norm(x[:, : self.prefix]), self.norm(x[:, self.prefix :])], dim=1)
+
+    def _normed_rows(self, x: Tensor, images: int, local: bool) -> tuple[Tensor, Tensor]:
+        """Returns class tokens [images, D] and patch tokens [M, D] of the rows x [images + M, D] after their norms."""
+        norm = self._norm_of_cls(local)
+        if norm is self.norm:
+            cls, patch = norm(x).tensor_split([images])
+            return cls, patch
+        return norm(x[:images]), self.norm(x[images:])
+
+    def _norm_of_cls(self, local: bool) -> nn.Module:
+        """Returns the final norm of class token and registers."""
+        if local and self.training and self.local_cls_norm is not None:
+            return self.local_cls_norm
+        return self.norm if self.cls_norm is None else self.cls_norm
 
     def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tokens]:
         """Returns the tokens of crops [b, 3, H, W] after each of these blocks (-1: the last), with or without the final
@@ -174,18 +254,25 @@ class VisionTransformer(nn.Module):
         depth = len(self.blocks)
         if any(not -depth <= index < depth for index in blocks):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
-        outputs = [[self.prepare_tokens_with_masks(x)]]
+        outputs, grid = [[self.prepare_tokens_with_masks(x)]], self.patch_embed.grid(*x.shape[-2:])
         for block in self.blocks:
-            outputs.append(self._run(block, outputs[-1], None, True))
+            outputs.append(self._run(block, outputs[-1], [grid], None, True))
         raw = [outputs[1:][index][0] for index in blocks]
-        return [self._split(self.norm(tokens) if norm else tokens) for tokens in raw]
+        return [self._split(self._normed(tokens, False) if norm else tokens) for tokens in raw]
 
     def _run(
-        self, block: nn.Module, entries: Sequence[Tensor], rows: Sequence[Tensor] | None, single: bool
+        self,
+        block: nn.Module,
+        entries: Sequence[Tensor],
+        grids: Sequence[tuple[int, int]],
+        rows: Sequence[Tensor] | None,
+        single: bool,
     ) -> list[Tensor]:
+        """Returns the entries after one block. Rotations are drawn before the block draws its stochastic depth."""
+        rotations = self.position.rotations(grids, self.head_width, entries[0].device, self.training)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, block, use_reentrant=False) if recompute else block
-        out: list[Tensor] = run(entries, rows, single)
+        out: list[Tensor] = run(entries, rows, single, rotations)
         return out
 
     def _split(self, x: Tensor) -> Tokens:
@@ -202,15 +289,13 @@ class VisionTransformer(nn.Module):
         return torch.cat([cls, patch_rows + (image + 1) * self.prefix])
 
 
-def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float, mask_token_std: float) -> None:
+def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float) -> None:
     least = {"depth": (depth, 1), "registers": (registers, 0), "hidden width (mlp_ratio)": (hidden_dim, 1)}
     for name, (value, lowest) in least.items():
         if value < lowest:
             raise ValueError(f"{name}={value}: must be at least {lowest}")
     if not 0 <= interpolate_offset < 1:
         raise ValueError(f"interpolate_offset={interpolate_offset}: must be in [0, 1); 0.1 and 0 are usual")
-    if not mask_token_std >= 0:
-        raise ValueError(f"mask_token_std={mask_token_std}: must not be negative; 0 starts the mask token at zero")
 
 
 def vit(
@@ -248,8 +333,16 @@ def configured_vit(
     activation_checkpointing: bool,
     residual_dropout: float,
     mask_token_std: float,
+    position: Position,
+    token_std: float,
+    key_bias: bool,
+    ffn_align: int,
+    norm: NormKind,
+    norm_eps: float,
+    cls_norm: bool,
+    local_cls_norm: bool,
 ) -> VisionTransformer:
-    """Returns what `vit` does, for the section `model` of the config, which has every argument but `img_size`."""
+    """Returns what `vit` does, for the section `model` of the config, which has every argument but `img_size` and `position`."""
     return vit(
         size,
         img_size=img_size,
@@ -269,4 +362,12 @@ def configured_vit(
         activation_checkpointing=activation_checkpointing,
         residual_dropout=residual_dropout,
         mask_token_std=mask_token_std,
+        position=position,
+        token_std=token_std,
+        key_bias=key_bias,
+        ffn_align=ffn_align,
+        norm=norm,
+        norm_eps=norm_eps,
+        cls_norm=cls_norm,
+        local_cls_norm=local_cls_norm,
     )

@@ -1,0 +1,1 @@
+"""How a backbone knows where a patch is. One module per option of the `position` group."""
