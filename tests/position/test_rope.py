@@ -11,7 +11,7 @@ from fixtures import DINOV3, Fixture
 
 HEAD = 16
 AUGMENTED = {"shift": 0.25, "jitter": 1.5, "rescale": 2.0}
-CPU = torch.device("cpu")
+TOKENS = torch.zeros(1)
 VIT = Fixture("vit_dinov3.npz", DINOV3)
 TABLES = sorted(key.removesuffix("/sin") for key in VIT.keys("rope/") if key.endswith("/sin"))
 
@@ -41,16 +41,19 @@ def test_tables_are_the_official_ones(table: str) -> None:
     rows, columns = map(int, size.split("x"))
     position = described(kind)
     torch.manual_seed(7)
-    (rotation,) = position.rotations([(rows, columns)], HEAD, CPU, kind.startswith("train"))
+    (rotation,) = position.rotations([(rows, columns)], HEAD, TOKENS, kind.startswith("train"))
     assert rotation is not None
     assert torch.equal(rotation.sin.float(), VIT[f"{table}/sin"].float())
     assert torch.equal(rotation.cos.float(), VIT[f"{table}/cos"].float())
-    assert torch.equal(position.periods(HEAD, CPU).float(), VIT[f"rope/{kind}/periods"].float())
+    assert torch.equal(
+        position.periods(HEAD, {"device": TOKENS.device, "dtype": position.dtype}).float(),
+        VIT[f"rope/{kind}/periods"].float(),
+    )
 
 
 def test_scores_depend_on_the_offset_of_two_patches_alone() -> None:
     """q_a . k_b is the same for all pairs of patches that are equally far apart, whatever q and k are."""
-    (rotation,) = rope().rotations([(4, 5)], HEAD, CPU, False)
+    (rotation,) = rope().rotations([(4, 5)], HEAD, TOKENS, False)
     assert rotation is not None
     query, key = torch.randn(2, HEAD, generator=torch.Generator().manual_seed(0))
     qkv = torch.stack([query, key, key]).view(1, 1, 3, 1, HEAD).expand(1, 20, 3, 1, HEAD)
@@ -63,7 +66,7 @@ def test_scores_depend_on_the_offset_of_two_patches_alone() -> None:
 
 
 def test_tokens_that_are_no_patches_are_not_turned_but_rounded() -> None:
-    (rotation,) = rope(dtype="bf16").rotations([(2, 2)], HEAD, CPU, False)
+    (rotation,) = rope(dtype="bf16").rotations([(2, 2)], HEAD, TOKENS, False)
     assert isinstance(rotation, Rotation)
     qkv = torch.randn(2, 7, 3, 1, HEAD, generator=torch.Generator().manual_seed(0))
     turned = rotated(qkv, rotation)
@@ -75,15 +78,15 @@ def test_tokens_that_are_no_patches_are_not_turned_but_rounded() -> None:
 def test_draws_are_for_training_and_new_for_each_entry() -> None:
     position = rope(**AUGMENTED)
     torch.manual_seed(0)
-    first, second = position.rotations([(3, 3), (3, 3)], HEAD, CPU, True)
+    first, second = position.rotations([(3, 3), (3, 3)], HEAD, TOKENS, True)
     assert first is not None
     assert second is not None
     assert not torch.equal(first.sin, second.sin)
     state = torch.get_rng_state()
-    (still,) = position.rotations([(3, 3)], HEAD, CPU, False)
+    (still,) = position.rotations([(3, 3)], HEAD, TOKENS, False)
     assert still is not None
     assert torch.equal(torch.get_rng_state(), state)
-    (plain,) = rope().rotations([(3, 3)], HEAD, CPU, True)
+    (plain,) = rope().rotations([(3, 3)], HEAD, TOKENS, True)
     assert plain is not None
     assert torch.equal(still.sin, plain.sin)
 

@@ -269,7 +269,7 @@ class VisionTransformer(nn.Module):
         single: bool,
     ) -> list[Tensor]:
         """Returns the entries after one block. Rotations are drawn before the block draws its stochastic depth."""
-        rotations = self.position.rotations(grids, self.head_width, entries[0].device, self.training)
+        rotations = self.position.rotations(grids, self.head_width, entries[0], self.training)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, block, use_reentrant=False) if recompute else block
         out: list[Tensor] = run(entries, rows, single, rotations)

@@ -27,10 +27,11 @@ class Position:
         """Raises ValueError where a head of this width cannot be turned."""
 
     def rotations(
-        self, grids: Sequence[Grid], head_width: int, device: torch.device, training: bool
+        self, grids: Sequence[Grid], head_width: int, tokens: Tensor, training: bool
     ) -> Sequence[Rotation | None]:
-        """Returns the rotation of each list entry for the next block, None where there is none. A block of a network in
-        training mode may get another one than the block before, drawn from torch's default generator."""
+        """Returns the rotation of each list entry for the next block, None where there is none, on the device of
+        `tokens`. A block of a network in training mode may get another one than the block before, drawn from torch's
+        default generator."""
         return [None] * len(grids)
 
 

@@ -14,7 +14,7 @@ these operations is rounded to bfloat16, whatever its configs say of the type.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ from dinoswap.position.base import Grid, Position, Rotation
 
 Normalise = Literal["separate", "min", "max"]
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Like(TypedDict):
+    """Says where tables are made, and in which type."""
+
+    device: torch.device
+    dtype: torch.dtype
 
 
 class Rope(Position):
@@ -64,54 +71,55 @@ class Rope(Position):
                 f"{head_width} must be a multiple of 4"
             )
 
-    def periods(self, head_width: int, device: torch.device) -> Tensor:
+    def periods(self, head_width: int, like: Like) -> Tensor:
         """Returns the periods [F], in units of half an image's side."""
         count = head_width // 4
         if self.limits is None:
-            exponents = 2 * torch.arange(count, device=device, dtype=self.dtype) / (head_width // 2)
+            exponents = 2 * torch.arange(count, **like) / (head_width // 2)
             return torch.pow(self.base, exponents)  # type: ignore[arg-type]
         smallest, largest = self.limits
         ratio = largest / smallest
-        growing = ratio ** torch.linspace(0, 1, count, device=device, dtype=self.dtype)
+        growing = ratio ** torch.linspace(0, 1, count, **like)
         periods: Tensor = growing / ratio * largest
         return periods
 
-    def coordinates(self, grid: Grid, device: torch.device) -> Tensor:
+    def coordinates(self, grid: Grid, like: Like) -> Tensor:
         """Returns row and column of the centre of each patch, [N, 2], in -1 .. 1."""
         sides = {"separate": grid, "min": (min(grid),) * 2, "max": (max(grid),) * 2}[self.normalise]
-        axes = [
-            torch.arange(0.5, count, device=device, dtype=self.dtype) / side
-            for count, side in zip(grid, sides, strict=True)
-        ]
+        axes = [torch.arange(0.5, count, **like) / side for count, side in zip(grid, sides, strict=True)]
         return 2.0 * torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1) - 1.0
 
     def rotations(
-        self, grids: Sequence[Grid], head_width: int, device: torch.device, training: bool
+        self, grids: Sequence[Grid], head_width: int, tokens: Tensor, training: bool
     ) -> Sequence[Rotation | None]:
-        draws = training and any(value is not None for value in (self.shift, self.jitter, self.rescale))
-        return [
-            self._drawn(grid, head_width, device) if draws else self._still(grid, head_width, device) for grid in grids
-        ]
+        # For tokens in float64, fp32 means no less than that
+        dtype = torch.float64 if (tokens.dtype, self.dtype) == (torch.float64, torch.float32) else self.dtype
+        if training and any(value is not None for value in (self.shift, self.jitter, self.rescale)):
+            return [self._drawn(grid, head_width, {"device": tokens.device, "dtype": dtype}) for grid in grids]
+        return [self._still(grid, head_width, tokens.device, dtype) for grid in grids]
 
-    def _rotation(self, grid: Grid, head_width: int, device: torch.device) -> Rotation:
-        return self._turn(self.coordinates(grid, device), self.periods(head_width, device))
+    def _rotation(self, grid: Grid, head_width: int, device: torch.device, dtype: torch.dtype) -> Rotation:
+        like: Like = {"device": device, "dtype": dtype}
+        return _turn(self.coordinates(grid, like), self.periods(head_width, like))
 
-    def _drawn(self, grid: Grid, head_width: int, device: torch.device) -> Rotation:
-        coordinates = self.coordinates(grid, device)
+    def _drawn(self, grid: Grid, head_width: int, like: Like) -> Rotation:
+        coordinates = self.coordinates(grid, like)
         if self.shift is not None:
-            coordinates = coordinates + self._uniform(2, self.shift, device)
+            coordinates = coordinates + _uniform(2, self.shift, like)
         if self.jitter is not None:
-            coordinates = coordinates * self._uniform(2, math.log(self.jitter), device).exp()
+            coordinates = coordinates * _uniform(2, math.log(self.jitter), like).exp()
         if self.rescale is not None:
-            coordinates = coordinates * self._uniform(1, math.log(self.rescale), device).exp()
-        return self._turn(coordinates, self.periods(head_width, device))
+            coordinates = coordinates * _uniform(1, math.log(self.rescale), like).exp()
+        return _turn(coordinates, self.periods(head_width, like))
 
-    def _uniform(self, count: int, limit: float, device: torch.device) -> Tensor:
-        """Draws [count] values from -limit to limit, in the type of the tables."""
-        return torch.empty(count, device=device, dtype=self.dtype).uniform_(-limit, limit)
 
-    def _turn(self, coordinates: Tensor, periods: Tensor) -> Rotation:
-        """Returns the rotation by coordinates [N, 2] and periods [F]."""
-        angles = 2 * math.pi * coordinates[:, :, None] / periods  # [N, 2, F]
-        angles = angles.flatten(1).tile(2)  # [N, 2 F] -> [N, 4 F = d]
-        return Rotation(torch.sin(angles), torch.cos(angles))
+def _uniform(count: int, limit: float, like: Like) -> Tensor:
+    """Draws [count] values from -limit to limit, in the type of the tables."""
+    return torch.empty(count, **like).uniform_(-limit, limit)
+
+
+def _turn(coordinates: Tensor, periods: Tensor) -> Rotation:
+    """Returns the rotation by coordinates [N, 2] and periods [F]."""
+    angles = 2 * math.pi * coordinates[:, :, None] / periods  # [N, 2, F]
+    angles = angles.flatten(1).tile(2)  # [N, 2 F] -> [N, 4 F = d]
+    return Rotation(torch.sin(angles), torch.cos(angles))
