@@ -58,6 +58,9 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
         "losses_legacy*.npz": legacy_losses.scenarios,
         "optim_legacy*.json": legacy_tables.scenarios,
     },
+    "dinov3": {
+        "train_step_dinov3*.npz": train_step.dinov3_scenarios,
+    },
     "masks": {
         "mask*.json": lambda path: (legacy_masks if "legacy" in path.stem else masks).scenarios(path),
     },

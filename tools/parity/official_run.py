@@ -96,18 +96,24 @@ class TrainStepFile:
         )
 
 
-def build_backbone(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> VisionTransformer:
-    """Width and depth are read off the weights, the number of heads off the meta data."""
-    weights, student = file.initial_weights(scenario, "student"), config["student"]
+def architecture_of(file: TrainStepFile, scenario: str) -> tuple[int, int, int]:
+    """Width and depth, read off the weights, and the number of heads that the meta data give."""
+    weights = file.initial_weights(scenario, "student")
     heads = re.search(r"heads (\d+)", file.meta["arch"])
     if heads is None:
         raise ValueError(f"{file.path}: its meta data do not give the number of attention heads")
+    blocks = {m[1] for name in weights if (m := re.match(r"backbone\.blocks\.(\d+)\.", name))}
+    return weights["backbone.cls_token"].shape[-1], len(blocks), int(heads[1])
+
+
+def build_backbone(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> VisionTransformer:
+    student, (width, depth, heads) = config["student"], architecture_of(file, scenario)
     return VisionTransformer(
         img_size=config["crops"]["global_crops_size"],
         patch_size=student["patch_size"],
-        embed_dim=weights["backbone.cls_token"].shape[-1],
-        depth=len({m[1] for name in weights if (m := re.match(r"backbone\.blocks\.(\d+)\.", name))}),
-        num_heads=int(heads[1]),
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
         ffn="mlp" if student["ffn_layer"] == "mlp" else "swiglu",
         registers=student["num_register_tokens"],
         layerscale=student["layerscale"],

@@ -6,7 +6,7 @@ that the file holds.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
+from parity import dinov3_run
 from parity.masks import WEIGHT as WEIGHT_OF_MASK
 from parity.masks import masks_weight
 from parity.official_run import TrainStepFile, build_trainer
@@ -33,14 +34,19 @@ SCHEDULES = {
 
 def scenarios(path: Path) -> Scenarios:
     file = TrainStepFile(path)
-    return {name: partial(check_scenario, file, name) for name in file.scenarios}
+    return {name: partial(check_scenario, file, name, build_trainer) for name in file.scenarios}
 
 
-def check_scenario(file: TrainStepFile, scenario: str) -> Iterator[Row]:
+def dinov3_scenarios(path: Path) -> Scenarios:
+    file = dinov3_run.Dinov3File(path)
+    return {name: partial(check_scenario, file, name, dinov3_run.build_trainer) for name in file.scenarios}
+
+
+def check_scenario(file: TrainStepFile, scenario: str, build: Callable[..., Trainer]) -> Iterator[Row]:
     config = file.meta["configs"].get(scenario)
     if config is None:
         raise ValueError(f"{file.path}: its meta data have no configuration of the scenario {scenario}")
-    trainer = build_trainer(file, scenario, config)
+    trainer = build(file, scenario, config)
     yield from check_groups(trainer, file.meta.get("optimizer_groups", {}).get(scenario, []))
     recorder = Recorder(trainer)
     for iteration in sorted({int(m[1]) for k in file.own if (m := re.match(rf"{re.escape(scenario)}/it(\d+)/", k))}):
