@@ -85,7 +85,8 @@ def test_keys_that_have_moved_are_read_where_they_were(today: list[str], then: d
     assert read_config(tmp_path / "config.yaml") == config
 
 
-def test_a_config_from_before_there_was_a_choice_of_metrics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", ["evaluation.metric", "position"])
+def test_a_config_from_before_there_was_this_choice(group: str, tmp_path: Path) -> None:
     config = compose_config()
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(without(config, "evaluation.metric")))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(without(config, group)))
     assert read_config(tmp_path / "config.yaml") == config

@@ -1,140 +1,142 @@
-"""A train_step_dinov3*.npz, and our classes put together as the official DINOv3 configuration in it says."""
+"""A train_step_dinov3*.npz, and the trainer that preset=dinov3 builds with the numbers of the configuration in it."""
 
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dinoswap.forward.unified import Unified
-from dinoswap.layer_decay.layerwise import Layerwise
-from dinoswap.model import SelfDistillation
-from dinoswap.nn.projection_head import ProjectionHead
-from dinoswap.nn.vit import VisionTransformer
-from dinoswap.objectives.base import Objective
-from dinoswap.objectives.dino import DINO
-from dinoswap.objectives.ibot import IBOT
-from dinoswap.objectives.koleo import KoLeo
-from dinoswap.optim.clip import Clip
-from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.optim.schedules import build_schedules
-from dinoswap.position.rope import Rope
-from dinoswap.reduction.per_sample import PerSample
-from dinoswap.targets.sinkhorn import SinkhornKnopp
+from dinoswap.build import build_trainer as built
+from dinoswap.config.command_line import compose_config
 from dinoswap.trainer import Trainer
-from dinoswap.weight_decay.all_groups import AllGroups
 from parity.official_run import TrainStepFile, architecture_of
 from parity.tables import schedule_settings
 
-NOT_OURS = ("rope_embed.periods", "qkv.bias_mask")
-"""Buffers that follow from the configuration."""
-
-
-def our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by our names: registers are called storage tokens there."""
-    kept = {name: value for name, value in weights.items() if not name.endswith(NOT_OURS)}
-    return {name.replace("storage_tokens", "register_tokens"): value for name, value in kept.items()}
+FOLLOW_FROM_CONFIG = ("rope_embed.periods", "qkv.bias_mask")
+"""Buffers of the official networks that ours do without."""
 
 
 class Dinov3File(TrainStepFile):
     """One train_step_dinov3*.npz."""
 
+    swaps_crops = False
+
+    def our_name(self, name: str) -> str:
+        return super().our_name(name).replace("storage_tokens", "register_tokens")
+
+    def terms(self, logs: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+        """The official log holds every term without its weight, means over pairs of crops included."""
+        pairs = 2 * config["crops"]["local_crops_number"]
+        return {
+            "loss_dict/dino_local_crops_loss": logs["dino/local"] * (pairs + 2) / pairs,
+            "loss_dict/dino_global_crops_loss": logs["dino/global"] * (pairs + 2) / 2,
+            "loss_dict/koleo_loss": logs["koleo/cls"] / 2,
+            "loss_dict/ibot_loss": logs["ibot/masked"],
+            "total_loss": logs["loss"],
+        }
+
     def below(self, prefix: str) -> dict[str, Tensor]:
         return our_names(super().below(prefix))
 
     def initial_weights(self, scenario: str, network: str) -> dict[str, Tensor]:
-        """Those of the scenario that the meta data name."""
+        """Those of the scenario that the meta data name, without registers where this one has none."""
         weights = our_names(super().initial_weights(self.meta["init_of"][scenario], network))
-        without = ["register_tokens"] * (not self.meta["configs"][scenario]["student"]["n_storage_tokens"])
-        return {name: value for name, value in weights.items() if not name.endswith(tuple(without) or "/")}
+        if not self.meta["configs"][scenario]["student"]["n_storage_tokens"]:
+            weights.pop("backbone.register_tokens", None)
+        return weights
+
+
+def our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by our names: registers are called storage tokens there."""
+    kept = {name: value for name, value in weights.items() if not name.endswith(FOLLOW_FROM_CONFIG)}
+    return {name.replace("storage_tokens", "register_tokens"): value for name, value in kept.items()}
 
 
 def require_known(config: dict[str, Any]) -> None:
-    """Raises ValueError for what no option of ours stands for yet."""
-    dino, student = config["dino"], config["student"]
+    """Raises ValueError for what no option of ours stands for."""
+    dino = config["dino"]
     unknown = {
         "gram.use_loss": config["gram"]["use_loss"],
         "distillation.enabled": config["distillation"]["enabled"],
         "dino.reweight_dino_local_loss": dino["reweight_dino_local_loss"],
         "dino.global_ignore_diagonal=false": not dino["global_ignore_diagonal"],
         "dino.koleo_topk": dino["koleo_topk"] != 1,
-        "schedules": "schedules" in config and config["schedules"],
-        "student.pos_embed_type": student["pos_embed_type"] != "rope",
+        "schedules": config.get("schedules"),
     }
     if found := [name for name, value in unknown.items() if value]:
-        raise ValueError(f"{', '.join(found)}: no option of ours stands for it yet")
+        raise ValueError(f"{', '.join(found)}: no option of ours stands for it")
 
 
-def build_backbone(file: Dinov3File, scenario: str, config: dict[str, Any]) -> VisionTransformer:
-    student = config["student"]
+def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The config of preset=dinov3 with the numbers of an official one."""
+    student, optim, train, crops = config["student"], config["optim"], config["train"], config["crops"]
+    ours = compose_config(["preset=dinov3"])
     width, depth, heads = architecture_of(file, scenario)
-    smallest, largest = (student[f"pos_embed_rope_{end}_period"] for end in ("min", "max"))
-    position = Rope(
-        base=student["pos_embed_rope_base"],
-        periods=None if smallest is None else [smallest, largest],
-        normalise=student["pos_embed_rope_normalize_coords"],
-        shift=student["pos_embed_rope_shift_coords"],
-        jitter=student["pos_embed_rope_jitter_coords"],
-        rescale=student["pos_embed_rope_rescale_coords"],
-        dtype=student["pos_embed_rope_dtype"],
-    )
-    return VisionTransformer(
-        img_size=config["crops"]["global_crops_size"],
-        patch_size=student["patch_size"],
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        mlp_ratio=student["ffn_ratio"],
-        ffn="mlp" if student["ffn_layer"] == "mlp" else "swiglu",
-        ffn_align=int(student["ffn_layer"].removeprefix("swiglu") or 8) if student["ffn_layer"] != "mlp" else 8,
-        registers=student["n_storage_tokens"],
-        layerscale=student["layerscale"],
-        drop_path=student["drop_path_rate"],
-        qkv_bias=student["qkv_bias"],
-        key_bias=not student["mask_k_bias"],
-        norm="rmsnorm" if student["norm_layer"] == "rmsnorm" else "layernorm",
-        norm_eps=1e-6 if student["norm_layer"] == "layernorm" else 1e-5,
-        cls_norm=student["untie_cls_and_patch_norms"],
-        local_cls_norm=student["untie_global_and_local_cls_norm"],
-        position=position,
-    )
-
-
-def build_model(file: Dinov3File, scenario: str, config: dict[str, Any]) -> SelfDistillation:
-    backbone, dino, ibot = build_backbone(file, scenario, config), config["dino"], config["ibot"]
-    student: dict[str, nn.Module] = {"backbone": backbone}
-    for name, section in (("dino_head", dino), ("ibot_head", ibot)):
-        sizes = (section[f"head_{key}"] for key in ("n_prototypes", "hidden_dim", "bottleneck_dim", "nlayers"))
-        student[name] = ProjectionHead(backbone.embed_dim, *sizes, weight_norm=False)
-    objectives: dict[str, Objective] = {
-        "dino": DINO(SinkhornKnopp(3), "dino_head", dino["loss_weight"]),
-        "koleo": KoLeo(dino["koleo_loss_weight"]),
-        "ibot": IBOT(SinkhornKnopp(3), PerSample(), "ibot_head", ibot["loss_weight"]),
+    swiglu = student["ffn_layer"].startswith("swiglu")
+    ours["model"] |= {
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "patch_size": student["patch_size"],
+        "mlp_ratio": student["ffn_ratio"],
+        "ffn": "swiglu" if swiglu else "mlp",
+        "ffn_align": int(student["ffn_layer"].removeprefix("swiglu") or 8) if swiglu else 8,
+        "registers": student["n_storage_tokens"],
+        "layerscale": student["layerscale"],
+        "drop_path": student["drop_path_rate"],
+        "qkv_bias": student["qkv_bias"],
+        "key_bias": not student["mask_k_bias"],
+        "norm": "rmsnorm" if student["norm_layer"] == "rmsnorm" else "layernorm",
+        "norm_eps": 1e-6 if student["norm_layer"] == "layernorm" else 1e-5,
+        "cls_norm": student["untie_cls_and_patch_norms"],
+        "local_cls_norm": student["untie_global_and_local_cls_norm"],
     }
-    model = SelfDistillation(student, objectives, Unified()).to(file.dtype)
-    for network in ("student", "teacher"):
-        getattr(model, network).load_state_dict(file.initial_weights(scenario, network))
-    return model
+    rope = {key.removeprefix("pos_embed_rope_"): value for key, value in student.items() if "pos_embed_rope" in key}
+    ours["position"] |= {
+        "base": rope["base"],
+        "periods": None if rope["min_period"] is None else [rope["min_period"], rope["max_period"]],
+        "normalise": rope["normalize_coords"],
+        "shift": rope["shift_coords"],
+        "jitter": rope["jitter_coords"],
+        "rescale": rope["rescale_coords"],
+        "dtype": rope["dtype"],
+    }
+    ours["crops"] = {
+        "global_size": crops["global_crops_size"],
+        "local_size": crops["local_crops_size"],
+        "local_number": crops["local_crops_number"],
+    }
+    for name in ("dino", "ibot"):
+        official = config[name]
+        ours["heads"][f"{name}_head"] |= {
+            "prototypes": official["head_n_prototypes"],
+            "hidden_dim": official["head_hidden_dim"],
+            "bottleneck_dim": official["head_bottleneck_dim"],
+            "layers": official["head_nlayers"],
+        }
+        ours["objectives"][name]["loss_weight"] = official["loss_weight"]
+    ours["objectives"]["koleo"]["loss_weight"] = config["dino"]["koleo_loss_weight"]
+    ours["layer_decay"] |= {"rate": optim["layerwise_decay"], "patch_embed_lr_mult": optim["patch_embed_lr_mult"]}
+    ours["optimizer"] |= {
+        "betas": [optim["adamw_beta1"], optim["adamw_beta2"]],
+        "clip_grad": optim["clip_grad"] or None,
+    }
+    ours["schedule"] = asdict(schedule_settings({**config, **train}, optim["lr"], "none"))  # this lr is scaled already
+    ours["trainer"] |= {
+        "max_steps": int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"]),
+        "precision": "fp32",
+        "device": "cpu",
+        "max_nonfinite_steps": 1,
+    }
+    ours["data"]["batch_size"] = train["batch_size_per_gpu"]
+    return ours
 
 
 def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Trainer:
     require_known(config)
-    optim, train = config["optim"], config["train"]
-    settings = schedule_settings({**config, **train}, optim["lr"], "none")  # this lr is scaled already
-    model = build_model(file, scenario, config)
-    groups = parameter_groups(
-        model.student, Layerwise(optim["layerwise_decay"], optim["patch_embed_lr_mult"]), AllGroups()
-    )
-    return Trainer(
-        model,
-        torch.optim.AdamW(groups, betas=(optim["adamw_beta1"], optim["adamw_beta2"]), fused=True),
-        build_schedules(
-            settings,
-            total=int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"]),
-            batch_size=train["batch_size_per_gpu"],
-        ),
-        Clip(optim["clip_grad"] or None),
-        precision="fp32",
-        seed=0,
-        device=torch.device("cpu"),
-        max_nonfinite_steps=1,
-    )
+    trainer = built(our_config(file, scenario, config))
+    trainer.model.to(file.dtype)
+    for network in ("student", "teacher"):
+        wanted = getattr(trainer.model, network).state_dict()
+        stored = file.initial_weights(scenario, network)
+        getattr(trainer.model, network).load_state_dict({name: stored[name] for name in wanted})
+    return trainer

@@ -214,4 +214,5 @@ def build_head(weights: dict[str, Tensor]) -> ProjectionHead:
         bottleneck_dim=bottleneck,
         layers=len(linears),
         train_weight_g=True,
+        weight_norm=True,
     )

@@ -61,6 +61,25 @@ class TrainStepFile:
             raise ValueError(f"{self.path}: neither this file nor one beside it has {key}")
         return store[key]
 
+    swaps_crops = True
+    """Whether stored targets of class tokens have the two crops swapped, in the order of the student's rows that they
+    are paired with."""
+
+    def our_name(self, name: str) -> str:
+        """Ours for an official name of a parameter."""
+        return plain_name(name)
+
+    def terms(self, logs: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+        """Our loss terms as the official log holds them: KoLeo weighted and halved, iBOT halved."""
+        nothing = torch.zeros(())
+        return {
+            "loss_dict/dino_local_crops_loss": logs.get("dino/local", nothing),
+            "loss_dict/dino_global_crops_loss": logs.get("dino/global", nothing),
+            "loss_dict/koleo_loss": logs.get("koleo/cls", nothing) * config["dino"]["koleo_loss_weight"] / 2,
+            "loss_dict/ibot_loss": logs.get("ibot/masked", nothing) / 2,
+            "total_loss": logs["loss"],
+        }
+
     def below(self, prefix: str) -> dict[str, Tensor]:
         """What this very file holds under a prefix, by plain parameter name."""
         return {plain_name(k): v for k, v in self.stores[0].below(prefix).items()}

@@ -145,5 +145,6 @@ def student_with(shapes: dict[str, list[int]], settings: dict[str, Any]) -> nn.M
                     bottleneck_dim=bottleneck,
                     layers=layers,
                     train_weight_g=True,
+                    weight_norm=True,
                 )
     return student

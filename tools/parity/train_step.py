@@ -21,7 +21,7 @@ from parity.masks import WEIGHT as WEIGHT_OF_MASK
 from parity.masks import masks_weight
 from parity.official_run import TrainStepFile, build_trainer
 from parity.recorder import LOSS, MOMENTS, NORM, PROBABILITY, WEIGHT, Recorder
-from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, plain_name, worst_of
+from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, worst_of
 
 SCHEDULES = {
     "lr": "lr",
@@ -47,7 +47,7 @@ def check_scenario(file: TrainStepFile, scenario: str, build: Callable[..., Trai
     if config is None:
         raise ValueError(f"{file.path}: its meta data have no configuration of the scenario {scenario}")
     trainer = build(file, scenario, config)
-    yield from check_groups(trainer, file.meta.get("optimizer_groups", {}).get(scenario, []))
+    yield from check_groups(trainer, file, file.meta.get("optimizer_groups", {}).get(scenario, []))
     recorder = Recorder(trainer)
     for iteration in sorted({int(m[1]) for k in file.own if (m := re.match(rf"{re.escape(scenario)}/it(\d+)/", k))}):
         at, batch = f"{scenario}/it{iteration}", file.batch(scenario, iteration)
@@ -72,16 +72,7 @@ def check_masks_weight(file: TrainStepFile, scenario: str, iteration: int, batch
 
 
 def check_losses(file: TrainStepFile, at: str, logs: dict[str, Tensor], config: dict[str, Any]) -> Iterator[Row]:
-    """The official log holds KoLeo weighted and halved, iBOT halved."""
-    nothing = torch.zeros(())
-    terms = {
-        "loss_dict/dino_local_crops_loss": logs.get("dino/local", nothing),
-        "loss_dict/dino_global_crops_loss": logs.get("dino/global", nothing),
-        "loss_dict/koleo_loss": logs.get("koleo/cls", nothing) * config["dino"]["koleo_loss_weight"] / 2,
-        "loss_dict/ibot_loss": logs.get("ibot/masked", nothing) / 2,
-        "total_loss": logs["loss"],
-    }
-    for key, ours in terms.items():
+    for key, ours in file.terms(logs, config).items():
         if f"{at}/{key}" in file.own:
             yield compare(f"{short(at)}/{key}", ours, file[f"{at}/{key}"], LOSS[file.dtype], scale=1.0)
 
@@ -90,9 +81,7 @@ def check_targets(file: TrainStepFile, at: str, recorder: Recorder, images: int)
     for name, ours in recorder.targets.items():
         key = f"{at}/{name}_teacher_probs"
         if key in file.own:
-            if (
-                name == "dino"
-            ):  # stored with the two crops swapped, in the order of the student rows they are paired with
+            if name == "dino" and file.swaps_crops:
                 ours = ours.unflatten(0, (2, images)).flip(0).flatten(0, 1)
             theirs = file[key].reshape(-1, ours.shape[-1])
             yield compare(f"{short(at)}/{name}_teacher_probs", ours, theirs, PROBABILITY[file.dtype], scale=1.0)
@@ -134,12 +123,12 @@ def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[
         yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 
 
-def check_groups(trainer: Trainer, official: list[dict[str, Any]]) -> Iterator[Row]:
+def check_groups(trainer: Trainer, file: TrainStepFile, official: list[dict[str, Any]]) -> Iterator[Row]:
     """Multipliers of each parameter, exactly."""
     fields = ("lr_multiplier", "wd_multiplier", "is_last_layer")
 
     def table(groups: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
-        return {plain_name(name): tuple(group[f] for f in fields) for group in groups for name in group["names"]}
+        return {file.our_name(name): tuple(group[f] for f in fields) for group in groups for name in group["names"]}
 
     if official:
         ours, theirs = table(trainer.optimizer.param_groups), table(official)

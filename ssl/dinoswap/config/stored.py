@@ -50,12 +50,16 @@ def with_todays_places(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config with the default option of each group that it is older than. Which metrics are measured was no
-    choice at first."""
+    """Returns a config with the default option of each group that it is older than: what was no choice at first."""
     evaluation = config.get("evaluation")
-    if not isinstance(evaluation, Mapping) or "metric" in evaluation:
+    lacks_metric = isinstance(evaluation, Mapping) and "metric" not in evaluation
+    if "position" in config and not lacks_metric:
         return dict(config)
-    return {**config, "evaluation": {**evaluation, "metric": compose_config()["evaluation"]["metric"]}}
+    today = compose_config()
+    older = {"position": today["position"], **config}
+    if isinstance(evaluation, Mapping):
+        older["evaluation"] = {"metric": today["evaluation"]["metric"], **evaluation}
+    return older
 
 
 def completed(

@@ -342,7 +342,8 @@ def configured_vit(
     cls_norm: bool,
     local_cls_norm: bool,
 ) -> VisionTransformer:
-    """Returns what `vit` does, for the section `model` of the config, which has every argument but `img_size` and `position`."""
+    """Returns what `vit` does, for the section `model` of the config, which has every argument but `img_size` and
+    `position`."""
     return vit(
         size,
         img_size=img_size,
