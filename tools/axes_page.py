@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinoswap.files.writing import write_atomically
-from pages import masks, optimiser, passes, reductions, settings, views, words
+from pages import masks, optimiser, passes, position, reductions, settings, views, words
 
 INTRODUCTION = """
 # The axes, one by one
@@ -25,8 +25,8 @@ config group with an option per side, so that it can be changed alone. Every sec
 one axis, then shows what they do.
 
 **Blue** is the official side (Meta's DINOv2), **orange** the legacy trainer, **grey** what stands for neither.
-`aligned` is a third preset: official, with clustering. `dinoswap-train preset=legacy masking=block --explain`
-says in words which option of each axis a run uses.
+Two more presets: `aligned`, official with clustering, and `dinov3`, Meta's DINOv3.
+`dinoswap-train preset=legacy masking=block --explain` says in words which option of each axis a run uses.
 """
 CREDIT = """
 The photograph is `china.jpg` of scikit-learn's sample images, by danielbuechele
@@ -48,6 +48,7 @@ def page(out: Path, steps: int, command: str) -> str:
         reductions.reduction(out),
         optimiser.weight_decay(out, sides),
         optimiser.layer_decay(out, sides),
+        position.position(out),
         settings.details(out, sides),
         words.section("DA3", "da3", DA3),
         CREDIT.strip() + "\n",

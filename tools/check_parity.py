@@ -2,6 +2,7 @@
 
     python tools/check_parity.py official --dir tests/parity/official
     python tools/check_parity.py legacy   --dir tests/parity/legacy
+    python tools/check_parity.py dinov3   --dir tests/parity/dinov3 --scenario recipe
     python tools/check_parity.py masks    --dir tests/parity/official
     python tools/check_parity.py masks    --dir tests/parity/legacy
     python tools/check_parity.py da3      --dir tests/parity/da3
@@ -9,7 +10,8 @@
 `official` takes every kind of file that it knows: training scenarios (train_step_dinov2*.npz, through the trainer's own
 step), networks, heads, losses, stochastic depth, schedules, parameter groups. `legacy` likewise: training scenarios
 (train_step_legacy*.npz, train_step_fixed*.npz, with the trainer that preset=legacy builds), networks, losses, schedules
-and groups. `masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
+and groups. `dinov3` takes training scenarios (train_step_dinov3*.npz, with the trainer that preset=dinov3 builds).
+`masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
 Depth Anything 3 (da3_*_io.npz) and the names and shapes in its published files (keys_*.json). --name picks one file,
 --scenario one of the scenarios, sections or cases in it.
 Exit status 1 when a quantity is out of tolerance, 2 when there is nothing to compare.

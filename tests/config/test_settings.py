@@ -68,7 +68,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
         ("study=../elsewhere", "names a folder; use letters"),
         ("objective_metric=eval/knn_tpo1", "nothing of this name is measured. Did you mean 'eval/knn_top1'?"),
         ("objective_metric=eval/linear_top1", "needs evaluation.linear_probe=true"),
-        ("model.size=smal", "must be one of tiny, small, base, large, giant. Did you mean 'small'?"),
+        ("model.size=smal", "must be one of tiny, small, base, large, so400m, huge, giant, 7b. Did you mean 'small'?"),
         ("model.num_heads=5", "must divide embed_dim=32"),
         ("model.patch_size=0", "must be at least 1"),
         ("model.depth=0", "must be at least 1"),

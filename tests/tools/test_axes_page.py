@@ -51,7 +51,7 @@ def test_the_page_shows_its_pictures_and_its_command(page: Page) -> None:
     assert (
         set(re.findall(r"\]\((\w+\.png)\)", page.text)) == pictures == {path.name for path in COMMITTED.glob("*.png")}
     )
-    assert len(pictures) == 8
+    assert len(pictures) == 9
     assert sum(path.stat().st_size for path in COMMITTED.glob("*.png")) < 1.5e6
     assert f"`python tools/axes_page.py -o {page.folder} --steps {STEPS}`" in page.text.splitlines()[2]
 

@@ -53,7 +53,9 @@ class Recorder(nn.Module):
         super().__init__()
         self.entries: list[tuple[Tensor, Tensor | None]] = []
 
-    def forward(self, crops: list[Tensor], masks: list[Tensor | None], rows: list[Tensor | None]) -> list[Tokens]:
+    def forward(
+        self, crops: list[Tensor], masks: list[Tensor | None], rows: list[Tensor | None], locals_from: int | None
+    ) -> list[Tokens]:
         self.entries = list(zip(crops, masks, strict=True))
         tokens = []
         for index, (crop, read) in enumerate(zip(crops, rows, strict=True)):

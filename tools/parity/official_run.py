@@ -22,6 +22,7 @@ from dinoswap.optim.schedules import build_schedules
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 from dinoswap.weight_decay.all_groups import AllGroups
+from parity.recorder import WEIGHT
 from parity.rows import Fixture, plain_name
 from parity.tables import schedule_settings
 
@@ -64,6 +65,10 @@ class TrainStepFile:
     swaps_crops = True
     """Whether stored targets of class tokens have the two crops swapped, in the order of the student's rows that they
     are paired with."""
+
+    def weight_tolerance(self, scenario: str) -> float:
+        """How far a weight may be off after any number of steps."""
+        return WEIGHT[self.dtype]
 
     def our_name(self, name: str) -> str:
         """Ours for an official name of a parameter."""

@@ -115,10 +115,11 @@ def check_schedules(file: TrainStepFile, scenario: str, iteration: int, trainer:
 
 def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[Row]:
     """Every weight, then the optimiser's moments."""
+    tolerance = file.weight_tolerance(at.rsplit("/", 1)[0])
     for network in ("student", "teacher"):
         weights = getattr(recorder.trainer.model, network).state_dict()
         stored = file.below(f"{at}/{network}/")
-        yield from recorder.compare_weights(f"{short(at)}/{network}", weights, stored, WEIGHT[file.dtype])
+        yield from recorder.compare_weights(f"{short(at)}/{network}", weights, stored, tolerance)
     for kind in MOMENTS:
         yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 

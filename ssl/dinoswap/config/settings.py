@@ -26,7 +26,8 @@ def check(cfg: Config) -> None:
     first_check(cfg)
     check_da3(cfg)
     check_distributed(cfg)
-    checked(configured_vit, cfg["model"], "model", given=["img_size"])
+    checked(configured_vit, cfg["model"], "model", given=["img_size", "position"])
+    construct_option(cfg["position"], "position")
     for name, head in cfg["heads"].items():
         checked(ProjectionHead, head, f"heads.{name}", given=["in_dim"])
     accumulate = construct(TrainerSettings, cfg["trainer"], "trainer").accumulate

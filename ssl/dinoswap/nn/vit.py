@@ -122,9 +122,9 @@ class VisionTransformer(nn.Module):
 
     def _init_weights(self, mask_token_std: float, token_std: float) -> None:
         """Draws the initial weights; the patch convolution keeps torch's default. The mask token is drawn last, so that
-        it changes no other weight of the same seed."""
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        it changes no other weight of the same seed, and a position table is drawn where there is none, too."""
+        table = torch.empty(1, 1 + self.grid[0] * self.grid[1], self.embed_dim)
+        nn.init.trunc_normal_(table if self.pos_embed is None else self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=token_std)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=token_std)

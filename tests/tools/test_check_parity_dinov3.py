@@ -1,0 +1,57 @@
+"""tools/check_parity.py on the steps of the official DINOv3 code, and on a copy with one number changed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fixtures import DINOV3
+from small_models import load_tool
+
+Check = Callable[..., tuple[int, str]]
+FILE = "train_step_dinov3"
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
+    """(exit status, last line) of a call in this process."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    main = load_tool("check_parity").main
+
+    def call(folder: Path, scenario: str, name: str = FILE) -> tuple[int, str]:
+        status = main(["dinov3", "--dir", str(folder), "--scenario", scenario, "--name", name])
+        return status, capsys.readouterr().out.strip().splitlines()[-1]
+
+    yield call
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "name"),
+    [("recipe", FILE), ("recipe", f"{FILE}_f64"), ("recipe_bf16_rope", FILE), ("key_bias", FILE)],
+)
+def test_the_trainer_of_the_preset_makes_the_official_steps(scenario: str, name: str, check: Check) -> None:
+    status, last = check(DINOV3, scenario, name)
+    assert (status, last.endswith("PASS")) == (0, True), last
+    assert int(last.split()[1]) >= 45
+
+
+@pytest.mark.parametrize(
+    ("key", "amount"),
+    [("recipe/it1/loss_dict/dino_local_crops_loss", 1e-4), ("recipe/after3/student/backbone.storage_tokens", 1e-4)],
+)
+def test_a_changed_number_fails(key: str, amount: float, check: Check, tmp_path: Path) -> None:
+    arrays = dict(np.load(DINOV3 / f"{FILE}.npz", allow_pickle=False))
+    np.savez(tmp_path / f"{FILE}.npz", **arrays | {key: arrays[key] + np.float32(amount)})
+    assert check(tmp_path, "recipe")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason"),
+    [("gram_ema", "gram.use_loss"), ("web", "schedules"), ("distil", "distillation.enabled")],
+)
+def test_what_no_option_stands_for_is_refused_by_name(scenario: str, reason: str, check: Check) -> None:
+    with pytest.raises(ValueError, match=f"{reason}.*: no option of ours stands for it"):
+        check(DINOV3, scenario)
