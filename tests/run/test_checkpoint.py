@@ -176,6 +176,8 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 99_999_999, 100_000_000):
         save(tmp_path, step, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-100000000", "step-99999999"]
+    save(tmp_path, 7, keep=1)  # the one just written is kept beside later ones, which it says nothing of
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000007", "step-100000000", "step-99999999"]
     with pytest.raises(ValueError, match="keep=0"):
         save(tmp_path, 1, keep=0)
 
@@ -223,6 +225,23 @@ def test_a_refused_write_leaves_the_last_good_checkpoint(tmp_path: Path, monkeyp
     assert all(part in message for part in (str(tmp_path / "step-00000020"), "No space left", "step-00000010 is the"))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
     assert newest(tmp_path) == (10, [])
+
+
+def test_all_is_on_the_disk_before_it_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure loses what was not synced: content of files, names in folders."""
+    synced, lost = set[int](), list[str]()
+    fsync, rename = os.fsync, os.rename
+
+    def power_fails_after(source: Path, target: Path) -> None:
+        lost.extend(path.name for path in (source, *source.iterdir()) if path.stat().st_ino not in synced)
+        rename(source, target)
+        synced.clear()
+
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), synced.add(os.fstat(file).st_ino))[0])
+    monkeypatch.setattr(os, "rename", power_fails_after)
+    save(tmp_path, 10)
+    assert not lost
+    assert synced == {tmp_path.stat().st_ino}
 
 
 def test_a_really_full_disk(tmp_path: Path) -> None:
