@@ -65,6 +65,22 @@ def test_the_run_id_depends_on_what_can(key: str, value: Any) -> None:
     assert run_id(identity(changed(key, value))) != run_id(identity(SMOKE))
 
 
+def test_whatever_else_is_set_is_in_it() -> None:
+    """Where things lie, who computes them, what is written how often; nothing else may be left out."""
+    left_out = set[str]()
+    for data in ("image_folder", "webdataset", "torchvision"):
+        config = compose_config(["recipe=smoke", "da3=enabled", "distributed=fsdp2", f"data={data}", "data.path=x"])
+        left_out |= {key for key in flatten(config) if identity(changed(key, "another", config)) == identity(config)}
+    assert {key for key in left_out if not key.startswith("objectives.clustering.")} == {  # there is no such objective
+        *("seed", "study", "results_dir", "objective_metric", "da3.ckpt_path", "da3.use_fsdp"),
+        *(f"data.{name}" for name in ("path", "test_path", "labels", "workers", "download")),
+        *("distributed.timeout_minutes", "distributed.reshard_after_forward"),
+        *(f"evaluation.metric.{family}.in_loop" for family in ("knn", "linear", "features")),
+        *(f"trainer.{each}" for each in ("log_every", "eval_every", "checkpoint_every", "checkpoint_minutes")),
+        *(f"trainer.{name}" for name in ("keep_checkpoints", "tensorboard", "device")),
+    }
+
+
 def test_only_what_is_not_the_default_is_in_it() -> None:
     chosen = ["masking=bernoulli", "masking.token_mask_ratio=0.3", "~objectives.koleo", "clustering=masked"]
     expected = {"masking": "BernoulliMasking", "masking.token_mask_ratio": 0.3, "objectives.koleo": None}
