@@ -173,9 +173,11 @@ def test_a_restored_trainer_continues_bit_for_bit(precision: str, tmp_path: Path
     first_good_step(one)
     one.step(5, [small_batch(1)])
     one.guard.resolve()
+    one.guard.in_a_row, one.guard.total = 1, 2  # bad steps, which count on
     path = checkpoint.save(tmp_path, 3, one.state_dict(), config={}, keep=1)
     other.load_state_dict(checkpoint.read(path).state)
     assert_equal(state_tensors(other), state_tensors(one))
+    assert (other.guard.in_a_row, other.guard.total) == (1, 2)
     assert len(other.optimizer.state) == len(list(one.model.student.parameters()))
     for step in range(6, 9):
         logs = [trainer.step(step, [small_batch(step)]) for trainer in (one, other)]
