@@ -72,6 +72,7 @@ def record(folder: Path) -> dict[str, Any]:
 def assert_same_result(folder: Path, reference: Path) -> None:
     assert record(folder)["status"] == "completed"
     assert record(folder)["steps"] == STEPS
+    assert record(folder)["notes"] == []
     assert record(folder)["throughput"]["images_per_second"] > 0
     assert last_checkpoint(folder) == last_checkpoint(reference)
     assert lines(folder) == lines(reference)
@@ -221,6 +222,18 @@ def test_a_truncated_checkpoint_is_reported_and_the_one_before_used(reference: R
     assert f"{newest} is damaged" in run.output
     assert f"resumed after step {STEPS - EVERY} " in run.output
     assert_same_result(folder, reference["fp32"])
+
+
+def test_lost_lines_of_metrics_are_told(reference: Reference, tmp_path: Path) -> None:
+    folder = folder_of(VARIANTS["fp32"], tmp_path)
+    shutil.copytree(reference["fp32"], folder)
+    (folder / "run.json").unlink()
+    *rows, _ = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)  # all but the final evaluation
+    (folder / "metrics.jsonl").write_text("".join(rows[:5] + rows[6:]))
+    run = finish(VARIANTS["fp32"], tmp_path)
+    note = f"metrics.jsonl had {len(rows) - 1} of the {len(rows)} lines logged up to step {STEPS} when the run resumed"
+    assert note in run.output
+    assert [text.startswith(note) for text in record(folder)["notes"]] == [True]
 
 
 @pytest.mark.parametrize("logged", [False, True])
