@@ -51,6 +51,15 @@ def test_weights_matter() -> None:
     assert result == {"top1_k3": 100.0}
 
 
+@pytest.mark.parametrize(("cosine", "winner"), [(0.95, 0), (0.953, 1)])
+def test_the_temperature_is_the_official_one(cosine: float, winner: int) -> None:
+    """At T = 0.07 two neighbours outvote one that is nearer by less than 0.07 ln 2 = 0.0485."""
+    far = [cosine, math.sqrt(1 - cosine**2)]
+    memory = torch.tensor([[1.0, 0.0], far, far])
+    result = knn_accuracy(memory, torch.tensor([0, 1, 1]), memory[:1], torch.tensor([winner]), ks=(3,))
+    assert result == {"top1_k3": 100.0}
+
+
 def test_k_is_capped_to_the_memory_and_says_so() -> None:
     result = knn_accuracy(*blobs(50, 3, 0.5, 1), *blobs(9, 3, 0.5, 2))
     assert list(result) == ["top1_k10", "top1_k20", "top1_k50"]
