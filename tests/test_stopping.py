@@ -9,7 +9,7 @@ import pytest
 
 from dinoswap.config.configuration import plain
 from dinoswap.data.images import Pixels
-from dinoswap.evaluation import evaluator
+from dinoswap.metric import logistic_regression
 from dinoswap.run.assemble import build_run
 from dinoswap.run.loop import Preempted, Run
 from dinoswap.run.metrics import RunRecord, load_record
@@ -19,7 +19,7 @@ from train_processes import lines
 SETTINGS = [
     *("recipe=smoke", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.device=cpu", "data.workers=0"),
     *("trainer.max_steps=4", "trainer.eval_every=2", "trainer.checkpoint_every=0", "evaluation.batch_size=4"),
-    *("evaluation.images=24", "evaluation.in_loop_images=24"),
+    *("evaluation.images=24", "evaluation.in_loop_images=24", "evaluation.linear_probe=true"),
 ]
 
 
@@ -82,7 +82,7 @@ def test_a_long_fit_is_broken_off(undisturbed: Path, tmp_path: Path, monkeypatch
         pytest.fail("it goes on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "evaluate_network", fit)
+        patch.setattr(logistic_regression, "linear_probe", fit)
         with pytest.raises(Preempted, match="SIGTERM: saved after step 4"):
             stopped.train()
     run(tmp_path).train()
