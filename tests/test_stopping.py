@@ -1,5 +1,8 @@
-"""A signal in an evaluation: the run is left within a batch, and the same command ends like a run left alone."""
+"""A signal in an evaluation: the run is left within a batch, and the same command ends like a run left alone. And a run
+whose folder another process has taken over saves nothing."""
 
+import errno
+import fcntl
 import os
 import signal
 from collections.abc import Callable
@@ -9,6 +12,7 @@ import pytest
 
 from dinoswap.config.configuration import plain
 from dinoswap.data.images import Pixels
+from dinoswap.files.lock import Held, exclusive
 from dinoswap.metric import logistic_regression
 from dinoswap.run.assemble import build_run
 from dinoswap.run.loop import Preempted, Run
@@ -87,3 +91,17 @@ def test_a_long_fit_is_broken_off(undisturbed: Path, tmp_path: Path, monkeypatch
             stopped.train()
     run(tmp_path).train()
     assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_a_run_that_was_taken_over_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system has no locks."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with exclusive(tmp_path):
+        (tmp_path / ".lock").write_text("process 1 on another node")
+        with pytest.raises(Held, match="taken over by process 1 on another node"):
+            run(tmp_path).train()
+    assert not (tmp_path / "checkpoints").exists()
