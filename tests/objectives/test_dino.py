@@ -1,11 +1,12 @@
 """DINO against the official losses and gradients, and against a loop over the pairs of crops."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contexts import Softmax, context, random
 from fixtures import Fixture
@@ -34,6 +35,17 @@ def test_losses_and_gradients_are_the_official_ones() -> None:
     for logits, key in ((local, "grad_local_of_local_raw"), (cls, "grad_global_of_2x_global_raw")):
         assert logits.grad is not None
         torch.testing.assert_close(logits.grad.flatten(0, 1), FIXTURE[f"dino/{key}"], rtol=2e-5, atol=1e-6)
+
+
+def test_each_network_has_a_head_of_its_own() -> None:
+    cls, local, teacher = random(2, 3, 5, seed=1), random(4, 3, 5, seed=2), random(2, 3, 5, seed=3)
+    tripling = nn.Linear(5, 5, bias=False, dtype=cls.dtype)
+    nn.init.eye_(tripling.weight).data.mul_(3)
+    tokens, heads = context(cls, local, teacher_cls=teacher), nn.ModuleDict({"dino_head": tripling})
+    objective = dino(targets=Softmax())
+    for changed, a, b in ((replace(tokens, teacher=heads), 1, 3), (replace(tokens, student=heads), 3, 1)):
+        expected = objective(context(a * cls, a * local, teacher_cls=b * teacher))
+        torch.testing.assert_close(objective(changed), expected)
 
 
 def by_loop(cls: Tensor, local: Tensor, teacher: Tensor, temperature: float) -> tuple[float, float]:

@@ -59,6 +59,17 @@ def test_only_masked_rows_count(variant: str) -> None:
     torch.testing.assert_close(loss, FIXTURE[f"ibot/{official}"], rtol=1e-6, atol=0)
 
 
+def test_each_network_has_a_head_of_its_own() -> None:
+    student, teacher = FIXTURE["ibot/student_after_head"], FIXTURE["ibot/teacher_after_head"]
+    tripling = nn.Linear(student.shape[1], student.shape[1], bias=False)
+    nn.init.eye_(tripling.weight).data.mul_(3)
+    tokens, heads = context(patch=student, mask=MASK, teacher_patch=teacher), nn.ModuleDict({"ibot_head": tripling})
+    objective = ibot(targets=Softmax(), reduction=PerSample())
+    for changed, a, b in ((replace(tokens, teacher=heads), 1, 3), (replace(tokens, student=heads), 3, 1)):
+        expected = objective(context(patch=a * student, mask=MASK, teacher_patch=b * teacher))["masked"]
+        torch.testing.assert_close(objective(changed)["masked"], expected)
+
+
 def test_loss_is_that_of_the_loop() -> None:
     """Mean over the tokens of each crop, then over all crops, those without a mask included."""
     mask = torch.tensor([[[1, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 1, 1]]], dtype=torch.bool)
