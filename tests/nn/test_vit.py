@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from vit_fixture import VIT, crops, error, official
 
+from dinoswap.nn.patch_embed import resample_positions
 from dinoswap.nn.vit import VisionTransformer, vit
 
 ATOL = 2e-6
@@ -59,6 +60,14 @@ def test_position_interpolation(offset: float, antialias: bool) -> None:
     for key in keys:
         height, width = map(int, key.split("/")[1].split("x"))
         assert (backbone.positions((height // 8, width // 8)) - VIT[key]).abs().max() < ATOL, key
+
+
+def test_a_position_table_that_is_not_square() -> None:
+    """Where positions depend on the row alone, the number of columns changes nothing."""
+    rows = torch.randn(6, generator=torch.Generator().manual_seed(0))
+    square = resample_positions(rows.repeat_interleave(6).view(1, 36, 1), (6, 6), (9, 9)).view(9, 9)
+    wide = resample_positions(rows.repeat_interleave(10).view(1, 60, 1), (6, 10), (9, 13)).view(9, 13)
+    torch.testing.assert_close(wide, square[:, :1].expand(9, 13))
 
 
 @pytest.mark.parametrize(("offset", "antialias"), VARIANTS)
