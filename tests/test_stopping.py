@@ -3,6 +3,7 @@ whose folder another process has taken over saves nothing."""
 
 import errno
 import fcntl
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -85,12 +86,19 @@ def test_a_long_fit_is_broken_off(undisturbed: Path, tmp_path: Path, monkeypatch
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("it goes on")
 
+    path, told = tmp_path / "run.json", list[str]()
+    launchers = signal.signal(signal.SIGTERM, lambda *_: told.append(load_record(path)["status"]))
     with monkeypatch.context() as patch:
         patch.setattr(logistic_regression, "linear_probe", fit)
         with pytest.raises(Preempted, match="SIGTERM: saved after step 4"):
             stopped.train()
+    signal.signal(signal.SIGTERM, launchers)
+    assert told == ["preempted"]  # the launcher's handler, once all is saved
+    record = load_record(path)
+    path.write_text(json.dumps(record | {"cost": record["cost"] | {"core_or_gpu_hours": 1000.0}}))
     run(tmp_path).train()
     assert lines(tmp_path) == lines(undisturbed)
+    assert load_record(path)["cost"]["core_or_gpu_hours"] > 1000
 
 
 def test_a_run_that_was_taken_over_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
