@@ -355,3 +355,11 @@ def test_a_few_corrupt_images_are_listed_once(images: Path, tmp_path: Path) -> N
     listed = [line.split("\t") for line in (run.folder / "corrupt.txt").read_text().splitlines()]
     assert sorted(Path(name).name for name, _ in listed) == BROKEN
     assert all(reason for _, reason in listed)
+
+
+def test_what_an_evaluation_cannot_decode_is_listed_too(images: Path, tmp_path: Path) -> None:
+    """Training reads two images, the evaluation all of them."""
+    few = ["trainer.max_steps=1", "data.batch_size=2", "evaluation.images=24"]
+    run = finish([*corrupt_overrides(images, 3 / 24), *few], tmp_path)
+    listed = [line.split("\t") for line in (run.folder / "corrupt.txt").read_text().splitlines()]
+    assert sorted(Path(name).name for name, _ in listed) == BROKEN
