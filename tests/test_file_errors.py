@@ -87,7 +87,7 @@ class Runs:
         job.flops_per_image = lambda _: 1.0
         job.group_table = lambda _: ""
         visualise._rendered = lambda _: np.zeros((2, 2, 3), np.uint8)
-        visualise.curves_figure([{"step": 1}], [])  # imports
+        visualise.curves_figure([{"step": 1}], [], [], {})  # imports
         checkpoint.save(root / "none", 1, {"weight": torch.zeros(1)}, config={}, keep=1)
 
     def run(self, name: str, fault: Fault | None = None) -> Ended:
