@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from dinoswap import __version__
 from dinoswap.config.command_line import check_arguments, chosen_options
 from dinoswap.config.configuration import VERSION_BASE, config_dir
 from dinoswap.config.exit_codes import EXIT_USAGE
-from dinoswap.config.explain import explanation
+from dinoswap.config.explain import explanation, help_text
 from dinoswap.config.schema import ConfigError
 
 EXPLAIN, VERSION = "--explain", "--version"
@@ -51,7 +51,7 @@ def _main() -> None:
             print(f"dinoswap {__version__}")
             return
         if not {"--help", "-h"}.isdisjoint(sys.argv):  # Hydra would list all groups first, which takes seconds
-            print(OmegaConf.load(config_dir() / "hydra" / "help" / "train.yaml").template)
+            print(help_text())
             return
         sys.argv[1:] = check_arguments(sys.argv[1:])  # Hydra reads them from there
     except ConfigError as error:

@@ -67,11 +67,26 @@ def comment(group: str, name: str) -> tuple[str, str]:
 
 
 def options(axis: str) -> list[Option]:
-    """Returns all options of an axis: first those that a preset chooses, in the order of the presets, then the others
-    by name."""
-    names = sorted(path.stem for path in (config_dir() / axis.partition("@")[0]).glob("*.yaml"))
+    """Returns all options of an axis, those of installed packages included: first those that a preset chooses, in the
+    order of the presets, then the others by name."""
+    group = axis.partition("@")[0]
+    folders = [config_dir(), *(guest.configs for guest in guests())]
+    names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
     described = [describe(axis, name) for name in names]
     return sorted(described, key=lambda option: min((SIDES.index(side) for side in option.sides), default=len(SIDES)))
+
+
+def help_text() -> str:
+    """Returns what `dinoswap-train --help` prints: the template of configs/hydra/help, with every group and its
+    options: in the order of the defaults list of train.yaml, and then those that only options of others mount."""
+    defaults = OmegaConf.load(config_dir() / "train.yaml").defaults
+    mounted = [str(key).partition("@")[0] for entry in defaults if not isinstance(entry, str) for key in entry]
+    folders = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    groups = dict.fromkeys(["preset", *(name for name in mounted if not name.startswith("override ")), *folders])
+    listed = {group: [option.name for option in options(group)] for group in groups} | {"preset": SIDES}
+    lines = [f"{group:16} {', '.join(names)}" for group, names in listed.items()]
+    template = OmegaConf.load(config_dir() / "hydra" / "help" / "train.yaml").template
+    return str(template).replace("{groups}", "\n".join(lines))
 
 
 def explanation(choices: Mapping[str, str]) -> Table:
