@@ -14,6 +14,7 @@ FILES = {"x/1.png": 1, "x/2.png": 2, "y/3.png": 3}
 
 
 def labelled(tmp_path, text, files=None, encoding="utf-8"):
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "labels.csv").write_text(text, encoding=encoding)
     return open_folder(write(tmp_path / "d", files or FILES), labels=str(tmp_path / "labels.csv"))
 
@@ -39,6 +40,14 @@ def test_labels_of_paths_below_the_folder(tmp_path, text):
 def test_numbers_are_in_the_order_of_their_values(tmp_path):
     source = labelled(tmp_path, "x/1.png,10\nx/2.png,9\ny/3.png,10\n")
     assert list(source.train().classes) == ["9", "10"] and source.train().labels.tolist() == [1, 0, 1]
+
+
+def test_the_same_images_with_other_labels_are_another_data_set(tmp_path):
+    one, other, again = (
+        labelled(tmp_path / name, f"x/1.png,{name[0]}\nx/2.png,b\ny/3.png,a\n").fingerprint()
+        for name in ("a1", "b1", "a2")
+    )
+    assert one == again != other
 
 
 def test_names_with_commas_quotes_and_accents(tmp_path):

@@ -19,7 +19,7 @@ CASES = {
     "official": [],
     "legacy": ["preset=legacy"],
     "aligned": ["preset=aligned"],
-    "dinov3": ["preset=dinov3", "model.local_cls_norm=true", "model.key_bias=false", "position.rescale=2.0"],
+    "dinov3": ["preset=dinov3", "model.local_cls_norm=true", "model.key_bias=false", "position.dtype=fp32"],
     "two_pass": ["forward=two_pass"],
     "visible": ["clustering=visible"],
     "separate": ["clustering=separate"],

@@ -16,6 +16,7 @@ from torch import Tensor
 from dinoswap.config.command_line import compose_config
 from dinoswap.distributed import all_reduce_mean
 from dinoswap.distributed.sharding import own_share
+from dinoswap.nn import block
 from dinoswap.run import checkpoint
 from ranks import on_ranks
 from small_models import load_tool, small_run
@@ -138,3 +139,27 @@ def test_each_rank_writes_and_reads_its_share(begun: dict[str, tuple[Path, list[
     held = on_ranks(partial(bytes_held, str(path)), tmp_path, seconds=200)
     assert max(held) < 0.6 * sum(held)
     assert sum(held) == pytest.approx(sum(sizes), rel=0.1)
+
+
+def dropped_samples(rank: int) -> list[list[int]]:
+    """The samples that each stochastic-depth draw of a step keeps, on this rank."""
+    torch.set_num_threads(1)
+    trainer, batches = small_run(["preset=official", "model.drop_path=0.5", "distributed=ddp"])
+    kept, draw = [], block.draw_subset
+
+    def noted(*arguments: Any) -> tuple[Tensor, float]:
+        chosen, weight = draw(*arguments)
+        kept.append(chosen.tolist())
+        return chosen, weight
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "draw_subset", noted)
+        trainer.step(0, batches(0))
+    return kept
+
+
+def test_each_rank_drops_samples_of_its_own(tmp_path: Path) -> None:
+    """Or the images at one place of all ranks' batches would share their fate in every layer."""
+    first, second = on_ranks(dropped_samples, tmp_path)
+    assert len(first) == len(second) > 4
+    assert first != second

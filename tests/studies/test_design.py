@@ -44,9 +44,10 @@ def _cache_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def without_composing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which cells a study has is the question, not whether they can be run. Configs differ as their overrides do."""
+    evaluation = compose_config()["evaluation"]
 
     def config(_: Composer, overrides: Sequence[str]) -> dict[str, object]:
-        return {"overrides": sorted(overrides), "evaluation": compose_config()["evaluation"]}
+        return {"overrides": sorted(overrides), "evaluation": evaluation}
 
     monkeypatch.setattr(Composer, "__call__", config)
 

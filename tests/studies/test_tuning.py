@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ from dinoswap.studies.tuning.trials import (
     next_trial,
     open_study,
     retry_failed,
+    stop_when_failing,
     take_back,
     winners,
     worker_folder,
@@ -149,7 +150,7 @@ def states(study: optuna.Study) -> list[TrialState]:
 
 def asked(study: optuna.Study, tuning: Tuning, worker: str) -> FrozenTrial:
     """A trial that `worker` is at."""
-    trial = next_trial(study, tuning, worker, datetime.now())
+    trial = next_trial(study, tuning, worker, before=())
     assert trial is not None
     return study.trials[trial.number]
 
@@ -308,7 +309,7 @@ def test_preemption_is_no_death(tuning: Tuning) -> None:
 def test_a_worker_that_is_told_to_stop_gives_its_trial_back(tuning: Tuning) -> None:
     worker = Worker(tuning, look=0.01, training=Played)
     study = open_study(tuning)
-    worker.search(study, "told", stopping=iter([False, False, True, True]).__next__)
+    worker.search(study, "told", frozenset(), stopping=iter([False, False, True, True]).__next__)
     assert states(study) == [FAIL, TrialState.WAITING]
     assert states(search(tuning)) == [FAIL] + [COMPLETE] * 6
 
@@ -369,6 +370,20 @@ def test_three_failures_in_a_row_stop_the_search(tuning: Tuning, played: type[Pl
     assert states(study) == [COMPLETE] + [FAIL] * 3
     assert not done(study, tuning)
     assert states(search(tuning))[4:] == [COMPLETE] * 2  # started again, it goes on
+
+
+def test_which_trials_are_the_last_does_not_depend_on_clocks(tuning: Tuning, played: type[Played]) -> None:
+    """The worker of the first one has a clock an hour ahead, or those of the others were set back."""
+    played.endings = dict.fromkeys((0.1, 0.05, 0.02), "failed")
+    study = enqueued(tuning, 0.01, 0.1, 0.05, 0.02)
+    with pytest.raises(Stopped):
+        search(tuning)
+    trials = study.get_trials()
+    assert trials[0].datetime_complete is not None
+    trials[0].datetime_complete += timedelta(hours=1)
+    with pytest.raises(Stopped, match="3 trials in a row failed"):
+        stop_when_failing(trials, ())
+    stop_when_failing(trials, {3})  # what had ended when the command was started does not count
 
 
 def test_a_run_without_the_metric_fails(tuning: Tuning, played: type[Played]) -> None:

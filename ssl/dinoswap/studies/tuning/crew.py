@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, cast
@@ -24,7 +23,7 @@ from dinoswap.run.provenance import SUBMITTED_CODE, code_version
 from dinoswap.studies.ledger import queued_jobs
 from dinoswap.studies.submit import executor
 from dinoswap.studies.tuning.definition import Tuning
-from dinoswap.studies.tuning.trials import Stopped
+from dinoswap.studies.tuning.trials import Stopped, ended_numbers, open_study
 from dinoswap.studies.tuning.worker import Worker
 
 RESTARTS = 3
@@ -68,9 +67,9 @@ def code(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _here(tuning: Tuning, url: str | None, settings: Mapping[str, Any], tell: Callable[[], None]) -> None:
     """Runs the workers as processes of this machine, and starts those that are killed again, RESTARTS times each."""
-    begun = datetime.now()
+    before = ended_numbers(open_study(tuning, url))
     shares = [share(slot, tuning.workers, settings) for slot in range(tuning.workers)]
-    workers = [Worker(tuning, slot, url, begun, variables) for slot, variables in enumerate(shares)]
+    workers = [Worker(tuning, slot, url, before, variables) for slot, variables in enumerate(shares)]
     with Preemption() as preemption:
         crew, restarts = [_started(worker) for worker in workers], [0] * len(workers)
         while alive := [process for process in crew if process.is_alive()]:

@@ -10,8 +10,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +135,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def next_trial(study: optuna.Study, tuning: Tuning, worker: str, since: datetime) -> optuna.Trial | None:
+def next_trial(study: optuna.Study, tuning: Tuning, worker: str, before: Collection[int]) -> optuna.Trial | None:
     """Returns a trial for the worker of this name, or None when all have been handed out. Raises Stopped when trials
-    that began after `since` fail in a row."""
+    other than those numbered in `before` fail in a row."""
     with exclusive(tuning.folder / "ask", patience=math.inf):
         take_back(study, tuning.folder)
         trials = study.get_trials(deepcopy=False)
-        stop_when_failing(trials, since)
+        stop_when_failing(trials, before)
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
         if not waiting and len(current(trials)) >= tuning.trials:
             return None
@@ -169,10 +168,16 @@ def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in current(trials) if trial.state.is_finished()]
 
 
-def stop_when_failing(trials: list[FrozenTrial], since: datetime) -> None:
-    """Raises Stopped when the last FAILURES_IN_A_ROW of the trials that began after `since` failed."""
-    ended = [trial for trial in finished(trials) if trial.datetime_start is not None and trial.datetime_start > since]
-    last = sorted(ended, key=lambda trial: trial.datetime_complete or since)[-FAILURES_IN_A_ROW:]
+def ended_numbers(study: optuna.Study) -> frozenset[int]:
+    """Returns the numbers of all trials that have ended."""
+    return frozenset(trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+
+
+def stop_when_failing(trials: list[FrozenTrial], before: Collection[int]) -> None:
+    """Raises Stopped when the last FAILURES_IN_A_ROW of the trials other than those numbered in `before` failed. Their
+    numbers say which are later, not their times, which are those of each worker's own clock."""
+    ended = [trial for trial in finished(trials) if trial.number not in before]
+    last = sorted(ended, key=lambda trial: trial.number)[-FAILURES_IN_A_ROW:]
     if len(last) == FAILURES_IN_A_ROW and all(trial.state == TrialState.FAIL for trial in last):
         raise Stopped(f"{FAILURES_IN_A_ROW} trials in a row failed, the last of them: {error_of(last[-1])}")
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,15 @@ from dinoswap.studies.overrides import Scalar
 from dinoswap.studies.submit import listen
 from dinoswap.studies.tuning.definition import Tuning
 from dinoswap.studies.tuning.training import Outcome, Training
-from dinoswap.studies.tuning.trials import RETRIES, give_back, next_trial, open_study, winners, worker_folder
+from dinoswap.studies.tuning.trials import (
+    RETRIES,
+    ended_numbers,
+    give_back,
+    next_trial,
+    open_study,
+    winners,
+    worker_folder,
+)
 
 BASE = "base"
 """The arm that winners are compared with."""
@@ -36,15 +43,15 @@ BASE = "base"
 class Worker:
     """A worker of a search, which works when it is called.
 
-    `begun` is when the command that it belongs to was started, `variables` are set in the environment of its runs, and
-    `look` is the seconds between two looks for work while other workers have all of it. submitit calls `checkpoint`
-    when it queues the job again.
+    `before` are the numbers of the trials that had ended when its command was started, None for now; `variables` are
+    set in the environment of its runs, and `look` is the seconds between two looks for work while other workers have
+    all of it. submitit calls `checkpoint` when it queues the job again.
     """
 
     tuning: Tuning
     slot: int = 0
     url: str | None = None
-    begun: datetime = field(default_factory=datetime.now)
+    before: frozenset[int] | None = None
     variables: dict[str, str] = field(default_factory=dict)
     look: float = 5.0
     training: type[Training] = Training
@@ -66,7 +73,8 @@ class Worker:
                 return preemption.requested is not None or _abandoned()
 
             study = open_study(self.tuning, self.url)
-            self.search(study, name, stopping)
+            before = ended_numbers(study) if self.before is None else self.before
+            self.search(study, name, before, stopping)
             self.confirm(study, stopping)
             preemption.forward()
 
@@ -75,10 +83,10 @@ class Worker:
 
         return DelayedSubmission(self)
 
-    def search(self, study: optuna.Study, name: str, stopping: Callable[[], bool]) -> None:
+    def search(self, study: optuna.Study, name: str, before: frozenset[int], stopping: Callable[[], bool]) -> None:
         """Runs trials until none is left and no other worker has one, which it might leave behind."""
         while not stopping():
-            trial = next_trial(study, self.tuning, name, self.begun)
+            trial = next_trial(study, self.tuning, name, before)
             if trial is not None:
                 self.run_trial(study, trial, stopping)
             elif any(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
