@@ -54,7 +54,7 @@ class ImageFolderData(ImageSource):
     labels, in place of folders of classes. Raises ValueError when there are no images or no training part, and when
     folders or labels contradict each other."""
 
-    def __init__(self, *, path: str, labels: str | None, decoding: Decoding = DEFAULT) -> None:
+    def __init__(self, path: str, *, labels: str | None = None, decoding: Decoding = DEFAULT) -> None:
         self.path, self.decoding = Path(path).expanduser(), decoding
         files = self._find()
         self.ignored, self.remarks = files.ignored, []

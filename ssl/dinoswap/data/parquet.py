@@ -32,11 +32,11 @@ class ParquetData(ImageSource):
 
     def __init__(
         self,
-        *,
         path: str,
-        image_column: str | None,
-        label_column: str | None,
-        memory_gb: float,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        memory_gb: float = 2.0,
         decoding: Decoding = DEFAULT,
     ) -> None:
         if memory_gb < 0:

@@ -27,7 +27,7 @@ class WebDatasetData(ImageSource):
     whose names say so (test-*, val-*) are test shards. Raises ValueError when there are no training shards, or no
     images in them."""
 
-    def __init__(self, *, path: str, test_path: str | None, decoding: Decoding = DEFAULT) -> None:
+    def __init__(self, path: str, *, test_path: str | None = None, decoding: Decoding = DEFAULT) -> None:
         self.decoding = decoding
         shards, self.ignored = find_files(path, _SUFFIXES)
         self.parts = by_part(shards)
