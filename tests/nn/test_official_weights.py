@@ -20,6 +20,7 @@ from dinoswap.nn.official_weights import (
     load_official,
 )
 from dinoswap.nn.vit import VisionTransformer
+from options import build_option
 
 FLAT = {key.removeprefix("sd/"): VIT[key] for key in VIT.keys("sd/")}
 HEADS = 3
@@ -230,3 +231,18 @@ def test_what_tensors_do_not_say_is_in_the_metadata_of_an_export(tmp_path: Path)
     architecture, guessed = architecture_of_file(path, load_official(path))
     assert (architecture["num_heads"], architecture["interpolate_offset"]) == (1, 0.0)
     assert guessed == ["num_heads 1", "interpolate_offset 0.0", "interpolate_antialias True"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"position": build_option("position/rope")}, "position=rope"),
+        ({"norm": "rmsnorm"}, "model.norm"),
+        ({"norm_eps": 1e-5}, "model.norm_eps"),
+        ({"cls_norm": True, "local_cls_norm": True}, "model.cls_norm, model.local_cls_norm"),
+    ],
+)
+def test_a_network_that_the_layout_cannot_say_is_not_exported(changes: dict[str, Any], named: str) -> None:
+    backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, **changes)
+    with pytest.raises(ValueError, match=f"{named}.*: dinov2's models have no such network"):
+        export_official(backbone)

@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoswap.nn.block import Block
 from dinoswap.nn.patch_embed import resample_positions
@@ -194,7 +194,9 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
 
 def export_official(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tensor]:
     """Returns the backbone's weights (detached, on the CPU) with the official names for a model of `block_chunks`.
-    Raises ValueError where these do not divide the depth."""
+    Raises ValueError where these do not divide the depth, and for a network that dinov2's models cannot be."""
+    if unlike := _unlike_dinov2(backbone):
+        raise ValueError(f"{unlike}: dinov2's models have no such network, and its layout cannot say it")
     depth = len(backbone.blocks)
     if block_chunks and (block_chunks < 0 or depth % block_chunks):
         raise ValueError(f"block_chunks={block_chunks}: must divide the depth of {depth}, or be 0")
@@ -206,6 +208,20 @@ def export_official(backbone: VisionTransformer, block_chunks: int = 0) -> dict[
         return f"blocks.{int(index) // (depth // block_chunks)}.{index}.{rest}"
 
     return {rename(key): value.detach().cpu().clone() for key, value in backbone.state_dict().items()}
+
+
+def _unlike_dinov2(backbone: VisionTransformer) -> str:
+    """Returns what of a backbone a file in dinov2's layout would be silent about, "" where it is nothing: a model that
+    is built from such a file would compute something else."""
+    norm = backbone.norm
+    unlike = {
+        "positions without a table (position=rope)": backbone.pos_embed is None,
+        "model.norm": not isinstance(norm, nn.LayerNorm),
+        "model.norm_eps": isinstance(norm, nn.LayerNorm) and norm.eps != 1e-6,
+        "model.cls_norm": backbone.cls_norm is not None,
+        "model.local_cls_norm": backbone.local_cls_norm is not None,
+    }
+    return ", ".join(name for name, found in unlike.items() if found)
 
 
 def _side(pos_embed: Tensor) -> int:
