@@ -74,7 +74,7 @@ def make_plan(
             f"into {slices} equal parts; try data.batch_size={max(round(images / slices), 1) * slices}, or other --gpus"
         )
     model = networks.meta_model(cfg)
-    batch, hyper = networks.meta_batch(cfg, model, slices), networks.first_hyper(cfg)
+    batch, hyper = networks.meta_batch(cfg, model, slices), networks.first_hyper(cfg, model)
     precision, checkpointing = cfg["trainer"]["precision"], cfg["model"]["activation_checkpointing"]
     count = step.flops(model, batch, hyper, checkpointing)
     lives = {name: step_life(cfg, model, batch, hyper, checkpointing=name == "on") for name in ("off", "on")}

@@ -26,7 +26,7 @@ from dinoswap.nn.vit import VisionTransformer, configured_vit
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.optim.schedules import Schedules, ScheduleSettings, build_schedules
+from dinoswap.optim.schedules import Schedule, Schedules, ScheduleSettings, build_schedules
 from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.rng import seed_torch
 from dinoswap.teacher.base import Teacher
@@ -166,13 +166,14 @@ def build_trainer(cfg: Config) -> Trainer:
     called = prepare_for_distributed_training(model, parallel, device)
 
     def with_model() -> Trainer:
+        own = objective_schedules(model, settings.max_steps)
         layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
         weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
         groups = parameter_groups(model.student, layer_decay, weight_decay)
         return Trainer(
             model,
             torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps, weight_decay=0.0, fused=True),
-            schedules,
+            Schedules({**schedules, **own}),
             Clip(optimizer.clip_grad, optimizer.clip),
             precision=settings.precision,
             seed=int(cfg["seed"]),
@@ -197,6 +198,16 @@ def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedu
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return settings, device, schedules, optimizer
+
+
+def objective_schedules(model: SelfDistillation, total: int) -> dict[str, Schedule]:
+    """Returns the objectives' own schedules over a run of `total` steps, by name. Raises ConfigError where one does not
+    fit into the run."""
+    try:
+        own = [cast(Objective, objective).schedules(total) for objective in model.objectives.values()]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {name: schedule for schedules in own for name, schedule in schedules.items()}
 
 
 def compile_blocks(model: SelfDistillation) -> None:

@@ -62,7 +62,7 @@ class SelfDistillation(nn.Module):
         loss, terms = torch.zeros((), device=batch.mask.device), {}
         for name, objective in self.objectives.items():
             for term, value in objective(context).items():
-                weight = cast(Objective, objective).weight(term)
+                weight = cast(Objective, objective).weight(term, hyper)
                 loss = loss if weight is None else loss + weight * value
                 terms[f"{name}/{term}"] = value.detach()
         return loss, terms

@@ -128,7 +128,7 @@ def test_one_backward_and_one_optimiser_do_what_two_in_turn_do(weight: float) ->
     for _ in range(3):
         terms = objective(clustering_context(ours["backbone"](pixels), teacher, mask, ours["prototype_bank"]))
         joint.zero_grad()
-        sum(objective.weight(term) * value for term, value in terms.items()).backward()
+        sum(objective.weight(term, {}) * value for term, value in terms.items()).backward()
         joint.step()
         legacy_step(theirs, two, (pixels, teacher, mask), weight)
     for name, parameter in ours.named_parameters():
@@ -176,7 +176,7 @@ def test_each_term_has_its_own_weight() -> None:
     objective = clustering(
         "masked", Softmax(), PerToken(), loss_weight=2.0, arrangement_weight=3.0, koleo_proto_weight=0.5
     )
-    assert [objective.weight(term) for term in TERMS] == [2.0, 3.0, 0.5]
+    assert [objective.weight(term, {}) for term in TERMS] == [2.0, 3.0, 0.5]
 
 
 def test_the_bank_is_a_network_of_the_objective() -> None:

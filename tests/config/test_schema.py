@@ -5,6 +5,7 @@ from typing import Any, Literal
 import pytest
 
 from dinoswap.config.schema import ConfigError, checked, construct, nearest, option_class
+from dinoswap.optim.schedules import Phases
 from dinoswap.objectives.koleo import KoLeo
 
 Section = dict[str, Any]
@@ -129,3 +130,19 @@ def test_nearest_compares_whole_keys_and_then_their_last_parts() -> None:
     assert nearest("trainer.max_stpes", known) == " Did you mean 'trainer.max_steps'?"
     assert nearest("max_step", known) == " Did you mean 'trainer.max_steps'?"
     assert nearest("zebra", known) == ""
+
+
+def test_a_section_becomes_the_dataclass_of_its_hint() -> None:
+    def target(*, phases: Phases, other: Phases | None = None) -> tuple[Phases, Phases | None]:
+        return phases, other
+
+    section = {"start": 0, "peak": 1.0, "end": 0.5, "warmup": 0.1, "cosine": None}
+    built = Phases(start=0.0, peak=1.0, end=0.5, warmup=0.1, cosine=None)
+    assert construct(target, {"phases": section}, "a") == (built, None)
+    assert construct(target, {"phases": section, "other": section}, "a") == (built, built)
+    with pytest.raises(ConfigError, match=r"a\.phases\.peek=1: there is no such key\. Did you mean 'peak'\?"):
+        construct(target, {"phases": section | {"peek": 1}}, "a")
+    with pytest.raises(ConfigError, match=r"a\.phases\.cosine: has to be given"):
+        construct(target, {"phases": {key: section[key] for key in section if key != "cosine"}}, "a")
+    with pytest.raises(ConfigError, match=r"a\.phases=3: is a section, not a value"):
+        construct(target, {"phases": 3}, "a")

@@ -1,9 +1,11 @@
 """Schedules against the values that the official trainer used."""
 
+import math
+
 import numpy as np
 import pytest
 
-from dinoswap.optim.schedules import FreezeBy, ScheduleSettings, build_schedules, cosine, scaled_lr, steps
+from dinoswap.optim.schedules import FreezeBy, Phases, ScheduleSettings, build_schedules, cosine, scaled_lr, steps
 from fixtures import LEGACY, load_json
 from options import build_settings
 
@@ -103,3 +105,25 @@ def test_the_last_layer_is_frozen_by_its_lr_or_by_dropping_gradients(freeze_by: 
     by_lr = freeze_by == "zero_lr"
     assert last == ([0, 0, *lr[2:]] if by_lr else lr)
     assert dropped == ([0] * 4 if by_lr else [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize(("warmup", "cosine_steps"), [(0, 0), (3, 0), (0, 4), (2, 5)])
+def test_phases_are_those_of_the_formula(warmup: int, cosine_steps: int) -> None:
+    phases = Phases(start=0.5, peak=2.0, end=1.0, warmup=warmup, cosine=cosine_steps)
+    expected = [0.5 + (2.0 - 0.5) * i / warmup for i in range(warmup)]
+    expected += [1.0 + 0.5 * (1 + math.cos(math.pi * i / (cosine_steps - 1))) for i in range(cosine_steps)]
+    expected += [1.0] * (10 - len(expected))
+    assert [phases.schedule(10, "x")[step] for step in range(10)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_cosine_without_a_length_takes_the_rest_of_the_run() -> None:
+    shares = Phases(start=0.0, peak=1.0, end=0.0, warmup=0.2, cosine=None)
+    steps_ = Phases(start=0.0, peak=1.0, end=0.0, warmup=2, cosine=8)
+    assert (shares.schedule(10, "x").values == steps_.schedule(10, "x").values).all()
+
+
+def test_phases_longer_than_the_run_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"local_weight: a warm-up of 6 and a cosine of 5 steps .* shorten local_weight"
+    ):
+        Phases(start=0.0, peak=1.0, end=0.0, warmup=6, cosine=5).schedule(10, "local_weight")

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dinoswap.build import build_model
+from dinoswap.build import build_model, objective_schedules
 from dinoswap.config.schema import ConfigError, construct, construct_option, option_class
 from dinoswap.config.sections import loading_settings
 from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
-from dinoswap.optim.schedules import ScheduleSettings, build_schedules
+from dinoswap.optim.schedules import Schedules, ScheduleSettings, build_schedules
 from dinoswap.teacher.depth_anything.source import locate
 from dinoswap.teacher.native import NativeTeacher
 from dinoswap.values import Batch, Hyper
@@ -97,13 +97,15 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
     )
 
 
-def first_hyper(cfg: Config) -> Hyper:
-    """What the schedules say at step 0. Raises ConfigError."""
+def first_hyper(cfg: Config, model: SelfDistillation) -> Hyper:
+    """What the schedules say at step 0, those of the objectives too. Raises ConfigError."""
     settings = construct(ScheduleSettings, cfg["schedule"], "schedule")
+    total = cfg["trainer"]["max_steps"]
     try:
-        return build_schedules(settings, total=cfg["trainer"]["max_steps"], batch_size=cfg["data"]["batch_size"]).at(0)
+        schedules = build_schedules(settings, total=total, batch_size=cfg["data"]["batch_size"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return Schedules({**schedules, **objective_schedules(model, total)}).at(0)
 
 
 def objectives(model: SelfDistillation) -> dict[str, Objective]:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from dinoswap.clustering.bank import Assigned, LinearPrototypeBank
 from dinoswap.objectives.base import Context, Objective, Reduction, cross_entropy
+from dinoswap.values import Hyper
 
 BANK = "prototype_bank"
 
@@ -70,7 +71,7 @@ class PatchPrototypeLoss(Objective):
             LinearPrototypeBank, prototypes=prototypes, lr_multiplier=bank_lr_multiplier, betas=bank_betas
         )
 
-    def weight(self, term: str) -> float:
+    def weight(self, term: str, hyper: Hyper) -> float:
         """Returns the factor of a term in the loss."""
         return self.weights[term]
 

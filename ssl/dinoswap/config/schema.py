@@ -3,6 +3,7 @@
 Names and types are checked here, ranges by the class itself; either way the message gives the full key.
 """
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -133,8 +134,8 @@ def _located(message: str, arguments: Iterable[str], key: str) -> str:
 
 
 def _converted(value: Any, hint: Any, key: str) -> Any:
-    """Returns `value` if it is of the hinted type; whole numbers pass for floats, lists for tuples. Raises ConfigError
-    if it is not."""
+    """Returns `value` if it is of the hinted type; whole numbers pass for floats, lists for tuples, and a section for
+    the dataclass that it describes. Raises ConfigError if it is not."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or value == MISSING:
         return value
@@ -147,6 +148,8 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
     if origin in (list, tuple):
         return _converted_sequence(value, origin, arguments, key)
+    if dataclasses.is_dataclass(hint):
+        return construct(cast(Callable[..., Any], hint), value, key)
     if type(value) is int and hint is float and abs(value) <= LARGEST:
         value = float(value)
     if type(value) is not hint:

@@ -26,7 +26,7 @@ from dinoswap.nn.precision import emulation_notice
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context, Objective, Reduction, TokenComparison
 from dinoswap.teacher.base import Teacher, Triple
-from dinoswap.values import Batch
+from dinoswap.values import Batch, Hyper
 
 PROJECTOR = "da3_projector"
 
@@ -120,7 +120,7 @@ class MaskedImageDistillation(Objective):
         emulated = emulation_notice("da3.precision", precision, self.teacher.scale.device)
         return [self.teacher.network.notice, *([emulated] if emulated else [])]
 
-    def weight(self, term: str) -> float | None:
+    def weight(self, term: str, hyper: Hyper) -> float | None:
         """Returns the loss weight for `cosine`, None for all other terms."""
         return self.loss_weight if term == "cosine" else None
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dinoswap.objectives.cross_entropy import cross_entropy as cross_entropy  # for options of other groups
+from dinoswap.optim.schedules import Schedule
 from dinoswap.values import Batch, Features, Hyper
 
 Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ class TokenComparison:
 
 
 class Objective(nn.Module):
-    """Base class. `forward(context)` returns scalars by term name, each of which is weighted by `weight(term)`."""
+    """Base class. `forward(context)` returns scalars by term name; `weight(term, hyper)` is the factor of each."""
 
     reads_student_patches: ClassVar[bool] = False
     """Whether the student's `Features.patch` is needed. If not, its last block computes the masked rows only."""
@@ -56,9 +57,15 @@ class Objective(nn.Module):
         """Returns the unweighted terms, scalars by name."""
         raise NotImplementedError
 
-    def weight(self, term: str) -> float | None:
-        """Returns the factor of a term in the loss, None for a term that is only logged."""
+    def weight(self, term: str, hyper: Hyper) -> float | None:
+        """Returns the factor of a term in the loss at a step, None for a term that is only logged. `hyper` holds the
+        values of the objective's own schedules too."""
         return self.loss_weight
+
+    def schedules(self, total: int) -> Mapping[str, Schedule]:
+        """Returns the objective's own schedules over a run of `total` steps, by name; their values at a step are in
+        `Context.hyper`. Raises ValueError where one does not fit into the run."""
+        return {}
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
         """Returns the networks that belong to this objective, by name: functions that build one for the width of the

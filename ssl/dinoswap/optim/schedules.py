@@ -2,6 +2,9 @@
 
 cosine:  final + (base - final) * (1 + cos(pi * i / n)) / 2, i < n, after a linear warm-up whose end point is included.
 Follows dinov2/utils/utils.py and dinov2/train/train.py of facebookresearch/dinov2 @ b8931f7.
+
+warmup_cosine:  start + (peak - start) * i / w, i < w, then end + (peak - end) * (1 + cos(pi * i / (n - 1))) / 2, i < n.
+Follows `linear_warmup_cosine_decay` of dinov3/train/cosine_lr_scheduler.py of facebookresearch/dinov3 @ 6876159.
 """
 
 import math
@@ -50,6 +53,17 @@ def cosine(base: float, final: float, total: int, *, warmup: int = 0, start: flo
     return Schedule(np.concatenate([np.zeros(frozen), rise, fall]), final)
 
 
+def warmup_cosine(
+    start: float, peak: float, end: float, *, warmup: int, cosine_steps: int, scale: float = 1.0
+) -> Schedule:
+    """Returns `warmup` steps from `start` towards `peak`, which is not reached, then `cosine_steps` on half a cosine
+    from `peak` to `end`, both of which are reached, then `end`. Peak and end are multiplied by `scale`."""
+    peak, end = peak * scale, end * scale
+    rise = np.linspace(start, peak, warmup, endpoint=False)
+    fall = end + 0.5 * (peak - end) * (1 + np.cos(np.linspace(0, np.pi, cosine_steps)))
+    return Schedule(np.concatenate([rise, fall]), end)
+
+
 def linear_then_constant(start: float, end: float, warmup: int) -> Schedule:
     """Returns `warmup` steps from `start` to `end`, then `end`."""
     return Schedule(np.linspace(start, end, warmup), end)
@@ -82,6 +96,31 @@ def steps(length: int | float, total: int, name: str) -> int:
     if length < 0:
         raise ValueError(f"{name}={length}: must not be negative")
     return length if isinstance(length, int) else round(length * total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """A value that goes linearly from `start` to `peak`, then on half a cosine to `end`, where it stays. Lengths are
+    steps (integers) or fractions of the run (below 1); `cosine` None takes what the warm-up leaves of the run."""
+
+    start: float
+    peak: float
+    end: float
+    warmup: int | float
+    cosine: int | float | None
+
+    def schedule(self, total: int, name: str, scale: float = 1.0) -> Schedule:
+        """Returns the values over a run of `total` steps, with peak and end multiplied by `scale`. Raises ValueError
+        for lengths that do not fit into the run; `name` is the config key in the message."""
+        warmup = steps(self.warmup, total, f"{name}.warmup")
+        rest = total - warmup
+        cosine_steps = rest if self.cosine is None else steps(self.cosine, total, f"{name}.cosine")
+        if not 0 <= cosine_steps <= rest:
+            raise ValueError(
+                f"{name}: a warm-up of {warmup} and a cosine of {cosine_steps} steps are longer than the run of "
+                f"trainer.max_steps={total}; shorten {name}.warmup or {name}.cosine"
+            )
+        return warmup_cosine(self.start, self.peak, self.end, warmup=warmup, cosine_steps=cosine_steps, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
