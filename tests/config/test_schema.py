@@ -5,8 +5,8 @@ from typing import Any, Literal
 import pytest
 
 from dinoswap.config.schema import ConfigError, checked, construct, nearest, option_class
-from dinoswap.optim.schedules import Phases
 from dinoswap.objectives.koleo import KoLeo
+from dinoswap.optim.schedules import Phases
 
 Section = dict[str, Any]
 
