@@ -30,6 +30,7 @@ from rich.table import Table
 
 from parity import (
     da3,
+    dinov3_losses,
     legacy_losses,
     legacy_masks,
     legacy_networks,
@@ -62,6 +63,7 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
     },
     "dinov3": {
         "train_step_dinov3*.npz": train_step.dinov3_scenarios,
+        "losses_dinov3*.npz": dinov3_losses.scenarios,
     },
     "masks": {
         "mask*.json": lambda path: (legacy_masks if "legacy" in path.stem else masks).scenarios(path),

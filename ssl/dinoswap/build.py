@@ -239,7 +239,7 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
     )
 
     def dataset_of(images: Images) -> StepDataset:
-        return StepDataset(
+        dataset = StepDataset(
             images=images,
             order=Order(images.blocks, seed),
             augmentation=augmentation,
@@ -250,8 +250,19 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
             world_size=world_size(),
             accumulate=cfg["trainer"]["accumulate"],
         )
+        check_images(model, loading.batch_size // dataset.accumulate)
+        return dataset
 
     return dataset_of
+
+
+def check_images(model: SelfDistillation, images: int) -> None:
+    """Raises ConfigError where an objective is not defined for micro-batches of `images` on all ranks."""
+    for name, objective in model.objectives.items():
+        try:
+            cast(Objective, objective).check_images(images // world_size(), images)
+        except ValueError as error:
+            raise ConfigError(f"objectives.{name}.{error}") from error
 
 
 def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:

@@ -44,6 +44,8 @@ class SelfDistillation(nn.Module):
         copied = {name: copy.deepcopy(network) for name, network in student.items() if name not in objective_networks}
         self.teacher = nn.ModuleDict(copied).requires_grad_(False)
         self.objectives = nn.ModuleDict(objectives)
+        for objective in objectives.values():
+            objective.adopt(self.teacher)
         self.plan = plan
         self.teacher_dropout = teacher_dropout
         self.student_patches = any(objective.reads_student_patches for objective in objectives.values())
@@ -55,6 +57,11 @@ class SelfDistillation(nn.Module):
         super().train(mode)
         self.teacher.train(mode and self.teacher_dropout)
         return self
+
+    def begin_step(self, hyper: Hyper) -> None:
+        """Lets the objectives change the state that they keep from step to step. Call it before each step."""
+        for objective in self.objectives.values():
+            cast(Objective, objective).begin_step(self.teacher, hyper)
 
     def forward(self, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted loss, a scalar, and the detached unweighted terms keyed `objective/term`."""

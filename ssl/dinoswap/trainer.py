@@ -85,6 +85,7 @@ class Trainer:
         device. Raises Diverged for the step before, see `NonFiniteGuard.resolve`."""
         hyper = self.schedules.at(step)
         apply_schedules(self.optimizer.param_groups, hyper)
+        self.model.begin_step(hyper)
         seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
         before = [buffer.clone() for buffer in self.buffers]
         logs = self._gradients(batches, hyper)

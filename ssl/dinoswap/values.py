@@ -55,6 +55,12 @@ class Batch:
         """The crops that carry the mask, [P, B, 3, H, W]: the extra one where there is one, else both globals."""
         return self.extra_crops if self.extra_crops.shape[0] else self.global_crops
 
+    @property
+    def visible_indices(self) -> Tensor:
+        """Ascending positions of False in mask.flatten(), int64 [P B N - M]."""
+        count = self.mask.numel() - len(self.masked_indices)
+        return torch.nonzero_static(~self.mask.flatten(), size=count)[:, 0]  # nonzero would wait for the GPU
+
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors by field name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrupt"}

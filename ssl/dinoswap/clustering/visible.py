@@ -3,7 +3,6 @@
 Follows mode `visible` of the legacy trainer @ 67f6a87, its default.
 """
 
-import torch
 from torch import Tensor
 
 from dinoswap.clustering.patch_prototypes import PatchPrototypeLoss
@@ -19,6 +18,5 @@ class Visible(PatchPrototypeLoss):
         """Returns the student's visible tokens [S, D], the inverse mask bool [P, B, N], and its positions int64 [S]."""
         mask, patch = context.batch.mask, context.student_features.patch
         assert patch is not None
-        count = mask.numel() - len(context.batch.masked_indices)
-        positions = torch.nonzero_static(~mask.flatten(), size=count)[:, 0]  # nonzero would wait for the GPU
+        positions = context.batch.visible_indices
         return patch.flatten(0, 2)[positions], ~mask, positions  # [P, B, N, D] -> [P B N, D] -> [S, D]

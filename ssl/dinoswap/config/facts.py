@@ -24,6 +24,8 @@ from dinoswap.teacher.weights import weight_file
 
 IMAGES, WEIGHTS, RANKS = "data.images", "da3.weights", "ranks"
 """Keys of facts among those of the configuration."""
+GRAM = ("EmaGram", "SnapshotGram")
+"""Classes of the group `gram`."""
 SHORT = 16
 """The number of hexadecimal digits of a digest that are kept."""
 
@@ -96,13 +98,18 @@ def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def depends_on_ranks(cfg: Mapping[str, Any]) -> bool:
     """Tells whether a term of the loss is computed from the images of one rank alone. KoLeo without `gather` compares
-    the images of a rank with each other. With Centering, iBOT averages the token means of the ranks, which weighs
-    tokens by the number that their rank has."""
+    the images of a rank with each other, unless they are compared in groups of a fixed number anyway. With Centering,
+    iBOT averages the token means of the ranks, which weighs tokens by the number that their rank has. Gram anchoring
+    without `per_image` compares the tokens of a rank with each other."""
     objectives = cfg["objectives"]
-    neighbours = any(_is(section, "KoLeo") and not section.get("gather") for section in objectives.values())
-    return neighbours or _is((objectives.get("ibot") or {}).get("targets"), "Centering")
+    sections = objectives.values()
+    neighbours = any(
+        _is(section, "KoLeo") and not section["gather"] and section["group"] is None for section in sections
+    )
+    tokens = any(_is(section, *GRAM) and not section["per_image"] for section in sections)
+    return neighbours or tokens or _is((objectives.get("ibot") or {}).get("targets"), "Centering")
 
 
-def _is(section: Any, name: str) -> bool:
-    """Tells whether a section describes an option whose class has this name."""
-    return isinstance(section, Mapping) and "_target_" in section and class_name(section) == name
+def _is(section: Any, *names: str) -> bool:
+    """Tells whether a section describes an option whose class has one of these names."""
+    return isinstance(section, Mapping) and "_target_" in section and class_name(section) in names

@@ -73,8 +73,16 @@ class Objective(nn.Module):
         return {}
 
     def inference_only_models(self) -> Sequence[nn.Module]:
-        """Returns frozen networks, outside the module tree, that are to be sharded where the student is."""
+        """Returns frozen networks that are to be sharded where the student is."""
         return ()
+
+    def adopt(self, teacher: nn.ModuleDict) -> None:
+        """Is called once with the networks of the EMA teacher, before anything is moved or sharded: an objective that
+        keeps a copy of one makes it here, as a submodule, so that it is in the checkpoint."""
+
+    def begin_step(self, teacher: nn.ModuleDict, hyper: Hyper) -> None:
+        """Is called before each step with the networks of the EMA teacher. A step may be repeated after a resume, so
+        calling it twice must not change more than calling it once."""
 
     def teacher_targets(self, context: Context) -> Tensor | None:
         """Returns the target distributions [rows, K] for diagnostics, None for an objective without prototypes."""
@@ -84,6 +92,10 @@ class Objective(nn.Module):
         """Returns what decides the result beside the config, such as the weights of a frozen teacher. A checkpoint with
         another identity is refused."""
         return {}
+
+    def check_images(self, of_rank: int, of_all_ranks: int) -> None:
+        """Raises ValueError where the loss is not defined for micro-batches of so many images, on one rank and on all
+        of them."""
 
     def notices(self) -> Sequence[str]:
         """Returns sentences that a user should read before the run starts."""

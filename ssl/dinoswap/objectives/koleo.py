@@ -1,12 +1,12 @@
-"""KoLeo: a loss that keeps each CLS token of a batch away from its nearest neighbour.
+"""KoLeo: a loss that keeps each CLS token of a batch away from its k nearest neighbours.
 
-    -mean_i log(||x_i - x_nn(i) + eps|| + eps),  x L2-normalised, summed over the global crops (or averaged,
-                                                  as the legacy trainer @ 67f6a87 does)
+    -mean_{i, j} log(||x_i - x_j + eps|| + eps),  j the k nearest to i, x L2-normalised, summed over the global crops
+                                                  (or averaged, as the legacy trainer @ 67f6a87 does)
 
-Follows dinov2/loss/koleo_loss.py of facebookresearch/dinov2 @ b8931f7; Sablayrolles et al. (arXiv 1806.03198). Always
-in float32 or wider. Differences, where the official code has no usable answer: a batch of one has no neighbour and
-costs 0, and exact duplicates count in the value but not in the gradient, which has no direction there and a size of 1
-/ eps.
+Follows dinov2/loss/koleo_loss.py of facebookresearch/dinov2 @ b8931f7, where k = 1; Sablayrolles et al.
+(arXiv 1806.03198); neighbours and groups dinov3/loss/koleo_loss.py of facebookresearch/dinov3 @ 6876159. Always in
+float32 or wider. Differences, where the official code has no usable answer: a batch of one has no neighbour and costs
+0, and exact duplicates count in the value but not in the gradient, which has no direction there and a size of 1 / eps.
 """
 
 from typing import Literal
@@ -23,8 +23,9 @@ EPS = 1e-8
 DUPLICATE = 1e-6  # distance of unit vectors below which float32 cannot tell a direction
 
 
-def koleo(x: Tensor, gather: bool = False) -> Tensor:
-    """Returns the loss of x [B, D], a scalar. With `gather` neighbours are searched among the rows of all ranks."""
+def koleo(x: Tensor, gather: bool = False, neighbours: int = 1, group: int | None = None) -> Tensor:
+    """Returns the loss of x [B, D], a scalar. With `gather` neighbours are searched among the rows of all ranks, in
+    their order, and with `group` only among those of the same `group` consecutive rows."""
     with full_precision(x.device.type):
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         x = torch.nn.functional.normalize(x, dim=-1, eps=EPS)
@@ -33,9 +34,12 @@ def koleo(x: Tensor, gather: bool = False) -> Tensor:
             return x.sum() * 0
         with torch.no_grad():
             similarity = x @ candidates.T
-            similarity[:, first : first + len(x)].fill_diagonal_(-1.0)
-            nearest = similarity.argmax(dim=1)
-        difference = x - candidates[nearest] + EPS
+            similarity[:, first : first + len(x)].fill_diagonal_(-torch.inf)
+            if group is not None:
+                groups = torch.arange(len(candidates), device=x.device) // group
+                similarity.masked_fill_(groups[first : first + len(x), None] != groups, -torch.inf)
+            nearest = similarity.topk(neighbours, dim=1).indices  # [B, k]
+        difference = x[:, None] - candidates[nearest] + EPS  # [B, k, D]
         duplicate = torch.linalg.vector_norm(difference.detach(), dim=-1, keepdim=True) < DUPLICATE
         difference = torch.where(duplicate, difference.detach(), difference)
         distance = torch.linalg.vector_norm(difference, dim=-1)
@@ -46,15 +50,40 @@ def koleo(x: Tensor, gather: bool = False) -> Tensor:
 class KoLeo(Objective):
     """The KoLeo loss on the CLS tokens of the global crops, with the term `cls`."""
 
-    def __init__(self, *, loss_weight: float, over_crops: OverCrops, gather: bool) -> None:
-        """`over_crops` decides whether the values of the two global crops are summed or averaged. The official code
-        searches neighbours within a rank; with `gather` they are searched among all ranks, so that the loss does not
-        depend on the number of ranks."""
+    def __init__(
+        self, *, loss_weight: float, over_crops: OverCrops, neighbours: int, gather: bool, group: int | None
+    ) -> None:
+        """`over_crops` decides whether the values of the two global crops are summed or averaged. DINOv2 searches
+        neighbours within a rank; with `gather` they are searched among all ranks, so that the loss does not depend on
+        the number of ranks. `group` is a number of images that are consecutive in a step. Raises ValueError for a value
+        out of range."""
         super().__init__(loss_weight)
+        if neighbours < 1:
+            raise ValueError(f"neighbours={neighbours}: must be at least 1")
+        if group is not None and group < 2:
+            raise ValueError(f"group={group}: must be at least 2 images, or null for all")
         self.over_crops = over_crops
+        self.neighbours = neighbours
         self.gather = gather
+        self.group = group
+
+    def check_images(self, of_rank: int, of_all_ranks: int) -> None:
+        """Raises ValueError where images cannot be grouped, or have too few others to be compared with."""
+        images = of_all_ranks if self.gather else of_rank
+        if self.group is not None and images % self.group:
+            raise ValueError(
+                f"group={self.group}: must divide the {images} images among which neighbours are sought, those of a "
+                "micro-batch on all ranks with gather=true, else on one; change it or data.batch_size"
+            )
+        others = (self.group or images) - 1
+        if others and self.neighbours > others:
+            raise ValueError(
+                f"neighbours={self.neighbours}: an image has {others} others to be compared with; give fewer, or raise "
+                "data.batch_size or group, or set gather=true where there are several ranks"
+            )
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         """Returns the scalar term `cls` of the student's global crops."""
-        per_crop = torch.stack([koleo(crop, self.gather) for crop in context.student_features.global_cls])
+        crops = context.student_features.global_cls
+        per_crop = torch.stack([koleo(crop, self.gather, self.neighbours, self.group) for crop in crops])
         return {"cls": per_crop.mean() if self.over_crops == "mean" else per_crop.sum()}
