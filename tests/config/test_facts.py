@@ -164,6 +164,10 @@ def test_what_was_written_just_now_is_not_remembered(large: Path, tmp_path: Path
     [
         ([], True),  # KoLeo's neighbours
         (["objectives.koleo.gather=true"], False),
+        (["objectives.koleo.group=4"], False),
+        (["objectives.koleo.gather=true", "gram=ema"], False),
+        (["objectives.koleo.gather=true", "gram=ema", "objectives.gram.per_image=false"], True),
+        (["objectives.koleo.gather=true", "gram=snapshot", "objectives.gram.per_image=false"], True),
         (["~objectives.koleo"], False),
         (["~objectives.koleo", "targets@objectives.ibot.targets=centering"], True),
         (["~objectives.koleo", "targets@objectives.dino.targets=centering"], False),

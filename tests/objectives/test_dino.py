@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from contexts import Softmax, context, random
+from dinoswap.optim.schedules import Phases
 from fixtures import Fixture
 from options import build_objective, build_option
 
@@ -48,8 +50,11 @@ def test_each_network_has_a_head_of_its_own() -> None:
         torch.testing.assert_close(objective(changed), expected)
 
 
-def by_loop(cls: Tensor, local: Tensor, teacher: Tensor, temperature: float) -> tuple[float, float]:
-    """Mean over all pairs of different crops, in two parts; without local crops their share counts one pair."""
+def by_loop(
+    cls: Tensor, local: Tensor, teacher: Tensor, temperature: float, all_pairs: bool = False
+) -> tuple[float, float]:
+    """Mean over all pairs of different crops, or all pairs, in two parts; without local crops their share counts one
+    pair."""
 
     def pair(target: Tensor, student: Tensor) -> float:
         total = 0.0
@@ -58,19 +63,21 @@ def by_loop(cls: Tensor, local: Tensor, teacher: Tensor, temperature: float) -> 
             total -= sum(float(a) * math.log(float(b)) for a, b in zip(p, q, strict=True))
         return total / len(target)
 
-    pairs = 2 + max(2 * len(local), 1)
-    of_globals = (pair(teacher[1], cls[0]) + pair(teacher[0], cls[1])) / pairs
+    global_pairs = [(t, s) for t in (0, 1) for s in (0, 1) if all_pairs or t != s]
+    pairs = len(global_pairs) + max(2 * len(local), 1)
+    of_globals = sum(pair(teacher[t], cls[s]) for t, s in global_pairs) / pairs
     of_locals = sum(pair(target, crop) for target in teacher for crop in local) / pairs
     return of_globals, of_locals
 
 
 @pytest.mark.parametrize("locals_", [0, 1, 3])
 @pytest.mark.parametrize("images", [1, 4])
-def test_terms_are_those_of_the_loop(images: int, locals_: int) -> None:
+@pytest.mark.parametrize("pairs", ["cross", "all"])
+def test_terms_are_those_of_the_loop(images: int, locals_: int, pairs: str) -> None:
     cls, teacher = random(2, images, 7, seed=1), random(2, images, 7, seed=2)
     local = random(locals_, images, 7, seed=3)
-    terms = dino(targets=Softmax())(context(cls, local, teacher_cls=teacher))
-    of_globals, of_locals = by_loop(cls, local, teacher, 0.05)
+    terms = dino(targets=Softmax(), global_pairs=pairs)(context(cls, local, teacher_cls=teacher))
+    of_globals, of_locals = by_loop(cls, local, teacher, 0.05, pairs == "all")
     assert float(terms["global"]) == pytest.approx(of_globals, rel=1e-12)
     assert ("local" in terms) == (locals_ > 0)
     assert float(terms.get("local", torch.zeros(()))) == pytest.approx(of_locals, rel=1e-12)
@@ -95,11 +102,21 @@ def test_the_teacher_gets_no_gradient() -> None:
     assert teacher.grad is None
 
 
+def test_the_local_term_is_weighted_by_the_schedule_and_the_global_one_is_not() -> None:
+    phases = Phases(start=1.0, peak=1.0, end=0.5, warmup=2, cosine=0)
+    objective = dino(targets=Softmax(), loss_weight=3.0, local_weight=phases)
+    schedule = objective.schedules(4)["dino_local_weight"]
+    assert [schedule[step] for step in range(4)] == [1.0, 1.0, 0.5, 0.5]
+    hyper = {"dino_local_weight": schedule[3]}
+    assert (objective.weight("local", hyper), objective.weight("global", hyper)) == (1.5, 3.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"student_temp": 0.0}, "student_temp=0.0"), ({"loss_weight": -1.0}, "loss_weight=-1.0"),
-     ({"loss_weight": math.nan}, "loss_weight=nan")],
+     ({"loss_weight": math.nan}, "loss_weight=nan"),
+     ({"local_weight": Phases(start=1.0, peak=1.0, end=-0.5, warmup=0, cosine=0)}, "local_weight.end=-0.5")],
 )  # fmt: skip
-def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
+def test_bad_values_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dino(targets=Softmax(), **arguments)

@@ -1,6 +1,7 @@
 """KoLeo against the official values and gradient, a loop, and where the official code has no usable answer."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +28,13 @@ def test_value_of_special_batches_is_the_official_one(case: str) -> None:
     torch.testing.assert_close(koleo(FIXTURE[f"koleo/x_{case}"]), FIXTURE[f"koleo/loss_{case}"], rtol=1e-6, atol=0)
 
 
-def by_loop(x: Tensor) -> float:
+def by_loop(x: Tensor, neighbours: int = 1, group: int = 1000) -> float:
     rows = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in x.tolist()]
     total = 0.0
     for i, row in enumerate(rows):
-        distances = [math.dist(row, other) for j, other in enumerate(rows) if j != i]
-        total -= math.log(min(distances))
-    return total / len(rows)
+        distances = [math.dist(row, other) for j, other in enumerate(rows) if j != i and j // group == i // group]
+        total -= sum(math.log(distance) for distance in sorted(distances)[:neighbours])
+    return total / (len(rows) * neighbours)
 
 
 @pytest.mark.parametrize("images", [2, 3, 9])
@@ -41,6 +42,43 @@ def test_value_is_that_of_the_loop(images: int) -> None:
     x = random(images, 5, seed=images)
     assert float(koleo(x)) == pytest.approx(by_loop(x), rel=1e-6)  # 1e-8 stands in both logarithm and distance
     assert float(koleo(x[torch.randperm(images)] * 3)) == pytest.approx(float(koleo(x)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("neighbours", "group"), [(2, None), (1, 4), (3, 4), (1, 2), (11, 12)])
+def test_neighbours_and_groups_are_those_of_the_loop(neighbours: int, group: int | None) -> None:
+    x = random(12, 5, seed=3)
+    ours = float(koleo(x, neighbours=neighbours, group=group))
+    assert ours == pytest.approx(by_loop(x, neighbours, group or 12), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images", "message"),
+    [
+        ({"group": 4}, (6, 12), r"group=4: must divide the 6 images .* one; change it or data.batch_size"),
+        ({"group": 8, "gather": True}, (6, 12), "group=8: must divide the 12 images"),
+        ({"neighbours": 6}, (6, 12), "neighbours=6: an image has 5 others"),
+        ({"neighbours": 2, "group": 2}, (6, 12), "neighbours=2: an image has 1 others"),
+        ({"neighbours": 12, "gather": True}, (6, 12), "neighbours=12: an image has 11 others"),
+    ],
+)
+def test_batches_that_cannot_be_grouped_are_refused(
+    arguments: dict[str, Any], images: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_objective("koleo", **arguments).check_images(*images)
+
+
+def test_batches_that_can_be_grouped_are_not_refused() -> None:
+    build_objective("koleo").check_images(1, 1)  # an image alone has no neighbour and costs nothing
+    build_objective("koleo", group=3, neighbours=2).check_images(6, 12)
+    build_objective("koleo", group=12, neighbours=11, gather=True).check_images(6, 12)
+
+
+@pytest.mark.parametrize("arguments", [{"neighbours": 0}, {"group": 1}])
+def test_values_out_of_range_are_named(arguments: dict[str, Any]) -> None:
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: must be at least"):
+        build_objective("koleo", **arguments)
 
 
 def test_gradient_is_that_of_finite_differences() -> None:

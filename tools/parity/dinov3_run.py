@@ -1,13 +1,16 @@
 """A train_step_dinov3*.npz, and the trainer that preset=dinov3 builds with the numbers of the configuration in it."""
 
-from dataclasses import asdict
+import tempfile
+from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dinoswap.build import build_trainer as built
 from dinoswap.config.command_line import compose_config
 from dinoswap.trainer import Trainer
+from dinoswap.values import Batch, Hyper
 from parity.official_run import TrainStepFile, architecture_of
 from parity.tables import schedule_settings
 
@@ -31,14 +34,42 @@ class Dinov3File(TrainStepFile):
 
     def terms(self, logs: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
         """The official log holds every term without its weight, means over pairs of crops included."""
-        pairs = 2 * config["crops"]["local_crops_number"]
-        return {
-            "loss_dict/dino_local_crops_loss": logs["dino/local"] * (pairs + 2) / pairs,
-            "loss_dict/dino_global_crops_loss": logs["dino/global"] * (pairs + 2) / 2,
+        local_pairs = 2 * config["crops"]["local_crops_number"]
+        global_pairs = 2 if config["dino"]["global_ignore_diagonal"] else 4
+        pairs = local_pairs + global_pairs
+        terms = {
+            "loss_dict/dino_local_crops_loss": logs["dino/local"] * pairs / local_pairs,
+            "loss_dict/dino_global_crops_loss": logs["dino/global"] * pairs / global_pairs,
             "loss_dict/koleo_loss": logs["koleo/cls"] / 2,
             "loss_dict/ibot_loss": logs["ibot/masked"],
             "total_loss": logs["loss"],
         }
+        gram = {
+            "loss_dict/gram_loss": "gram/matrix",
+            "loss_dict/stats_only/masked_gram_loss": "gram/masked",
+            "loss_dict/stats_only/unmasked_gram_loss": "gram/unmasked",
+        }
+        return terms | {theirs: logs[ours] for theirs, ours in gram.items() if ours in logs}
+
+    def weights(self, hyper: Hyper, config: dict[str, Any]) -> dict[str, float]:
+        weights = {"loss_dict/dino_local_loss_weight": hyper["dino_local_weight"]}
+        if "gram_weight" in hyper:
+            by_schedule = config["gram"]["loss_weight_schedule"]
+            factor = 1.0 if by_schedule else config["gram"]["loss_weight"]
+            weights["loss_dict/gram_loss_weight"] = factor * hyper["gram_weight"]
+        return weights
+
+    def batch(self, scenario: str, iteration: int) -> Batch:
+        """With the crops of a Gram teacher of its own, which the meta data name."""
+        batch, source = super().batch(scenario, iteration), self.meta["gram_crops"].get(scenario, "")
+        if source == "the global crops themselves":
+            clean = batch.global_crops
+        elif source:
+            clean = self[f"batch{iteration}/collated_gram_teacher_crops"].to(self.dtype)
+            clean = clean.unflatten(0, (2, batch.images))
+        else:
+            return batch
+        return replace(batch, clean_crops={clean.shape[-1]: clean})
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         return our_names(super().below(prefix))
@@ -59,23 +90,55 @@ def our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def require_known(config: dict[str, Any]) -> None:
     """Raises ValueError for what no option of ours stands for."""
-    dino = config["dino"]
     unknown = {
-        "gram.use_loss": config["gram"]["use_loss"],
         "distillation.enabled": config["distillation"]["enabled"],
-        "dino.reweight_dino_local_loss": dino["reweight_dino_local_loss"],
-        "dino.global_ignore_diagonal=false": not dino["global_ignore_diagonal"],
-        "dino.koleo_topk": dino["koleo_topk"] != 1,
         "schedules": config.get("schedules"),
     }
     if found := [name for name, value in unknown.items() if value]:
         raise ValueError(f"{', '.join(found)}: no option of ours stands for it")
 
 
+def phases(config: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """An official schedule of the second kind as ours."""
+    lengths = {"warmup": "warmup_epochs", "cosine": "cosine_epochs"}
+    values: dict[str, Any] = {name: config[name] for name in ("start", "peak", "end")}
+    return values | {ours: int(config[key] * epoch) if key in config else None for ours, key in lengths.items()}
+
+
+def our_gram(config: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """The keys of objectives.gram that an official configuration decides, but for the weights to begin with."""
+    gram = config["gram"]
+    negatives = "clear" if gram["remove_neg"] else "clear_teacher" if gram["remove_only_teacher_neg"] else "keep"
+    ours = {
+        "loss_weight": gram["loss_weight"],
+        "normalise": gram["normalized"],
+        "per_image": gram["img_level"],
+        "tokens": gram["tokens_used"],
+        "negatives": negatives,
+        "stats": gram["compute_stats"],
+    }
+    if gram["loss_weight_schedule"]:
+        ours |= {"loss_weight": 1.0, "weight_schedule": phases(gram["loss_weight_schedule"], epoch)}
+    if gram["ema_teacher"]:
+        return ours
+    return ours | {
+        "crop_scale": config["crops"]["gram_teacher_crops_size"] / config["crops"]["global_crops_size"],
+        "refresh_first": gram["it_first_update"],
+        "refresh_every": gram["update_frequency"],
+        "refresh_times": gram["max_updates"] if gram["rep_update"] else 0,
+        "resize": gram["global_teacher_resize_method"],
+        "resize_antialias": gram["global_teacher_resize_antialias"],
+    }
+
+
 def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[str, Any]:
     """The config of preset=dinov3 with the numbers of an official one."""
     student, optim, train, crops = config["student"], config["optim"], config["train"], config["crops"]
-    ours = compose_config(["preset=dinov3"])
+    gram, dino, epoch = config["gram"], config["dino"], int(train["OFFICIAL_EPOCH_LENGTH"])
+    option = "disabled" if not gram["use_loss"] else "ema" if gram["ema_teacher"] else "snapshot"
+    ours = compose_config(["preset=dinov3", f"gram={option}"])
+    if gram["use_loss"]:
+        ours["objectives"]["gram"] |= our_gram(config, epoch)
     width, depth, heads = architecture_of(file, scenario)
     swiglu = student["ffn_layer"].startswith("swiglu")
     ours["model"] |= {
@@ -120,7 +183,15 @@ def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[
             "layers": official["head_nlayers"],
         }
         ours["objectives"][name]["loss_weight"] = official["loss_weight"]
-    ours["objectives"]["koleo"]["loss_weight"] = config["dino"]["koleo_loss_weight"]
+    if dino["reweight_dino_local_loss"]:
+        ours["objectives"]["dino"]["local_weight"] = phases(dino["local_loss_weight_schedule"], epoch)
+    ours["objectives"]["dino"]["global_pairs"] = "cross" if dino["global_ignore_diagonal"] else "all"
+    ours["objectives"]["koleo"] |= {
+        "loss_weight": dino["koleo_loss_weight"],
+        "neighbours": dino["koleo_topk"],
+        "gather": dino["koleo_loss_distributed"],
+        "group": dino["koleo_distributed_loss_group_size"],
+    }
     ours["layer_decay"] |= {"rate": optim["layerwise_decay"], "patch_embed_lr_mult": optim["patch_embed_lr_mult"]}
     ours["optimizer"] |= {
         "betas": [optim["adamw_beta1"], optim["adamw_beta2"]],
@@ -139,7 +210,12 @@ def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[
 
 def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Trainer:
     require_known(config)
-    trainer = built(our_config(file, scenario, config))
+    ours = our_config(file, scenario, config)
+    with tempfile.TemporaryDirectory() as folder:
+        if "path" in ours["objectives"].get("gram", {}):
+            ours["objectives"]["gram"]["path"] = f"{folder}/gram.pth"
+            torch.save(file.initial_weights(scenario, "gram_teacher"), f"{folder}/gram.pth")
+        trainer = built(ours)
     trainer.model.to(file.dtype)
     for network in ("student", "teacher"):
         wanted = getattr(trainer.model, network).state_dict()

@@ -20,7 +20,7 @@ from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.optim.schedules import build_schedules
 from dinoswap.trainer import Trainer
-from dinoswap.values import Batch
+from dinoswap.values import Batch, Hyper
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.recorder import WEIGHT
 from parity.rows import Fixture, plain_name
@@ -84,6 +84,10 @@ class TrainStepFile:
             "loss_dict/ibot_loss": logs.get("ibot/masked", nothing) / 2,
             "total_loss": logs["loss"],
         }
+
+    def weights(self, hyper: Hyper, config: dict[str, Any]) -> dict[str, float]:
+        """Our weights of terms at a step, as the official log holds them."""
+        return {}
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """What this very file holds under a prefix, by plain parameter name."""

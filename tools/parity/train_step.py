@@ -56,7 +56,7 @@ def check_scenario(file: TrainStepFile, scenario: str, build: Callable[..., Trai
         yield from check_losses(file, at, logs, config)
         yield from check_targets(file, at, recorder, batch.images)
         yield from check_gradients(file, at, logs, recorder)
-        yield from check_schedules(file, scenario, iteration, trainer)
+        yield from check_schedules(file, scenario, iteration, trainer, config)
         yield from check_weights(file, f"{scenario}/after{iteration + 1}", recorder)
 
 
@@ -105,8 +105,13 @@ def check_gradients(file: TrainStepFile, at: str, logs: dict[str, Tensor], recor
         yield compare(key, logs[f"grad_norm/{module}"], norm, tolerance, scale=1e-2)
 
 
-def check_schedules(file: TrainStepFile, scenario: str, iteration: int, trainer: Trainer) -> Iterator[Row]:
+def check_schedules(
+    file: TrainStepFile, scenario: str, iteration: int, trainer: Trainer, config: dict[str, Any]
+) -> Iterator[Row]:
     hyper = trainer.schedules.at(iteration)
+    for theirs, weight in file.weights(hyper, config).items():
+        if f"{scenario}/it{iteration}/{theirs}" in file.own:
+            yield compare(f"it{iteration}/{theirs}", weight, file[f"{scenario}/it{iteration}/{theirs}"], SCHEDULE)
     for ours, theirs in SCHEDULES.items():
         if f"{scenario}/sched/{theirs}" in file.own:
             value = file[f"{scenario}/sched/{theirs}"][iteration]
@@ -120,6 +125,12 @@ def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[
         weights = getattr(recorder.trainer.model, network).state_dict()
         stored = file.below(f"{at}/{network}/")
         yield from recorder.compare_weights(f"{short(at)}/{network}", weights, stored, tolerance)
+    if stored := file.below(f"{at}/gram_teacher/backbone."):
+        weights = recorder.trainer.model.objectives["gram"].backbone.state_dict()
+        rounding = {f"backbone.{name}": value for name, value in stored.items()}
+        yield from recorder.compare_weights(
+            f"{short(at)}/gram_teacher", {f"backbone.{k}": v for k, v in weights.items()}, rounding, tolerance
+        )
     for kind in MOMENTS:
         yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 
