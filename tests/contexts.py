@@ -29,7 +29,6 @@ def context(
         global_crops=torch.empty(2, images, 3, 0, 0),
         local_crops=torch.empty(local.shape[0], images, 3, 0, 0),
         extra_crops=torch.empty(0, images, 3, 0, 0),
-        clean_crops=torch.empty(0, images, 3, 0, 0),
         mask=mask,
         **masked_positions(mask),
         indices=torch.arange(images),

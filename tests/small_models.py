@@ -58,7 +58,6 @@ def small_batch(seed: int, images: int = 4) -> Batch:
         global_crops=noise(2, 32),
         local_crops=noise(2, 16),
         extra_crops=noise(0, 0),
-        clean_crops=noise(0, 0),
         mask=mask,
         **masked_positions(mask),
         indices=torch.arange(images),

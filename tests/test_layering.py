@@ -48,7 +48,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # What the builder gives to the options of a group, beside what their YAML says
 GIVEN = {
     "augmentation": {
-        "global_crops_size", "local_crops_size", "local_crops_number", "extra_crops", "clean_crops",
+        "global_crops_size", "local_crops_size", "local_crops_number", "extra_crops", "clean_sizes",
     },
     "targets": {"prototypes"},
     "clustering": {"targets", "reduction"},

@@ -95,7 +95,7 @@ class Step:
     def ours(self) -> None:
         mask = torch.ones(1, 1, len(self.features), dtype=torch.bool)
         nothing = self.features.new_empty(0)
-        batch = Batch(nothing, nothing, nothing, nothing, mask, **masked_positions(mask), indices=torch.arange(1))
+        batch = Batch(nothing, nothing, nothing, mask, **masked_positions(mask), indices=torch.arange(1))
         objective = IBOT(
             SinkhornKnopp(iterations=ITERATIONS),
             lambda losses, *_: losses.mean(),

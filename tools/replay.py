@@ -84,7 +84,7 @@ def replay(path: Path) -> Replayed:
     trainer = build_trainer(config)
     trainer.load_state_dict(found.state["trainer"])
     watch = Watch(trainer)
-    batches = [Batch(**batch).to(trainer.device) for batch in found.state["batches"]]
+    batches = [Batch.of_tensors(batch).to(trainer.device) for batch in found.state["batches"]]
     for number, batch in enumerate(batches):
         watch.look({f"{name} of micro-batch {number}": value for name, value in batch.tensors().items()})
     watch.look({f"weight {name}": value for name, value in trainer.model.state_dict().items()})

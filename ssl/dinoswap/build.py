@@ -228,7 +228,7 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
         local_crops_size=cfg["crops"]["local_size"],
         local_crops_number=cfg["crops"]["local_number"],
         extra_crops=model.plan.extra_crops,
-        clean_crops=any(objective.needs_clean_crops for objective in model.objectives.values()),
+        clean_sizes=model.clean_sizes(size),
     )
     masks = construct_option(cfg["masking"], "masking").sampler(
         crop_size=(size, size),

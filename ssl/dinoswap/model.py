@@ -52,6 +52,12 @@ class SelfDistillation(nn.Module):
         self.teacher_patches = any(objective.reads_teacher_patches for objective in objectives.values())
         self.train()
 
+    def clean_sizes(self, crop_size: int) -> list[int]:
+        """Returns the widths of the clean crops that the objectives read, in ascending order, where the mask-carrying
+        crops are `crop_size` pixels wide."""
+        sizes = [cast(Objective, objective).clean_size(crop_size) for objective in self.objectives.values()]
+        return sorted({size for size in sizes if size is not None})
+
     def train(self, mode: bool = True) -> "SelfDistillation":
         """Sets training or evaluation mode; the teacher is in training mode only with `teacher_dropout`."""
         super().train(mode)

@@ -10,7 +10,7 @@ Crops are stacked crop-major: index [c, b] is crop c of image b.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ Hyper = Mapping[str, float]
 @dataclass(frozen=True)
 class Views:
     """The crops of one image, uint8 [3, H, W] each. `clean_crops` have the geometry of the mask-carrying crops without
-    any photometric change; the list is empty unless an objective needs them."""
+    any photometric change, by their width in pixels; there are none unless an objective needs them."""
 
     global_crops: list[Tensor]
     local_crops: list[Tensor]
     extra_crops: list[Tensor]
-    clean_crops: list[Tensor]
+    clean_crops: dict[int, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Batch:
     global_crops: Tensor  # [2, B, 3, H, W]
     local_crops: Tensor  # [L, B, 3, h, w]
     extra_crops: Tensor  # [E, B, 3, H, W]
-    clean_crops: Tensor  # [P or 0, B, 3, H, W]
     mask: Tensor  # bool [P, B, N], True = hidden from the student
     masked_indices: Tensor  # int64 [M], ascending positions of True in mask.flatten()
     masked_crops: Tensor  # int64 [C], those of the P * B crops that have a masked token, ascending
     indices: Tensor  # int64 [B], rows of the data set
+    clean_crops: Mapping[int, Tensor] = field(default_factory=dict)  # by width: [P, B, 3, height, width]
     corrupt: tuple[tuple[int, str], ...] = ()  # (row, reason) of images that were replaced
 
     @property
@@ -62,24 +62,34 @@ class Batch:
         return torch.nonzero_static(~self.mask.flatten(), size=count)[:, 0]  # nonzero would wait for the GPU
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns all tensors by field name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrupt"}
+        """Returns all tensors by field name, the clean crops by `clean_crops.<width>`."""
+        single = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("clean_crops", "corrupt")}
+        return single | {f"clean_crops.{width}": crops for width, crops in self.clean_crops.items()}
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
-        return replace(self, **changed)
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Batch":
+        """Returns the batch whose `tensors()` these are. Also takes those of earlier versions, which had the clean
+        crops of one size in `clean_crops`, [0, B, 3, 0, 0] where there were none."""
+        clean = [name for name in tensors if name.startswith("clean_crops")]
+        single: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in clean}
+        return cls(**single, clean_crops={t.shape[-1]: t for t in map(tensors.__getitem__, clean) if len(t)})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Returns the batch with `change` made to every tensor, which keeps their shapes."""
+        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self.of_tensors(changed), corrupt=self.corrupt)
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on `device`; the host does not wait for the copy."""
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        return self.map(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in pinned memory, from which copies to a GPU are asynchronous."""
-        return self._map(lambda t: t.pin_memory())
+        return self.map(lambda t: t.pin_memory())
 
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
         """Returns the batch with uint8 crops through `normalise` and everything else unchanged."""
-        return self._map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
+        return self.map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
 
 
 def masked_positions(mask: Tensor) -> dict[str, Tensor]:

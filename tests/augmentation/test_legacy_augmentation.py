@@ -36,12 +36,13 @@ def pair(seed: int, **settings: Any) -> list[tuple[Draw, Draw]]:
 @pytest.mark.parametrize("resize", [None, 40])
 def test_clean_crops_are_cut_from_the_squashed_image(size: tuple[int, int], resize: int | None) -> None:
     multicrop = build_augmentation(
-        "legacy", global_crops_size=size, local_crops_size=16, resize=resize, extra_crops=1, clean_crops=True
+        "legacy", global_crops_size=size, local_crops_size=16, resize=resize, extra_crops=1, clean_sizes=(32, 64)
     )
     drawn = multicrop.draw(np.random.default_rng(0), *PHOTO.shape[:2])
     square = pil_squash(PHOTO, size if resize is None else (resize, resize))
-    (clean,) = multicrop.render(PHOTO, drawn).clean_crops
-    assert differences(clean, pil_crop(square, drawn[2][0], size)).max() <= 1
+    for width, (clean,) in multicrop.render(PHOTO, drawn).clean_crops.items():
+        shape = size[0] * width // size[1], width
+        assert differences(clean, pil_crop(square, drawn[2][0], shape)).max() <= 1
 
 
 def test_draws_do_not_depend_on_the_images_size() -> None:
@@ -61,14 +62,14 @@ def test_the_same_numbers_give_the_same_draws() -> None:
 
 def test_the_same_numbers_give_the_same_pixels() -> None:
     """Where official does not blur (global 1, extra), on a square image: squash and weak blur change nothing."""
-    shared: dict[str, Any] = {"global_crops_size": 64, "extra_crops": 1, "clean_crops": True}
+    shared: dict[str, Any] = {"global_crops_size": 64, "extra_crops": 1, "clean_sizes": (64,)}
     image = np.ascontiguousarray(PHOTO[:64, :64])
     for seed in range(5):
         official = build_augmentation("official", **shared)(image, np.random.default_rng(seed))
         legacy = build_augmentation("legacy", **shared, **OFFICIAL_NUMBERS)(image, np.random.default_rng(seed))
         assert torch.equal(legacy.global_crops[0], official.global_crops[0])
         assert torch.equal(legacy.extra_crops[0], official.extra_crops[0])
-        assert torch.equal(legacy.clean_crops[0], official.clean_crops[0])
+        assert torch.equal(legacy.clean_crops[64][0], official.clean_crops[64][0])
 
 
 def test_draws_shared_with_official() -> None:

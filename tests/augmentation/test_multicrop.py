@@ -30,13 +30,14 @@ def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 
 
 def test_shapes(option: str) -> None:
-    views = augment(option, PHOTO, global_crops_size=(48, 32), extra_crops=1, clean_crops=True)
-    large = [*views.global_crops, *views.extra_crops, *views.clean_crops]
+    views = augment(option, PHOTO, global_crops_size=(48, 32), extra_crops=1, clean_sizes=(16, 32))
+    assert [tuple(v.shape) for v in views.clean_crops[16]] == [(3, 24, 16)]
+    large = [*views.global_crops, *views.extra_crops, *views.clean_crops[32]]
     assert [tuple(v.shape) for v in large] == [(3, 48, 32)] * 4
     assert [tuple(v.shape) for v in views.local_crops] == [(3, 16, 16)] * 3
     assert all(v.dtype == torch.uint8 and v.is_contiguous() for v in [*large, *views.local_crops])
     bare = augment(option, PHOTO, local_crops_number=0)
-    assert (len(bare.global_crops), bare.local_crops, bare.extra_crops, bare.clean_crops) == (2, [], [], [])
+    assert (len(bare.global_crops), bare.local_crops, bare.extra_crops, bare.clean_crops) == (2, [], [], {})
 
 
 def test_depends_on_the_generator_alone(option: str) -> None:
@@ -51,7 +52,7 @@ def test_depends_on_the_generator_alone(option: str) -> None:
 def test_asking_for_more_views_leaves_the_others(option: str, extra: int) -> None:
     small, full = (
         augment(option, PHOTO, local_crops_number=2),
-        augment(option, PHOTO, extra_crops=extra, clean_crops=True),
+        augment(option, PHOTO, extra_crops=extra, clean_sizes=(32, 64)),
     )
     assert equal(small.global_crops, full.global_crops)
     assert equal(small.local_crops, full.local_crops[:2])
@@ -59,12 +60,22 @@ def test_asking_for_more_views_leaves_the_others(option: str, extra: int) -> Non
 
 @pytest.mark.parametrize("extra", [0, 1])
 def test_clean_crops_share_the_geometry(option: str, extra: int) -> None:
-    settings: dict[str, Any] = {"extra_crops": extra, "clean_crops": True}
+    settings: dict[str, Any] = {"extra_crops": extra, "clean_sizes": (32,)}
     views, colourless = augment(option, PHOTO, **settings), augment(option, PHOTO, **settings, **COLOURLESS[option])
     carriers = colourless.extra_crops if extra else colourless.global_crops
-    assert equal(colourless.clean_crops, carriers)
-    assert equal(views.clean_crops, carriers)
-    assert not equal(views.clean_crops, views.extra_crops if extra else views.global_crops)
+    assert equal(colourless.clean_crops[32], carriers)
+    assert equal(views.clean_crops[32], carriers)
+    assert not equal(views.clean_crops[32], views.extra_crops if extra else views.global_crops)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_clean_crops_of_another_size_are_those_that_views_of_it_have(option: str, extra: int) -> None:
+    """With the same draws, at whatever size the views themselves are; the legacy square is given, it follows them."""
+    settings: dict[str, Any] = {"extra_crops": extra, **({"resize": 50} if option == "legacy" else {})}
+    views = augment(option, PHOTO, **settings, clean_sizes=(24, 32, 64))
+    for size in (24, 32, 64):
+        own = augment(option, PHOTO, **settings, global_crops_size=size, clean_sizes=(size,))
+        assert equal(views.clean_crops[size], own.clean_crops[size])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 3), (1, 700), (700, 1), (2500, 3300)])
@@ -72,10 +83,11 @@ def test_unusual_sizes(option: str, shape: tuple[int, int]) -> None:
     """A flat image of any size stays flat in every view."""
     image = np.full((*shape, 3), (200, 90, 30), np.uint8)
     for seed in range(3):
-        views = augment(option, image, seed, extra_crops=1, clean_crops=True)
-        for view in [*views.global_crops, *views.extra_crops, *views.local_crops, *views.clean_crops]:
+        views = augment(option, image, seed, extra_crops=1, clean_sizes=(8, 32))
+        clean = [*views.clean_crops[8], *views.clean_crops[32]]
+        for view in [*views.global_crops, *views.extra_crops, *views.local_crops, *clean]:
             assert (view == view[:, :1, :1]).all()
-        assert (views.clean_crops[0][:, 0, 0] == torch.tensor([200, 90, 30])).all()
+        assert (views.clean_crops[8][0][:, 0, 0] == torch.tensor([200, 90, 30])).all()
 
 
 def test_gray_images_stay_gray(option: str) -> None:

@@ -17,10 +17,13 @@ TOOL = Path(__file__).parents[2] / "tools" / "benchmark_augmentation.py"
 
 def test_clean_crops_are_the_pixels_of_the_image() -> None:
     photo = photograph()[:200, :300]
-    multicrop = build_augmentation("official", global_crops_size=32, local_crops_size=16, clean_crops=True)
+    multicrop = build_augmentation("official", global_crops_size=32, local_crops_size=16, clean_sizes=(14, 32, 64))
     drawn = multicrop.draw(np.random.default_rng(0), *photo.shape[:2])
-    for clean, (crop, _) in zip(multicrop.render(photo, drawn).clean_crops, drawn, strict=False):
-        assert differences(clean, pil_crop(photo, crop, (32, 32))).max() <= 1
+    clean_crops = multicrop.render(photo, drawn).clean_crops
+    assert list(clean_crops) == [14, 32, 64]
+    for width, crops in clean_crops.items():
+        for clean, (crop, _) in zip(crops, drawn[:2], strict=True):
+            assert differences(clean, pil_crop(photo, crop, (width, width))).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,9 @@ def test_clean_crops_are_the_pixels_of_the_image() -> None:
         ({"local_crops_size": (16, -1)}, r"local_crops_size=\(16, -1\)"),
         ({"local_crops_number": -1}, "local_crops_number=-1"),
         ({"extra_crops": 2}, "extra_crops=2"),
+        ({"clean_sizes": [64, 32]}, r"clean_sizes=\[64, 32\]"),
+        ({"clean_sizes": [32, 32]}, r"clean_sizes=\[32, 32\]"),
+        ({"clean_sizes": [0]}, r"clean_sizes=\[0\]"),
         ({"global_crops_scale": (0.0, 1.0)}, r"global_crops_scale=\(0.0, 1.0\)"),
         ({"local_crops_scale": (0.4, 0.3)}, r"local_crops_scale=\(0.4, 0.3\)"),
         ({"local_crops_scale": (0.4, 1.3)}, r"local_crops_scale=\(0.4, 1.3\)"),

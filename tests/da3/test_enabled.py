@@ -51,7 +51,7 @@ def some_batch(mask: Tensor | None = None) -> Batch:
     if mask is None:
         mask = batch.mask.clone()
         mask[1, 0] = mask[0, 2] = False
-    return replace(batch, clean_crops=clean, mask=mask, **masked_positions(mask))
+    return replace(batch, clean_crops={32: clean}, mask=mask, **masked_positions(mask))
 
 
 def context(batch: Batch, objective: MaskedImageDistillation) -> Context:
@@ -75,7 +75,7 @@ def losses_by_hand(context: Context) -> dict[tuple[int, int], list[float]]:
         found[p, b] = []
         for n in batch.mask[p, b].nonzero()[:, 0].tolist():
             top, left = 8 * (n // 4), 8 * (n % 4)
-            target = batch.clean_crops[p, b, :, top : top + 8, left : left + 8].mean((1, 2))
+            target = batch.clean_crops[32][p, b, :, top : top + 8, left : left + 8].mean((1, 2))
             token = context.student["da3_projector"](context.student_features.masked_patch[row])
             found[p, b].append((1 - token @ target / (token.norm() * target.norm())).item())
             row += 1
@@ -129,7 +129,7 @@ def test_one_mask_carrying_crop(build: Callable[..., MaskedImageDistillation], i
     mask = torch.zeros(1, images, 16, dtype=torch.bool)
     mask[0, -1, 5] = True
     clean = torch.randn(1, images, 3, 32, 32, generator=torch.Generator().manual_seed(9))
-    batch = replace(batch, clean_crops=clean, mask=mask, **masked_positions(mask))
+    batch = replace(batch, clean_crops={32: clean}, mask=mask, **masked_positions(mask))
     targets = objective.masked_targets(batch, (4, 4))
     assert torch.allclose(targets, clean[0, -1, :, 8:16, 8:16].mean((1, 2))[None], atol=1e-6)
 
@@ -137,7 +137,8 @@ def test_one_mask_carrying_crop(build: Callable[..., MaskedImageDistillation], i
 def test_reordered_batches_keep_clean_crops_and_masks_together(build: Callable[..., MaskedImageDistillation]) -> None:
     objective, batch, order = build(), some_batch(), [2, 0, 3, 1]
     mask = batch.mask[:, order]
-    moved = replace(batch, clean_crops=batch.clean_crops[:, order], mask=mask, **masked_positions(mask))
+    clean = {width: crops[:, order] for width, crops in batch.clean_crops.items()}
+    moved = replace(batch, clean_crops=clean, mask=mask, **masked_positions(mask))
 
     def by_token(batch: Batch, order: list[int]) -> dict[tuple[int, int, int], list[float]]:
         targets = objective.masked_targets(batch, (4, 4)).tolist()

@@ -44,14 +44,15 @@ class FakeImages(Images):
 
 
 def augmentation(image: np.ndarray, rng: np.random.Generator) -> Views:
-    """Globals that tell the row and the generator, two locals, a clean crop per global, no extra crop."""
+    """Globals that tell the row and the generator, three locals, clean crops of two sizes per global, no extra crop."""
 
     def crop(size: int) -> torch.Tensor:
         pixels = rng.integers(0, 256, (3, size, size), dtype=np.uint8)
         pixels[:, 0, 0] = image[0, 0]
         return torch.from_numpy(pixels)
 
-    return Views([crop(4), crop(4)], [crop(2) for _ in range(3)], [], [crop(4), crop(4)])
+    clean = {width: [crop(width), crop(width)] for width in (4, 6)}
+    return Views([crop(4), crop(4)], [crop(2) for _ in range(3)], [], clean)
 
 
 class FakeMasks:

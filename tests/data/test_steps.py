@@ -9,7 +9,7 @@ from dinoswap.data.steps import StepDataset, loader
 from dinoswap.rng import derive, numpy_generator
 from dinoswap.values import Batch, masked_positions
 
-TENSORS = ("global_crops", "local_crops", "extra_crops", "clean_crops", "mask", "masked_indices", "indices")
+CROPS = ("global_crops", "local_crops", "extra_crops")
 
 
 def dataset(count: int = 50, batch: int = 8, corrupt: frozenset[int] = frozenset(), **more) -> StepDataset:
@@ -18,20 +18,23 @@ def dataset(count: int = 50, batch: int = 8, corrupt: frozenset[int] = frozenset
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
-    for name in TENSORS:
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    ours, theirs = a.tensors(), b.tensors()
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
     assert a.corrupt == b.corrupt
 
 
 def joined(parts: list[Batch]) -> Batch:
     """The slices of a step, put together again."""
     mask = torch.cat([part.mask for part in parts], dim=1)
-    crops = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in TENSORS[:4]}
+    crops = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in CROPS}
     return Batch(
         **crops,
         mask=mask,
         **masked_positions(mask),
         indices=torch.cat([part.indices for part in parts]),
+        clean_crops={width: torch.cat([part.clean_crops[width] for part in parts], dim=1) for width in (4, 6)},
         corrupt=tuple(entry for part in parts for entry in part.corrupt),
     )
 
@@ -44,13 +47,15 @@ def test_batch_by_hand():
     assert batch.global_crops.shape == (2, 8, 3, 4, 4) and batch.global_crops.dtype == torch.uint8
     assert batch.local_crops.shape == (3, 8, 3, 2, 2)
     assert batch.extra_crops.shape[:3] == (0, 8, 3)
-    assert batch.clean_crops.shape == (2, 8, 3, 4, 4)
+    clean_shapes = {width: crops.shape for width, crops in batch.clean_crops.items()}
+    assert clean_shapes == {width: (2, 8, 3, width, width) for width in (4, 6)}
     for i, (position, row) in enumerate(zip(positions, rows, strict=True)):
         views = augmentation(picture(row), numpy_generator(7, "augment", position))
         for c in range(3):
             assert torch.equal(batch.local_crops[c, i], views.local_crops[c])
         for c in range(2):
-            assert torch.equal(batch.clean_crops[c, i], views.clean_crops[c])
+            for width, crops in batch.clean_crops.items():
+                assert torch.equal(crops[c, i], views.clean_crops[width][c])
             assert torch.equal(batch.global_crops[c, i], views.global_crops[c])
     mask = FakeMasks(8)(3)
     assert torch.equal(batch.mask, torch.from_numpy(mask))

@@ -65,7 +65,7 @@ def model() -> SelfDistillation:
 def probe() -> Batch:
     batch = small_batch(0)
     pixels = {name: (getattr(batch, name) * 50 + 128).clamp(0, 255).byte() for name in ("global_crops", "local_crops")}
-    return replace(batch, **pixels, extra_crops=batch.extra_crops.byte(), clean_crops=batch.clean_crops.byte())
+    return replace(batch, **pixels, extra_crops=batch.extra_crops.byte())
 
 
 FAMILIES = {

@@ -27,7 +27,6 @@ def batch(extra: int = 0, local: int = 3, images: int = 3) -> Batch:
         global_crops=crops(2, 32),
         local_crops=crops(local, 16),
         extra_crops=crops(extra, 32),
-        clean_crops=crops(0, 32),
         mask=mask,
         **masked_positions(mask),
         indices=torch.arange(images),

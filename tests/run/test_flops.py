@@ -17,7 +17,6 @@ def batch(images: int, size: int, local_size: int, locals_: int, patches: int, m
         global_crops=torch.zeros(2, images, 3, size, size, dtype=torch.uint8),
         local_crops=torch.zeros(locals_, images, 3, local_size, local_size, dtype=torch.uint8),
         extra_crops=torch.zeros(0, images, 3, size, size, dtype=torch.uint8),
-        clean_crops=torch.zeros(0, images, 3, size, size, dtype=torch.uint8),
         mask=torch.zeros(2, images, patches, dtype=torch.bool),
         masked_indices=torch.arange(masked),
         masked_crops=torch.arange(0),

@@ -78,7 +78,7 @@ def status(name):
     return int(line.split()[1]) * 1024
 
 def copied(batch):
-    return batch._map(lambda t: t.clone())
+    return batch.map(lambda t: t.clone())
 
 overrides = sys.argv[1:]
 cfg = compose_config(overrides)

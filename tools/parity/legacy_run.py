@@ -131,7 +131,6 @@ class StoredScenario:
             global_crops=stacked("global_[12]"),
             local_crops=stacked(r"local_\d+"),
             extra_crops=stacked("global_3")[:extra_crops],
-            clean_crops=stacked("none"),
             mask=mask,
             **masked_positions(mask),
             indices=torch.arange(images),

@@ -59,7 +59,6 @@ def context(
         global_crops=torch.empty(2, mask.shape[1], 3, 0, 0),
         local_crops=nothing,
         extra_crops=nothing,
-        clean_crops=nothing,
         mask=mask,
         **masked_positions(mask),
         indices=torch.arange(mask.shape[1]),

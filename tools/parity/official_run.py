@@ -116,7 +116,6 @@ class TrainStepFile:
             global_crops=crops.unflatten(0, (2, images)),
             local_crops=local.unflatten(0, (-1, images)),
             extra_crops=crops[:0].unflatten(0, (0, images)),
-            clean_crops=crops[:0].unflatten(0, (0, images)),
             mask=self[f"{at}/collated_masks"].unflatten(0, (2, images)),
             masked_indices=self[f"{at}/mask_indices_list"],
             masked_crops=self[f"{at}/collated_masks"].any(-1).nonzero()[:, 0],

@@ -80,7 +80,6 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
         seed=int(cfg["seed"]),
     )
     mask = torch.from_numpy(draw(0))  # [P, images of all slices, N]
-    clean = plan.masked_crops if any(o.needs_clean_crops for o in objectives(model).values()) else 0
 
     def pixels(number: int, side: int) -> Tensor:
         return torch.empty(number, images, 3, side, side, device=META)
@@ -89,11 +88,11 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
         global_crops=pixels(2, size),
         local_crops=pixels(crops["local_number"], crops["local_size"] if crops["local_number"] else 0),
         extra_crops=pixels(plan.extra_crops, size if plan.extra_crops else 0),
-        clean_crops=pixels(clean, size if clean else 0),
         mask=torch.empty(mask.shape[0], images, mask.shape[2], dtype=torch.bool, device=META),
         masked_indices=torch.empty(math.ceil(int(mask.sum()) / slices), dtype=torch.int64, device=META),
         masked_crops=torch.empty(math.ceil(int(mask.any(-1).sum()) / slices), dtype=torch.int64, device=META),
         indices=torch.empty(images, dtype=torch.int64, device=META),
+        clean_crops={width: pixels(plan.masked_crops, width) for width in model.clean_sizes(size)},
     )
 
 

@@ -16,7 +16,7 @@ import copy
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -168,8 +168,7 @@ def live_bytes(
     recorder = _Recorder(prototypes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         shadow.to_empty(device="cpu")
-        tensors: dict[str, Any] = {n: torch.empty_like(t, device="cpu") for n, t in batch.tensors().items()}
-        inputs = replace(batch, **tensors)
+        inputs = batch.map(lambda t: torch.empty_like(t, device="cpu"))
         for network in (shadow, *frozen_networks(shadow).values()):
             for parameter in network.parameters():
                 recorder.know(parameter, is_parameter=True)

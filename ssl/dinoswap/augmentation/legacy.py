@@ -16,6 +16,7 @@ of other widths). Crops that are gray here are gray there, crops that are solari
 same random numbers place the crops, whose areas differ.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from dinoswap.augmentation.geometry import RandomCrop
@@ -54,7 +55,7 @@ class LegacyAugmentation(MultiCrop):
         extra_hue: float,
         extra_grayscale: float,
         extra_crops: int = 0,
-        clean_crops: bool = False,
+        clean_sizes: Sequence[int] = (),
     ) -> None:
         check_scales(global_crops_scale=global_crops_scale, local_crops_scale=local_crops_scale)
         check_within(0, 1, horizontal_flip=horizontal_flip, extra_vertical_flip=extra_vertical_flip)
@@ -89,4 +90,4 @@ class LegacyAugmentation(MultiCrop):
         global2 = Recipe(large, crop(global_crops_scale), photometry(solarize=global2_solarize, solarize_threshold=64))
         extra = Recipe(large, crop(global_crops_scale, vertical_flip=extra_vertical_flip), extra_photometry)
         local = Recipe(small, crop(local_crops_scale), photometry())
-        super().__init__((global1, global2), extra, local, extra_crops, local_crops_number, clean_crops, square)
+        super().__init__((global1, global2), extra, local, extra_crops, local_crops_number, clean_sizes, square)

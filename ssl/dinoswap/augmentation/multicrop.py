@@ -5,6 +5,7 @@ the number of local crops, nor on whether extra or clean crops are asked for. A 
 augmentation: with the same seed two of them share each draw whose distribution they share.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -30,10 +31,10 @@ class Recipe:
 
 
 class MultiCrop:
-    """Makes two global views, `extra_crops` (0 or 1) third global views and `local_crops_number` local ones. With
-    `clean_crops` the mask-carrying views (the extra one, or else the two globals) are also returned without photometric
-    changes. With `resize` = (height, width) the image is first resized to this size, whatever its aspect. Raises
-    ValueError for a number out of range."""
+    """Makes two global views, `extra_crops` (0 or 1) third global views and `local_crops_number` local ones. The
+    mask-carrying views (the extra one, or else the two globals) are also returned without photometric changes, once for
+    each of `clean_sizes`: widths in pixels, in ascending order, at the aspect of the view. With `resize` = (height,
+    width) the image is first resized to this size, whatever its aspect. Raises ValueError for a number out of range."""
 
     def __init__(
         self,
@@ -42,19 +43,20 @@ class MultiCrop:
         local_recipe: Recipe,
         extra_crops: int,
         local_crops_number: int,
-        clean_crops: bool,
+        clean_sizes: Sequence[int],
         resize: tuple[int, int] | None = None,
     ) -> None:
         if extra_crops not in (0, 1):
             raise ValueError(f"extra_crops={extra_crops}: use 1 for a third global crop, 0 for none")
         if local_crops_number < 0:
             raise ValueError(f"local_crops_number={local_crops_number}: use 0 or more")
+        if list(clean_sizes) != sorted({size for size in clean_sizes if size >= 1}):
+            raise ValueError(f"clean_sizes={list(clean_sizes)}: use different numbers of pixels in ascending order")
         self._recipes = [*global_recipes, *[extra_recipe] * extra_crops, *[local_recipe] * local_crops_number]
         self._extra_crops = extra_crops
         self._resize = resize
-        self._clean = range(0)
-        if clean_crops:
-            self._clean = range(2, 3) if extra_crops else range(2)
+        self._carriers = range(2, 3) if extra_crops else range(2)
+        self._clean_sizes = tuple(clean_sizes)
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Views:
         """Returns the views of `image`, uint8 RGB [H, W, 3] of any size. Raises ValueError for any other input."""
@@ -91,8 +93,17 @@ class MultiCrop:
             global_crops=views[:2],
             extra_crops=views[2:globals_end],
             local_crops=views[globals_end:],
-            clean_crops=[_planes(cuts[i]) for i in self._clean],
+            clean_crops={
+                width: [_planes(_resized_cut(image, draws[i][0], cuts[i], width)) for i in self._carriers]
+                for width in self._clean_sizes
+            },
         )
+
+
+def _resized_cut(image: Pixels, crop: Crop, cut: Pixels, width: int) -> Pixels:
+    """Returns the `crop` of `image` at a width, at the aspect of its `cut`: the cut itself where that is as wide."""
+    height = round(cut.shape[0] * width / cut.shape[1])
+    return cut if width == cut.shape[1] else geometry.resized_crop(image, crop, (height, width))
 
 
 def _planes(pixels: Pixels) -> Tensor:

@@ -9,8 +9,12 @@ Every view: random resized crop, horizontal flip 0.5, colour jitter (0.4, 0.4, 0
 
 The official code passes the probability to *keep* the image where that to *blur* is expected: its "1.0" and "0.1" for
 the global crops mean 0 and 0.9. Its models were trained so, and these are the values here.
+
+Clean crops of another size are cut from the image as the views are. DINOv3 (facebookresearch/dinov3 @ 6876159), where
+its Gram teacher sees larger crops, resizes the student's crop from the larger one, which is a second resampling.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from dinoswap.augmentation.geometry import RandomCrop
@@ -44,7 +48,7 @@ class OfficialAugmentation(MultiCrop):
         local_blur: float,
         global2_solarize: float,
         extra_crops: int = 0,
-        clean_crops: bool = False,
+        clean_sizes: Sequence[int] = (),
     ) -> None:
         check_scales(global_crops_scale=global_crops_scale, local_crops_scale=local_crops_scale)
         check_within(0, 1, horizontal_flip=horizontal_flip, jitter=jitter, grayscale=grayscale)
@@ -67,4 +71,4 @@ class OfficialAugmentation(MultiCrop):
         global1 = Recipe(large, crop(global_crops_scale), photometry(blur=global1_blur))
         global2 = Recipe(large, crop(global_crops_scale), photometry(blur=global2_blur, solarize=global2_solarize))
         local = Recipe(small, crop(local_crops_scale), photometry(blur=local_blur))
-        super().__init__((global1, global2), global1, local, extra_crops, local_crops_number, clean_crops)
+        super().__init__((global1, global2), global1, local, extra_crops, local_crops_number, clean_sizes)

@@ -47,7 +47,6 @@ class Projector(nn.Sequential):
 class MaskedImageDistillation(Objective):
     """The objective: its term `cosine` is the loss, all others are only logged."""
 
-    needs_clean_crops = True
     checks_first_batch = True
 
     def __init__(
@@ -106,6 +105,10 @@ class MaskedImageDistillation(Objective):
         """Returns the projector, which is a part of the student."""
         return {PROJECTOR: self._projector}
 
+    def clean_size(self, crop_size: int) -> int:
+        """Returns the width of the mask-carrying crops: the clean crops are these without their photometry."""
+        return crop_size
+
     def inference_only_models(self) -> Sequence[nn.Module]:
         """Returns the teacher where it is to be sharded, with use_fsdp."""
         return [self.teacher] if self.use_fsdp else []
@@ -143,7 +146,8 @@ class MaskedImageDistillation(Objective):
 
     def masked_targets(self, batch: Batch, grid: Grid) -> Tensor:
         """Returns the teacher's tokens [M, D] at the masked positions, brought to the student's `grid` of patches."""
-        crops = batch.clean_crops.flatten(0, 1)  # [P, B, 3, H, W] -> [P B, 3, H, W]
+        width = self.clean_size(batch.patch_crops.shape[-1])
+        crops = batch.clean_crops[width].flatten(0, 1)  # [P, B, 3, H, W] -> [P B, 3, H, W]
         all_ranks = self.use_fsdp and not len(batch.masked_crops)  # all ranks have to run a sharded network together
         crops = crops[:1] if all_ranks else crops[batch.masked_crops]  # [C, 3, H, W]
         tokens = self.teacher(crops, grid) if len(crops) else crops.new_empty(0, 1, self.teacher.network.embed_dim)

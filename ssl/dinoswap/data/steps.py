@@ -91,10 +91,10 @@ def collate(views: Sequence[Views], mask: NDArray[np.bool_], rows: list[int], co
         global_crops=_stack([view.global_crops for view in views]),
         local_crops=_stack([view.local_crops for view in views]),
         extra_crops=_stack([view.extra_crops for view in views]),
-        clean_crops=_stack([view.clean_crops for view in views]),
         mask=torch.from_numpy(mask),
         **masked_positions(torch.from_numpy(mask)),
         indices=torch.tensor(rows),
+        clean_crops={width: _stack([view.clean_crops[width] for view in views]) for width in views[0].clean_crops},
         corrupt=tuple(corrupt),
     )
 

@@ -42,8 +42,6 @@ class Objective(nn.Module):
     """Whether the student's `Features.patch` is needed. If not, its last block computes the masked rows only."""
     reads_teacher_patches: ClassVar[bool] = False
     """Whether the teacher's `Features.patch` is needed. If not, its last block computes the masked rows only."""
-    needs_clean_crops: ClassVar[bool] = False
-    """Whether `Batch.clean_crops` is needed."""
     checks_first_batch: ClassVar[bool] = False
     """Whether `check_first_batch` is called before the first step."""
 
@@ -66,6 +64,11 @@ class Objective(nn.Module):
         """Returns the objective's own schedules over a run of `total` steps, by name; their values at a step are in
         `Context.hyper`. Raises ValueError where one does not fit into the run."""
         return {}
+
+    def clean_size(self, crop_size: int) -> int | None:
+        """Returns the width of the `Batch.clean_crops` that are read where the mask-carrying crops are `crop_size`
+        pixels wide, None where none are."""
+        return None
 
     def networks(self) -> Mapping[str, Callable[[int], nn.Module]]:
         """Returns the networks that belong to this objective, by name: functions that build one for the width of the
