@@ -25,7 +25,7 @@ FLOORS = {
     6: "build",
     5: "trainer evaluation",
     4: "config",
-    3: "model clustering da3",
+    3: "model clustering da3 gram",
     2: "objectives forward teacher optim layer_decay weight_decay data",
     1: "nn position masking reduction targets augmentation metric",
     0: "values rng distributed files __version__",

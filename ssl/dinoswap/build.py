@@ -1,8 +1,9 @@
 """Builds model, trainer and evaluator from a resolved config. The only module that imports across groups."""
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -38,6 +39,15 @@ _log = logging.getLogger(__name__)
 
 LEFT_BY_OTHERS = {"targets", "reduction", "prototypes"}
 """Keys that groups and recipes write into an objective's section, whether or not there is such an objective."""
+
+
+@contextlib.contextmanager
+def as_config_error() -> Iterator[None]:
+    """Raises the ValueError of a message with a full key as ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def initial_backbone(cfg: Config) -> VisionTransformer:
@@ -126,7 +136,9 @@ def build_model(cfg: Config) -> SelfDistillation:
     """Returns student, teacher and objectives as one module, on the CPU."""
     plan = cast(ForwardPlan, construct_option(cfg["forward"], "forward"))
     objectives = build_objectives(cfg)
-    return SelfDistillation(build_student(cfg, objectives), objectives, plan, teacher_dropout=cfg["teacher_dropout"])
+    student = build_student(cfg, objectives)
+    with as_config_error():
+        return SelfDistillation(student, objectives, plan, teacher_dropout=cfg["teacher_dropout"])
 
 
 def build_parallel(cfg: Config) -> Parallel | None:
@@ -192,21 +204,17 @@ def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedu
     settings = construct(TrainerSettings, cfg["trainer"], "trainer")
     schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
     optimizer = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
-    try:
+    with as_config_error():
         device = resolve_device(settings.device)
         schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return settings, device, schedules, optimizer
 
 
 def objective_schedules(model: SelfDistillation, total: int) -> dict[str, Schedule]:
     """Returns the objectives' own schedules over a run of `total` steps, by name. Raises ConfigError where one does not
     fit into the run."""
-    try:
+    with as_config_error():
         own = [cast(Objective, objective).schedules(total) for objective in model.objectives.values()]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return {name: schedule for schedules in own for name, schedule in schedules.items()}
 
 
@@ -221,6 +229,8 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
     """Returns a function from images to the data set of training steps. Augmentation and masking are built and checked
     before any image is read. Raises ConfigError where one of them is wrong."""
     loading, seed, size = loading_settings(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
+    with as_config_error():
+        clean_sizes = model.clean_sizes(size)
     augmentation = construct_option(
         cfg["augmentation"],
         "augmentation",
@@ -228,7 +238,7 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
         local_crops_size=cfg["crops"]["local_size"],
         local_crops_number=cfg["crops"]["local_number"],
         extra_crops=model.plan.extra_crops,
-        clean_sizes=model.clean_sizes(size),
+        clean_sizes=clean_sizes,
     )
     masks = construct_option(cfg["masking"], "masking").sampler(
         crop_size=(size, size),
@@ -258,11 +268,9 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
 
 def check_images(model: SelfDistillation, images: int) -> None:
     """Raises ConfigError where an objective is not defined for micro-batches of `images` on all ranks."""
-    for name, objective in model.objectives.items():
-        try:
+    with as_config_error():
+        for objective in model.objectives.values():
             cast(Objective, objective).check_images(images // world_size(), images)
-        except ValueError as error:
-            raise ConfigError(f"objectives.{name}.{error}") from error
 
 
 def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:

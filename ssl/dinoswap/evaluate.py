@@ -22,7 +22,7 @@ from dinoswap import __version__
 from dinoswap.config.command_line import check_overrides, compose_config
 from dinoswap.config.configuration import plain
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
-from dinoswap.config.facts import DataFacts, build_source
+from dinoswap.config.facts import WEIGHTS, DataFacts, build_source
 from dinoswap.config.first_check import first_check
 from dinoswap.config.measured import score_of, sections
 from dinoswap.config.schema import ConfigError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # these import torch, which the help and a refused command do
     from dinoswap.run.checkpoint import Checkpoint
 
 FILE = "evaluation.json"
-CHANGEABLE = ("data", "metric", "evaluation", "trainer.device", "trainer.precision", "da3.ckpt_path")
+CHANGEABLE = ("data", "metric", "evaluation", "trainer.device", "trainer.precision", *WEIGHTS.values())
 
 Config = dict[str, Any]
 

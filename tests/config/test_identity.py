@@ -155,7 +155,7 @@ def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(config_dir(), configs)
     text = (configs / "train.yaml").read_text()
     for old, new in (
-        ("  - da3: disabled\n", "  - da3: disabled\n  - gram: plain\n"),
+        ("  - da3: disabled\n", "  - da3: disabled\n  - anchoring: plain\n"),
         ("  min_lr: 1.0e-6\n", "  min_lr: 1.0e-6\n  final_lr: 0.5\n"),
         ("  clip_grad: 3.0 ", "  clip_grad: 1.0 "),
         ("  workers: 2 ", "  shuffle: 7\n  workers: 2 "),
@@ -163,9 +163,9 @@ def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert text.count(old) == 1
         text = text.replace(old, new)
     (configs / "train.yaml").write_text(text)
-    (configs / "gram").mkdir()
-    (configs / "gram" / "plain.yaml").write_text("_target_: dinoswap.gram.plain.Plain\nevery: 100\n")
-    (configs / "gram" / "other.yaml").write_text("_target_: dinoswap.gram.other.Other\nevery: 50\n")
+    (configs / "anchoring").mkdir()
+    (configs / "anchoring" / "plain.yaml").write_text("_target_: dinoswap.anchoring.plain.Plain\nevery: 100\n")
+    (configs / "anchoring" / "other.yaml").write_text("_target_: dinoswap.anchoring.other.Other\nevery: 50\n")
     with (configs / "masking" / "block.yaml").open("a") as file:
         file.write("jitter: 0.0\n")
     (configs / NAME).write_text(as_text(appended(KNOWN, present(configs))))
@@ -181,7 +181,7 @@ def later(renewed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_added_renames_no_run_and_refuses_no_checkpoint(later: Path) -> None:
     for before, overrides in ((SMOKE, []), (PARQUET, ["data=parquet", "data.path=x"])):
         config = compose_config(["recipe=smoke", "optimizer.clip_grad=3.0", *overrides])
-        assert "gram" in config
+        assert "anchoring" in config
         assert config["schedule"]["final_lr"] == 0.5
         assert config["data"]["shuffle"] == 7
         assert config["masking"]["jitter"] == 0.0
@@ -191,8 +191,14 @@ def test_what_is_added_renames_no_run_and_refuses_no_checkpoint(later: Path) -> 
 
 def test_what_is_changed_since_is_a_deviation(later: Path) -> None:
     """Also the default of the later version, where it is another one."""
-    expected = {"gram": "Other", "gram.every": 7, "masking.jitter": 0.1, "schedule.final_lr": 0.4, "data.shuffle": 0}
-    given = ["gram=other", *(f"{key}={value}" for key, value in expected.items() if "." in key)]
+    expected = {
+        "anchoring": "Other",
+        "anchoring.every": 7,
+        "masking.jitter": 0.1,
+        "schedule.final_lr": 0.4,
+        "data.shuffle": 0,
+    }
+    given = ["anchoring=other", *(f"{key}={value}" for key, value in expected.items() if "." in key)]
     found = identity(compose_config(["recipe=smoke", *given]))
     assert found == identity(SMOKE, KNOWN) | expected | {"optimizer.clip_grad": 1}
 
@@ -203,7 +209,7 @@ def test_the_file_is_only_appended_to(later: Path) -> None:
         assert now[name].items() >= values.items() or now[name] | values == now[name]
     assert now[ROOT]["optimizer.clip_grad"] == 3.0
     assert now[ROOT]["schedule.final_lr"] == 0.5
-    assert now[ROOT]["gram"] == "Plain"
+    assert now[ROOT]["anchoring"] == "Plain"
     assert now["Other"] == {"every": 50}
 
 
@@ -211,7 +217,7 @@ def test_a_key_that_nobody_recorded_is_a_deviation(later: Path) -> None:
     """Until `make golden`: a test refuses the commit."""
     found = identity(compose_config(["recipe=smoke"]), KNOWN)
     assert found["schedule.final_lr"] == 0.5
-    assert found["gram"] == "Plain"
+    assert found["anchoring"] == "Plain"
 
 
 def test_configs_without_it_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

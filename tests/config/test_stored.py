@@ -19,6 +19,7 @@ CONFIGS = [
     ["preset=official"],
     ["preset=aligned", "distributed=fsdp2"],
     ["preset=legacy", "masking=block_exact", "recipe=demo"],
+    ["preset=dinov3", "gram=snapshot", "objectives.gram.weight_schedule.end=2.0"],
     ["da3=enabled", "da3.enabled=false", "data=parquet", "data.path=x", "~objectives.koleo", "layer_decay=uniform"],
 ]
 
@@ -52,6 +53,20 @@ def test_what_an_older_run_did_is_what_the_key_was_introduced_with(overrides: li
 @pytest.mark.parametrize("overrides", CONFIGS, ids=" ".join)
 def test_a_config_of_today_stays_as_it_is(overrides: list[str]) -> None:
     config = compose_config(overrides)
+    assert completed(config, KNOWN) == config
+
+
+@pytest.mark.parametrize(
+    "section", ["objectives.dino.local_weight", "objectives.gram.weight_schedule", "heads.dino_head"]
+)
+def test_a_section_that_came_later_is_added_whole(section: str) -> None:
+    config = compose_config(["gram=ema"])
+    assert completed(without(config, section), KNOWN) == config
+
+
+@pytest.mark.parametrize("section", ["objectives.dino", "objectives.gram", "crops"])
+def test_no_option_and_no_section_of_the_root_is_added(section: str) -> None:
+    config = without(compose_config(["gram=ema"]), section)
     assert completed(config, KNOWN) == config
 
 

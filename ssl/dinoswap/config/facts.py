@@ -22,8 +22,9 @@ from dinoswap.data.images import ImageSource
 from dinoswap.files.digest import sha256
 from dinoswap.teacher.weights import weight_file
 
-IMAGES, WEIGHTS, RANKS = "data.images", "da3.weights", "ranks"
-"""Keys of facts among those of the configuration."""
+IMAGES, RANKS = "data.images", "ranks"
+WEIGHTS = {"da3.weights": "da3.ckpt_path", "objectives.gram.weights": "objectives.gram.path"}
+"""Keys of facts among those of the configuration; those of weights with the keys of the paths of their files."""
 GRAM = ("EmaGram", "SnapshotGram")
 """Classes of the group `gram`."""
 SHORT = 16
@@ -85,15 +86,18 @@ def facts(cfg: Mapping[str, Any], data: DataFacts, ranks: int = 1) -> dict[str, 
 
 
 def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the digest of the file that the frozen teacher's weights come from, or nothing when there is no such
-    file. Raises ConfigError for a wrong `da3.ckpt_path`, and OSError for a file that cannot be read."""
-    section = cfg["da3"]
-    if not (section.get("enabled") and section.get("ckpt_path")):
-        return {}
-    try:
-        return {WEIGHTS: sha256(weight_file(section["ckpt_path"]))[:SHORT]}
-    except ValueError as error:
-        raise ConfigError(f"da3.{error}") from error
+    """Returns the digest of each file of weights that a config names. Raises ConfigError where there is no such file,
+    and OSError for a file that cannot be read."""
+    digests = {}
+    for key, path_key in WEIGHTS.items():
+        section = functools.reduce(lambda found, name: found.get(name) or {}, path_key.split(".")[:-1], cfg)
+        name = path_key.rpartition(".")[2]
+        if section.get("enabled", True) and section.get(name):
+            try:
+                digests[key] = sha256(weight_file(section[name], name))[:SHORT]
+            except ValueError as error:
+                raise ConfigError(f"{path_key.rpartition('.')[0]}.{error}") from error
+    return digests
 
 
 def depends_on_ranks(cfg: Mapping[str, Any]) -> bool:

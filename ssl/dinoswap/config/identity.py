@@ -34,6 +34,8 @@ VOLATILE = (
     "data.download",
     "da3.ckpt_path",
     "da3.use_fsdp",
+    "objectives.gram.path",
+    "objectives.gram.stats",
     "trainer.device",
     "trainer.log_every",
     "trainer.eval_every",

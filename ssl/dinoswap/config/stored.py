@@ -63,20 +63,31 @@ def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed(
-    section: Mapping[str, Any], known: Known, place: str = "", owner: str = ROOT, prefix: str = ""
+    section: Mapping[str, Any],
+    known: Known,
+    place: str = "",
+    owner: str = ROOT,
+    prefix: str = "",
+    of_another_class: bool = False,
 ) -> dict[str, Any]:
     """Returns a config, or the section of one at `place`, with the keys that it lacks, each with the value that it was
-    introduced with. `owner` and `prefix` are those of `identity.described`. Sections and options are not added."""
+    introduced with. `owner` and `prefix` are those of `identity.described`. Options and the sections of the root are
+    not added. `of_another_class` tells whether the section belongs to another class than train.yaml's."""
     if "_target_" in section:
         owner, prefix = class_name(section), ""
-    whole = dict(section)
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            whole[name] = completed(value, known, full_key(place, name), owner, full_key(prefix, name))
-    of_another_class = place.startswith("objectives.") and known[ROOT].get(place) != owner
+        of_another_class = place.startswith("objectives.") and known[ROOT].get(place) != owner
     introduced = {} if of_another_class else {key: value for key, value in known[ROOT].items() if is_value(key, known)}
-    lacking = _directly_below(place, introduced) | (_directly_below(prefix, known.get(owner, {})) if owner else {})
-    return {name: value for name, value in lacking.items() if full_key(place, name) not in MOVED} | whole
+    own = known.get(owner, {}) if owner else {}
+    whole = dict(section)
+    if place:
+        lacking = _sections_below(place, introduced) | (_sections_below(prefix, own) if owner else set())
+        whole = {name: {} for name in sorted(lacking) if full_key(place, name) not in known[ROOT]} | whole
+    for name, value in whole.items():
+        if isinstance(value, Mapping):
+            inner = full_key(place, name), owner, full_key(prefix, name)
+            whole[name] = completed(value, known, *inner, of_another_class)
+    values = _directly_below(place, introduced) | (_directly_below(prefix, own) if owner else {})
+    return {name: value for name, value in values.items() if full_key(place, name) not in MOVED} | whole
 
 
 def is_value(key: str, known: Known) -> bool:
@@ -91,3 +102,10 @@ def _directly_below(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of the section at `place` itself, not those of sections in it."""
     parts = {key: key.rpartition(".") for key in values}
     return {name: values[key] for key, (section, _, name) in parts.items() if section == place}
+
+
+def _sections_below(place: str, values: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the sections in the section at `place`."""
+    start = f"{place}." if place else ""
+    rest = (key.removeprefix(start) for key in values if key.startswith(start))
+    return {name for name, dot, _ in (key.partition(".") for key in rest) if dot}

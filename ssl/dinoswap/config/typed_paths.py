@@ -22,8 +22,16 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from dinoswap.config.schema import ConfigError
 
-PATHS = ("data.path", "data.test_path", "data.labels", "da3.ckpt_path", "start.path", "results_dir")
-NULLABLE = ("data.test_path", "data.labels", "study")
+PATHS = (
+    "data.path",
+    "data.test_path",
+    "data.labels",
+    "da3.ckpt_path",
+    "objectives.gram.path",
+    "start.path",
+    "results_dir",
+)
+NULLABLE = ("data.test_path", "data.labels", "objectives.gram.path", "study")
 """Keys that may be absent: `null` as their value is no text."""
 LITERAL = (*PATHS, "study")
 

@@ -10,7 +10,6 @@ student gets its crop resized from the larger one; Siméoni et al. (arXiv 2508.1
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -25,11 +24,12 @@ from dinoswap.nn.official_weights import load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Context
 from dinoswap.optim.schedules import Phases, Schedule, steps
+from dinoswap.teacher.weights import weight_file
 from dinoswap.values import Hyper
 
 Grid = tuple[int, int]
 Resize = Literal["bicubic", "bilinear"]
-REFRESH = "gram_refresh"
+REFRESH, PATH = "gram_refresh", "objectives.gram.path"
 
 
 class SnapshotGram(GramAnchoring):
@@ -70,6 +70,8 @@ class SnapshotGram(GramAnchoring):
             raise ValueError(f"crop_scale={crop_scale}: must be above 0; 2 doubles the side of the teacher's crops")
         if refresh_times is not None and refresh_times < 0:
             raise ValueError(f"refresh_times={refresh_times}: must be 0 or more, or null for any number")
+        if not refresh_every > 0:
+            raise ValueError(f"refresh_every={refresh_every}: must be at least one step, or a share of the run above 0")
         if refresh_times == 0 and path is None:
             raise ValueError("refresh_times=0: leaves no teacher to anchor to; give path=FILE too, or at least 1")
         self.path, self.crop_scale = path, crop_scale
@@ -82,7 +84,7 @@ class SnapshotGram(GramAnchoring):
         weights that do not fit."""
         self.backbone = cast(VisionTransformer, copy.deepcopy(teacher["backbone"])).requires_grad_(False)
         if self.path is not None:
-            load_into(self.backbone, load_official(self.path))
+            load_into(self.backbone, load_official(weight_file(self.path, PATH)))
 
     def train(self, mode: bool = True) -> "SnapshotGram":
         """Keeps evaluation mode, whatever `mode` is."""
@@ -90,7 +92,7 @@ class SnapshotGram(GramAnchoring):
 
     def identity(self) -> Mapping[str, str]:
         """Returns the digest of the weights to begin with."""
-        return {} if self.path is None else {"weights": f"sha256:{sha256(Path(self.path))[:16]}"}
+        return {} if self.path is None else {"weights": f"sha256:{sha256(weight_file(self.path, 'path'))[:16]}"}
 
     def inference_only_models(self) -> Sequence[nn.Module]:
         """Returns the copy, which is sharded as the teacher is, so that one is copied into the other shard by shard."""
@@ -101,17 +103,15 @@ class SnapshotGram(GramAnchoring):
         size, patch = round(self.crop_scale * crop_size), self.backbone.patch_size
         if size < patch or size % patch:
             raise ValueError(
-                f"crop_scale={self.crop_scale}: makes crops of {size} pixels of those of {crop_size}, no multiple of "
-                f"model.patch_size={patch}; try crop_scale={max(round(size / patch), 1) * patch / crop_size:g}"
+                f"objectives.gram.crop_scale={self.crop_scale}: makes crops of {size} pixels of those of {crop_size}, no "
+                f"multiple of model.patch_size={patch}; try {max(round(size / patch), 1) * patch / crop_size:g}"
             )
         return size
 
     def schedules(self, total: int) -> Mapping[str, Schedule]:
         """Returns the weight by step, and 1 at each step that begins with a new copy."""
         first = steps(self.refresh_first, total, "objectives.gram.refresh_first")
-        every = steps(self.refresh_every, total, "objectives.gram.refresh_every")
-        if every < 1:
-            raise ValueError(f"objectives.gram.refresh_every={self.refresh_every}: must be at least one step")
+        every = max(steps(self.refresh_every, total, "objectives.gram.refresh_every"), 1)
         refreshed = [step for step in range(every, total, every) if step >= first][: self.refresh_times]
         if self.path is None and not refreshed:
             raise ValueError(

@@ -97,8 +97,8 @@ class Objective(nn.Module):
         return {}
 
     def check_images(self, of_rank: int, of_all_ranks: int) -> None:
-        """Raises ValueError where the loss is not defined for micro-batches of so many images, on one rank and on all
-        of them."""
+        """Raises ValueError, with the full key, where the loss is not defined for micro-batches of so many images, on
+        one rank and on all of them."""
 
     def notices(self) -> Sequence[str]:
         """Returns sentences that a user should read before the run starts."""

@@ -72,14 +72,14 @@ class KoLeo(Objective):
         images = of_all_ranks if self.gather else of_rank
         if self.group is not None and images % self.group:
             raise ValueError(
-                f"group={self.group}: must divide the {images} images among which neighbours are sought, those of a "
-                "micro-batch on all ranks with gather=true, else on one; change it or data.batch_size"
+                f"objectives.koleo.group={self.group}: must divide the {images} images among which neighbours are "
+                "sought, those of a micro-batch on all ranks with gather=true, else on one; change it or data.batch_size"
             )
         others = (self.group or images) - 1
         if others and self.neighbours > others:
             raise ValueError(
-                f"neighbours={self.neighbours}: an image has {others} others to be compared with; give fewer, or raise "
-                "data.batch_size or group, or set gather=true where there are several ranks"
+                f"objectives.koleo.neighbours={self.neighbours}: an image has {others} others to be compared "
+                "with; give fewer, or raise data.batch_size or group, or set gather=true where there are several ranks"
             )
 
     def forward(self, context: Context) -> dict[str, Tensor]:

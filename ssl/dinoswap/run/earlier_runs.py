@@ -14,7 +14,8 @@ from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
 
 FEW = 4
 """Two runs are nearly the same when their identities differ in at most this many keys."""
-WORDS = {IMAGES: "the images", WEIGHTS: "the weights of da3.ckpt_path", RANKS: "the number of ranks"}
+WORDS = {IMAGES: "the images", RANKS: "the number of ranks"}
+WORDS |= {key: f"the weights of {path}" for key, path in WEIGHTS.items()}
 
 Identity = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.types import RunMode
 
 from dinoswap.config.configuration import flatten
-from dinoswap.config.facts import RANKS, DataFacts, data_facts, facts
+from dinoswap.config.facts import RANKS, WEIGHTS, DataFacts, data_facts, facts
 from dinoswap.config.first_check import require_writable
 from dinoswap.config.identity import identity, run_id
 from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
@@ -27,7 +27,7 @@ POINTER = "elsewhere.json"
 """Name of the pointer file in the folder planned for a run that has another one: `{"folder": relative path}`."""
 PLACE = "DINOSWAP_RUN_PLACE"
 """Environment variable of a launched job: the folder where its launcher looks for the run."""
-NAMED_BY_TEXT = ("data.path", "data.test_path", "da3.ckpt_path")
+NAMED_BY_TEXT = ("data.path", "data.test_path", *WEIGHTS.values())
 AS_WRITTEN = " as written"
 """Suffix of the keys in `NAMED_BY_TEXT` where a path stands for images or weights that cannot be read here."""
 

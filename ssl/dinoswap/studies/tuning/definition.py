@@ -121,7 +121,7 @@ def as_begun(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
 
 def _identifies_files(key: str) -> bool:
-    return key in (IMAGES, WEIGHTS) or key.endswith(AS_WRITTEN)
+    return key in (IMAGES, *WEIGHTS) or key.endswith(AS_WRITTEN)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
