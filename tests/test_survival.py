@@ -33,9 +33,10 @@ SETTINGS = [
     "evaluation.in_loop_images=20",
     "evaluation.images=20",
 ]
+SNAPSHOT = ["gram=snapshot", "objectives.gram.refresh_every=4"]  # a frozen network among the state
 VARIANTS = {
     "fp32": [*SETTINGS, "trainer.precision=fp32"],
-    "bf16": [*SETTINGS, "trainer.precision=bf16", *CENTERING],
+    "bf16": [*SETTINGS, "trainer.precision=bf16", *CENTERING, *SNAPSHOT],
 }
 STAGES = ["tensors written", "state written", "meta written", "folder synced", "renamed"]  # of a checkpoint
 

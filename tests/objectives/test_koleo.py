@@ -54,7 +54,7 @@ def test_neighbours_and_groups_are_those_of_the_loop(neighbours: int, group: int
 @pytest.mark.parametrize(
     ("arguments", "images", "message"),
     [
-        ({"group": 4}, (6, 12), r"group=4: must divide the 6 images .* one; change it or data.batch_size"),
+        ({"group": 4}, (6, 12), r"group=4: must divide the 6 images .* one; change data.batch_size"),
         ({"group": 8, "gather": True}, (6, 12), "group=8: must divide the 12 images"),
         ({"neighbours": 6}, (6, 12), "neighbours=6: an image has 5 others"),
         ({"neighbours": 2, "group": 2}, (6, 12), "neighbours=2: an image has 1 others"),

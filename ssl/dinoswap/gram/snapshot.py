@@ -103,8 +103,8 @@ class SnapshotGram(GramAnchoring):
         size, patch = round(self.crop_scale * crop_size), self.backbone.patch_size
         if size < patch or size % patch:
             raise ValueError(
-                f"objectives.gram.crop_scale={self.crop_scale}: makes crops of {size} pixels of those of {crop_size}, no "
-                f"multiple of model.patch_size={patch}; try {max(round(size / patch), 1) * patch / crop_size:g}"
+                f"objectives.gram.crop_scale={self.crop_scale}: makes crops of {size} pixels of those of {crop_size}, "
+                f"no multiple of model.patch_size={patch}; try {max(round(size / patch), 1) * patch / crop_size:g}"
             )
         return size
 

@@ -73,7 +73,7 @@ class KoLeo(Objective):
         if self.group is not None and images % self.group:
             raise ValueError(
                 f"objectives.koleo.group={self.group}: must divide the {images} images among which neighbours are "
-                "sought, those of a micro-batch on all ranks with gather=true, else on one; change it or data.batch_size"
+                "sought: those of a micro-batch, on all ranks with gather=true, else on one; change data.batch_size too"
             )
         others = (self.group or images) - 1
         if others and self.neighbours > others:
