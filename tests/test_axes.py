@@ -44,7 +44,7 @@ def test_every_switch_changes_a_preset(composed: dict[tuple[str, Switch], dict[s
 def test_a_switch_changes_its_axis_alone(composed: dict[tuple[str, Switch], dict[str, object]]) -> None:
     """What a group's option changes lies in that group's place of the config."""
     places = {axis: axis.partition("@")[2] or axis for axis in AXES if axis != "details"}
-    places["clustering"] = "objectives.clustering"
+    places |= {axis: f"objectives.{axis}" for axis in ("clustering", "gram")}
     before = composed["legacy", ()]
     for (preset, switch), after in composed.items():
         place = places.get(switch[0].partition("=")[0]) if switch and preset == "legacy" else None
@@ -52,9 +52,12 @@ def test_a_switch_changes_its_axis_alone(composed: dict[tuple[str, Switch], dict
         assert place is None or all(key.startswith(place) for key in changed), (switch, changed)
 
 
-def test_details_can_be_changed_one_by_one(composed: dict[tuple[str, Switch], dict[str, object]]) -> None:
-    """Every key that details=legacy changes."""
-    official, legacy = composed["official", ()], composed["official", ("details=legacy",)]
+@pytest.mark.parametrize("details", ["legacy", "dinov3"])
+def test_details_can_be_changed_one_by_one(
+    details: str, composed: dict[tuple[str, Switch], dict[str, object]]
+) -> None:
+    """Every key that the option changes."""
+    official, legacy = composed["official", ()], composed["official", (f"details={details}",)]
     changed = {key for key in official.keys() | legacy.keys() if official.get(key) != legacy.get(key)}
     alone = set()
     for switch in DETAILS:
@@ -122,8 +125,10 @@ SHARED = {
     "layer_decay=": OPTIMISATION,
     "optimizer.": OPTIMISATION,
     "schedule.": OPTIMISATION,
+    "heads.dino_head.weight_norm": OBJECTIVE,
     "heads.": OPTIMISATION,
     "model.mask_token_std": {"crops", "mask", "weights"},
+    "model.token_std": {"crops", "mask", "weights"},
     "objectives.koleo.": OBJECTIVE,
     "targets@": OBJECTIVE,
     "model.residual_dropout": OBJECTIVE,
@@ -134,12 +139,17 @@ SHARED = {
     "reduction@": OBJECTIVE,
     "clustering=": OBJECTIVE,
     "da3=": OBJECTIVE,
+    "gram=": OBJECTIVE,
     "position=": {"crops", "mask", "weights"},
     "masking=": {"crops", "weights"},
     "forward=": {"crops", "weights"},
     "augmentation=": {"mask", "weights"},
 }
-CHANGED_WEIGHTS = {"model.layerscale": ".gamma", "model.mask_token_std": "mask_token"}
+CHANGED_WEIGHTS = {
+    "model.layerscale": (".gamma",),
+    "model.mask_token_std": ("mask_token",),
+    "model.token_std": ("cls_token", "register_tokens"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +167,11 @@ def test_two_arms_share_what_they_can(switch: Switch, bases: dict[str, Arm]) -> 
         arm = Arm(f"preset={preset}", *switch, *teacher_of(switch[0].removeprefix("da3=")))
         if differing_keys(arm, base):
             compared += 1
-            check_shared(base, arm, SHARED[key], CHANGED_WEIGHTS.get(key))
+            check_shared(base, arm, SHARED[key], CHANGED_WEIGHTS.get(key, ()))
     assert compared
 
 
-def check_shared(base: Arm, arm: Arm, shared: set[str], changed: str | None) -> None:
+def check_shared(base: Arm, arm: Arm, shared: set[str], changed: tuple[str, ...]) -> None:
     one, other = base.raw_batch(3), arm.raw_batch(3)
     assert torch.equal(one.indices, other.indices)
     if "crops" in shared:
@@ -173,7 +183,7 @@ def check_shared(base: Arm, arm: Arm, shared: set[str], changed: str | None) -> 
     common = [name for name in a.keys() & b.keys() if "weights" in shared or "_head." in name]
     assert len(common) > 10
     for name in common:
-        assert torch.equal(a[name], b[name]) or (changed is not None and changed in name), name
+        assert torch.equal(a[name], b[name]) or name.endswith(changed), name
     if "losses" in shared:
         terms = [loss_terms(each, one.normalised(torch.zeros(3), torch.ones(3))) for each in (base, arm)]
         assert terms[0] == terms[1]

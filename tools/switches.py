@@ -36,6 +36,18 @@ DETAILS: dict[Switch, str] = {
         "heads.dino_head.train_weight_g=false",
         "heads.ibot_head.train_weight_g=false",
     ): "The lengths of the prototypes of the heads stay 1.",
+    (
+        "heads.dino_head.weight_norm=true",
+        "heads.ibot_head.weight_norm=true",
+    ): "The last layers of the heads are weight-normalised.",
+    (
+        "heads.dino_head.weight_norm=false",
+        "heads.ibot_head.weight_norm=false",
+        "heads.dino_head.train_weight_g=true",
+        "heads.ibot_head.train_weight_g=true",
+    ): "The last layers of the heads are plain linear maps.",
+    ("model.token_std=1.0e-6",): "Class token and registers start near zero.",
+    ("model.token_std=0.02",): "Class token and registers start at the deviation of the linear maps.",
     ("objectives.koleo.over_crops=sum",): "KoLeo summed over the global crops.",
     ("objectives.koleo.over_crops=mean",): "KoLeo averaged over the global crops.",
     ("schedule.lr_scaling=sqrt_1024",): "The lr grows with the square root of the batch.",
