@@ -41,7 +41,7 @@ def test_tables_are_the_official_ones(table: str) -> None:
     rows, columns = map(int, size.split("x"))
     position = described(kind)
     torch.manual_seed(7)
-    (rotation,) = position.rotations([(rows, columns)], HEAD, TOKENS, kind.startswith("train"))
+    (rotation,) = position.rotations([(rows, columns)], HEAD, TOKENS, kind.startswith("train"), 0)
     assert rotation is not None
     assert torch.equal(rotation.sin.float(), VIT[f"{table}/sin"].float())
     assert torch.equal(rotation.cos.float(), VIT[f"{table}/cos"].float())
@@ -53,7 +53,7 @@ def test_tables_are_the_official_ones(table: str) -> None:
 
 def test_scores_depend_on_the_offset_of_two_patches_alone() -> None:
     """q_a . k_b is the same for all pairs of patches that are equally far apart, whatever q and k are."""
-    (rotation,) = rope().rotations([(4, 5)], HEAD, TOKENS, False)
+    (rotation,) = rope().rotations([(4, 5)], HEAD, TOKENS, False, 0)
     assert rotation is not None
     query, key = torch.randn(2, HEAD, generator=torch.Generator().manual_seed(0))
     qkv = torch.stack([query, key, key]).view(1, 1, 3, 1, HEAD).expand(1, 20, 3, 1, HEAD)
@@ -66,7 +66,7 @@ def test_scores_depend_on_the_offset_of_two_patches_alone() -> None:
 
 
 def test_tokens_that_are_no_patches_are_not_turned_but_rounded() -> None:
-    (rotation,) = rope(dtype="bf16").rotations([(2, 2)], HEAD, TOKENS, False)
+    (rotation,) = rope(dtype="bf16").rotations([(2, 2)], HEAD, TOKENS, False, 0)
     assert isinstance(rotation, Rotation)
     qkv = torch.randn(2, 7, 3, 1, HEAD, generator=torch.Generator().manual_seed(0))
     turned = rotated(qkv, rotation)
@@ -75,18 +75,29 @@ def test_tokens_that_are_no_patches_are_not_turned_but_rounded() -> None:
     assert turned.dtype == torch.float32
 
 
+def test_groups_of_channels_are_turned_apart() -> None:
+    draws = torch.Generator().manual_seed(0)
+    sin, cos = torch.randn(2, 5, HEAD, generator=draws)
+    qkv = torch.randn(2, 6, 3, 3, HEAD, generator=draws)
+    halves = [
+        rotated(*parts)
+        for parts in zip(qkv.chunk(2, -1), map(Rotation, sin.chunk(2, -1), cos.chunk(2, -1)), strict=True)
+    ]
+    assert torch.equal(rotated(qkv, Rotation(sin, cos, groups=2)), torch.cat(halves, dim=-1))
+
+
 def test_draws_are_for_training_and_new_for_each_entry() -> None:
     position = rope(**AUGMENTED)
     torch.manual_seed(0)
-    first, second = position.rotations([(3, 3), (3, 3)], HEAD, TOKENS, True)
+    first, second = position.rotations([(3, 3), (3, 3)], HEAD, TOKENS, True, 0)
     assert first is not None
     assert second is not None
     assert not torch.equal(first.sin, second.sin)
     state = torch.get_rng_state()
-    (still,) = position.rotations([(3, 3)], HEAD, TOKENS, False)
+    (still,) = position.rotations([(3, 3)], HEAD, TOKENS, False, 0)
     assert still is not None
     assert torch.equal(torch.get_rng_state(), state)
-    (plain,) = rope().rotations([(3, 3)], HEAD, TOKENS, True)
+    (plain,) = rope().rotations([(3, 3)], HEAD, TOKENS, True, 0)
     assert plain is not None
     assert torch.equal(still.sin, plain.sin)
 

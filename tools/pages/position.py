@@ -53,7 +53,7 @@ def turned(frequencies: tuple[int, ...] = ()) -> Tensor:
     """Scores [rows, columns] of a key of ones with a query of ones in the middle, relative to that in the middle; from
     all channels, or from those of these frequencies."""
     rope = words.built("position", "rope", dtype="fp32")
-    (rotation,) = rope.rotations([GRID], HEAD, torch.zeros(1), False)
+    (rotation,) = rope.rotations([GRID], HEAD, torch.zeros(1), False, 0)
     kept = frequencies or range(HEAD // 4)
     chosen = torch.tensor([float(channel % (HEAD // 4) in kept) for channel in range(HEAD)])
     qkv = chosen.expand(1, GRID[0] * GRID[1], 3, 1, HEAD)

@@ -6,7 +6,7 @@ Follows models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with 
 rotary positions and other norms that of facebookresearch/dinov3 @ 6876159.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -212,14 +212,15 @@ class VisionTransformer(nn.Module):
     ) -> list[Tokens]:
         entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
         grids = [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
-        for block in self.blocks[:-1]:
-            entries = self._run(block, entries, grids, None, single)
+        last = len(self.blocks) - 1
+        for index in range(last):
+            entries = self._run(index, entries, grids, None, single)
         is_local = [place >= first_local for place in range(len(entries))]
         if patch_rows is None:
-            tokens = self._run(self.blocks[-1], entries, grids, None, single)
+            tokens = self._run(last, entries, grids, None, single)
             return [self._split(self._normed(x, local)) for x, local in zip(tokens, is_local, strict=True)]
         rows = [self._token_rows(x, r) for x, r in zip(entries, patch_rows, strict=True)]
-        read = self._run(self.blocks[-1], entries, grids, rows, single)
+        read = self._run(last, entries, grids, rows, single)
         parts = [  # class tokens, patches
             self._normed_rows(x, crop.shape[0], local) for x, crop, local in zip(read, crops, is_local, strict=True)
         ]
@@ -254,22 +255,30 @@ class VisionTransformer(nn.Module):
         depth = len(self.blocks)
         if any(not -depth <= index < depth for index in blocks):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
-        outputs, grid = [[self.prepare_tokens_with_masks(x)]], self.patch_embed.grid(*x.shape[-2:])
-        for block in self.blocks:
-            outputs.append(self._run(block, outputs[-1], [grid], None, True))
-        raw = [outputs[1:][index][0] for index in blocks]
-        return [self._split(self._normed(tokens, False) if norm else tokens) for tokens in raw]
+        wanted = [index % depth for index in blocks]
+        raw = {index: tokens for index, tokens in enumerate(self.stream(x)) if index in wanted}
+        return [self._split(self._normed(raw[index], False) if norm else raw[index]) for index in wanted]
+
+    def stream(self, x: Tensor) -> Iterator[Tensor]:
+        """Yields the tokens [b, T, D] of crops [b, 3, H, W] after each block, without a norm. A block is computed when
+        its tokens are asked for."""
+        tokens, grid = self.prepare_tokens_with_masks(x), self.patch_embed.grid(*x.shape[-2:])
+        for index in range(len(self.blocks)):
+            (tokens,) = self._run(index, [tokens], [grid], None, True)
+            yield tokens
 
     def _run(
         self,
-        block: nn.Module,
+        index: int,
         entries: Sequence[Tensor],
         grids: Sequence[tuple[int, int]],
         rows: Sequence[Tensor] | None,
         single: bool,
     ) -> list[Tensor]:
-        """Returns the entries after one block. Rotations are drawn before the block draws its stochastic depth."""
-        rotations = self.position.rotations(grids, self.head_width, entries[0], self.training)
+        """Returns the entries after the block of this index. Rotations are drawn before it draws its stochastic
+        depth."""
+        block = self.blocks[index]
+        rotations = self.position.rotations(grids, self.head_width, entries[0], self.training, index)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, block, use_reentrant=False) if recompute else block
         out: list[Tensor] = run(entries, rows, single, rotations)

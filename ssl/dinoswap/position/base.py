@@ -11,10 +11,12 @@ Grid = tuple[int, int]
 
 
 class Rotation(NamedTuple):
-    """Sines and cosines [N, d] by which each of N patches turns the d channels of its queries and keys."""
+    """Sines and cosines [N, d] by which each of N patches turns the d channels of its queries and keys. The channels
+    are `groups` equal parts, side by side, and in a part of w channels i and i + w / 2 are turned as a pair."""
 
     sin: Tensor
     cos: Tensor
+    groups: int = 1
 
 
 class Position:
@@ -27,24 +29,24 @@ class Position:
         """Raises ValueError where a head of this width cannot be turned."""
 
     def rotations(
-        self, grids: Sequence[Grid], head_width: int, tokens: Tensor, training: bool
+        self, grids: Sequence[Grid], head_width: int, tokens: Tensor, training: bool, block: int
     ) -> Sequence[Rotation | None]:
-        """Returns the rotation of each list entry for the next block, None where there is none, on the device of
-        `tokens`. A block of a network in training mode may get another one than the block before, drawn from torch's
-        default generator."""
+        """Returns the rotation of each list entry for the block of this index, None where there is none, on the device
+        of `tokens`. A block may get another one than the block before; that of a network in training mode may be drawn
+        from torch's default generator."""
         return [None] * len(grids)
 
 
 def rotated(qkv: Tensor, rotation: Rotation) -> Tensor:
     """Returns qkv [b, T, 3, h, d] whose queries and keys are turned for the last N of the T tokens, the patches.
 
-    Channel i is paired with channel i + d / 2. Queries and keys of all tokens pass through the type of the rotation,
-    those that are not turned too, as in facebookresearch/dinov3 @ 6876159 (layers/attention.py).
+    Queries and keys of all tokens pass through the type of the rotation, those that are not turned too, as in
+    facebookresearch/dinov3 @ 6876159 (layers/attention.py).
     """
-    sin, cos = (values[:, None, None] for values in rotation)  # [N, d] -> [N, 1, 1, d]
+    sin, cos = (values[:, None, None] for values in rotation[:2])  # [N, d] -> [N, 1, 1, d]
     turning = qkv[:, :, :2].to(sin.dtype)
     others, patches = turning.tensor_split([turning.shape[1] - len(sin)], dim=1)
-    first, second = patches.chunk(2, dim=-1)
-    patches = patches * cos + torch.cat([-second, first], dim=-1) * sin
+    first, second = torch.unflatten(patches, -1, (rotation.groups, 2, -1)).unbind(-2)  # [.., d] -> [.., groups, w / 2]
+    patches = patches * cos + torch.stack([-second, first], dim=-2).flatten(-3) * sin
     turned = torch.cat([others, patches], dim=1).to(qkv.dtype)
     return torch.cat([turned, qkv[:, :, 2:]], dim=2)

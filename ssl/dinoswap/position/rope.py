@@ -90,7 +90,7 @@ class Rope(Position):
         return 2.0 * torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1) - 1.0
 
     def rotations(
-        self, grids: Sequence[Grid], head_width: int, tokens: Tensor, training: bool
+        self, grids: Sequence[Grid], head_width: int, tokens: Tensor, training: bool, block: int
     ) -> Sequence[Rotation | None]:
         # For tokens in float64, fp32 means no less than that
         dtype = torch.float64 if (tokens.dtype, self.dtype) == (torch.float64, torch.float32) else self.dtype
