@@ -1,10 +1,11 @@
-"""Both ways to compute attention against the formula in float64."""
+"""Both ways to compute attention against the formula in float64, and normed queries and keys."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dinoswap.nn.attention import MatmulAttention, attend
+from dinoswap.nn.attention import Attention, MatmulAttention, attend
+from dinoswap.nn.vit import VisionTransformer
 
 SHAPE = (3, 21, 3, 2, 24)  # [b, T, 3, h, d]
 
@@ -54,3 +55,30 @@ def test_autocast_does_not_round_the_scores(scale: float) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = attend(qkv)
     assert torch.equal(inside, attend(qkv))
+
+
+# --- queries and keys that are normed ---------------------------------------------------------------------------------
+
+
+def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-5) over the last dimension, times the weight, plus the bias."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+
+
+def test_normed_queries_and_keys() -> None:
+    torch.manual_seed(0)
+    attention = Attention(48, 2, qk_norm=True).double()
+    for parameter in (*attention.q_norm.parameters(), *attention.k_norm.parameters()):
+        nn.init.normal_(parameter)
+    x = torch.randn(3, 21, 48, dtype=torch.float64)
+    q, k, v = attention.qkv(x).view(3, 21, 3, 2, 24).unbind(2)
+    expected = formula(torch.stack([normed(q, attention.q_norm), normed(k, attention.k_norm), v], dim=2))
+    torch.testing.assert_close(attention(x), expected.flatten(2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("start", "blocks"), [(None, []), (0, [0, 1, 2]), (2, [2]), (3, [])])
+def test_blocks_that_norm_them(start: int | None, blocks: list[int]) -> None:
+    backbone = VisionTransformer(img_size=16, embed_dim=16, depth=3, num_heads=2, qk_norm_from=start)
+    names = {name.removesuffix(".weight") for name in backbone.state_dict() if name.endswith("_norm.weight")}
+    assert names == {f"blocks.{block}.attn.{part}_norm" for block in blocks for part in "qk"}

@@ -1,5 +1,7 @@
 """Multi-head self-attention, softmax(q k^T / sqrt(d)) v, with one Linear for q, k and v in that order.
 
+Queries and keys may be normed, by a LayerNorm over the channels of a head for each of the two, before they are turned.
+
 Which kernel computes it is decided in one place, `attend`: torch's fused kernel, but on CPU in bf16 batched matrix
 products, because there the backward of the fused kernel is several times slower.
 Follows dinov2/layers/attention.py of facebookresearch/dinov2 @ b8931f7.
@@ -62,20 +64,29 @@ class Attention(nn.Module):
     """Attention without its output projection: the block applies `proj`, together with the LayerScale and, in the last
     block, to the rows that are read."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, key_bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool = True, key_bias: bool = True, qk_norm: bool = False
+    ) -> None:
         """Without `key_bias` the third of the bias that belongs to the keys counts as 0 and gets no gradient, as the
-        bias mask of facebookresearch/dinov3 @ 6876159 has it."""
+        bias mask of facebookresearch/dinov3 @ 6876159 has it. With `qk_norm` queries and keys are normed."""
         super().__init__()
         self.num_heads = num_heads
         self.key_bias = key_bias or not qkv_bias
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads, eps=1e-5) for _ in range(2))
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Returns each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]. With a rotation the
         last N tokens are patches whose queries and keys are turned."""
         batch, length, dim = x.shape
-        qkv = self._qkv(x).view(batch, length, 3, self.num_heads, -1)  # [b, T, 3 D] -> [b, T, 3, h, d]
+        shape = batch, length, 3, self.num_heads, dim // self.num_heads
+        qkv = self._qkv(x).view(shape)  # [b, T, 3 D] -> [b, T, 3, h, d]
+        if self.qk_norm:
+            query, key, value = qkv.unbind(2)
+            qkv = torch.stack([self.q_norm(query), self.k_norm(key), value], dim=2)
         if rotation is not None:
             qkv = rotated(qkv, rotation)
         return attend(qkv).reshape(batch, length, dim)  # [b, T, h, d] -> [b, T, D]

@@ -133,6 +133,7 @@ class Block(nn.Module):
         residual_dropout: float = 0.0,
         *,
         key_bias: bool = True,
+        qk_norm: bool = False,
         ffn_align: int = 8,
         norm: NormKind = "layernorm",
         norm_eps: float = 1e-6,
@@ -148,7 +149,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.residual_dropout = residual_dropout
         self.norm1 = make_norm(norm, dim, norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, key_bias)
+        self.attn = Attention(dim, num_heads, qkv_bias, key_bias, qk_norm)
         self.ls1 = LayerScale(dim, layerscale) if layerscale else NoScale()
         self.norm2 = make_norm(norm, dim, norm_eps)
         self.mlp = Mlp(dim, hidden_dim) if ffn == "mlp" else SwiGLU(dim, hidden_dim, ffn_align)

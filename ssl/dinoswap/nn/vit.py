@@ -58,6 +58,7 @@ class VisionTransformer(nn.Module):
         position: Position = LEARNED,
         token_std: float = 1e-6,
         key_bias: bool = True,
+        qk_norm_from: int | None = None,
         ffn_align: int = 8,
         norm: NormKind = "layernorm",
         norm_eps: float = 1e-6,
@@ -68,9 +69,10 @@ class VisionTransformer(nn.Module):
         `layerscale` is its initial value, None or 0 for none. `drop_path` is the rate of every block; without
         `drop_path_uniform` that of the last block, rising linearly from 0, as `residual_dropout` always does. Only one
         of the two can be positive. `mask_token_std` and `token_std` are the deviations of the initial values of the
-        mask token, and of class token and registers. `ffn_align` is a divisor of the width of a SwiGLU. With `cls_norm`
-        class token and registers have a final norm of their own, with `local_cls_norm` those of local crops in
-        training. Raises ValueError for a number out of range.
+        mask token, and of class token and registers. The blocks from the index `qk_norm_from` on norm queries and keys;
+        None: no block does. `ffn_align` is a divisor of the width of a SwiGLU. With `cls_norm` class token and
+        registers have a final norm of their own, with `local_cls_norm` those of local crops in training. Raises
+        ValueError for a number out of range.
         """
         super().__init__()
         hidden_dim = int(embed_dim * mlp_ratio)
@@ -108,11 +110,12 @@ class VisionTransformer(nn.Module):
                 qkv_bias,
                 dropout,
                 key_bias=key_bias,
+                qk_norm=qk_norm_from is not None and index >= qk_norm_from,
                 ffn_align=ffn_align,
                 norm=norm,
                 norm_eps=norm_eps,
             )
-            for rate, dropout in zip(rates, rising_rates(residual_dropout, depth), strict=True)
+            for index, (rate, dropout) in enumerate(zip(rates, rising_rates(residual_dropout, depth), strict=True))
         )
         position.check(self.head_width)
         self.norm = make_norm(norm, embed_dim, norm_eps)
