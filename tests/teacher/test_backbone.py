@@ -1,6 +1,6 @@
 """The Depth Anything 3 backbone against the official code's numbers, and against its formulas written out naively."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,6 @@ from da3_fixture import (
 )
 from torch.nn import functional
 
-from dinoswap.teacher.depth_anything import backbone as module
 from dinoswap.teacher.depth_anything import rope
 from dinoswap.teacher.depth_anything.backbone import DA3Backbone
 from dinoswap.teacher.depth_anything.variants import Architecture
@@ -45,8 +44,8 @@ def test_tokens_are_the_official_ones(name: str, size: str) -> None:
 def test_every_stage_is_the_official_one(name: str) -> None:
     stored, backbone = arrays(name), official(name)
     images, layers = stored["in_56x56"], description(name)["hyper"]["out_layers"]
-    assert worst(backbone.embed(images), stored["s1_embed_56x56"]) < 2e-6
-    assert worst(torch.stack([x for _, x in backbone.stream(images)]), stored["s1_blocks_56x56"]) < ATOL
+    assert worst(backbone.prepare_tokens_with_masks(images), stored["s1_embed_56x56"]) < 2e-6
+    assert worst(torch.stack(list(backbone.stream(images))), stored["s1_blocks_56x56"]) < ATOL
     for layer, (patches, special) in zip(layers, backbone.out_layers(images, layers), strict=True):
         assert worst(patches, stored[f"s1_tokens_56x56_layer{layer}"]) < ATOL
         assert worst(special, stored[f"s1_cam_56x56_layer{layer}"]) < ATOL
@@ -93,7 +92,7 @@ NAIVE = {
 @pytest.mark.parametrize("size", [(70, 70), (42, 84)], ids=str)
 @pytest.mark.parametrize("spec", NAIVE.values(), ids=NAIVE)
 def test_formulas(spec: Architecture, size: tuple[int, int]) -> None:
-    """In float64, where the positions of `rope` and of the table alone are float32."""
+    """In float64, where the angles of `rope` and the resampling of the table alone are float32."""
     backbone = random_backbone(spec).double()
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).double()
     found = backbone.out_layers(images, range(spec.depth))
@@ -131,25 +130,39 @@ def patched(target: Any, name: str, value: Any) -> Change:
     return lambda monkeypatch, _: monkeypatch.setattr(target, name, value)
 
 
+def to_a_size(_: pytest.MonkeyPatch, backbone: DA3Backbone) -> None:
+    backbone.interpolate_offset = 0.0
+
+
 def other_camera(_: pytest.MonkeyPatch, backbone: DA3Backbone) -> None:
     backbone.camera_token.copy_(backbone.camera_token.flip(1))
 
 
+PLACES = rope.positions
 MUTANTS: dict[str, Change] = {
     "final norm eps": eps(1e-6, "norm"),
     "query and key norm eps": eps(1e-6, "q_norm", "k_norm"),
     "block norm eps": eps(1e-5, "norm1", "norm2"),
-    "positions resampled to a size": patched(module, "OFFSET", 0.0),
+    "positions resampled to a size": to_a_size,
     "rope base": patched(rope, "BASE", 1e4),
-    "global blocks see the grid": patched(module, "global_positions", rope.local_positions),
-    "local blocks do not": patched(module, "local_positions", rope.global_positions),
-    "rows and columns swapped": patched(module, "local_positions", lambda *a: rope.local_positions(*a).flip(1)),
-    "positions from 0": patched(module, "local_positions", lambda *a: (rope.local_positions(*a) - 1).clamp(min=0)),
+    "global blocks see the grid": patched(rope, "positions", lambda grid, _, device: PLACES(grid, False, device)),
+    "local blocks do not": patched(rope, "positions", lambda grid, _, device: PLACES(grid, True, device)),
+    "rows and columns swapped": patched(rope, "positions", lambda *a: PLACES(*a).flip(1)),
+    "positions from 0": patched(rope, "positions", lambda *a: PLACES(*a) - float(not a[1])),
     "tanh GELU": patched(functional, "gelu", partial(functional.gelu, approximate="tanh")),
     "camera token of a source view": other_camera,
 }
 
 
+@pytest.fixture
+def new_rotations() -> Iterator[None]:
+    """None that were made before, and none of these for later tests."""
+    rope.rotation.cache_clear()
+    yield
+    rope.rotation.cache_clear()
+
+
+@pytest.mark.usefixtures("new_rotations")
 @pytest.mark.parametrize("change", MUTANTS.values(), ids=MUTANTS)
 def test_mutants_are_caught(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = official("da3_tiny")
@@ -182,7 +195,14 @@ def test_sides_that_are_no_multiples_of_the_patch() -> None:
         official("da3_tiny")(torch.randn(1, 3, 56, 57))
 
 
-@pytest.mark.parametrize("changes", [{"num_heads": 5}, {"num_heads": 8}])
-def test_heads_have_to_divide_the_width(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"num_heads={changes['num_heads']}: 48 channels"):
-        DA3Backbone(replace(TINY, **changes))
+@pytest.mark.parametrize(("num_heads", "message"), [(5, "must divide embed_dim=48"), (8, "multiples of 4 channels")])
+def test_heads_have_to_divide_the_width(num_heads: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"num_heads={num_heads}: .*{message}"):
+        DA3Backbone(replace(TINY, num_heads=num_heads))
+
+
+def test_what_it_has_of_any_vision_transformer_knows_the_camera_token() -> None:
+    """The tokens of a single block are those that the teacher gives for it."""
+    backbone, images = official("da3_tiny"), arrays("da3_tiny")["in_56x56"]
+    for block, tokens in enumerate(backbone.intermediate_tokens(images, range(6))):
+        assert torch.equal(tokens.patch, backbone(images, block))
