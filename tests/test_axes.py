@@ -53,9 +53,7 @@ def test_a_switch_changes_its_axis_alone(composed: dict[tuple[str, Switch], dict
 
 
 @pytest.mark.parametrize("details", ["legacy", "dinov3"])
-def test_details_can_be_changed_one_by_one(
-    details: str, composed: dict[tuple[str, Switch], dict[str, object]]
-) -> None:
+def test_details_can_be_changed_one_by_one(details: str, composed: dict[tuple[str, Switch], dict[str, object]]) -> None:
     """Every key that the option changes."""
     official, legacy = composed["official", ()], composed["official", (f"details={details}",)]
     changed = {key for key in official.keys() | legacy.keys() if official.get(key) != legacy.get(key)}

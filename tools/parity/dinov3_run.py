@@ -1,5 +1,6 @@
 """A train_step_dinov3*.npz, and the trainer that preset=dinov3 builds with the numbers of the configuration in it."""
 
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from typing import Any
@@ -88,14 +89,17 @@ def our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("storage_tokens", "register_tokens"): value for name, value in kept.items()}
 
 
-def require_known(config: dict[str, Any]) -> None:
-    """Raises ValueError for what no option of ours stands for."""
+def is_left_out(file: Dinov3File, scenario: str) -> bool:
+    """Whether no option of ours stands for what a scenario configures, which is printed then."""
+    config = file.meta["configs"].get(scenario, {})
     unknown = {
-        "distillation.enabled": config["distillation"]["enabled"],
+        "distillation.enabled": config.get("distillation", {}).get("enabled"),
         "schedules": config.get("schedules"),
     }
-    if found := [name for name, value in unknown.items() if value]:
-        raise ValueError(f"{', '.join(found)}: no option of ours stands for it")
+    found = [name for name, value in unknown.items() if value]
+    if found:
+        print(f"{file.path.stem}:{scenario}: left out: no option stands for {', '.join(found)}", file=sys.stderr)
+    return bool(found)
 
 
 def phases(config: dict[str, Any], epoch: int) -> dict[str, Any]:
@@ -209,7 +213,6 @@ def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[
 
 
 def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Trainer:
-    require_known(config)
     ours = our_config(file, scenario, config)
     with tempfile.TemporaryDirectory() as folder:
         if "path" in ours["objectives"].get("gram", {}):

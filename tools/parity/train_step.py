@@ -39,7 +39,11 @@ def scenarios(path: Path) -> Scenarios:
 
 def dinov3_scenarios(path: Path) -> Scenarios:
     file = dinov3_run.Dinov3File(path)
-    return {name: partial(check_scenario, file, name, dinov3_run.build_trainer) for name in file.scenarios}
+    return {
+        name: partial(check_scenario, file, name, dinov3_run.build_trainer)
+        for name in file.scenarios
+        if not dinov3_run.is_left_out(file, name)
+    }
 
 
 def check_scenario(file: TrainStepFile, scenario: str, build: Callable[..., Trainer]) -> Iterator[Row]:
