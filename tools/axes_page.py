@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinoswap.files.writing import write_atomically
-from pages import masks, optimiser, passes, position, reductions, settings, views, words
+from pages import anchoring, masks, optimiser, passes, position, reductions, settings, views, words
 
 INTRODUCTION = """
 # The axes, one by one
@@ -49,6 +49,7 @@ def page(out: Path, steps: int, command: str) -> str:
         optimiser.weight_decay(out, sides),
         optimiser.layer_decay(out, sides),
         position.position(out),
+        anchoring.gram(out),
         settings.details(out, sides),
         words.section("DA3", "da3", DA3),
         CREDIT.strip() + "\n",
