@@ -139,6 +139,7 @@ SHARED = {
     "da3=": OBJECTIVE,
     "gram=": OBJECTIVE,
     "position=": {"crops", "mask", "weights"},
+    "resolution=": {"weights"},
     "masking=": {"crops", "weights"},
     "forward=": {"crops", "weights"},
     "augmentation=": {"mask", "weights"},

@@ -27,7 +27,7 @@ FLOORS = {
     4: "config",
     3: "model clustering da3 gram",
     2: "objectives forward teacher optim layer_decay weight_decay data",
-    1: "nn position masking reduction targets augmentation metric",
+    1: "nn position resolution masking reduction targets augmentation metric",
     0: "values rng distributed files __version__",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

@@ -33,6 +33,13 @@ The photograph is `china.jpg` of scikit-learn's sample images, by danielbuechele
 (https://www.flickr.com/photos/danielbuechele/), [CC BY 2.0](https://creativecommons.org/licenses/by/2.0/); cropped,
 recoloured and masked here.
 """
+RESOLUTION = """
+Which crops a step has. `mixed` draws one of several pairs of sizes for each step, the same for all ranks, by the number
+of the step: with `resolution.global_sizes=[512,768]`, `resolution.local_sizes=[112,224]` and
+`resolution.ratios=[0.75,0.25]` a quarter of the steps has crops of 768 and 224 pixels. Boxes, flips and colours of the
+crops are those that the same image has under `fixed`, as they are drawn before the crop is cut; masks are drawn on the
+grid of the step. Trained last and for a short time, it makes features that hold at several resolutions.
+"""
 DA3 = "It has no picture here: every such run draws what its teacher and its student make of the same images."
 
 
@@ -50,6 +57,7 @@ def page(out: Path, steps: int, command: str) -> str:
         optimiser.layer_decay(out, sides),
         position.position(out),
         anchoring.gram(out),
+        words.section("Resolution", "resolution", RESOLUTION),
         settings.details(out, sides),
         words.section("DA3", "da3", DA3),
         CREDIT.strip() + "\n",

@@ -7,6 +7,9 @@
 The words are overrides of `dinoswap-train`; everything follows from the config that they compose. Shapes alone are
 used: no GPU, no data, no weights (tools/planning/step.py says how memory and FLOPs are found). GB are 10^9 bytes.
 
+Where steps differ in the sizes of their crops (resolution=mixed), memory and communication are those of the largest
+batch, FLOPs and time the mean over the steps.
+
 Memory per GPU, at the moment of the step when most is live. Weights, gradients, AdamW's two moments and the EMA are
 float32. `ddp`: all of them on every GPU, and gradient buckets of the gradients' size. `fsdp2`: 1/n of each on every
 GPU; beside them two gathered units (a block, or a network without its blocks: the one at work and the next) and one
@@ -40,6 +43,7 @@ from rich.console import Console
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.exit_codes import EXIT_USAGE
 from dinoswap.config.schema import ConfigError
+from dinoswap.config.sections import step_sizes
 from dinoswap.config.settings import check
 from dinoswap.files.writing import write_atomically
 from dinoswap.model import SelfDistillation
@@ -74,9 +78,11 @@ def make_plan(
             f"into {slices} equal parts; try data.batch_size={max(round(images / slices), 1) * slices}, or other --gpus"
         )
     model = networks.meta_model(cfg)
-    batch, hyper = networks.meta_batch(cfg, model, slices), networks.first_hyper(cfg, model)
+    sizes, hyper = step_sizes(cfg), networks.first_hyper(cfg, model)
+    batches = [networks.meta_batch(cfg, model, slices, each) for each in sizes]
+    batch = max(batches, key=networks.batch_bytes)
     precision, checkpointing = cfg["trainer"]["precision"], cfg["model"]["activation_checkpointing"]
-    count = step.flops(model, batch, hyper, checkpointing)
+    count = step.mean_flops(model, batches, [each.share for each in sizes], hyper, checkpointing)
     lives = {name: step_life(cfg, model, batch, hyper, checkpointing=name == "on") for name in ("off", "on")}
     life = lives["on" if checkpointing else "off"]
     communication = communicated(cfg, model, life.calls, request)

@@ -13,11 +13,17 @@ from torch import nn
 from dinoswap.config.facts import build_source as build_source  # for callers: there it can be had without torch
 from dinoswap.config.measured import build_metrics
 from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
-from dinoswap.config.sections import TrainerSettings, evaluation_settings, loading_settings
+from dinoswap.config.sections import (
+    TrainerSettings,
+    build_resolution,
+    evaluation_settings,
+    loading_settings,
+    step_sizes,
+)
 from dinoswap.da3.enabled import check_width
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
-from dinoswap.data.steps import StepDataset
+from dinoswap.data.steps import Pipeline, StepDataset
 from dinoswap.distributed import Parallel, rank, require_same, together, world_size
 from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import Evaluator
@@ -29,6 +35,7 @@ from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.optim.schedules import Schedule, Schedules, ScheduleSettings, build_schedules
 from dinoswap.optim.settings import OptimizerSettings
+from dinoswap.resolution.base import StepSizes
 from dinoswap.rng import seed_torch
 from dinoswap.teacher.base import Teacher
 from dinoswap.trainer import Trainer, resolve_device
@@ -227,15 +234,39 @@ def compile_blocks(model: SelfDistillation) -> None:
 
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
     """Returns a function from images to the data set of training steps. Augmentation and masking are built and checked
-    before any image is read. Raises ConfigError where one of them is wrong."""
-    loading, seed, size = loading_settings(cfg), int(cfg["seed"]), cfg["crops"]["global_size"]
+    before any image is read, for all sizes of crops. Raises ConfigError where one of them is wrong."""
+    batch_size, seed = loading_settings(cfg).batch_size, int(cfg["seed"])
+    pipelines = [_pipeline_of(cfg, model, sizes) for sizes in step_sizes(cfg)]
+    choose = partial(build_resolution(cfg).index, seed)
+
+    def dataset_of(images: Images) -> StepDataset:
+        dataset = StepDataset(
+            images=images,
+            order=Order(images.blocks, seed),
+            pipelines=pipelines,
+            choose=choose,
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank(),
+            world_size=world_size(),
+            accumulate=cfg["trainer"]["accumulate"],
+        )
+        check_images(model, batch_size // dataset.accumulate)
+        return dataset
+
+    return dataset_of
+
+
+def _pipeline_of(cfg: Config, model: SelfDistillation, sizes: StepSizes) -> Pipeline:
+    """Returns augmentation and masks of the steps that have these sizes of crops."""
+    size = sizes.global_size
     with as_config_error():
         clean_sizes = model.clean_sizes(size)
     augmentation = construct_option(
         cfg["augmentation"],
         "augmentation",
         global_crops_size=size,
-        local_crops_size=cfg["crops"]["local_size"],
+        local_crops_size=sizes.local_size,
         local_crops_number=cfg["crops"]["local_number"],
         extra_crops=model.plan.extra_crops,
         clean_sizes=clean_sizes,
@@ -244,26 +275,10 @@ def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], S
         crop_size=(size, size),
         patch_size=cfg["model"]["patch_size"],
         crops=model.plan.masked_crops,
-        images=loading.batch_size,
-        seed=seed,
+        images=loading_settings(cfg).batch_size,
+        seed=int(cfg["seed"]),
     )
-
-    def dataset_of(images: Images) -> StepDataset:
-        dataset = StepDataset(
-            images=images,
-            order=Order(images.blocks, seed),
-            augmentation=augmentation,
-            masks=masks,
-            seed=seed,
-            batch_size=loading.batch_size,
-            rank=rank(),
-            world_size=world_size(),
-            accumulate=cfg["trainer"]["accumulate"],
-        )
-        check_images(model, loading.batch_size // dataset.accumulate)
-        return dataset
-
-    return dataset_of
+    return Pipeline(augmentation, masks, sizes.share)
 
 
 def check_images(model: SelfDistillation, images: int) -> None:

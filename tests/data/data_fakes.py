@@ -1,12 +1,14 @@
 """Small stand-ins for images, augmentation and masks, and encoded images."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dinoswap.data.images import CorruptImage, Images
+from dinoswap.data.steps import Pipeline
 from dinoswap.values import Views
 
 
@@ -63,3 +65,12 @@ class FakeMasks:
 
     def __call__(self, step: int) -> np.ndarray:
         return np.random.default_rng(step).random((2, self.batch, 9)) < 0.4
+
+
+def one_pipeline(batch: int) -> tuple[list[Pipeline], Callable[[int], int]]:
+    """The pipelines of a StepDataset of batches of this size, and its choice among them."""
+    return [Pipeline(augmentation, FakeMasks(batch))], first
+
+
+def first(step: int) -> int:
+    return 0

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fakes import FakeImages, FakeMasks, augmentation
+from data_fakes import FakeImages, FakeMasks, augmentation, one_pipeline
 
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.order import Order
-from dinoswap.data.steps import StepDataset, loader
+from dinoswap.data.steps import Pipeline, StepDataset, loader
 from dinoswap.data.workers import DataWorkerError, require_shared_memory
 from dinoswap.values import Views
 
 
 def steps(images: FakeImages) -> StepDataset:
-    return StepDataset(images, Order(images.blocks, 7), augmentation, FakeMasks(8), 7, 8)
+    return StepDataset(images, Order(images.blocks, 7), *one_pipeline(8), 7, 8)
 
 
 def in_child(scenario: Callable[..., None], *arguments: object) -> int | None:
@@ -101,10 +101,11 @@ def does_not_fit() -> None:
     assert ctypes.CDLL(None).unshare(0x00020000) == 0  # CLONE_NEWNS: what is mounted here is so for this process alone
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "/dev/shm"], check=True)
-    dataset = replace(steps(FakeImages(50)), augmentation=large)
+    small = steps(FakeImages(50))
+    dataset = replace(small, pipelines=[Pipeline(large, FakeMasks(8))])
     with pytest.raises(DataWorkerError, match=f"data.workers=2: 5 batches of 2.2 MB .* 0.3 MB are free; {SHM}"):
-        require_shared_memory(dataset[0], 2)
-    require_shared_memory(dataset[0], 0)
+        require_shared_memory([small[0], dataset[0]], 2)
+    require_shared_memory([dataset[0]], 0)
     with pytest.raises(DataWorkerError, match=f"data.workers=2: .*shared memory.*; {SHM}"):
         list(loader(dataset, 0, 20, 2, False))
 

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_fakes import FakeMasks, augmentation, encoded, picture
+from data_fakes import encoded, one_pipeline, picture
 
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.order import Order
@@ -115,7 +115,7 @@ def test_on_demand_equals_in_memory(tmp_path):
 def test_forked_workers_read_the_same(tmp_path, memory_gb):
     write(tmp_path / "a.parquet", range(40))
     images = open_parquet(str(tmp_path), memory_gb=memory_gb).split("train")
-    steps = StepDataset(images, Order(images.blocks, 0), augmentation, FakeMasks(8), 0, 8)
+    steps = StepDataset(images, Order(images.blocks, 0), *one_pipeline(8), 0, 8)
     plain, forked = (list(loader(steps, 0, 6, workers, False)) for workers in (0, 1))
     for a, b in zip(plain, forked, strict=True):
         assert a.indices.equal(b.indices) and a.global_crops.equal(b.global_crops)

@@ -1,20 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from data_fakes import FakeImages, FakeMasks, augmentation, picture
+from data_fakes import FakeImages, FakeMasks, augmentation, one_pipeline, picture
 
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.order import Order
-from dinoswap.data.steps import StepDataset, loader
+from dinoswap.data.steps import Pipeline, StepDataset, loader
 from dinoswap.rng import derive, numpy_generator
-from dinoswap.values import Batch, masked_positions
+from dinoswap.values import Batch, Views, masked_positions
 
 CROPS = ("global_crops", "local_crops", "extra_crops")
 
 
 def dataset(count: int = 50, batch: int = 8, corrupt: frozenset[int] = frozenset(), **more) -> StepDataset:
     images = FakeImages(count, corrupt)
-    return StepDataset(images, Order(images.blocks, 7), augmentation, FakeMasks(batch), 7, batch, **more)
+    return StepDataset(images, Order(images.blocks, 7), *one_pipeline(batch), 7, batch, **more)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -61,6 +63,38 @@ def test_batch_by_hand():
     assert torch.equal(batch.mask, torch.from_numpy(mask))
     expected = [i for i, hidden in enumerate(mask.reshape(-1).tolist()) if hidden]
     assert batch.masked_indices.tolist() == expected and batch.masked_indices.dtype == torch.int64
+
+
+def doubled(image: np.ndarray, rng: np.random.Generator) -> Views:
+    """The views of `augmentation`, with crops of twice the size."""
+    views = augmentation(image, rng)
+    return replace(
+        views, global_crops=[crop.repeat_interleave(2, 1).repeat_interleave(2, 2) for crop in views.global_crops]
+    )
+
+
+def third(step: int) -> int:
+    return int(step % 3 == 0)
+
+
+def mixed(**more) -> StepDataset:
+    """Crops of twice the size in every third step."""
+    plain = dataset(**more)
+    return replace(plain, pipelines=[*plain.pipelines, Pipeline(doubled, FakeMasks(8), 1 / 3)], choose=third)
+
+
+def test_the_pipeline_of_a_step_makes_it_on_every_rank_and_in_every_worker():
+    both, plain = mixed(), dataset()
+    assert [both[step].global_crops.shape[-1] for step in range(7)] == [8, 4, 4, 8, 4, 4, 8]
+    assert_equal(both[1], plain[1])
+    assert_equal(both.made_by(both.pipelines[0], 3), plain[3])
+    assert torch.equal(both[3].global_crops[..., ::2, ::2], plain[3].global_crops)  # the same draws
+    for a, b in zip(map(both.__getitem__, range(2, 7)), loader(mixed(), 2, 7, 2, False), strict=True):
+        assert_equal(a, b)
+    ranks = [mixed(rank=rank, world_size=2, accumulate=2) for rank in range(2)]
+    for step in range(4):
+        parts = [ranks[rank][2 * step + micro] for micro in range(2) for rank in range(2)]
+        assert_equal(joined(parts), both[step])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -144,4 +178,4 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"data.batch_size=0"):
         dataset(batch=0)
     with pytest.raises(ValueError, match="50 rows, the data set 49"):
-        StepDataset(FakeImages(49), Order([50], 0), augmentation, FakeMasks(8), 0, 8)
+        StepDataset(FakeImages(49), Order([50], 0), *one_pipeline(8), 0, 8)

@@ -32,6 +32,7 @@ CASES = {
     "shared_head": ["objectives.ibot.head=dino_head"],
     "centering": [CENTERING[0]],
     "accumulate": ["trainer.accumulate=2"],
+    "mixed": ["resolution=mixed", "resolution.global_sizes=[32,48]", "resolution.local_sizes=[8,16]"],
     "clip_per_tensor": ["optimizer.clip=per_tensor", "optimizer.clip_grad=0.01"],
     "checkpointing": ["model.activation_checkpointing=true"],
     UNSHARDED: [],

@@ -19,6 +19,7 @@ import plan
 from dinoswap.build import build_pipeline, build_trainer
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.facts import build_source
+from dinoswap.config.sections import step_sizes
 from dinoswap.run.flops import step_flops
 from planning import memory, networks, speed, step
 from planning.hardware import GPUS
@@ -131,7 +132,7 @@ def test_memory_is_within_a_tenth_of_what_a_step_takes(precision: str, checkpoin
     overrides.append(f"model.activation_checkpointing={checkpointing}")
     cfg = compose_config(overrides)
     model = networks.meta_model(cfg)
-    batch, hyper = networks.meta_batch(cfg, model, slices=1), networks.first_hyper(cfg, model)
+    batch, hyper = networks.meta_batch(cfg, model, 1, *step_sizes(cfg)), networks.first_hyper(cfg, model)
     life = memory.step_life(cfg, model, batch, hyper, checkpointing=checkpointing == "true", gpu=False)
     request = Request("h100", 1, "none", 1.0, runs=1, price=None)
     found = sum(memory.memory_parts(cfg, model, batch, life, request).values())
@@ -283,7 +284,7 @@ def test_published_runs_take_what_is_planned(overrides: list[str], gpu: str, gpu
     """Within 15 % at the default utilisation of that GPU."""
     cfg = compose_config(overrides)
     model = networks.meta_model(cfg)
-    batch, hyper = networks.meta_batch(cfg, model, gpus), networks.first_hyper(cfg, model)
+    batch, hyper = networks.meta_batch(cfg, model, gpus, *step_sizes(cfg)), networks.first_hyper(cfg, model)
     request = Request(gpu, gpus, "ddp", GPUS[gpu].utilisation, runs=1, price=None)
     flops = step.flops(model, batch, hyper, checkpointing=False)
     seconds = speed.step_seconds(cfg, flops, speed.communicated(cfg, model, {}, request), request, gpus)
@@ -302,7 +303,7 @@ def test_steps_that_were_timed_cost_what_is_planned(
     def planned(*overrides: str) -> float:
         cfg = compose_config([*benchmark.SETTINGS[size], *overrides])
         model = networks.meta_model(cfg)
-        batch, hyper = networks.meta_batch(cfg, model, 1), networks.first_hyper(cfg, model)
+        batch, hyper = networks.meta_batch(cfg, model, 1, *step_sizes(cfg)), networks.first_hyper(cfg, model)
         return step.flops(model, batch, hyper, checkpointing=False).algorithm / 1e9
 
     assert planned() == pytest.approx(gigaflops, rel=0.005)

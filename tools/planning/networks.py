@@ -15,6 +15,7 @@ from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.schedules import Schedules, ScheduleSettings, build_schedules
+from dinoswap.resolution.base import StepSizes
 from dinoswap.teacher.depth_anything.source import locate
 from dinoswap.teacher.native import NativeTeacher
 from dinoswap.values import Batch, Hyper
@@ -67,11 +68,11 @@ def with_checkpointing(model: SelfDistillation, enabled: bool) -> SelfDistillati
     return switched
 
 
-def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
-    """One of the `slices` parts (GPUs times micro-batches) of step 0, normalised, on the meta device. The masks are
-    drawn; masked tokens and crops are the mean over the slices, rounded up."""
+def meta_batch(cfg: Config, model: SelfDistillation, slices: int, sizes: StepSizes) -> Batch:
+    """One of the `slices` parts (GPUs times micro-batches) of step 0, normalised, on the meta device, with crops of
+    these sizes. The masks are drawn; masked tokens and crops are the mean over the slices, rounded up."""
     loading, crops, plan = loading_settings(cfg), cfg["crops"], model.plan
-    images, size = loading.batch_size // slices, crops["global_size"]
+    images, size = loading.batch_size // slices, sizes.global_size
     draw = construct_option(cfg["masking"], "masking").sampler(
         crop_size=(size, size),
         patch_size=cfg["model"]["patch_size"],
@@ -86,7 +87,7 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int) -> Batch:
 
     return Batch(
         global_crops=pixels(2, size),
-        local_crops=pixels(crops["local_number"], crops["local_size"] if crops["local_number"] else 0),
+        local_crops=pixels(crops["local_number"], sizes.local_size if crops["local_number"] else 0),
         extra_crops=pixels(plan.extra_crops, size if plan.extra_crops else 0),
         mask=torch.empty(mask.shape[0], images, mask.shape[2], dtype=torch.bool, device=META),
         masked_indices=torch.empty(math.ceil(int(mask.sum()) / slices), dtype=torch.int64, device=META),

@@ -16,7 +16,8 @@ import copy
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from statistics import fmean
 from typing import Any
 from unittest import mock
 
@@ -52,9 +53,17 @@ class Flops:
     """Of one micro-batch: the algorithm's as published, what checkpointing computes again, and of the former those of
     frozen teachers, which have a precision of their own."""
 
-    algorithm: int
-    recomputed: int
-    frozen: int
+    algorithm: float
+    recomputed: float
+    frozen: float
+
+
+def mean_flops(
+    model: SelfDistillation, batches: Sequence[Batch], shares: Sequence[float], hyper: Hyper, checkpointing: bool
+) -> Flops:
+    """The mean over micro-batches of several sizes, each in its share of the steps."""
+    counts = [flops(model, batch, hyper, checkpointing) for batch in batches]
+    return Flops(*(fmean(kind, shares) for kind in zip(*map(astuple, counts), strict=True)))
 
 
 def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bool) -> Flops:

@@ -26,11 +26,12 @@ from dinoswap.config.sections import (
     evaluation_settings,
     loading_settings,
     source_section,
+    step_sizes,
 )
 from dinoswap.optim.schedules import ScheduleSettings, steps
 from dinoswap.optim.settings import OptimizerSettings
 
-WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay")
+WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay", "resolution")
 """Groups whose options can be built without importing torch."""
 WITHIN_THE_RUN = ("warmup", "weight_decay_warmup")
 LENGTHS = (*WITHIN_THE_RUN, "freeze_last_layer", "teacher_temp_warmup")
@@ -130,6 +131,14 @@ def check_crops(cfg: Config) -> None:
             raise ConfigError(
                 f"{key}={size}: must be a multiple of model.patch_size={patch}; "
                 f"try {key}={max(round(size / patch), 1) * patch}"
+            )
+    for name in ("global_size", "local_size"):
+        mixed = [getattr(sizes, name) for sizes in step_sizes(cfg)]
+        whole = [max(round(size / patch), 1) * patch for size in mixed]
+        if mixed != whole:
+            raise ConfigError(
+                f"resolution.{name}s={mixed}: must be multiples of model.patch_size={patch}; "
+                f"try resolution.{name}s={str(whole).replace(' ', '')}"
             )
     if evaluation.resize is not None and evaluation.resize < evaluated:
         raise ConfigError(f"evaluation.resize={evaluation.resize}: must be at least the size evaluated on, {evaluated}")

@@ -8,10 +8,11 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from dinoswap.config.schema import construct, option_class
+from dinoswap.config.schema import construct, construct_option, option_class
 from dinoswap.data.decoding import Decoding
+from dinoswap.resolution.base import Resolution, StepSizes
 
 Config = Mapping[str, Any]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -23,6 +24,7 @@ SECTIONS = (
     "weight_decay",
     "layer_decay",
     "position",
+    "resolution",
     "da3",
     "objectives",
     "data",
@@ -150,6 +152,17 @@ class LoadingSettings:
             raise ValueError(f"test_fraction={self.test_fraction}: a share of the images, 0 or more and below 1")
         if not all(deviation > 0 for deviation in self.std):
             raise ValueError(f"std={list(self.std)}: must be above 0")
+
+
+def build_resolution(cfg: Config) -> Resolution:
+    """Returns the option of the group `resolution`. Raises ConfigError for a wrong value."""
+    return cast(Resolution, construct_option(cfg["resolution"], "resolution"))
+
+
+def step_sizes(cfg: Config) -> list[StepSizes]:
+    """Returns the crop sizes that the steps of a config may have. Raises ConfigError for a wrong value."""
+    crops = construct(CropSettings, cfg["crops"], "crops")
+    return build_resolution(cfg).sizes(crops.global_size, crops.local_size)
 
 
 def evaluation_settings(cfg: Config) -> EvaluationSettings:

@@ -18,6 +18,9 @@ from dinoswap.config.moved import MOVED
 from dinoswap.config.schema import ConfigError, full_key, require_section
 from dinoswap.config.sections import SECTIONS
 
+LATER_GROUPS = ("position", "resolution")
+"""Groups whose default option is what all runs did before there was the group."""
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the content of a config.yaml with all keys of today. Raises ConfigError for a file that is damaged or no
@@ -53,10 +56,10 @@ def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config with the default option of each group that it is older than: what was no choice at first."""
     evaluation = config.get("evaluation")
     lacks_metric = isinstance(evaluation, Mapping) and "metric" not in evaluation
-    if "position" in config and not lacks_metric:
+    if set(LATER_GROUPS) <= set(config) and not lacks_metric:
         return dict(config)
     today = compose_config()
-    older = {"position": today["position"], **config}
+    older = {**{group: today[group] for group in LATER_GROUPS}, **config}
     if isinstance(evaluation, Mapping):
         older["evaluation"] = {"metric": today["evaluation"]["metric"], **evaluation}
     return older

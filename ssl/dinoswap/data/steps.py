@@ -2,8 +2,9 @@
 
 Step s takes positions s * batch_size .. (s + 1) * batch_size - 1 of the endless sample sequence (order.py), cut into
 accumulate * world_size consecutive slices; micro-step m of rank r takes slice m * world_size + r. Crops are drawn from
-a generator keyed by the position. Masks are drawn for the whole step, then cut in the same way. So neither workers nor
-ranks nor accumulation change what is trained on, and resuming at a step needs its number only.
+a generator keyed by the position. Masks are drawn for the whole step, then cut in the same way. Which sizes the crops
+have is a function of the step. So neither workers nor ranks nor accumulation change what is trained on, and resuming at
+a step needs its number only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +30,19 @@ _ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
+class Pipeline:
+    """How crops and masks are drawn, for crops of one size. `masks(step)` returns bool [P, batch_size, N], True =
+    hidden. `share`: of the steps that are made by this pipeline."""
+
+    augmentation: Augmentation
+    masks: Masks
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class StepDataset(Dataset[Batch]):
-    """Maps the number of a micro-step to the Batch of this rank. `masks(step)` returns bool [P, batch_size, N], True =
-    hidden.
+    """Maps the number of a micro-step to the Batch of this rank. `choose(step)` returns the index in `pipelines` of the
+    one that makes the step.
 
     Raises ValueError when batch_size does not divide into equal slices, or order and images differ in length. An item
     raises TooManyCorrupt when too many images in a row cannot be decoded.
@@ -39,8 +50,8 @@ class StepDataset(Dataset[Batch]):
 
     images: Images
     order: Order
-    augmentation: Augmentation
-    masks: Masks
+    pipelines: Sequence[Pipeline]
+    choose: Callable[[int], int]
     seed: int
     batch_size: int  # images per step, over all ranks and micro-steps
     rank: int = 0
@@ -58,6 +69,10 @@ class StepDataset(Dataset[Batch]):
             raise ValueError(f"the order has {len(self.order)} rows, the data set {len(self.images)}")
 
     def __getitem__(self, micro_step: int) -> Batch:
+        return self.made_by(self.pipelines[self.choose(micro_step // self.accumulate)], micro_step)
+
+    def made_by(self, pipeline: Pipeline, micro_step: int) -> Batch:
+        """Returns the batch of a micro-step as `pipeline` makes it, whichever the step has."""
         step, micro = divmod(micro_step, self.accumulate)
         size = self.batch_size // (self.accumulate * self.world_size)
         first = (micro * self.world_size + self.rank) * size
@@ -67,8 +82,8 @@ class StepDataset(Dataset[Batch]):
         for position, row in zip(positions.tolist(), self.order.rows(positions).tolist(), strict=True):
             row, image = self._load(position, row, corrupt)
             rows.append(row)
-            views.append(self.augmentation(image, numpy_generator(self.seed, "augment", position)))
-        mask = np.ascontiguousarray(self.masks(step)[:, first : first + size])  # [P, batch_size, N] -> [P, B, N]
+            views.append(pipeline.augmentation(image, numpy_generator(self.seed, "augment", position)))
+        mask = np.ascontiguousarray(pipeline.masks(step)[:, first : first + size])  # [P, batch_size, N] -> [P, B, N]
         return collate(views, mask, rows, corrupt)
 
     def _load(self, position: int, row: int, corrupt: list[tuple[int, str]]) -> tuple[int, Pixels]:

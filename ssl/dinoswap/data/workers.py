@@ -139,12 +139,13 @@ def worker_error(cause: str, workers: int) -> DataWorkerError:
     return DataWorkerError(f"data.workers={workers}: {cause}; {remedy}")
 
 
-def require_shared_memory(batch: Batch, workers: int) -> None:
-    """Raises DataWorkerError when the batches that `workers` prepare ahead, each of the size of `batch`, do not fit
-    into shared memory."""
+def require_shared_memory(batches: Sequence[Batch], workers: int) -> None:
+    """Raises DataWorkerError when the batches that `workers` prepare ahead, each as large as the largest of `batches`,
+    do not fit into shared memory."""
     if not workers or not SHARED_MEMORY.is_dir():
         return
-    size, free = sum(tensor.nbytes for tensor in batch.tensors().values()), shutil.disk_usage(SHARED_MEMORY).free
+    size = max(sum(tensor.nbytes for tensor in batch.tensors().values()) for batch in batches)
+    free = shutil.disk_usage(SHARED_MEMORY).free
     count = workers * PREFETCH + 1  # the one that is trained on
     if count * size > free:
         needs = f"{count} batches of {size / 1e6:,.1f} MB are in shared memory at a time, {free / 1e6:,.1f} MB are free"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -180,9 +181,11 @@ def finish(built: Run) -> Evaluation:
 
 
 def flops_per_image(built: Run) -> float:
-    """Returns the FLOPs of a training step per image, counted for the published algorithm."""
-    batch, trainer = built.dataset[0], built.trainer
-    return step_flops(trainer.shapes, batch, trainer.schedules.at(0)) / batch.images
+    """Returns the FLOPs of a training step per image, counted for the published algorithm: the mean over the sizes of
+    crops that steps have."""
+    shapes, hyper = built.trainer.shapes, built.trainer.schedules.at(0)
+    shares = [pipeline.share for pipeline in built.dataset.pipelines]
+    return fmean([step_flops(shapes, batch, hyper) / batch.images for batch in built.probes], shares)
 
 
 def end(built: Run, status: Status, reason: str) -> None:

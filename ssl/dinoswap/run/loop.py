@@ -177,7 +177,7 @@ class Run:
         if start == stop:
             return
         if self.workers:
-            require_shared_memory(self._probe, self.workers)
+            require_shared_memory(self.probes, self.workers)
         batches = iter(loader(self.dataset, start, stop, self.workers, device.type == "cuda"))
         for step in range(start, stop):
             start_time = time.perf_counter()
@@ -227,14 +227,20 @@ class Run:
                 _log.warning("%s: %s", name, sentence)
         if not any(objective.checks_first_batch for objective in objectives.values()):
             return  # before a batch is made, which takes time
-        probe = self._probe.to(self.trainer.device).normalised(self.evaluator.mean, self.evaluator.std)
-        for sentence in self.trainer.check_first_batch(probe):
-            _log.info(sentence)
+        for probe in self.probes:
+            on_device = probe.to(self.trainer.device).normalised(self.evaluator.mean, self.evaluator.std)
+            for sentence in self.trainer.check_first_batch(on_device):
+                _log.info(sentence)
 
     @cached_property
+    def probes(self) -> list[Batch]:
+        """The first batch as each pipeline of the data set makes it."""
+        return [self.dataset.made_by(pipeline, 0) for pipeline in self.dataset.pipelines]
+
+    @property
     def _probe(self) -> Batch:
         """The batch of the first step, which every evaluation uses for its diagnostics."""
-        return self.dataset[0]
+        return self.probes[self.dataset.choose(0)]
 
     def _evaluate(self, journal: Journal) -> None:
         """Evaluates by k-NN and diagnostics on held-out images, and records the result."""

@@ -10,7 +10,7 @@ import numpy as np
 from dinoswap.config.first_check import lengths
 from dinoswap.config.measured import needs_labels
 from dinoswap.config.schema import construct_option
-from dinoswap.config.sections import Config
+from dinoswap.config.sections import Config, step_sizes
 from dinoswap.data.images import Images
 
 OFTEN_EMPTY = 0.1
@@ -47,9 +47,15 @@ def beyond_the_end(cfg: Config) -> Iterator[str]:
 
 
 def empty_masks(cfg: Config, masked_crops: int) -> Iterator[str]:
-    """Yields a warning where the patch grid is so small that many crops get no mask, because the target count or the
-    smallest rectangle is too small or too large for it."""
-    size, patch = cfg["crops"]["global_size"], cfg["model"]["patch_size"]
+    """Yields a warning for each size of the global crops whose patch grid is so small that many get no mask, because
+    the target count or the smallest rectangle is too small or too large for it."""
+    for size in dict.fromkeys(sizes.global_size for sizes in step_sizes(cfg)):
+        yield from empty_masks_of(size, cfg, masked_crops)
+
+
+def empty_masks_of(size: int, cfg: Config, masked_crops: int) -> Iterator[str]:
+    """Yields the warning for crops of `size` x `size` pixels, where there is one."""
+    patch = cfg["model"]["patch_size"]
     sampler = construct_option(cfg["masking"], "masking").sampler(
         crop_size=(size, size), patch_size=patch, crops=masked_crops, images=DRAWN_IMAGES, seed=int(cfg["seed"])
     )

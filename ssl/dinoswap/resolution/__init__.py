@@ -1,0 +1,1 @@
+"""Which crop sizes a step has. One module per option of the `resolution` group."""
