@@ -29,6 +29,7 @@ from dinoswap.build import build_pipeline, build_trainer
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.configuration import flatten
 from dinoswap.config.facts import build_source
+from dinoswap.data.steps import Pipeline
 from dinoswap.files.writing import write_atomically
 from dinoswap.run.flops import step_flops
 from dinoswap.run.provenance import in_words, measured_on
@@ -62,10 +63,10 @@ class Arm:
     def __init__(self, overrides: list[str]) -> None:
         cfg = compose_config(overrides)
         self.trainer: Trainer = build_trainer(cfg)
-        dataset = build_pipeline(cfg, self.trainer.model)(build_source(cfg).train())
+        self.dataset = build_pipeline(cfg, self.trainer.model)(build_source(cfg).train())
         mean, std = (torch.tensor(cfg["data"][key], device=self.trainer.device) for key in ("mean", "std"))
         began = time.perf_counter()
-        batches = [dataset[index] for index in range(BATCHES)]
+        batches = [self.dataset[index] for index in range(BATCHES)]
         self.data_seconds = (time.perf_counter() - began) / BATCHES / batches[0].images
         self.batches: list[Batch] = [b.to(self.trainer.device).normalised(mean, std) for b in batches]
 
@@ -100,7 +101,12 @@ def flops_per_image(own: list[str]) -> float:
     bank = ["objectives.clustering.prototypes=4096"] if "clustering" in objectives(own) else []
     built = Arm([*arm, *own, *bank, f"data.batch_size={FLOPS_BATCH}"])
     hyper = built.trainer.schedules.at(0)
-    return statistics.mean(step_flops(built.trainer.model, batch, hyper) for batch in built.batches) / FLOPS_BATCH
+
+    def with_pipeline(pipeline: Pipeline) -> float:
+        batches = (built.dataset.made_by(pipeline, index) for index in range(BATCHES))
+        return statistics.mean(step_flops(built.trainer.model, batch, hyper) for batch in batches) / FLOPS_BATCH
+
+    return sum(pipeline.share * with_pipeline(pipeline) for pipeline in built.dataset.pipelines)
 
 
 def objectives(own: list[str]) -> set[str]:
