@@ -1,5 +1,6 @@
 """tools/check_parity.py on the steps of the official DINOv3 code, and on a copy with one number changed."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_the_trainer_of_the_preset_makes_the_official_steps(scenario: str, name:
     status, last = check(DINOV3, scenario, name)
     assert (status, last.endswith("PASS")) == (0, True), last
     assert int(last.split()[1]) >= 45
+
+
+def test_the_official_order_of_crop_sizes(check: Check, tmp_path: Path) -> None:
+    name = "resolution_dinov3"
+    assert check(DINOV3, "high_res", name) == (0, "parity: 2 quantities, worst 0.0e+00, PASS")
+    content = json.loads((DINOV3 / f"{name}.json").read_text())
+    content["high_res"]["indices"][399] ^= 1
+    (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert check(tmp_path, "high_res", name)[0] == 1
 
 
 @pytest.mark.parametrize(

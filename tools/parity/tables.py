@@ -1,4 +1,5 @@
-"""schedules*.json and param_groups*.json: every value of every schedule, the multipliers of every parameter."""
+"""schedules*.json, param_groups*.json, resolution*.json: every value of every schedule, the multipliers of every
+parameter, the crop sizes of every step."""
 
 import json
 import math
@@ -17,6 +18,7 @@ from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.optim.schedules import Schedule, ScheduleSettings, build_schedules, cosine, scaled_lr
+from dinoswap.resolution.mixed import MixedResolution
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, plain_name
 
@@ -148,3 +150,21 @@ def student_with(shapes: dict[str, list[int]], settings: dict[str, Any]) -> nn.M
                     weight_norm=True,
                 )
     return student
+
+
+def resolution_scenarios(path: Path) -> Scenarios:
+    content = json.loads(path.read_text())
+    return {
+        name: partial(check_resolution, case)
+        for name, case in content.items()
+        if isinstance(case, dict) and "indices" in case
+    }
+
+
+def check_resolution(case: dict[str, Any]) -> Iterator[Row]:
+    """Which entry each step has, in a run of whatever seed."""
+    ratios, theirs = case["ratios"], case["indices"]
+    sizes = list(range(1, len(ratios) + 1))
+    option = MixedResolution(global_sizes=sizes, local_sizes=None, ratios=ratios, seed=case["seed"])
+    for seed in (0, 1):
+        yield compare(f"indices, seed {seed}", [option.index(seed, step) for step in range(len(theirs))], theirs, EXACT)
