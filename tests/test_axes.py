@@ -122,7 +122,7 @@ SHARED = {
     "weight_decay=": OPTIMISATION,
     "layer_decay=": OPTIMISATION,
     "optimizer.": OPTIMISATION,
-    "schedule.": OPTIMISATION,
+    "schedule": OPTIMISATION,
     "heads.dino_head.weight_norm": OBJECTIVE,
     "heads.": OPTIMISATION,
     "model.mask_token_std": {"crops", "mask", "weights"},

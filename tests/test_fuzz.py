@@ -173,7 +173,7 @@ def test_what_is_accepted_trains(outcomes: dict[int, Any], tmp_path: Path) -> No
 
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     small = {section: config[section] | values for section, values in SHRUNK.items()}
-    lengths = dict.fromkeys(("warmup", "weight_decay_warmup"), 0.1)
+    lengths = {key: 0.1 for key in ("warmup", "weight_decay_warmup") if key in config["schedule"]}
     return {**config, **small, "schedule": config["schedule"] | lengths}
 
 

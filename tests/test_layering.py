@@ -26,7 +26,7 @@ FLOORS = {
     5: "trainer evaluation",
     4: "config",
     3: "model clustering da3 gram",
-    2: "objectives forward teacher optim layer_decay weight_decay data",
+    2: "objectives forward teacher optim schedule layer_decay weight_decay data",
     1: "nn position resolution masking reduction targets augmentation metric",
     0: "values rng distributed files __version__",
 }

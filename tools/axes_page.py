@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinoswap.files.writing import write_atomically
-from pages import anchoring, masks, optimiser, passes, position, reductions, settings, views, words
+from pages import anchoring, masks, optimiser, passes, position, reductions, schedule, settings, views, words
 
 INTRODUCTION = """
 # The axes, one by one
@@ -57,6 +57,7 @@ def page(out: Path, steps: int, command: str) -> str:
         optimiser.layer_decay(out, sides),
         position.position(out),
         anchoring.gram(out),
+        schedule.schedule(out),
         words.section("Resolution", "resolution", RESOLUTION),
         settings.details(out, sides),
         words.section("DA3", "da3", DA3),

@@ -33,10 +33,11 @@ from dinoswap.nn.vit import VisionTransformer, configured_vit
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.optim.schedules import Schedule, Schedules, ScheduleSettings, build_schedules
+from dinoswap.optim.schedules import Schedule, Schedules
 from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.resolution.base import StepSizes
 from dinoswap.rng import seed_torch
+from dinoswap.schedule.base import SchedulePlan
 from dinoswap.teacher.base import Teacher
 from dinoswap.trainer import Trainer, resolve_device
 
@@ -209,12 +210,18 @@ def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedu
     """Returns the settings, the device, the schedules and the optimiser's settings, all checked before a network is
     built. Raises ConfigError where one of them is wrong."""
     settings = construct(TrainerSettings, cfg["trainer"], "trainer")
-    schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
+    schedules = build_schedules(cfg)
     optimizer = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     with as_config_error():
         device = resolve_device(settings.device)
-        schedules = build_schedules(schedule, total=settings.max_steps, batch_size=cfg["data"]["batch_size"])
     return settings, device, schedules, optimizer
+
+
+def build_schedules(cfg: Config) -> Schedules:
+    """Returns the schedules of the group `schedule` over the run. Raises ConfigError where one does not fit into it."""
+    plan = cast(SchedulePlan, construct_option(cfg["schedule"], "schedule"))
+    with as_config_error():
+        return plan.schedules(cfg["trainer"]["max_steps"], batch_size=cfg["data"]["batch_size"])
 
 
 def objective_schedules(model: SelfDistillation, total: int) -> dict[str, Schedule]:

@@ -26,7 +26,6 @@ from dinoswap.data.parquet import ParquetData
 from dinoswap.data.webdataset import WebDatasetData
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import configured_vit
-from dinoswap.optim.schedules import ScheduleSettings
 from dinoswap.optim.settings import OptimizerSettings
 from renew_golden import GOLDEN, golden_configs
 
@@ -38,7 +37,6 @@ SECTION_TARGETS: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "crops": (CropSettings, set()),
     "heads.dino_head": (ProjectionHead, {"in_dim"}),
     "heads.ibot_head": (ProjectionHead, {"in_dim"}),
-    "schedule": (ScheduleSettings, set()),
     "optimizer": (OptimizerSettings, set()),
     "trainer": (TrainerSettings, set()),
     "evaluation": (EvaluationSettings, {"metric"}),
@@ -102,6 +100,20 @@ def test_recipes_set_keys_of_train_yaml_only() -> None:
     for path in (config_dir() / "recipe").glob("*.yaml"):
         written = flatten(OmegaConf.to_container(OmegaConf.load(path)))
         assert set(written) - {"defaults"} <= known, path
+
+
+@pytest.mark.parametrize("bundle", ["recipe", "details"])
+def test_what_a_bundle_says_to_an_option_are_keys_of_it(bundle: str) -> None:
+    """configs/recipe/schedule/demo_cosine.yaml: of recipe=demo to schedule=cosine. Each has its line in train.yaml."""
+    mounted = OmegaConf.load(config_dir() / "train.yaml").defaults
+    groups = {path.name for path in (config_dir() / bundle).iterdir() if path.is_dir()}
+    for group in groups:
+        assert {f"optional {bundle}/{group}@{group}": f"${{{bundle}}}_${{{group}}}"} in mounted
+        for path in (config_dir() / bundle / group).glob("*.yaml"):
+            name, _, option = path.stem.rpartition("_")
+            assert (config_dir() / bundle / f"{name}.yaml").is_file(), path
+            keys = flatten(yaml.safe_load((config_dir() / group / f"{option}.yaml").read_text()))
+            assert flatten(yaml.safe_load(path.read_text())).keys() <= keys.keys(), path
 
 
 def test_presets_choose_options_only() -> None:

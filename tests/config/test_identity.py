@@ -116,6 +116,29 @@ def test_keys_that_have_moved_rename_no_run(overrides: list[str], name: str) -> 
     assert run_id(identity(compose_config([*recipe, *overrides]))) == name
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "e56723726a"),
+        (["recipe=smoke", "schedule.base_lr=0.001"], "842ae74db3"),
+        (["recipe=smoke", "schedule.warmup=2", "schedule.freeze_by=drop_gradients"], "48138d9bf3"),
+        (["recipe=smoke", "schedule.weight_decay_warmup=${.warmup}"], "04af71599c"),
+        (["recipe=vits16", "preset=legacy"], "8e087c7fce"),
+        (["recipe=vitg14", "preset=dinov3", "schedule.momentum=0.99"], "73ffcab7ce"),
+        (["recipe=vitl16_short", "preset=aligned"], "9f7f4a58fa"),
+    ],
+)
+def test_a_section_that_has_become_a_group_renames_no_run(overrides: list[str], name: str) -> None:
+    """The names are those of 73fb418, where `schedule` stood in train.yaml and its keys in the recipes themselves."""
+    assert run_id(identity(compose_config(overrides))) == name
+
+
+def test_another_option_of_it_is_another_run() -> None:
+    changes = {"schedule": "PiecewiseSchedule", "schedule.lr.peak": 0.1}
+    found = identity(compose_config(["recipe=smoke", "schedule=piecewise", "schedule.lr.peak=0.1"]))
+    assert found == identity(SMOKE) | changes
+
+
 # --- versions of the defaults -----------------------------------------------------------------------------------------
 
 
@@ -156,7 +179,7 @@ def renewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (configs / "train.yaml").read_text()
     for old, new in (
         ("  - da3: disabled\n", "  - da3: disabled\n  - anchoring: plain\n"),
-        ("  min_lr: 1.0e-6\n", "  min_lr: 1.0e-6\n  final_lr: 0.5\n"),
+        ("  eps: 1.0e-8\n", "  eps: 1.0e-8\n  final_eps: 0.5\n"),
         ("  clip_grad: 3.0 ", "  clip_grad: 1.0 "),
         ("  workers: 2 ", "  shuffle: 7\n  workers: 2 "),
     ):
@@ -182,7 +205,7 @@ def test_what_is_added_renames_no_run_and_refuses_no_checkpoint(later: Path) -> 
     for before, overrides in ((SMOKE, []), (PARQUET, ["data=parquet", "data.path=x"])):
         config = compose_config(["recipe=smoke", "optimizer.clip_grad=3.0", *overrides])
         assert "anchoring" in config
-        assert config["schedule"]["final_lr"] == 0.5
+        assert config["optimizer"]["final_eps"] == 0.5
         assert config["data"]["shuffle"] == 7
         assert config["masking"]["jitter"] == 0.0
         assert identity(config) == identity(before, KNOWN)
@@ -195,7 +218,7 @@ def test_what_is_changed_since_is_a_deviation(later: Path) -> None:
         "anchoring": "Other",
         "anchoring.every": 7,
         "masking.jitter": 0.1,
-        "schedule.final_lr": 0.4,
+        "optimizer.final_eps": 0.4,
         "data.shuffle": 0,
     }
     given = ["anchoring=other", *(f"{key}={value}" for key, value in expected.items() if "." in key)]
@@ -208,7 +231,7 @@ def test_the_file_is_only_appended_to(later: Path) -> None:
     for name, values in KNOWN.items():
         assert now[name].items() >= values.items() or now[name] | values == now[name]
     assert now[ROOT]["optimizer.clip_grad"] == 3.0
-    assert now[ROOT]["schedule.final_lr"] == 0.5
+    assert now[ROOT]["optimizer.final_eps"] == 0.5
     assert now[ROOT]["anchoring"] == "Plain"
     assert now["Other"] == {"every": 50}
 
@@ -216,7 +239,7 @@ def test_the_file_is_only_appended_to(later: Path) -> None:
 def test_a_key_that_nobody_recorded_is_a_deviation(later: Path) -> None:
     """Until `make golden`: a test refuses the commit."""
     found = identity(compose_config(["recipe=smoke"]), KNOWN)
-    assert found["schedule.final_lr"] == 0.5
+    assert found["optimizer.final_eps"] == 0.5
     assert found["anchoring"] == "Plain"
 
 

@@ -20,6 +20,7 @@ CONFIGS = [
     ["preset=aligned", "distributed=fsdp2"],
     ["preset=legacy", "masking=block_exact", "recipe=demo"],
     ["preset=dinov3", "gram=snapshot", "objectives.gram.weight_schedule.end=2.0"],
+    ["preset=legacy", "schedule=piecewise", "schedule.lr.cosine=null", "schedule.momentum.peak=0.9"],
     ["da3=enabled", "da3.enabled=false", "data=parquet", "data.path=x", "~objectives.koleo", "layer_decay=uniform"],
 ]
 
@@ -100,7 +101,7 @@ def test_keys_that_have_moved_are_read_where_they_were(today: list[str], then: d
     assert read_config(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("group", ["evaluation.metric", "position", "resolution"])
+@pytest.mark.parametrize("group", ["evaluation.metric", "position", "resolution", "schedule._target_"])
 def test_a_config_from_before_there_was_this_choice(group: str, tmp_path: Path) -> None:
     config = compose_config()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(without(config, group)))

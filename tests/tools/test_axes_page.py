@@ -51,7 +51,7 @@ def test_the_page_shows_its_pictures_and_its_command(page: Page) -> None:
     assert (
         set(re.findall(r"\]\((\w+\.png)\)", page.text)) == pictures == {path.name for path in COMMITTED.glob("*.png")}
     )
-    assert len(pictures) == 9
+    assert len(pictures) == 11
     assert sum(path.stat().st_size for path in COMMITTED.glob("*.png")) < 1.5e6
     assert f"`python tools/axes_page.py -o {page.folder} --steps {STEPS}`" in page.text.splitlines()[2]
 
@@ -215,7 +215,7 @@ def test_every_detail_is_in_the_table_with_a_switch_of_its_own(page: Page) -> No
     ],
 )
 def test_a_row_is_what_its_switch_changes(switch: str, page: Page) -> None:
-    before, after = (flatten(plain(composed(["~recipe", *own]))) for own in ([], switch.split()))
+    before, after = (flatten(plain(composed(["recipe=none", *own]))) for own in ([], switch.split()))
     row = next(row for row in details(page.text) if row[0] == switch)
     keys = row[2].split("<br>")
     assert set(keys) == {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

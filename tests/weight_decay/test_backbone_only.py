@@ -9,11 +9,10 @@ from torch import nn
 from dinoswap.layer_decay.uniform import Uniform
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import apply_schedules, parameter_groups
-from dinoswap.optim.schedules import ScheduleSettings, build_schedules
 from dinoswap.weight_decay.all_groups import AllGroups
 from dinoswap.weight_decay.backbone_only import BackboneOnly
 from fixtures import LEGACY, load_json
-from options import build_head, build_settings
+from options import build_head, build_option
 
 TABLE = load_json("optim_legacy.json", LEGACY)
 ORDER = ("backbone", "dino_head", "ibot_head")  # of the legacy groups: regularised, not regularised, of each module
@@ -31,9 +30,7 @@ def test_decay_of_every_group_over_the_schedule_is_the_legacy_one(
 ) -> None:
     config = TABLE["schedules"]["legacy_small_as_parity_dinov2_small"]["config"]
     warmup, total = config["warmup_iterations"], config["total_iterations"]
-    schedules = build_schedules(
-        build_settings(ScheduleSettings, "schedule", weight_decay_warmup=warmup), total=total, batch_size=64
-    )
+    schedules = build_option("schedule/cosine", weight_decay_warmup=warmup).schedules(total, batch_size=64)
     groups = parameter_groups(small_student(), Uniform(), option)
     legacy = TABLE["wd_by_group_over_schedule"][f"at_{commit}"]
     for step in range(total):

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, Hyper
 from parity.official_run import TrainStepFile, architecture_of
-from parity.tables import schedule_settings
+from parity.tables import cosine_section
 
 FOLLOW_FROM_CONFIG = ("rope_embed.periods", "qkv.bias_mask")
 """Buffers of the official networks that ours do without."""
@@ -201,7 +201,7 @@ def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[
         "betas": [optim["adamw_beta1"], optim["adamw_beta2"]],
         "clip_grad": optim["clip_grad"] or None,
     }
-    ours["schedule"] = asdict(schedule_settings({**config, **train}, optim["lr"], "none"))  # this lr is scaled already
+    ours["schedule"] = cosine_section({**config, **train}, optim["lr"], "none")  # this lr is scaled already
     ours["trainer"] |= {
         "max_steps": int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"]),
         "precision": "fp32",

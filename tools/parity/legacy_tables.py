@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dinoswap.build import build_objectives, build_student
-from dinoswap.config.schema import construct
+from dinoswap.build import build_objectives, build_schedules, build_student
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.layer_decay.uniform import Uniform
 from dinoswap.nn.legacy_weights import HEADS
 from dinoswap.optim.param_groups import Group, WeightDecay, apply_schedules, parameter_groups
-from dinoswap.optim.schedules import ADAMW_WEIGHT_DECAY, Schedules, ScheduleSettings, build_schedules, scaled_lr
+from dinoswap.optim.schedules import Schedules, scaled_lr
+from dinoswap.schedule.base import ADAMW_WEIGHT_DECAY
 from dinoswap.weight_decay.all_groups import AllGroups
 from dinoswap.weight_decay.backbone_only import BackboneOnly
 from parity.legacy_run import legacy_config, legacy_overrides, our_names
@@ -63,9 +63,7 @@ def check_schedules(case: Case) -> Iterator[Row]:
 
 def legacy_schedules(config: Case) -> Schedules:
     images = config["batch_size_per_gpu"] * config["world_size"]
-    cfg = legacy_config(*legacy_overrides({**config, "batch_size_per_gpu": images}))
-    settings = construct(ScheduleSettings, cfg["schedule"], "schedule")
-    return build_schedules(settings, total=cfg["trainer"]["max_steps"], batch_size=cfg["data"]["batch_size"])
+    return build_schedules(legacy_config(*legacy_overrides({**config, "batch_size_per_gpu": images})))
 
 
 def is_refused(config: Case) -> bool:

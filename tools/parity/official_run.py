@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dinoswap.build import build_objectives
 from dinoswap.config.command_line import compose_config
-from dinoswap.config.schema import construct
+from dinoswap.config.schema import construct, construct_option
 from dinoswap.forward.unified import Unified
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.model import SelfDistillation
@@ -18,13 +18,12 @@ from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.optim.schedules import build_schedules
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, Hyper
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.recorder import WEIGHT
 from parity.rows import Fixture, plain_name
-from parity.tables import schedule_settings
+from parity.tables import cosine_section
 
 HEAD = {
     "prototypes": "n_prototypes",
@@ -184,7 +183,7 @@ def build_model(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> S
 
 def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> Trainer:
     optim, train = config["optim"], config["train"]
-    settings = schedule_settings({**config, **train}, optim["lr"], "none")  # this lr is scaled already
+    schedule = construct_option(cosine_section({**config, **train}, optim["lr"], "none"), "schedule")  # scaled already
     total = int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"])
     model = build_model(file, scenario, config)
     decay = Layerwise(rate=optim["layerwise_decay"], patch_embed_lr_mult=optim["patch_embed_lr_mult"])
@@ -193,7 +192,7 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
     return Trainer(
         model,
         torch.optim.AdamW(groups, betas=betas, fused=True),
-        build_schedules(settings, total=total, batch_size=train["batch_size_per_gpu"]),
+        schedule.schedules(total, batch_size=train["batch_size_per_gpu"]),
         Clip(optim["clip_grad"] or None, "per_module"),
         precision="fp32",
         seed=0,

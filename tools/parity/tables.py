@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from dinoswap.config.command_line import compose_config
-from dinoswap.config.schema import construct
+from dinoswap.config.schema import construct_option
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.param_groups import parameter_groups
-from dinoswap.optim.schedules import Schedule, ScheduleSettings, build_schedules, cosine, scaled_lr
+from dinoswap.optim.schedules import Schedule, cosine, scaled_lr
 from dinoswap.resolution.mixed import MixedResolution
 from dinoswap.weight_decay.all_groups import AllGroups
 from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, plain_name
@@ -26,9 +26,9 @@ SCHEDULES = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temp")
 OFFICIAL_NAME = {"weight_decay": "wd"}
 
 
-def schedule_settings(config: dict[str, Any], lr: float, scaling: Any) -> ScheduleSettings:
-    """An official configuration's optim and teacher sections as ours; what they do not speak of is that of
-    `preset=official`."""
+def cosine_section(config: dict[str, Any], lr: float, scaling: str) -> dict[str, Any]:
+    """An official configuration's optim and teacher sections as our section `schedule`; what they do not speak of is
+    that of `preset=official`."""
     optim, teacher, epoch = config["optim"], config["teacher"], int(config["OFFICIAL_EPOCH_LENGTH"])
     theirs = {
         "base_lr": lr,
@@ -44,7 +44,7 @@ def schedule_settings(config: dict[str, Any], lr: float, scaling: Any) -> Schedu
         "teacher_temp": teacher["teacher_temp"],
         "teacher_temp_warmup": int(teacher["warmup_teacher_temp_epochs"] * epoch),
     }
-    return construct(ScheduleSettings, compose_config(["preset=official"])["schedule"] | theirs, "schedule")
+    return compose_config(["preset=official"])["schedule"] | theirs
 
 
 def schedule_scenarios(path: Path) -> Scenarios:
@@ -63,10 +63,9 @@ def schedule_scenarios(path: Path) -> Scenarios:
 
 def check_schedules(case: dict[str, Any]) -> Iterator[Row]:
     config = case["config"]
-    settings = schedule_settings(config, config["optim"]["base_lr"], "sqrt_1024")
-    schedules = build_schedules(
-        settings,
-        total=int(config["optim"]["epochs"] * config["OFFICIAL_EPOCH_LENGTH"]),
+    schedule = construct_option(cosine_section(config, config["optim"]["base_lr"], "sqrt_1024"), "schedule")
+    schedules = schedule.schedules(
+        int(config["optim"]["epochs"] * config["OFFICIAL_EPOCH_LENGTH"]),
         batch_size=config["batch_size_per_gpu"] * config["world_size"],
     )
     for name in SCHEDULES:

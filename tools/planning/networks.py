@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dinoswap.build import build_model, objective_schedules
-from dinoswap.config.schema import ConfigError, construct, construct_option, option_class
+from dinoswap.build import build_model, build_schedules, objective_schedules
+from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import loading_settings
 from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
-from dinoswap.optim.schedules import Schedules, ScheduleSettings, build_schedules
+from dinoswap.optim.schedules import Schedules
 from dinoswap.resolution.base import StepSizes
 from dinoswap.teacher.depth_anything.source import locate
 from dinoswap.teacher.native import NativeTeacher
@@ -99,13 +99,8 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int, sizes: StepSiz
 
 def first_hyper(cfg: Config, model: SelfDistillation) -> Hyper:
     """What the schedules say at step 0, those of the objectives too. Raises ConfigError."""
-    settings = construct(ScheduleSettings, cfg["schedule"], "schedule")
-    total = cfg["trainer"]["max_steps"]
-    try:
-        schedules = build_schedules(settings, total=total, batch_size=cfg["data"]["batch_size"])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return Schedules({**schedules, **objective_schedules(model, total)}).at(0)
+    own = objective_schedules(model, cfg["trainer"]["max_steps"])
+    return Schedules({**build_schedules(cfg), **own}).at(0)
 
 
 def objectives(model: SelfDistillation) -> dict[str, Objective]:

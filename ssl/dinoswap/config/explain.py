@@ -82,7 +82,7 @@ def help_text() -> str:
     defaults = OmegaConf.load(config_dir() / "train.yaml").defaults
     mounted = [str(key).partition("@")[0] for entry in defaults if not isinstance(entry, str) for key in entry]
     folders = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
-    groups = dict.fromkeys(["preset", *(name for name in mounted if not name.startswith("override ")), *folders])
+    groups = dict.fromkeys(["preset", *(name for name in mounted if " " not in name), *folders])
     listed = {group: [option.name for option in options(group)] for group in groups} | {"preset": SIDES}
     lines = [f"{group:16} {', '.join(names)}" for group, names in listed.items()]
     template = OmegaConf.load(config_dir() / "hydra" / "help" / "train.yaml").template

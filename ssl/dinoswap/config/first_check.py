@@ -6,6 +6,7 @@ The commands make this check before anything else, and `settings.check` repeats 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from dinoswap.config.measured import build_metrics, obstacle, require_metric
 from dinoswap.config.schema import (
@@ -28,15 +29,11 @@ from dinoswap.config.sections import (
     source_section,
     step_sizes,
 )
-from dinoswap.optim.schedules import ScheduleSettings, steps
 from dinoswap.optim.settings import OptimizerSettings
+from dinoswap.schedule.base import SchedulePlan
 
 WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay", "resolution")
-"""Groups whose options can be built without importing torch."""
-WITHIN_THE_RUN = ("warmup", "weight_decay_warmup")
-LENGTHS = (*WITHIN_THE_RUN, "freeze_last_layer", "teacher_temp_warmup")
-"""Keys of `schedule` that are lengths. Those in WITHIN_THE_RUN cannot be longer than the run, because another phase
-follows them."""
+"""Groups whose options can be built without importing torch, beside `schedule`."""
 
 
 def first_check(cfg: Config) -> None:
@@ -47,7 +44,7 @@ def first_check(cfg: Config) -> None:
     evaluation_settings(cfg)
     check_metrics(cfg, run.objective_metric)
     construct(OptimizerSettings, cfg["optimizer"], "optimizer")
-    check_schedules(cfg)
+    check_schedule(cfg)
     check_crops(cfg)
     check_heads(cfg)
     check_data(cfg)
@@ -76,23 +73,12 @@ def require_writable(cfg: Config) -> None:
         )
 
 
-def check_schedules(cfg: Config) -> None:
-    """Raises ConfigError when a length of `schedule` is not valid, or a warmup is longer than the run."""
-    schedule_steps, total = lengths(cfg), cfg["trainer"]["max_steps"]
-    for name in WITHIN_THE_RUN:
-        if schedule_steps[name] > total:
-            raise ConfigError(
-                f"schedule.{name}={cfg['schedule'][name]}: is longer than the run of trainer.max_steps={total}; give "
-                "fewer steps, a share of the run such as 0.1, or more of trainer.max_steps"
-            )
-
-
-def lengths(cfg: Config) -> dict[str, int]:
-    """Returns the lengths of `schedule` in steps, by key. Raises ConfigError for a value that is no length."""
-    schedule = construct(ScheduleSettings, cfg["schedule"], "schedule")
+def check_schedule(cfg: Config) -> None:
+    """Raises ConfigError for a wrong section `schedule`, and for schedules that do not fit into the run."""
+    schedule = cast(SchedulePlan, construct_option(cfg["schedule"], "schedule"))
     total = construct(TrainerSettings, cfg["trainer"], "trainer").max_steps
     try:
-        return {name: steps(getattr(schedule, name), total, f"schedule.{name}") for name in LENGTHS}
+        schedule.check(total)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -54,14 +54,17 @@ def with_todays_places(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config with the default option of each group that it is older than: what was no choice at first."""
-    evaluation = config.get("evaluation")
+    evaluation, schedule = config.get("evaluation"), config.get("schedule")
     lacks_metric = isinstance(evaluation, Mapping) and "metric" not in evaluation
-    if set(LATER_GROUPS) <= set(config) and not lacks_metric:
+    lacks_target = isinstance(schedule, Mapping) and "_target_" not in schedule
+    if set(LATER_GROUPS) <= set(config) and not (lacks_metric or lacks_target):
         return dict(config)
     today = compose_config()
     older = {**{group: today[group] for group in LATER_GROUPS}, **config}
     if isinstance(evaluation, Mapping):
         older["evaluation"] = {"metric": today["evaluation"]["metric"], **evaluation}
+    if isinstance(schedule, Mapping):
+        older["schedule"] = {"_target_": today["schedule"]["_target_"], **schedule}
     return older
 
 
@@ -78,7 +81,8 @@ def completed(
     not added. `of_another_class` tells whether the section belongs to another class than train.yaml's."""
     if "_target_" in section:
         owner, prefix = class_name(section), ""
-        of_another_class = place.startswith("objectives.") and known[ROOT].get(place) != owner
+        of_one_class = place == "schedule" or place.startswith("objectives.")  # whose keys stood in train.yaml
+        of_another_class = of_one_class and known[ROOT].get(place) != owner
     introduced = {} if of_another_class else {key: value for key, value in known[ROOT].items() if is_value(key, known)}
     own = known.get(owner, {}) if owner else {}
     whole = dict(section)

@@ -75,7 +75,8 @@ class NonFiniteGuard:
         if self.in_a_row >= self.limit:
             raise Diverged(
                 f"{message}. It was the last of {self.in_a_row} such steps in a row (trainer.max_nonfinite_steps). "
-                "Lower schedule.base_lr, lengthen schedule.warmup, or use trainer.precision=bf16 or fp32"
+                "Lower the lr (schedule.base_lr, schedule.lr.peak), lengthen its warm-up, or use "
+                "trainer.precision=bf16 or fp32"
             )
 
     def state_dict(self) -> dict[str, int]:

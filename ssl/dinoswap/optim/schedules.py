@@ -18,11 +18,6 @@ if TYPE_CHECKING:  # values imports torch, which takes seconds; the settings of 
     from dinoswap.values import Hyper
 
 LrScaling = Literal["sqrt_1024", "linear_256", "none"]
-WarmupShape = Literal["linear", "cosine"]
-FreezeBy = Literal["zero_lr", "drop_gradients"]
-
-ADAMW_WEIGHT_DECAY = 0.01
-"""Torch's default, which a group without a weight-decay schedule keeps."""
 
 
 class Schedule:
@@ -38,16 +33,18 @@ class Schedule:
     def __getitem__(self, step: int) -> float:
         return float(self.values[step]) if step < len(self.values) else self.final
 
+    @property
+    def peak(self) -> int:
+        """The first step at which the value is the largest."""
+        return int(np.append(self.values, self.final).argmax())
+
 
 def cosine(base: float, final: float, total: int, *, warmup: int = 0, start: float = 0.0, frozen: int = 0) -> Schedule:
     """Returns `frozen` steps of 0, `warmup` steps from `start` to `base` (both reached), then a cosine towards `final`.
     Raises ValueError where these are longer than `total`."""
     cosine_steps = total - warmup - frozen
     if cosine_steps < 0:
-        raise ValueError(
-            f"a warm-up of {warmup} steps (+ {frozen} frozen) is longer than the schedule of {total} steps: "
-            "shorten schedule.warmup or schedule.teacher_temp_warmup, or raise trainer.max_steps"
-        )
+        raise ValueError(f"a warm-up of {warmup} steps (+ {frozen} frozen) is longer than a schedule of {total} steps")
     rise = np.linspace(start, base, warmup)
     fall = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(cosine_steps) / max(cosine_steps, 1)))
     return Schedule(np.concatenate([np.zeros(frozen), rise, fall]), final)
@@ -77,9 +74,7 @@ def cosine_then_constant(start: float, end: float, warmup: int) -> Schedule:
 
 def with_frozen_start(schedule: Schedule, steps: int) -> Schedule:
     """Returns a copy of `schedule` with its first `steps` values set to 0, which freezes the last layer."""
-    values = schedule.values.copy()
-    values[:steps] = 0.0
-    return Schedule(values, schedule.final)
+    return Schedule(np.concatenate([np.zeros(steps), schedule.values[steps:]]), schedule.final)
 
 
 def scaled_lr(base_lr: float, batch_size: int, rule: LrScaling) -> float:
@@ -110,8 +105,14 @@ class Phases:
     cosine: int | float | None
 
     def schedule(self, total: int, name: str, scale: float = 1.0) -> Schedule:
-        """Returns the values over a run of `total` steps, with peak and end multiplied by `scale`. Raises ValueError
-        for lengths that do not fit into the run; `name` is the config key in the message."""
+        """Returns the values over a run of `total` steps, with peak and end multiplied by `scale`. Raises ValueError as
+        `lengths` does."""
+        warmup, cosine_steps = self.lengths(total, name)
+        return warmup_cosine(self.start, self.peak, self.end, warmup=warmup, cosine_steps=cosine_steps, scale=scale)
+
+    def lengths(self, total: int, name: str) -> tuple[int, int]:
+        """Returns the steps of the warm-up and of the cosine in a run of `total` steps. Raises ValueError for lengths
+        that do not fit into the run; `name` is the config key in the message."""
         warmup = steps(self.warmup, total, f"{name}.warmup")
         rest = total - warmup
         cosine_steps = rest if self.cosine is None else steps(self.cosine, total, f"{name}.cosine")
@@ -120,41 +121,7 @@ class Phases:
                 f"{name}: a warm-up of {warmup} and a cosine of {cosine_steps} steps are longer than the run of "
                 f"trainer.max_steps={total}; shorten {name}.warmup or {name}.cosine"
             )
-        return warmup_cosine(self.start, self.peak, self.end, warmup=warmup, cosine_steps=cosine_steps, scale=scale)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
-    """Lengths are steps (integers) or fractions of the run (below 1), so that a shortened run keeps its shape."""
-
-    base_lr: float
-    lr_scaling: LrScaling
-    min_lr: float
-    warmup: int | float
-    freeze_last_layer: int | float
-    freeze_by: FreezeBy
-    weight_decay: float
-    weight_decay_end: float
-    weight_decay_warmup: int | float
-    momentum: float
-    momentum_end: float
-    teacher_temp_start: float
-    teacher_temp: float
-    teacher_temp_warmup: int | float
-    teacher_temp_shape: WarmupShape
-
-    def __post_init__(self) -> None:
-        for name in ("base_lr", "min_lr", "weight_decay", "weight_decay_end"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("momentum", "momentum_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: an EMA momentum lies between 0 and 1")
-        for name in ("teacher_temp_start", "teacher_temp"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: a temperature must be above 0 (the recipe uses .04-.07)"
-                )
+        return warmup, cosine_steps
 
 
 class Schedules(Mapping[str, Schedule]):
@@ -175,38 +142,3 @@ class Schedules(Mapping[str, Schedule]):
     def at(self, step: int) -> "Hyper":
         """Returns the value of every schedule at `step`, counted from 0."""
         return {name: schedule[step] for name, schedule in self._schedules.items()}
-
-
-def build_schedules(settings: ScheduleSettings, *, total: int, batch_size: int) -> Schedules:
-    """Returns the schedules lr, last_layer_lr, last_layer_dropped (1 while its gradients are dropped), prototype_lr
-    (which is not scaled by the batch size), weight_decay, constant_weight_decay (AdamW's default), momentum and
-    teacher_temp. Raises ValueError where a length does not fit into `total` steps.
-
-    Where the last layer of the heads is frozen by a lr of 0, Adam's moments already accumulate meanwhile. Where its
-    gradients are dropped, as the legacy trainer @ 67f6a87 does, the moments and their bias correction begin with the
-    first real step."""
-    warmup = steps(settings.warmup, total, "schedule.warmup")
-    lr = cosine(scaled_lr(settings.base_lr, batch_size, settings.lr_scaling), settings.min_lr, total, warmup=warmup)
-    frozen = steps(settings.freeze_last_layer, total, "schedule.freeze_last_layer")
-    dropped = settings.freeze_by == "drop_gradients"
-    decay_warmup = steps(settings.weight_decay_warmup, total, "schedule.weight_decay_warmup")
-    temp_warmup = steps(settings.teacher_temp_warmup, total, "schedule.teacher_temp_warmup")
-    temperature = linear_then_constant if settings.teacher_temp_shape == "linear" else cosine_then_constant
-    return Schedules(
-        {
-            "lr": lr,
-            "last_layer_lr": lr if dropped else with_frozen_start(lr, frozen),
-            "last_layer_dropped": Schedule(np.ones(frozen if dropped else 0), 0.0),
-            "prototype_lr": cosine(settings.base_lr, 0.0, total, warmup=warmup),
-            "weight_decay": cosine(
-                settings.weight_decay,
-                settings.weight_decay_end,
-                total,
-                warmup=decay_warmup,
-                start=settings.weight_decay,
-            ),
-            "constant_weight_decay": Schedule(np.empty(0), ADAMW_WEIGHT_DECAY),
-            "momentum": cosine(settings.momentum, settings.momentum_end, total),
-            "teacher_temp": temperature(settings.teacher_temp_start, settings.teacher_temp, temp_warmup),
-        }
-    )

@@ -207,7 +207,7 @@ def start_record(
     if is_main():
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
-    choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if "/" not in str(k)}  # of our groups
     return RunRecord.start(
         folder / "run.json",
         run_id=run_id(identity) if identity else folder.parent.name,

@@ -144,7 +144,7 @@ class Run:
         self.inventory.tell(_log)
         start = self.resume()
         objectives, board = list(self.trainer.model.objectives), self.settings.tensorboard
-        warm_up = int(self.trainer.schedules["lr"].values.argmax())
+        warm_up = self.trainer.schedules["lr"].peak
         journal = Journal(self.folder, self.display, objectives, done=start, warm_up=warm_up, tensorboard=board)
         self.write_record()
         with Preemption() as preemption, self.display, journal:

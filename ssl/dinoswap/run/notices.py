@@ -4,14 +4,15 @@ Each is a sentence that begins with the config key that it is about.
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
-from dinoswap.config.first_check import lengths
 from dinoswap.config.measured import needs_labels
 from dinoswap.config.schema import construct_option
 from dinoswap.config.sections import Config, step_sizes
 from dinoswap.data.images import Images
+from dinoswap.schedule.base import SchedulePlan
 
 OFTEN_EMPTY = 0.1
 """A warning is given when more than this share of the crops that are to be masked have no masked patch."""
@@ -22,7 +23,7 @@ DRAWN_IMAGES, DRAWN_STEPS = 64, 8
 def notices(cfg: Config, *, train: Images, test: Images | None, masked_crops: int, ranks: int) -> Iterator[str]:
     """Yields all warnings for the resolved config `cfg`. `masked_crops` crops of each image carry a mask, and `ranks`
     processes were started for the run."""
-    yield from beyond_the_end(cfg)
+    yield from cast(SchedulePlan, construct_option(cfg["schedule"], "schedule")).unfinished(cfg["trainer"]["max_steps"])
     yield from empty_masks(cfg, masked_crops)
     yield from unmeasured(cfg, train, test)
     if cfg["distributed"] and ranks == 1:
@@ -30,20 +31,6 @@ def notices(cfg: Config, *, train: Images, test: Images | None, masked_crops: in
             "distributed: one process was started, so nothing is distributed; start several, as in "
             "torchrun --nproc-per-node 8 -m dinoswap.train ..."
         )
-
-
-def beyond_the_end(cfg: Config) -> Iterator[str]:
-    """Yields a warning for each schedule that ends after the run, as happens when a long recipe is tried for a few
-    steps."""
-    total = cfg["trainer"]["max_steps"]
-    meaning = {
-        "freeze_last_layer": "the last layer of the heads is not trained at all",
-        "teacher_temp_warmup": "the teacher's temperature does not reach schedule.teacher_temp",
-    }
-    steps = lengths(cfg)
-    for name, consequence in meaning.items():
-        if steps[name] > total:
-            yield f"schedule.{name}={steps[name]}: is longer than the run of trainer.max_steps={total}: {consequence}"
 
 
 def empty_masks(cfg: Config, masked_crops: int) -> Iterator[str]:
