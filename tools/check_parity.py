@@ -10,8 +10,8 @@
 `official` takes every kind of file that it knows: training scenarios (train_step_dinov2*.npz, through the trainer's own
 step), networks, heads, losses, stochastic depth, schedules, parameter groups. `legacy` likewise: training scenarios
 (train_step_legacy*.npz, train_step_fixed*.npz, with the trainer that preset=legacy builds), networks, losses, schedules
-and groups. `dinov3` takes training scenarios (train_step_dinov3*.npz, with the trainer that preset=dinov3 builds) and
-which crop sizes each step has (resolution_dinov3*.json, exactly).
+and groups. `dinov3` takes training scenarios (train_step_dinov3*.npz, with the trainer that preset=dinov3 builds),
+losses, schedules, and which crop sizes each step has (resolution_dinov3*.json, exactly).
 `masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
 Depth Anything 3 (da3_*_io.npz) and the names and shapes in its published files (keys_*.json). --name picks one file,
 --scenario one of the scenarios, sections or cases in it.
@@ -32,6 +32,7 @@ from rich.table import Table
 from parity import (
     da3,
     dinov3_losses,
+    dinov3_tables,
     legacy_losses,
     legacy_masks,
     legacy_networks,
@@ -65,6 +66,7 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
     "dinov3": {
         "train_step_dinov3*.npz": train_step.dinov3_scenarios,
         "losses_dinov3*.npz": dinov3_losses.scenarios,
+        "schedules_dinov3*.json": dinov3_tables.scenarios,
         "resolution_dinov3*.json": tables.resolution_scenarios,
     },
     "masks": {

@@ -34,7 +34,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     [
         ("recipe", FILE), ("recipe", f"{FILE}_f64"), ("recipe_bf16_rope", FILE), ("key_bias", FILE),
         ("local_weight", FILE), ("local_weight", f"{FILE}_f64"), ("gram_ema", FILE), ("gram_ema", f"{FILE}_f64"),
-        ("gram_snapshot", FILE), ("gram_snapshot", f"{FILE}_f64"), ("gram_unmasked", FILE),
+        ("gram_snapshot", FILE), ("gram_snapshot", f"{FILE}_f64"), ("gram_unmasked", FILE), ("web", FILE),
     ],
 )  # fmt: skip
 def test_the_trainer_of_the_preset_makes_the_official_steps(scenario: str, name: str, check: Check) -> None:
@@ -85,6 +85,19 @@ def test_a_changed_number_fails(key: str, amount: float, check: Check, tmp_path:
     arrays = dict(np.load(DINOV3 / f"{FILE}.npz", allow_pickle=False))
     np.savez(tmp_path / f"{FILE}.npz", **arrays | {key: arrays[key] + np.float32(amount)})
     assert check(tmp_path, "recipe")[0] == 1
+
+
+def test_the_schedules_of_all_recipes_and_a_changed_number(check: Check, tmp_path: Path) -> None:
+    name = "schedules_dinov3"
+    content = json.loads((DINOV3 / f"{name}.json").read_text())
+    recipes = [recipe for recipe in content if recipe.startswith("recipe_")]
+    assert len(recipes) == 4
+    for recipe in recipes:
+        status, last = check(DINOV3, recipe, name)
+        assert (status, int(last.split()[1]) >= 5) == (0, True), last
+    content["recipe_vit7b16_gram_anchor"]["gram_weight"][-1] += 1e-12
+    (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert check(tmp_path, "recipe_vit7b16_gram_anchor", name)[0] == 1
 
 
 def test_what_no_option_stands_for_is_left_out_and_named(

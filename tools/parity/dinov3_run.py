@@ -1,5 +1,6 @@
 """A train_step_dinov3*.npz, and the trainer that preset=dinov3 builds with the numbers of the configuration in it."""
 
+import itertools
 import sys
 import tempfile
 from dataclasses import replace
@@ -12,8 +13,8 @@ from dinoswap.build import build_trainer as built
 from dinoswap.config.command_line import compose_config
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, Hyper
+from parity.dinov3_tables import phases, schedule_section
 from parity.official_run import TrainStepFile, architecture_of
-from parity.tables import cosine_section
 
 FOLLOW_FROM_CONFIG = ("rope_embed.periods", "qkv.bias_mask")
 """Buffers of the official networks that ours do without."""
@@ -31,7 +32,7 @@ class Dinov3File(TrainStepFile):
         return 2e-5 if rounded else super().weight_tolerance(scenario)
 
     def our_name(self, name: str) -> str:
-        return super().our_name(name).replace("storage_tokens", "register_tokens")
+        return our_name(super().our_name(name))
 
     def terms(self, logs: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
         """The official log holds every term without its weight, means over pairs of crops included."""
@@ -84,29 +85,33 @@ class Dinov3File(TrainStepFile):
 
 
 def our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by our names: registers are called storage tokens there."""
-    kept = {name: value for name, value in weights.items() if not name.endswith(FOLLOW_FROM_CONFIG)}
-    return {name.replace("storage_tokens", "register_tokens"): value for name, value in kept.items()}
+    """The weights, their gradients, or the norms of these, by our names, in which w1 and w2 of a SwiGLU are one."""
+    ours: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name.endswith(FOLLOW_FROM_CONFIG):
+            continue
+        known = our_name(name)
+        if known in ours:
+            first = ours[known]
+            value = torch.cat([first, value]) if value.ndim else torch.hypot(first, value)
+        ours[known] = value
+    return ours
+
+
+def our_name(name: str) -> str:
+    """Registers are called storage tokens there."""
+    for theirs, own in (("storage_tokens", "register_tokens"), (".mlp.w1.", ".mlp.w12."), (".mlp.w2.", ".mlp.w12.")):
+        name = name.replace(theirs, own)
+    return name
 
 
 def is_left_out(file: Dinov3File, scenario: str) -> bool:
     """Whether no option of ours stands for what a scenario configures, which is printed then."""
     config = file.meta["configs"].get(scenario, {})
-    unknown = {
-        "distillation.enabled": config.get("distillation", {}).get("enabled"),
-        "schedules": config.get("schedules"),
-    }
-    found = [name for name, value in unknown.items() if value]
-    if found:
-        print(f"{file.path.stem}:{scenario}: left out: no option stands for {', '.join(found)}", file=sys.stderr)
-    return bool(found)
-
-
-def phases(config: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """An official schedule of the second kind as ours."""
-    lengths = {"warmup": "warmup_epochs", "cosine": "cosine_epochs"}
-    values: dict[str, Any] = {name: config[name] for name in ("start", "peak", "end")}
-    return values | {ours: int(config[key] * epoch) if key in config else None for ours, key in lengths.items()}
+    left_out = bool(config.get("distillation", {}).get("enabled"))
+    if left_out:
+        print(f"{file.path.stem}:{scenario}: left out: no option stands for distillation.enabled", file=sys.stderr)
+    return left_out
 
 
 def our_gram(config: dict[str, Any], epoch: int) -> dict[str, Any]:
@@ -201,7 +206,8 @@ def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[
         "betas": [optim["adamw_beta1"], optim["adamw_beta2"]],
         "clip_grad": optim["clip_grad"] or None,
     }
-    ours["schedule"] = cosine_section({**config, **train}, optim["lr"], "none")  # this lr is scaled already
+    scaled = {"optim": {**optim, "scaling_rule": "none"}, "lr_before_scaling": optim["lr"]}  # this lr is scaled already
+    ours["schedule"] = schedule_section({**config, **train, **scaled})
     ours["trainer"] |= {
         "max_steps": int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"]),
         "precision": "fp32",
@@ -219,9 +225,20 @@ def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Tr
             ours["objectives"]["gram"]["path"] = f"{folder}/gram.pth"
             torch.save(file.initial_weights(scenario, "gram_teacher"), f"{folder}/gram.pth")
         trainer = built(ours)
+    seed_forwards(trainer)
     trainer.model.to(file.dtype)
     for network in ("student", "teacher"):
         wanted = getattr(trainer.model, network).state_dict()
         stored = file.initial_weights(scenario, network)
         getattr(trainer.model, network).load_state_dict({name: stored[name] for name in wanted})
     return trainer
+
+
+def seed_forwards(trainer: Trainer) -> None:
+    """Has each forward pass draw what the official one drew, whose generator was seeded with 1000 + iteration."""
+    seeds = itertools.count(1000)
+
+    def seed(*_: object) -> None:
+        torch.manual_seed(next(seeds))
+
+    trainer.model.register_forward_pre_hook(seed)
