@@ -170,8 +170,9 @@ def test_the_frozen_teacher_is_counted_with_its_precision() -> None:
 # --- communication, time, cost ----------------------------------------------------------------------------------------
 
 
-def test_ddp_sends_its_gradients_twice_around_the_ring() -> None:
-    found = plan.make_plan(["recipe=smoke"], gpus=4, sharding="ddp")
+@pytest.mark.parametrize("preset", ["official", "dinov3"])
+def test_ddp_sends_its_gradients_twice_around_the_ring(preset: str) -> None:
+    found = plan.make_plan(["recipe=smoke", f"preset={preset}"], gpus=4, sharding="ddp")
     assert found.communication["all-reduce of gradients"] == 2 * 3 / 4 * 4 * found.parameters["trained"]
     # Sinkhorn's 3 iterations over 64 prototypes, of DINO and of iBOT
     assert found.communication["vectors of K"] == 2 * 3 / 4 * 4 * 64 * 3 * 2
@@ -261,7 +262,6 @@ def test_what_cannot_be_planned_is_refused(
 # --- published run times ----------------------------------------------------------------------------------------------
 
 OFFICIAL_LARGE = ["layer_decay.rate=1.0", "model.activation_checkpointing=false"]  # as dinov2's configs have it
-SINKHORN = [f"targets@objectives.{name}.targets=sinkhorn" for name in ("dino", "ibot")]
 PUBLISHED = [
     # README.md of facebookresearch/dinov2: "approximately 1 day" on 32 A100-80GB
     (["recipe=vitl16_short"], "a100", 32, 32 * 24),
@@ -270,12 +270,7 @@ PUBLISHED = [
     # MODEL_CARD.md of facebookresearch/dinov2: 22,000 hours of A100. The number of GPUs is not stated: 256 at 12 images
     (["recipe=vitg14", *OFFICIAL_LARGE], "a100", 256, 22_000),
     # README.md of facebookresearch/dinov3, vitl_im1k_lin834.yaml: "approximately 14 hours" on 32 H100-80GB
-    (
-        ["recipe=vitl16_short", "trainer.precision=bf16", "objectives.ibot.head=ibot_head", *SINKHORN],
-        "h100",
-        32,
-        32 * 14,
-    ),
+    (["preset=dinov3", "recipe=vitl16_dinov3"], "h100", 32, 32 * 14),
 ]
 
 

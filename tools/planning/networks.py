@@ -117,6 +117,12 @@ def count(module: nn.Module, trained_only: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
 
 
+def prototypes(network: nn.Module) -> int:
+    """Of a head or a prototype bank; 0 for any other network."""
+    layer = cast(nn.Module, getattr(network, "last_layer", network))
+    return next((len(p) for name, p in layer.named_parameters(recurse=False) if name in ("weight", "weight_v")), 0)
+
+
 def batch_bytes(batch: Batch) -> int:
     return sum(t.numel() * t.element_size() for t in batch.tensors().values())
 

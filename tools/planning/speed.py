@@ -44,10 +44,9 @@ def vector_bytes(objective: Any, model: SelfDistillation) -> int:
     targets = getattr(objective, "targets", None)
     if targets is None:
         return 0
-    network: Any = model.student[getattr(objective, "head", BANK)]
-    prototypes = network.last_layer.weight_g if hasattr(network, "last_layer") else network.weight
+    prototypes = networks.prototypes(model.student[getattr(objective, "head", BANK)])
     sums = 1 if isinstance(targets, Centering) else int(targets.iterations)
-    return STATE_BYTES * len(prototypes) * sums
+    return STATE_BYTES * prototypes * sums
 
 
 def step_seconds(

@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,7 +35,7 @@ from dinoswap.nn import attention
 from dinoswap.run.flops import step_flops
 from dinoswap.trainer import AUTOCAST
 from dinoswap.values import Batch, Hyper
-from planning.networks import frozen_networks, objectives, units, with_checkpointing
+from planning.networks import frozen_networks, objectives, prototypes, units, with_checkpointing
 
 WEIGHT_CASTS = "autocast copies of weights"
 WEIGHT_PRODUCTS = "folded weights"
@@ -171,10 +171,9 @@ def live_bytes(
     model: SelfDistillation, batch: Batch, hyper: Hyper, precision: str, *, gpu: bool, accumulate: int = 1
 ) -> Life:
     """The storages of the gradients of one step. Weights, moments and the batch itself are state and not in it."""
-    prototypes = {int(t.shape[0]) for name, t in model.student.named_parameters() if name.endswith("weight_g")}
-    prototypes |= {int(network.weight.shape[0]) for network in model.student.values() if isinstance(network, nn.Linear)}
+    counts = {prototypes(network) for network in model.student.values()} - {0}
     shadow = copy.deepcopy(model)
-    recorder = _Recorder(prototypes)
+    recorder = _Recorder(counts)
     with FakeTensorMode(allow_non_fake_inputs=True):
         shadow.to_empty(device="cpu")
         inputs = batch.map(lambda t: torch.empty_like(t, device="cpu"))
