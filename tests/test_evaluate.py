@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dinoswap.config.facts import DataFacts
 from dinoswap.evaluate import beside_others, data_name, main, parser
-from dinoswap.nn.official_weights import export_official
+from dinoswap.nn.weights import dinov2
 from options import build_option
 from run_folders import write_run
 
@@ -23,7 +23,7 @@ FEW = ["evaluation.images=60"]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "run"
     trainer = write_run(folder)
-    save_file(export_official(trainer.model.teacher["backbone"]), folder.parent / "weights.safetensors")  # type: ignore[arg-type]
+    save_file(dinov2.export(trainer.model.teacher["backbone"]), folder.parent / "weights.safetensors")  # type: ignore[arg-type]
     return folder
 
 

@@ -1,4 +1,4 @@
-"""run -> tools/export.py -> load_official -> the same features, bit for bit."""
+"""run -> tools/export.py -> load_backbone -> the same features, bit for bit."""
 
 import re
 import shutil
@@ -8,8 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights.load import load_backbone
 from dinoswap.trainer import Trainer
 from run_folders import write_run
 from small_models import load_tool, small_batch
@@ -26,10 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
 
 def loaded(path: Path) -> VisionTransformer:
     """As a user without the run loads it: the number of heads is all there is to know."""
-    state = load_official(path)
-    backbone = VisionTransformer(**infer_architecture(state, num_heads=2))
-    load_into(backbone, state)
-    return backbone.eval()
+    return load_backbone(path, num_heads=2).network().eval()
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from dinoswap.config.settings import check
 from dinoswap.evaluate import Subject
 from dinoswap.files.writing import write_atomically
 from dinoswap.nn.block import Block
-from dinoswap.nn.official_weights import architecture_metadata, export_official
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights import dinov2
 from dinoswap.run.checkpoint import CheckpointError
 
 PREFIX = "teacher.backbone."
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject = Subject.find(arguments.run)
         backbone = teacher_backbone(subject)
         out = arguments.out or (subject.run or Path()) / f"backbone{suffix}"
-        weights = export_official(backbone, arguments.block_chunks)
-        write_atomically(out, encode(weights, architecture_metadata(backbone)))
+        weights = dinov2.export(backbone, arguments.block_chunks)
+        write_atomically(out, encode(weights, dinov2.metadata(backbone)))
     except (ConfigError, CheckpointError, ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

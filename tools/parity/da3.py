@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinoswap.nn.official_weights import some
+from dinoswap.nn.weights.names import some
 from dinoswap.teacher.depth_anything.backbone import DA3Backbone
 from dinoswap.teacher.depth_anything.source import below, read_weights
 from dinoswap.teacher.depth_anything.variants import OFF, PREFIXES, VARIANTS, Architecture, Shapes, from_shapes

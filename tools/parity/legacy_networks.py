@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dinoswap.nn.legacy_weights import from_legacy
-from dinoswap.nn.official_weights import infer_architecture, load_into
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights.layout import infer_architecture
+from dinoswap.nn.weights.load import load_into
 from parity.networks import build_head
 from parity.rows import EXACT, FORWARD, Fixture, Row, Scenarios, compare
 

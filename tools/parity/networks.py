@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoswap.nn.official_weights import load_into
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import Tokens, VisionTransformer
+from dinoswap.nn.weights.load import load_into
 from parity.rows import (
     EXACT,
     FORWARD,

@@ -1,1 +1,1 @@
-"""Networks: the vision transformer, the projection head, and their official weight files."""
+"""Networks: the vision transformer, the projection head, and weight files."""

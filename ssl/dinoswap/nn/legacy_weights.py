@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from dinoswap.nn.official_weights import read_weights, some
+from dinoswap.nn.weights.files import read_weights
+from dinoswap.nn.weights.names import some
 
 NETWORKS = ("student", "teacher")
 BANK = "prototype_bank"  # in our layout a part of the student

@@ -12,8 +12,8 @@ from dinoswap.config.sections import Config, TrainerSettings, loading_settings
 from dinoswap.data.images import ImageSource
 from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
-from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights.load import load_backbone
 from dinoswap.rng import seed_torch
 from dinoswap.run.assemble import build_run
 from dinoswap.run.checkpoint import Checkpoint
@@ -58,10 +58,13 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     """Returns the evaluation of the backbone in the weight file `path`, whose architecture is read off the weights. The
     number of heads comes from `heads` or the file's metadata; otherwise it is that of the published models, which is
     printed. Raises ValueError for a file that holds no such weights."""
-    state = load_official(path)
-    architecture, guessed = architecture_of_file(path, state, heads)
-    if guessed:
-        print(f"{path} does not say, so as in published models: {', '.join(guessed)} (--heads N)", file=sys.stderr)
+    weights = load_backbone(path, heads)
+    if weights.assumed:
+        assumed = ", ".join(weights.assumed)
+        print(f"{path} does not say, so as in published models: {assumed} (--heads N)", file=sys.stderr)
+    for note in weights.notes:
+        print(f"{path}: {note}", file=sys.stderr)
+    architecture = weights.architecture
     patch = architecture["patch_size"]
     size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
     config = {
@@ -72,8 +75,7 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     check_crops(config)
     settings = construct(TrainerSettings, config["trainer"], "trainer")
     device = resolve_device(settings.device)
-    backbone = VisionTransformer(**architecture)
-    load_into(backbone, state)
+    backbone = weights.network()
     seed_torch(config["seed"], "init/backbone")
     random_init = VisionTransformer(**architecture)
     print_inventory(take_inventory(source, 1, loading_settings(config).decoding))

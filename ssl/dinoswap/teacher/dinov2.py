@@ -4,16 +4,15 @@ The architecture is read off the weights, but for the number of attention heads,
 Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, hub/backbones.py).
 """
 
-from pathlib import Path
 from typing import cast
 
 from torch import Tensor
 
 from dinoswap.files.digest import sha256
 from dinoswap.nn.block import Block
-from dinoswap.nn.official_weights import architecture_of_file, load_into, load_official
 from dinoswap.nn.sizes import SIZES
 from dinoswap.nn.vit import VisionTransformer, vit
+from dinoswap.nn.weights.load import load_backbone
 from dinoswap.teacher.base import Teacher, fixed_seed
 from dinoswap.teacher.weights import weight_file
 
@@ -32,7 +31,9 @@ class Dinov2Teacher(Teacher):
             raise ValueError(f"variant={variant}: the architecture is read off the weights; leave it null")
         path = weight_file(ckpt_path) if ckpt_path else None
         with fixed_seed():
-            backbone = _random(variant or "small", num_heads) if path is None else _load(path, num_heads)
+            backbone = (
+                _random(variant or "small", num_heads) if path is None else load_backbone(path, num_heads).network()
+            )
         depth, heads = len(backbone.blocks), cast(Block, backbone.blocks[0]).attn.num_heads
         backbone.blocks = backbone.blocks[: _block(layer, depth) + 1]  # later blocks are not needed
         name = f"dinov2 {backbone.embed_dim} channels, {heads} heads, {len(backbone.blocks)} of {depth} blocks"
@@ -54,14 +55,6 @@ class Dinov2Teacher(Teacher):
         """Returns the patch tokens [N, P, D] of images [N, 3, H, W]."""
         patch: Tensor = self.backbone(images).patch
         return patch
-
-
-def _load(path: Path, num_heads: int | None) -> VisionTransformer:
-    state = load_official(path)
-    architecture, _ = architecture_of_file(path, state, num_heads)
-    backbone = VisionTransformer(**architecture)
-    load_into(backbone, state)
-    return backbone
 
 
 def _random(variant: str, num_heads: int | None) -> VisionTransformer:

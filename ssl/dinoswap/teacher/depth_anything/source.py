@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dinoswap.files.digest import sha256
-from dinoswap.nn.official_weights import misfits, some
+from dinoswap.nn.weights.names import misfits, some
 from dinoswap.teacher.depth_anything.variants import (
     PREFIXES,
     VARIANTS,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dinoswap.nn.block import Ffn
-from dinoswap.nn.official_weights import some
 from dinoswap.nn.sizes import SIZES, Size
+from dinoswap.nn.weights.names import some
 
 HEAD_DIM = 64
 OFF = -1  # value of a start in config.json that means None

@@ -1,4 +1,4 @@
-"""Official weight files: every layout loads, exports come back, what does not fit is named."""
+"""Weight files of DINOv2, DINO v1 and timm's DINOv2 load, exports come back, and what does not fit is named."""
 
 import argparse
 import re
@@ -11,15 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from vit_fixture import VIT, error, official
 
-from dinoswap.nn.official_weights import (
-    architecture_metadata,
-    architecture_of_file,
-    export_official,
-    infer_architecture,
-    load_into,
-    load_official,
-)
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights import dinov2
+from dinoswap.nn.weights.layout import infer_architecture
+from dinoswap.nn.weights.load import load_backbone, load_into
 from options import build_option
 
 FLAT = {key.removeprefix("sd/"): VIT[key] for key in VIT.keys("sd/")}
@@ -51,16 +46,14 @@ LAYOUTS: dict[str, Any] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_loads(layout: str, tmp_path: Path) -> None:
     torch.save(LAYOUTS[layout], tmp_path / "weights.pth")
-    state = load_official(tmp_path / "weights.pth")
+    state = load_backbone(tmp_path / "weights.pth", HEADS).state
     assert state.keys() == FLAT.keys()
     assert all(torch.equal(state[key], FLAT[key]) for key in FLAT)
 
 
 def test_a_loaded_network_computes_the_official_tokens(tmp_path: Path) -> None:
     save_file(CHUNKED, tmp_path / "weights.safetensors")
-    state = load_official(tmp_path / "weights.safetensors")
-    backbone = VisionTransformer(**infer_architecture(state, num_heads=3))
-    load_into(backbone, state)
+    backbone = load_backbone(tmp_path / "weights.safetensors", HEADS).network()
     assert error(backbone(VIT["in/x32"]), "single32") < 2e-6
 
 
@@ -87,25 +80,25 @@ def test_a_giant_has_the_usual_mlp_ratio() -> None:
 
 @pytest.mark.parametrize(("block_chunks", "expected"), [(0, FLAT), (3, CHUNKED)])
 def test_export_has_the_official_names(block_chunks: int, expected: dict[str, Tensor]) -> None:
-    exported = export_official(official(), block_chunks)
+    exported = dinov2.export(official(), block_chunks)
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[key], expected[key]) for key in expected)
 
 
 def test_export_in_chunks_of_several_blocks(tmp_path: Path) -> None:
     backbone = VisionTransformer(16, 8, embed_dim=64, depth=4, num_heads=1)
-    exported = export_official(backbone, block_chunks=2)
+    exported = dinov2.export(backbone, block_chunks=2)
     assert sorted({key.rsplit(".", 2)[0] for key in exported if key.endswith("norm1.bias")}) == [
         "blocks.0.0", "blocks.0.1", "blocks.1.2", "blocks.1.3"
     ]  # fmt: skip
     torch.save(exported, tmp_path / "weights.pth")
-    back = load_official(tmp_path / "weights.pth")
+    back = load_backbone(tmp_path / "weights.pth").state
     assert all(torch.equal(back[key], value) for key, value in backbone.state_dict().items())
 
 
 def test_exports_share_no_memory_with_the_network() -> None:
     backbone = official()
-    exported = export_official(backbone)
+    exported = dinov2.export(backbone)
     backbone.cls_token.data.add_(1)
     assert torch.equal(exported["cls_token"], FLAT["cls_token"])
 
@@ -120,13 +113,15 @@ def test_position_table_is_resampled_only_when_asked() -> None:
     assert error(backbone(VIT["in/x16"]), "single16") < 2e-6
 
 
-def test_keys_that_do_not_fit_are_named() -> None:
+def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
     state = {**FLAT, "extra": torch.zeros(1), "norm.bias": torch.zeros(5)}
     del state["blocks.1.ls1.gamma"]
-    with pytest.raises(
-        ValueError, match=r"missing blocks.1.ls1.gamma, norm.bias is \[5\], not \[48\], unexpected extra"
-    ):
+    named = r"missing blocks.1.ls1.gamma, norm.bias is \[5\], not \[48\], unexpected extra"
+    with pytest.raises(ValueError, match=named):
         load_into(official(), state)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=f"weights.pth: {named}; give the weights of one whole backbone"):
+        load_backbone(tmp_path / "weights.pth", HEADS)
 
 
 class Payload:
@@ -142,25 +137,25 @@ class Payload:
 def test_loading_never_executes_code(tmp_path: Path) -> None:
     torch.save({"cls_token": Payload(tmp_path / "executed")}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="not a whole file of tensors alone"):
-        load_official(tmp_path / "weights.pth")
+        load_backbone(tmp_path / "weights.pth")
     assert not (tmp_path / "executed").exists()
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"no cls_token among its keys \(encoder.weight\)"):
-        load_official(tmp_path / "other.pth")
+        load_backbone(tmp_path / "other.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list"):
-        load_official(tmp_path / "list.pth")
+        load_backbone(tmp_path / "list.pth")
     (tmp_path / "broken.safetensors").write_bytes(b"0123456789")
     with pytest.raises(ValueError, match="not a whole file of tensors alone"):
-        load_official(tmp_path / "broken.safetensors")
+        load_backbone(tmp_path / "broken.safetensors")
     whole = tmp_path / "whole.pth"
     torch.save(FLAT, whole)
     (tmp_path / "half.pth").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(ValueError, match="not a whole file of tensors alone"):
-        load_official(tmp_path / "half.pth")
+        load_backbone(tmp_path / "half.pth")
 
 
 def test_what_cannot_be_inferred_is_asked_for() -> None:
@@ -173,7 +168,7 @@ def test_what_cannot_be_inferred_is_asked_for() -> None:
     with pytest.raises(ValueError, match="missing pos_embed"):
         infer_architecture({key: value for key, value in FLAT.items() if key != "pos_embed"})
     with pytest.raises(ValueError, match="block_chunks=2: must divide the depth of 3"):
-        export_official(official(), block_chunks=2)
+        dinov2.export(official(), block_chunks=2)
 
 
 def dino_v1(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -185,9 +180,7 @@ def test_a_file_of_dino_v1_loads_without_mask_token_and_layer_scale(tmp_path: Pa
     path = tmp_path / "checkpoint.pth"
     inside = {"teacher": prefixed("backbone.", dino_v1(FLAT)), "args": argparse.Namespace(arch="vit_small"), "epoch": 3}
     torch.save(inside, path)
-    state = load_official(path)
-    backbone = VisionTransformer(**infer_architecture(state, HEADS)).eval()
-    load_into(backbone, state)
+    backbone = load_backbone(path, HEADS).network().eval()
     reference = VisionTransformer(**infer_architecture(FLAT, HEADS)).eval()
     load_into(reference, FLAT | {key: torch.ones_like(value) for key, value in FLAT.items() if ".ls" in key})
     images = VIT["in/x32"]
@@ -205,13 +198,9 @@ def test_timm_names_and_its_class_token_without_a_position(tmp_path: Path) -> No
         "pos_embed": FLAT["pos_embed"][:, 1:],
     }
     torch.save(timm, tmp_path / "timm.pth")
-    state = load_official(tmp_path / "timm.pth")
-    assert torch.equal(state["pos_embed"][:, :1], torch.zeros(1, 1, dim))
-    ours, theirs = (
-        VisionTransformer(**infer_architecture(weights, HEADS)).eval()
-        for weights in (state, FLAT | {"register_tokens": registers})
-    )
-    load_into(ours, state)
+    weights = load_backbone(tmp_path / "timm.pth", HEADS)
+    assert torch.equal(weights.state["pos_embed"][:, :1], torch.zeros(1, 1, dim))
+    ours, theirs = weights.network(), VisionTransformer(**weights.architecture)
     load_into(theirs, FLAT | {"register_tokens": registers})
     with torch.no_grad():
         torch.testing.assert_close(ours(VIT["in/x32"]).patch, theirs(VIT["in/x32"]).patch)
@@ -220,17 +209,17 @@ def test_timm_names_and_its_class_token_without_a_position(tmp_path: Path) -> No
 def test_what_tensors_do_not_say_is_in_the_metadata_of_an_export(tmp_path: Path) -> None:
     path = tmp_path / "export.safetensors"
     backbone = VisionTransformer(32, 8, 64, 1, num_heads=4, registers=2, interpolate_offset=0.1)
-    save_file(export_official(backbone), path, architecture_metadata(backbone))
-    architecture, guessed = architecture_of_file(path, load_official(path))
-    assert not guessed
-    assert (architecture["num_heads"], architecture["interpolate_offset"]) == (4, 0.1)
-    assert architecture["interpolate_antialias"] is False
-    assert architecture_of_file(path, load_official(path), num_heads=2)[0]["num_heads"] == 2
+    save_file(dinov2.export(backbone), path, dinov2.metadata(backbone))
+    stated = load_backbone(path)
+    assert not stated.assumed
+    assert (stated.architecture["num_heads"], stated.architecture["interpolate_offset"]) == (4, 0.1)
+    assert stated.architecture["interpolate_antialias"] is False
+    assert load_backbone(path, num_heads=2).architecture["num_heads"] == 2
 
-    save_file(export_official(backbone), path)
-    architecture, guessed = architecture_of_file(path, load_official(path))
-    assert (architecture["num_heads"], architecture["interpolate_offset"]) == (1, 0.0)
-    assert guessed == ["num_heads 1", "interpolate_offset 0.0", "interpolate_antialias True"]
+    save_file(dinov2.export(backbone), path)
+    silent = load_backbone(path)
+    assert (silent.architecture["num_heads"], silent.architecture["interpolate_offset"]) == (1, 0.0)
+    assert silent.assumed == ["num_heads 1", "interpolate_offset 0.0", "interpolate_antialias True"]
 
 
 @pytest.mark.parametrize(
@@ -245,4 +234,4 @@ def test_what_tensors_do_not_say_is_in_the_metadata_of_an_export(tmp_path: Path)
 def test_a_network_that_the_layout_cannot_say_is_not_exported(changes: dict[str, Any], named: str) -> None:
     backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, **changes)
     with pytest.raises(ValueError, match=f"{named}.*: dinov2's models have no such network"):
-        export_official(backbone)
+        dinov2.export(backbone)

@@ -1,0 +1,83 @@
+"""The layout of DINOv2, in and out, which has the names of `vit`, and that of DINO v1, which lacks some of them.
+
+Models built with block_chunks name their blocks blocks.<chunk>.<i> instead of blocks.<i>. DINO v1 has neither a mask
+token nor LayerScale. Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py) and
+facebookresearch/dino @ 7c446df (vision_transformer.py).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dinoswap.nn.block import Block
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights.files import WeightFile, in_metadata
+from dinoswap.nn.weights.layout import Named, infer_architecture
+
+UNSAID = ("num_heads", "interpolate_offset", "interpolate_antialias")
+"""Arguments of VisionTransformer that change its outputs and cannot be read off its tensors."""
+
+
+def knows(tensors: Mapping[str, Tensor]) -> bool:
+    """Tells whether these are the names of this layout."""
+    return "cls_token" in tensors
+
+
+def read(file: WeightFile) -> Named:
+    """Returns the tensors by our names, with a mask token of zeros where there is none: it is for masked images."""
+    state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in file.tensors.items()}
+    state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
+    return Named(state, file.metadata)
+
+
+def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the arguments of VisionTransformer for a network with a position table, and those in `UNSAID` that
+    `stated` does not have. They are as in the published models: 64 channels per head, and a resampling that depends on
+    whether there are registers."""
+    inferred = infer_architecture(state, stated.get("num_heads"))
+    with_registers = bool(inferred["registers"])
+    published = {"interpolate_offset": 0.0 if with_registers else 0.1, "interpolate_antialias": with_registers}
+    architecture = inferred | published | dict(stated)
+    return architecture, [f"{name} {architecture[name]}" for name in UNSAID if name not in stated]
+
+
+def export(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tensor]:
+    """Returns the backbone's weights (detached, on the CPU) with the official names for a model of `block_chunks`.
+    Raises ValueError where these do not divide the depth, and for a network that dinov2's models cannot be."""
+    if unlike := _unlike_dinov2(backbone):
+        raise ValueError(f"{unlike}: dinov2's models have no such network, and its layout cannot say it")
+    depth = len(backbone.blocks)
+    if block_chunks and (block_chunks < 0 or depth % block_chunks):
+        raise ValueError(f"block_chunks={block_chunks}: must divide the depth of {depth}, or be 0")
+
+    def rename(key: str) -> str:
+        if not block_chunks or not key.startswith("blocks."):
+            return key
+        _, index, rest = key.split(".", 2)
+        return f"blocks.{int(index) // (depth // block_chunks)}.{index}.{rest}"
+
+    return {rename(key): value.detach().cpu().clone() for key, value in backbone.state_dict().items()}
+
+
+def metadata(backbone: VisionTransformer) -> dict[str, str]:
+    """Returns the metadata of an exported safetensors file: the arguments in `UNSAID`."""
+    heads = cast(Block, backbone.blocks[0]).attn.num_heads
+    values = (heads, backbone.interpolate_offset, backbone.interpolate_antialias)
+    return in_metadata(dict(zip(UNSAID, values, strict=True)))
+
+
+def _unlike_dinov2(backbone: VisionTransformer) -> str:
+    """Returns what of a backbone a file in dinov2's layout would be silent about, "" where it is nothing: a model that
+    is built from such a file would compute something else."""
+    norm = backbone.norm
+    unlike = {
+        "positions without a table (position=rope)": backbone.pos_embed is None,
+        "model.norm": not isinstance(norm, nn.LayerNorm),
+        "model.norm_eps": isinstance(norm, nn.LayerNorm) and norm.eps != 1e-6,
+        "model.cls_norm": backbone.cls_norm is not None,
+        "model.local_cls_norm": backbone.local_cls_norm is not None,
+    }
+    return ", ".join(name for name, found in unlike.items() if found)

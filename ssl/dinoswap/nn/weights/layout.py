@@ -1,0 +1,68 @@
+"""What every layout is read to: tensors by the names of `vit`, and which arguments of VisionTransformer they show."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dinoswap.nn.weights.names import require
+
+HEAD_WIDTH = 64
+"""Channels per attention head of nearly all published models; it cannot be read off the weights."""
+EVALUATED_AT = 224
+"""Side in pixels of the crops that published models are evaluated on."""
+
+
+@dataclass
+class Named:
+    """A backbone's tensors by the names of `vit`. `stated` are arguments of VisionTransformer that the file says beside
+    them, `notes` sentences for the user."""
+
+    state: dict[str, Tensor]
+    stated: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def infer_architecture(
+    state: Mapping[str, Tensor], num_heads: int | None = None, img_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Returns the arguments of VisionTransformer that a state dict with its names shows.
+
+    The number of heads is embed_dim / 64 unless given; `img_size` (H, W) is needed for a table that is not square.
+    Raises ValueError where the tensors do not determine the architecture.
+    """
+    require(state, "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
+    dim, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    swiglu = "blocks.0.mlp.w12.weight" in state
+    hidden = state["blocks.0.mlp.w3.weight"].shape[1] * 1.5 if swiglu else state["blocks.0.mlp.fc1.weight"].shape[0]
+    if num_heads is None and dim % HEAD_WIDTH:
+        raise ValueError(f"embed_dim={dim}: not a multiple of {HEAD_WIDTH}; give num_heads")
+    if img_size is None:
+        side = table_side(state["pos_embed"])
+        img_size = (side * patch_size, side * patch_size)
+    return {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "embed_dim": dim,
+        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        "num_heads": dim // HEAD_WIDTH if num_heads is None else num_heads,
+        "mlp_ratio": hidden / dim,
+        "ffn": "swiglu" if swiglu else "mlp",
+        "registers": state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+        "layerscale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+    }
+
+
+def table_side(pos_embed: Tensor) -> int:
+    """Returns the patches along a side of a square position table [1, 1 + N, D]. Raises ValueError where it is not
+    square."""
+    positions = pos_embed.shape[1] - 1
+    side = math.isqrt(positions)
+    if side * side != positions:
+        raise ValueError(
+            f"pos_embed: a table of {positions} positions is not square; give img_size and do not resample"
+        )
+    return side
