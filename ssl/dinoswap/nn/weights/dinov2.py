@@ -30,7 +30,7 @@ def read(file: WeightFile) -> Named:
     """Returns the tensors by our names, with a mask token of zeros where there is none: it is for masked images."""
     state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in file.tensors.items()}
     state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
-    return Named(state, file.metadata)
+    return Named(state, dict(file.stated))
 
 
 def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

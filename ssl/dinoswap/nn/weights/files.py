@@ -1,7 +1,8 @@
 """Finds one backbone's tensors in a .pth or .safetensors file, and what stands beside them.
 
 Checkpoints of trainings nest the state dict under "teacher" or "model" and put prefixes before each name. The metadata
-of a safetensors file that this package wrote states the arguments of VisionTransformer that tensors do not show.
+of a safetensors file that this package wrote states the arguments of VisionTransformer that tensors do not show, and
+beside a file of the package transformers lies its config.json.
 """
 
 import argparse
@@ -21,23 +22,26 @@ from dinoswap.nn.weights.names import some
 
 NESTS = ("teacher", "model", "state_dict")
 PREFIXES = ("teacher.backbone.", "backbone.", "")
-CLASS_TOKENS = ("cls_token",)
+CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
 """Names of the class token, by which a backbone is found among other networks."""
-STATED = ("num_heads", "interpolate_offset", "interpolate_antialias")
+STATED = ("num_heads", "interpolate_offset", "interpolate_antialias", "norm_eps", "position", "img_size")
 """What the metadata of a file may state: arguments of VisionTransformer, as JSON."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A backbone's tensors by the names of the file, without what wraps them, and the arguments of VisionTransformer
-    that its metadata states."""
+    """A backbone's tensors by the names of the file, without what wraps them. `stated` are arguments of
+    VisionTransformer that are known beside them, `config` is the config.json of transformers, {} where there is none.
+    """
 
     tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
+    stated: dict[str, Any]
+    config: dict[str, Any]
 
 
 def read_file(path: Path) -> WeightFile:
-    """Reads the backbone in a file. Raises ValueError where there is none, and for a file of anything but tensors."""
+    """Reads the backbone in a file, with what its metadata states. Raises ValueError where there is none, and for a
+    file of anything but tensors."""
     state = read_weights(path)
     for nest in NESTS:
         if isinstance(state.get(nest), Mapping):
@@ -46,9 +50,9 @@ def read_file(path: Path) -> WeightFile:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     prefix = next((p for p in PREFIXES if any(f"{p}{name}" in state for name in CLASS_TOKENS)), None)
     if prefix is None:
-        raise ValueError(f"{path}: no cls_token among its keys ({some(state)}); give the weights of a DINOv2 backbone")
+        raise ValueError(f"{path}: no cls_token among its keys ({some(state)}); give the weights of a backbone")
     tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return WeightFile(tensors, read_metadata(path))
+    return WeightFile(tensors, read_metadata(path), _read_config(path.with_name("config.json")))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -62,6 +66,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {name: json.loads(metadata[name]) for name in STATED if name in metadata}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: its metadata cannot be read ({error}); export it again") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give it as transformers wrote it") from error
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -33,14 +33,12 @@ def infer_architecture(
     The number of heads is embed_dim / 64 unless given; `img_size` (H, W) is needed for a table that is not square.
     Raises ValueError where the tensors do not determine the architecture.
     """
-    require(state, "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
+    require(state, "patch_embed.proj.weight", "blocks.0.norm1.weight")
     dim, _, patch_size, _ = state["patch_embed.proj.weight"].shape
-    swiglu = "blocks.0.mlp.w12.weight" in state
-    hidden = state["blocks.0.mlp.w3.weight"].shape[1] * 1.5 if swiglu else state["blocks.0.mlp.fc1.weight"].shape[0]
     if num_heads is None and dim % HEAD_WIDTH:
         raise ValueError(f"embed_dim={dim}: not a multiple of {HEAD_WIDTH}; give num_heads")
     if img_size is None:
-        side = table_side(state["pos_embed"])
+        side = table_side(state["pos_embed"]) if "pos_embed" in state else EVALUATED_AT // patch_size
         img_size = (side * patch_size, side * patch_size)
     return {
         "img_size": img_size,
@@ -48,12 +46,27 @@ def infer_architecture(
         "embed_dim": dim,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
         "num_heads": dim // HEAD_WIDTH if num_heads is None else num_heads,
-        "mlp_ratio": hidden / dim,
-        "ffn": "swiglu" if swiglu else "mlp",
+        **_ffn(state, dim),
         "registers": state["register_tokens"].shape[1] if "register_tokens" in state else 0,
         "layerscale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
     }
+
+
+def _ffn(state: Mapping[str, Tensor], dim: int) -> dict[str, Any]:
+    """Returns the arguments of the feed-forward layers, as VisionTransformer computes their width from them."""
+    if "blocks.0.mlp.w12.weight" not in state:
+        require(state, "blocks.0.mlp.fc1.weight")
+        return {"ffn": "mlp", "mlp_ratio": _ratio(state["blocks.0.mlp.fc1.weight"].shape[0], dim)}
+    width = state["blocks.0.mlp.w12.weight"].shape[0] // 2
+    align = math.gcd(width, 8)
+    return {"ffn": "swiglu", "mlp_ratio": _ratio(math.ceil(1.5 * width), dim), "ffn_align": align}
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """Returns the smallest ratio whose product with `dim`, rounded down, is `hidden`."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def table_side(pos_embed: Tensor) -> int:

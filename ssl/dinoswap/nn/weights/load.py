@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinoswap.files.weights import weights_in
 from dinoswap.nn.patch_embed import resample_positions
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.nn.weights import dinov2, timm
-from dinoswap.nn.weights.files import read_file
+from dinoswap.nn.weights import dinov2, dinov3, timm, transformers
+from dinoswap.nn.weights.files import WeightFile, read_file
 from dinoswap.nn.weights.layout import table_side
 from dinoswap.nn.weights.names import misfits, some
 
-LAYOUTS = (timm, dinov2)
+LAYOUTS = (transformers, timm, dinov3, dinov2)
 """The first that knows the names of a file reads it."""
 
 
@@ -39,22 +40,29 @@ class Weights:
 
 
 def load_backbone(path: str | Path, num_heads: int | None = None) -> Weights:
-    """Reads the backbone in a .pth or .safetensors file. `num_heads` overrides what the file states or, as most do not,
-    the 64 channels per head of published models. Raises ValueError for a file of anything but the tensors of one
-    backbone, all of them, and where they do not determine its architecture."""
-    path = Path(path)
+    """Reads the backbone in a .pth or .safetensors file, or in a folder with model.safetensors. `num_heads` overrides
+    what the file states or, as most do not, the 64 channels per head of published models. Raises ValueError for a file
+    of anything but the tensors of one backbone, all of them, and where they do not determine its architecture."""
+    path = weights_in(Path(path))
     file = read_file(path)
-    layout = next(layout for layout in LAYOUTS if layout.knows(file.tensors))
+    if num_heads is not None:
+        file.stated["num_heads"] = num_heads
     try:
-        named = layout.read(file)
-        stated = named.stated | ({} if num_heads is None else {"num_heads": num_heads})
-        architecture, assumed = dinov2.completed(named.state, stated)
-        with torch.device("meta"):
-            expected = VisionTransformer(**architecture).state_dict()
+        return interpreted(file)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def interpreted(file: WeightFile) -> Weights:
+    """Returns the weights in `file`, whichever layout it has. Raises ValueError as `load_backbone` does."""
+    layout = next(layout for layout in LAYOUTS if layout.knows(file.tensors))
+    named = layout.read(file)
+    family = dinov2 if "pos_embed" in named.state else dinov3
+    architecture, assumed = family.completed(named.state, named.stated)
+    with torch.device("meta"):
+        expected = VisionTransformer(**architecture).state_dict()
     if problems := misfits(expected, named.state):
-        raise ValueError(f"{path}: {some(problems)}; give the weights of one whole backbone")
+        raise ValueError(f"{some(problems)}; give the weights of one whole backbone")
     return Weights(named.state, architecture, assumed, named.notes)
 
 

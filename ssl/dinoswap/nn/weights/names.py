@@ -1,7 +1,8 @@
-"""Names of tensors: how those of two state dicts differ, and how some are told to a user."""
+"""Names of tensors: how those of two state dicts differ, how one becomes the other, and how some are told to a user."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -26,3 +27,32 @@ def require(state: Mapping[str, Tensor], *keys: str) -> None:
     """Raises ValueError where `state` lacks one of `keys`."""
     if missing := [key for key in keys if key not in state]:
         raise ValueError(f"missing {', '.join(missing)}: not the weights of a backbone")
+
+
+def joined(
+    state: Mapping[str, Tensor], parts: Sequence[str], whole: str, absent_is_zero: bool = False
+) -> dict[str, Tensor]:
+    """Returns `state` with the tensors `<block><part>` of each block, one behind the other, as `<block><whole>`.
+
+    With `absent_is_zero` a part that is missing counts as zeros like another part of its block. Otherwise raises
+    ValueError where a block has some parts only.
+    """
+    state = dict(state)
+    for block in dict.fromkeys(key.removesuffix(part) for part in parts for key in state if key.endswith(part)):
+        found = [state.pop(f"{block}{part}", None) for part in parts]
+        present = [tensor for tensor in found if tensor is not None]
+        if len(present) < len(parts) and not absent_is_zero:
+            missing = [f"{block}{part}" for part, tensor in zip(parts, found, strict=True) if tensor is None]
+            raise ValueError(f"missing {', '.join(missing)}, beside what belongs to it")
+        state[f"{block}{whole}"] = torch.cat([torch.zeros_like(present[0]) if each is None else each for each in found])
+    return state
+
+
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns `state` with other names: in each, every text in `names` is replaced by what it stands for there."""
+    out = {}
+    for key, tensor in state.items():
+        for theirs, ours in names.items():
+            key = key.replace(theirs, ours)
+        out[key] = tensor
+    return out

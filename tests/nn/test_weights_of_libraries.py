@@ -1,0 +1,123 @@
+"""Networks of timm and transformers with DINOv3's architecture, and random weights of their own, against ours."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.eva import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights import dinov3
+from dinoswap.nn.weights.load import load_backbone
+from options import build_option
+
+SIZES = [(64, 96), (112, 112), (224, 160)]
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
+    """With weights that all matter: LayerScale and registers would begin at almost nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return network.eval()
+
+
+def images(size: tuple[int, int]) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def assert_equal_features(ours: VisionTransformer, theirs: Callable[[Tensor], Tensor]) -> None:
+    """`theirs` gives [cls, registers, patches] [B, T, D]."""
+    for size in SIZES:
+        found, expected = ours.eval()(images(size)), theirs(images(size))
+        for value, wanted in ((found.cls, expected[:, 0]), (found.patch, expected[:, ours.prefix :])):
+            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"]
+)
+def test_a_network_of_timm(name: str, tmp_path: Path) -> None:
+    network = shaken(timm.create_model(name, depth=4))
+    save_file(network.state_dict(), tmp_path / "timm.safetensors")
+    weights = load_backbone(tmp_path / "timm.safetensors")
+    assert weights.assumed[:3] == ["num_heads 6", "norm_eps 1e-05", "position.base 100.0"]
+    assert weights.architecture["qkv_bias"] is name.endswith("_qkvb")
+    assert "no mask token" in weights.notes[0]
+    assert_equal_features(weights.network(), network.forward_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit_small_patch16_dinov3_qkvb", {}),
+        ("vit_small_plus_patch16_dinov3_qkvb", {"ffn": "swiglu", "mlp_ratio": 6.0}),
+    ],
+)
+def test_timm_reads_an_export(name: str, changes: dict[str, Any]) -> None:
+    """By its own filter for official files, and strictly."""
+    position = build_option("position/rope", dtype="fp32")
+    arguments = {"registers": 4, "key_bias": False, "norm_eps": 1e-5, "position": position} | changes
+    backbone = VisionTransformer(224, 16, 384, 4, 6, **arguments)
+    shaken(backbone)
+    network = timm.create_model(name, depth=4).eval()
+    network.load_state_dict(checkpoint_filter_fn(dinov3.export(backbone), network))
+    assert_equal_features(backbone, network.forward_features)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["mlp", "gated"])
+@pytest.mark.parametrize(
+    "beside", [{}, {"key_bias": True, "rope_theta": 20.0, "layer_norm_eps": 1e-3}], ids=["", "other"]
+)
+def test_a_folder_of_transformers(gated: bool, beside: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel  # takes seconds
+
+    config = DINOv3ViTConfig(
+        hidden_size=96,
+        intermediate_size=200,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_register_tokens=0 if beside else 4,
+        use_gated_mlp=gated,
+        hidden_act="silu" if gated else "gelu",
+        **beside,
+    )
+    network = shaken(DINOv3ViTModel(config))
+    network.save_pretrained(tmp_path)
+    weights = load_backbone(tmp_path)
+    assert weights.assumed == []
+    assert_equal_features(weights.network(), lambda x: network(x).last_hidden_state)
+    mask = torch.rand(2, 24, generator=torch.Generator().manual_seed(2)) < 0.5
+    found = weights.network().eval()(images((64, 96)), mask).patch
+    expected = network(images((64, 96)), bool_masked_pos=mask).last_hidden_state[:, weights.network().prefix :]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("DINOv3ViT", {"hidden_act": "relu"}, r"hidden_act=relu in config\.json: .* gelu alone"),
+        ("Dinov2", {}, r"no DINOv3ViTModel \(model_type=dinov2\)"),
+    ],
+)
+def test_a_model_of_transformers_that_is_another_network(
+    model: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = getattr(transformers, f"{model}Config")(**sizes, **changes)
+    getattr(transformers, f"{model}Model")(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_backbone(tmp_path)
