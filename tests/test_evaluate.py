@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from dinoswap.config.facts import DataFacts
 from dinoswap.evaluate import beside_others, data_name, main, parser
 from dinoswap.nn.weights import dinov2
+from dinoswap.nn.weights.save import exported
 from options import build_option
 from run_folders import write_run
 
@@ -73,6 +74,20 @@ def test_a_weight_file_is_judged_like_the_run_it_is_of(run: Path, tmp_path: Path
     known = [name for name in of_weights if "random_init" not in name]  # a file does not say how it was initialised
     assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
     assert set(of_run) - set(of_weights) == {n for n in of_run if "target" in n or "prototype" in n}  # it has no heads
+
+
+def test_a_folder_in_the_layout_of_dinov3_is_judged_like_the_run_it_is_of(tmp_path: Path) -> None:
+    """At the size of the run's crops, with no number of heads given."""
+    trainer = write_run(tmp_path / "run", "preset=dinov3")
+    tensors, metadata = exported(trainer.model.teacher["backbone"])  # type: ignore[arg-type]
+    (tmp_path / "weights").mkdir()
+    save_file(tensors, tmp_path / "weights" / "model.safetensors", metadata)
+    settings = [*FEW, "evaluation.linear_probe=false"]
+    for name in ("run", "weights"):
+        assert main([str(tmp_path / name), *settings, "-o", str(tmp_path / "out" / name)]) == 0
+    of_run, of_weights = (evaluation(tmp_path / "out" / name)["metrics"] for name in ("run", "weights"))
+    known = [name for name in of_weights if "random_init" not in name]
+    assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
 
 
 def test_a_run_from_before_some_keys_is_judged_as_it_was(run: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""run -> tools/export.py -> load_backbone -> the same features, bit for bit."""
+"""run -> tools/export.py -> load_backbone -> the same features, bit for bit, in either layout."""
 
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.load import load_backbone
@@ -16,6 +18,7 @@ from small_models import load_tool, small_batch
 
 README = Path(__file__).parents[1] / "README.md"
 SWIGLU = "+model.ffn=swiglu"
+DINOV3 = ["preset=dinov3", "model.ffn=swiglu", "model.registers=1", "model.key_bias=false"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,39 @@ def test_default_place_is_the_run_folder(tmp_path: Path) -> None:
     trainer = write_run(tmp_path / "run", SWIGLU)
     assert load_tool("export").main([str(tmp_path / "run")]) == 0
     assert_same_features(loaded(tmp_path / "run" / "backbone.safetensors"), trainer.model.teacher["backbone"])
+
+
+def test_a_network_with_rotary_positions_has_the_names_of_dinov3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file says all that the features depend on: no number of heads has to be given."""
+    trainer, main = write_run(tmp_path / "run", *DINOV3), load_tool("export").main
+    assert main([str(tmp_path / "run")]) == 0
+    assert '"dtype": "bf16"' in capsys.readouterr().out
+    out = tmp_path / "run" / "backbone.safetensors"
+    exported = load_backbone(out)
+    assert (exported.assumed, exported.notes) == ([], [])
+    assert_same_features(exported.network().eval(), trainer.model.teacher["backbone"])
+    assert {"rope_embed.periods", "storage_tokens", "blocks.1.mlp.w2.bias"} <= load_file(out).keys()
+    assert main([str(tmp_path / "run"), "--block-chunks", "2"]) == 1
+    assert "block_chunks=2: dinov3's models, whose layout this is, have none" in capsys.readouterr().err
+
+
+def test_a_weight_file_of_another_layout(
+    run: tuple[Path, Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of timm's, with what it does not say told; the file that is read is never written."""
+    monkeypatch.chdir(tmp_path)
+    main = load_tool("export").main
+    torch.save(timm.create_model("vit_small_patch16_dinov3_qkvb", depth=1).state_dict(), "timm.pth")
+    assert main(["timm.pth"]) == 0
+    printed = capsys.readouterr()
+    assert "timm.pth: does not say, so as in published models: num_heads 6, norm_eps 1e-05" in printed.err
+    assert "timm.pth: timm keeps no mask token" in printed.err
+    assert {"blocks.0.attn.qkv.bias_mask", "storage_tokens"} <= load_file("backbone.safetensors").keys()
+    assert main(["backbone.safetensors"]) == 2
+    assert "backbone.safetensors: is the file to read" in capsys.readouterr().err
+    assert main(["backbone.safetensors", "--format", "torch"]) == 0
 
 
 def test_what_cannot_be_exported(run: tuple[Path, Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`dinoswap-eval`: evaluates a run, one of its checkpoints, or an official DINOv2 weight file, on any data set.
+"""`dinoswap-eval`: evaluates a run, one of its checkpoints, or a weight file of any layout, on any data set.
 
 The evaluation is that at the end of training: k-NN, linear probe, baselines, diagnostics with a verdict, pictures, a
 table. It starts from the run's own config.yaml, of which only the data and the evaluation settings can be changed.
@@ -29,6 +29,7 @@ from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import LOADING, OF_ONE_SET
 from dinoswap.config.stored import read_config
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
+from dinoswap.files.weights import weights_in
 from dinoswap.files.writing import write_atomically
 from dinoswap.run import provenance
 from dinoswap.run.checkpoint_folder import CheckpointError
@@ -89,9 +90,9 @@ def newest(run: Path) -> "Checkpoint":
 
 
 def config_of(path: Path) -> tuple[Config, Path | None]:
-    """Returns the config that a run folder, or a checkpoint in one, was trained with, and the run folder; for a file
-    the default config and None. Raises ConfigError where `path` is none of these."""
-    if path.is_file():
+    """Returns the config that a run folder, or a checkpoint in one, was trained with, and the run folder; for a weight
+    file, or a folder with one, the default config and None. Raises ConfigError where `path` is none of these."""
+    if weights_in(path).is_file():
         return default_config(), None
     run = path if (path / "config.yaml").is_file() else path.parent.parent
     if not (run / "config.yaml").is_file():
