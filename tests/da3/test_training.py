@@ -38,6 +38,7 @@ def objective_of(arm: Arm) -> MaskedImageDistillation:
         ["crops.local_number=0", "trainer.accumulate=2"],
         ["da3.grid_matching=pool", "da3.precision=bf16", "trainer.precision=bf16"],
         ["da3.grid_matching=resize_tokens", "da3.teacher.token_part=local", "da3.teacher.normalise_halves=true"],
+        ["teacher@da3.teacher=dinov3", "da3.teacher.variant=tiny", "da3.ckpt_path="],
         ["masking.mask_sample_probability=0.0"],
     ],
     ids=" ".join,

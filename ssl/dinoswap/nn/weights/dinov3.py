@@ -135,6 +135,11 @@ def metadata(backbone: VisionTransformer) -> dict[str, str]:
     )
 
 
+def released_position() -> Rope:
+    """Returns the position of every released model."""
+    return _rope(RELEASED)
+
+
 def _eps(backbone: VisionTransformer) -> float | None:
     return cast(nn.LayerNorm | nn.RMSNorm, backbone.norm).eps
 
