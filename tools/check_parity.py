@@ -11,7 +11,8 @@
 step), networks, heads, losses, stochastic depth, schedules, parameter groups. `legacy` likewise: training scenarios
 (train_step_legacy*.npz, train_step_fixed*.npz, with the trainer that preset=legacy builds), networks, losses, schedules
 and groups. `dinov3` takes training scenarios (train_step_dinov3*.npz, with the trainer that preset=dinov3 builds),
-losses, schedules, and which crop sizes each step has (resolution_dinov3*.json, exactly).
+losses, schedules, networks, names and shapes of released files, parameter groups, masks (but no subsets of batches,
+which we do not form), and which crop sizes each step has.
 `masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
 Depth Anything 3 (da3_*_io.npz) and the names and shapes in its published files (keys_*.json). --name picks one file,
 --scenario one of the scenarios, sections or cases in it.
@@ -32,6 +33,7 @@ from rich.table import Table
 from parity import (
     da3,
     dinov3_losses,
+    dinov3_networks,
     dinov3_tables,
     legacy_losses,
     legacy_masks,
@@ -68,6 +70,10 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
         "losses_dinov3*.npz": dinov3_losses.scenarios,
         "schedules_dinov3*.json": dinov3_tables.scenarios,
         "resolution_dinov3*.json": tables.resolution_scenarios,
+        "vit_dinov3*.npz": dinov3_networks.scenarios,
+        "keys_dinov3*.json": dinov3_networks.key_scenarios,
+        "param_groups_dinov3*.json": tables.dinov3_group_scenarios,
+        "masking_dinov3*.json": masks.scenarios,
     },
     "masks": {
         "mask*.json": lambda path: (legacy_masks if "legacy" in path.stem else masks).scenarios(path),

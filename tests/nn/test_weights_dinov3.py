@@ -18,6 +18,7 @@ from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.load import Weights, interpreted, load_backbone
 from fixtures import DINOV3, Fixture, load_json
 from options import build_option
+from parity.dinov3_networks import hub_tensors
 
 VIT = Fixture("vit_dinov3.npz", DINOV3)
 VARIANTS: dict[str, dict[str, Any]] = VIT.meta["variants"]
@@ -34,23 +35,10 @@ def no_gradients() -> Iterator[None]:
 # --- the official layout ----------------------------------------------------------------------------------------------
 
 
-def of_the_hub(model: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors without memory, by the names of a released file, but for those whose values have to be read. Its biases
-    and their masks are zero, as is reported of all distilled models."""
-    tensors = {}
-    for name, shape in model["keys"].items():
-        for index in range(model["depth"]) if "*" in name else [0]:
-            with torch.device("cpu" if ".qkv.bias" in name else "meta"):
-                tensors[name.replace("*", str(index))] = torch.zeros(shape)
-    count = model["keys"]["rope_embed.periods"][0]
-    tensors["rope_embed.periods"] = 100 ** (torch.arange(count) / count)
-    return tensors
-
-
 @pytest.mark.parametrize("name", HUB)
 def test_each_released_model_loads_strictly(name: str) -> None:
     model = HUB[name]
-    weights = interpreted(WeightFile(of_the_hub(model), {}, {}))
+    weights = interpreted(WeightFile(hub_tensors(model), {}, {}))
     with torch.device("meta"):
         backbone = VisionTransformer(**weights.architecture)
     backbone.load_state_dict(weights.state, assign=True)  # raises where a name or a shape differs

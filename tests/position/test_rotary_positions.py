@@ -1,19 +1,17 @@
 """Rotary positions against tables that the official DINOv3 code made, and against what a rotation has to be."""
 
-import re
-
 import pytest
 import torch
 
 from dinoswap.position.base import Rotation, rotated
 from dinoswap.position.rope import Rope
-from fixtures import DINOV3, Fixture
+from fixtures import DINOV3
+from parity.dinov3_networks import scenarios
 
 HEAD = 16
 AUGMENTED = {"shift": 0.25, "jitter": 1.5, "rescale": 2.0}
 TOKENS = torch.zeros(1)
-VIT = Fixture("vit_dinov3.npz", DINOV3)
-TABLES = sorted(key.removesuffix("/sin") for key in VIT.keys("rope/") if key.endswith("/sin"))
+TABLES = {name: rows for name, rows in scenarios(DINOV3 / "vit_dinov3.npz").items() if name.startswith("rope ")}
 
 
 def rope(**changes: object) -> Rope:
@@ -21,34 +19,12 @@ def rope(**changes: object) -> Rope:
     return Rope(**{"base": 100.0, "normalise": "separate", "dtype": "fp32", **plain, **changes})  # type: ignore[arg-type]
 
 
-def described(kind: str) -> Rope:
-    """What the name of a table says: train_jitter_bf16_seed7, periods_0.5_30, base10, min, ..."""
-    changes: dict[str, object] = {}
-    if found := re.search(r"periods_([\d.]+)_([\d.]+)", kind):
-        changes |= {"base": None, "periods": [float(found[1]), float(found[2])]}
-    if found := re.search(r"base(\d+)", kind):
-        changes["base"] = float(found[1])
-    for word in kind.split("_"):
-        changes |= {"bf16": {"dtype": "bf16"}, "min": {"normalise": "min"}, "max": {"normalise": "max"}}.get(word, {})
-        changes |= AUGMENTED if word == "all" else {word: AUGMENTED[word]} if word in AUGMENTED else {}
-    return rope(**changes)
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_tables_are_the_official_ones(table: str) -> None:
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_are_the_official_ones(kind: str) -> None:
     """Bit for bit, in bfloat16 too, with the official draws."""
-    _, kind, size = table.split("/")
-    rows, columns = map(int, size.split("x"))
-    position = described(kind)
-    torch.manual_seed(7)
-    (rotation,) = position.rotations([(rows, columns)], HEAD, TOKENS, kind.startswith("train"), 0)
-    assert rotation is not None
-    assert torch.equal(rotation.sin.float(), VIT[f"{table}/sin"].float())
-    assert torch.equal(rotation.cos.float(), VIT[f"{table}/cos"].float())
-    assert torch.equal(
-        position.periods(HEAD, {"device": TOKENS.device, "dtype": position.dtype}).float(),
-        VIT[f"rope/{kind}/periods"].float(),
-    )
+    rows = list(TABLES[kind]())
+    assert len(rows) >= 3
+    assert [row for row in rows if not row.passed] == []
 
 
 def test_scores_depend_on_the_offset_of_two_patches_alone() -> None:

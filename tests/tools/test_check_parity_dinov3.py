@@ -1,8 +1,9 @@
-"""tools/check_parity.py on the steps of the official DINOv3 code, and on a copy with one number changed."""
+"""tools/check_parity.py on numbers of the official DINOv3 code, and on copies with one number changed."""
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
     main = load_tool("check_parity").main
 
-    def call(folder: Path, scenario: str, name: str = FILE) -> tuple[int, str]:
-        status = main(["dinov3", "--dir", str(folder), "--scenario", scenario, "--name", name])
+    def call(folder: Path, scenario: str | None, name: str = FILE) -> tuple[int, str]:
+        chosen = ["--scenario", scenario] if scenario else []
+        status = main(["dinov3", "--dir", str(folder), *chosen, "--name", name])
         return status, capsys.readouterr().out.strip().splitlines()[-1]
 
     yield call
@@ -109,3 +111,65 @@ def test_what_no_option_stands_for_is_left_out_and_named(
     torch.use_deterministic_algorithms(False)
     assert status == 2
     assert f"{FILE}:distil: left out: no option stands for distillation.enabled" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "quantities"),
+    [("vit_dinov3", 257), ("keys_dinov3", 40), ("param_groups_dinov3", 12), ("masking_dinov3", 36)],
+)
+def test_networks_files_groups_and_masks_are_the_official_ones(name: str, quantities: int, check: Check) -> None:
+    status, last = check(DINOV3, None, name)
+    assert (status, last.endswith("PASS")) == (0, True), last
+    assert int(last.split()[1]) == quantities
+
+
+@pytest.mark.parametrize(
+    ("scenario", "key"),
+    [
+        ("base", "single_rect/x_norm_patchtokens"),
+        ("base", "intermediate32/block1_cls"),
+        ("base", "grad/full/storage_tokens"),
+        ("swiglu64", "variant/swiglu64/list_local/x_storage_tokens"),
+        ("swiglu64", "variant/swiglu64/grad/norm/blocks.1.mlp.w2.weight"),
+        ("rope_bf16", "variant/rope_bf16/single32/x_norm_clstoken"),
+        ("rope train_all_bf16_seed7", "rope/train_all_bf16_seed7/periods"),
+    ],
+)
+def test_a_changed_number_of_a_network_fails(scenario: str, key: str, check: Check, tmp_path: Path) -> None:
+    arrays = dict(np.load(DINOV3 / "vit_dinov3.npz", allow_pickle=False))
+    np.savez(tmp_path / "vit_dinov3.npz", **arrays | {key: arrays[key] * np.float32(1.001)})
+    assert check(tmp_path, scenario, "vit_dinov3")[0] == 1
+
+
+def lower(content: Any, *keys: Any) -> None:
+    """Makes the number at `keys` smaller by one."""
+    *path, last = keys
+    for key in path:
+        content = content[key]
+    content[last] -= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("keys_dinov3", ["models", "dinov3_vit7b16_lvd1689m", "num_heads"]),
+        ("param_groups_dinov3", ["dinov3_vits_web", "params", "backbone.storage_tokens", "wd_multiplier"]),
+        ("param_groups_dinov3", ["dinov3_vits_web", "params", "dino_head.last_layer.weight", "lr_multiplier"]),
+        ("masking_dinov3", ["exact_draws", "dinov3", "48x48", "draws", 0, "next_random_random"]),
+        ("masking_dinov3", ["collate", 3, "mask_counts", 2]),
+    ],
+)
+def test_a_changed_number_of_a_table_fails(name: str, keys: list[Any], check: Check, tmp_path: Path) -> None:
+    content = json.loads((DINOV3 / f"{name}.json").read_text())
+    lower(content, *keys)
+    (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert check(tmp_path, None, name)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason"),
+    [("gram_ema", "gram.use_loss"), ("web", "schedules"), ("distil", "distillation.enabled")],
+)
+def test_what_no_option_stands_for_is_refused_by_name(scenario: str, reason: str, check: Check) -> None:
+    with pytest.raises(ValueError, match=f"{reason}.*: no option of ours stands for it"):
+        check(DINOV3, scenario)

@@ -3,6 +3,7 @@ parameter, the crop sizes of every step."""
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import construct_option
 from dinoswap.layer_decay.layerwise import Layerwise
 from dinoswap.nn.projection_head import ProjectionHead
-from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.vit import LEARNED, VisionTransformer
+from dinoswap.nn.weights.dinov3 import released_position
 from dinoswap.optim.param_groups import parameter_groups
 from dinoswap.optim.schedules import Schedule, cosine, scaled_lr
 from dinoswap.resolution.mixed import MixedResolution
@@ -102,11 +104,27 @@ def group_scenarios(path: Path) -> Scenarios:
     return {name: partial(check_groups, case) for name, case in cases.items() if "dinov3" not in name}
 
 
-def check_groups(case: dict[str, Any]) -> Iterator[Row]:
+def dinov3_group_scenarios(path: Path) -> Scenarios:
+    content = json.loads(path.read_text())
+    cases = {name: case for name, case in content.items() if isinstance(case, dict) and "params" in case}
+    return {name: partial(check_groups, with_our_names(case), rotary=True) for name, case in cases.items()}
+
+
+def with_our_names(case: dict[str, Any]) -> dict[str, Any]:
+    """A case of DINOv3 by our names. Both halves of a SwiGLU, which we have in one, have to agree."""
+    params: dict[str, dict[str, Any]] = {}
+    for name, fields in case["params"].items():
+        ours = re.sub(r"\.mlp\.w[12]\.", ".mlp.w12.", name.replace("storage_tokens", "register_tokens"))
+        if params.setdefault(ours, fields) != fields:
+            raise ValueError(f"{name}: {fields}, but its other half {params[ours]}; ours cannot differ in this")
+    return {**case, "params": params}
+
+
+def check_groups(case: dict[str, Any], rotary: bool = False) -> Iterator[Row]:
     """The case lists some or all of a student's parameters; a student that has them is built without memory."""
     settings = case["settings"]
     listed = {plain_name(name): fields for name, fields in case["params"].items()}
-    student = student_with({name: fields.get("shape") for name, fields in listed.items()}, settings)
+    student = student_with({name: fields.get("shape") for name, fields in listed.items()}, settings, rotary)
     decay = Layerwise(rate=settings["layerwise_decay"], patch_embed_lr_mult=settings["patch_embed_lr_mult"])
     groups = parameter_groups(student, decay, AllGroups())
     ours = {name: group for group in groups for name in group["names"]}
@@ -118,8 +136,9 @@ def check_groups(case: dict[str, Any]) -> Iterator[Row]:
         yield compare(f"{field} of {len(known)} parameters", *pairs, EXACT)
 
 
-def student_with(shapes: dict[str, list[int]], settings: dict[str, Any]) -> nn.ModuleDict:
-    """Backbone and heads as the listed shapes have them; the published ViT-S/14's where none is listed."""
+def student_with(shapes: dict[str, list[int]], settings: dict[str, Any], rotary: bool = False) -> nn.ModuleDict:
+    """Backbone and heads as the listed shapes have them; the published ViT-S/14's where none is listed. A `rotary` one
+    is DINOv3's, whose biases are listed where there are any."""
     norms = [shape for name, shape in shapes.items() if name.endswith(("norm1.weight", "proj.bias"))]
     dim = norms[0][0] if norms else 384
     patch = shapes.get("backbone.patch_embed.proj.weight", [dim, 3, 14, 14])[-1]
@@ -133,10 +152,15 @@ def student_with(shapes: dict[str, list[int]], settings: dict[str, Any]) -> nn.M
             num_heads=1,
             ffn="swiglu" if any(".w12." in name for name in shapes) else "mlp",
             registers=shapes.get("backbone.register_tokens", [1, 0])[1],
+            position=released_position() if rotary else LEARNED,
+            qkv_bias=not rotary or any(name.endswith(".attn.qkv.bias") for name in shapes),
+            cls_norm="backbone.cls_norm.weight" in shapes,
+            local_cls_norm="backbone.local_cls_norm.weight" in shapes,
         )})  # fmt: skip
         for head in ("dino_head", "ibot_head"):
-            if f"{head}.last_layer.weight_v" in shapes:
-                prototypes, bottleneck = shapes[f"{head}.last_layer.weight_v"]
+            last = next((n for n in (f"{head}.last_layer.weight_v", f"{head}.last_layer.weight") if n in shapes), None)
+            if last:
+                prototypes, bottleneck = shapes[last]
                 hidden = shapes.get(f"{head}.mlp.0.weight", [1])[0]
                 layers = sum(name.startswith(f"{head}.mlp.") and name.endswith(".bias") for name in shapes)
                 student[head] = ProjectionHead(
@@ -146,7 +170,7 @@ def student_with(shapes: dict[str, list[int]], settings: dict[str, Any]) -> nn.M
                     bottleneck_dim=bottleneck,
                     layers=layers,
                     train_weight_g=True,
-                    weight_norm=True,
+                    weight_norm=last.endswith("_v"),
                 )
     return student
 
