@@ -38,7 +38,7 @@ def no_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("name", HUB)
 def test_each_released_model_loads_strictly(name: str) -> None:
     model = HUB[name]
-    weights = interpreted(WeightFile(hub_tensors(model), {}, {}))
+    weights = interpreted(WeightFile(Path(), hub_tensors(model), {}))
     with torch.device("meta"):
         backbone = VisionTransformer(**weights.architecture)
     backbone.load_state_dict(weights.state, assign=True)  # raises where a name or a shape differs
@@ -112,7 +112,7 @@ def test_an_official_file_computes_the_official_tokens(variant: str | None, form
 def read(**changes: Tensor | None) -> Weights:
     """The base network with some tensors changed; None: without it. Underscores stand for the dots of a name."""
     state = {name: value for name, value in (stored() | changes).items() if value is not None}
-    return interpreted(WeightFile(state, {}, {}))
+    return interpreted(WeightFile(Path(), state, {}))
 
 
 def test_any_mask_of_zeros_and_ones_is_folded_into_the_bias() -> None:
@@ -149,7 +149,7 @@ def test_what_is_missing_unknown_or_of_another_network_is_named(changes: dict[st
 
 def test_heads_of_another_width_than_the_periods_are_refused() -> None:
     with pytest.raises(ValueError, match=r"num_heads=6: rope_embed\.periods is of heads of 16 channels"):
-        interpreted(WeightFile(stored(), {"num_heads": 6}, {}))
+        interpreted(WeightFile(Path(), stored(), {"num_heads": 6}))
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_base_or_periods_are_read_off(rotation: dict[str, Any], expected: tuple[
     periods = position.periods(64, {"device": torch.device("cpu"), "dtype": torch.float32})
     with torch.device("meta"):
         tensors = VisionTransformer(32, 8, 64, 1, 1, position=position).state_dict()
-    weights = interpreted(WeightFile({**tensors, "rope_embed.periods": periods}, {}, {}))
+    weights = interpreted(WeightFile(Path(), {**tensors, "rope_embed.periods": periods}, {}))
     found = weights.architecture["position"]
     assert (found.base, found.limits) == expected
     assert torch.allclose(found.periods(64, {"device": periods.device, "dtype": torch.float32}), periods, rtol=2e-6)
-    rounded = interpreted(WeightFile({**tensors, "rope_embed.periods": periods.bfloat16().float()}, {}, {}))
+    rounded = interpreted(WeightFile(Path(), {**tensors, "rope_embed.periods": periods.bfloat16().float()}, {}))
     assert (len(weights.notes), len(rounded.notes)) == (0, 1)
     assert "rope_embed.periods is rounded" in rounded.notes[0]
 

@@ -274,7 +274,7 @@ def hub_tensors(model: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def check_keys(model: Mapping[str, Any]) -> Iterator[Row]:
     """A file is read strictly: any other name or shape raises."""
-    weights = interpreted(WeightFile(hub_tensors(model), {}, {}))
+    weights = interpreted(WeightFile(Path(), hub_tensors(model), {}))
     with torch.device("meta"):
         backbone = VisionTransformer(**weights.architecture)
     first: Any = backbone.blocks[0]

@@ -97,22 +97,19 @@ def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[d
 def export(backbone: VisionTransformer) -> dict[str, Tensor]:
     """Returns the backbone's weights (detached, on the CPU) with the official names. Raises ValueError for a network
     that dinov3's models cannot be."""
-    position, eps = backbone.position, _eps(backbone)
-    if not isinstance(position, Rope):
-        raise ValueError("positions that are not position=rope: dinov3's models have no such network")
+    position, eps = _rotary(backbone), _eps(backbone)
     if eps != EPS and (eps != EPS_OF_LAYERNORM or isinstance(backbone.norm, nn.RMSNorm)):
         raise ValueError(f"model.norm_eps={eps}: dinov3's models have no such network, and its layout cannot say it")
     tensors: dict[str, Tensor] = {}
     for name, value in backbone.state_dict().items():
         if ".mlp.w12." in name:
-            tensors |= {
-                name.replace("w12", half): part for half, part in zip(("w1", "w2"), value.chunk(2), strict=True)
-            }
+            tensors[name.replace("w12", "w1")], tensors[name.replace("w12", "w2")] = value.chunk(2)
         else:
             tensors[name.replace("register_tokens", "storage_tokens")] = value
-        if name.endswith("qkv.bias") and not cast(Block, backbone.blocks[0]).attn.key_bias:
-            query, key, value = torch.ones_like(value).chunk(3)
-            tensors[f"{name}_mask"] = torch.cat([query, torch.zeros_like(key), value])
+    if not cast(Block, backbone.blocks[0]).attn.key_bias:
+        mask = torch.ones(3, backbone.embed_dim)
+        mask[1] = 0
+        tensors |= {f"blocks.{index}{MASK}": mask.flatten() for index in range(len(backbone.blocks))}
     tensors[PERIODS] = position.periods(backbone.head_width, {"device": torch.device("cpu"), "dtype": position.dtype})
     return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
@@ -120,9 +117,7 @@ def export(backbone: VisionTransformer) -> dict[str, Tensor]:
 def metadata(backbone: VisionTransformer) -> dict[str, str]:
     """Returns the metadata of an exported safetensors file: what its tensors do not show, and the size in pixels
     (H, W) of the crops that the network was made for. Raises ValueError for other positions."""
-    position = backbone.position
-    if not isinstance(position, Rope):
-        raise ValueError("positions that are not position=rope: dinov3's models have no such network")
+    position = _rotary(backbone)
     (dtype,) = (name for name, type_ in TYPES.items() if type_ == position.dtype)
     rotation = {"base": position.base, "periods": position.limits, "normalise": position.normalise, "dtype": dtype}
     return in_metadata(
@@ -138,6 +133,12 @@ def metadata(backbone: VisionTransformer) -> dict[str, str]:
 def released_position() -> Rope:
     """Returns the position of every released model."""
     return _rope(RELEASED)
+
+
+def _rotary(backbone: VisionTransformer) -> Rope:
+    if not isinstance(backbone.position, Rope):
+        raise ValueError("positions that are not position=rope: dinov3's models have no such network")
+    return backbone.position
 
 
 def _eps(backbone: VisionTransformer) -> float | None:

@@ -1,8 +1,7 @@
 """Finds one backbone's tensors in a .pth or .safetensors file, and what stands beside them.
 
 Checkpoints of trainings nest the state dict under "teacher" or "model" and put prefixes before each name. The metadata
-of a safetensors file that this package wrote states the arguments of VisionTransformer that tensors do not show, and
-beside a file of the package transformers lies its config.json.
+of a safetensors file that this package wrote states the arguments of VisionTransformer that tensors do not show.
 """
 
 import argparse
@@ -30,13 +29,12 @@ STATED = ("num_heads", "interpolate_offset", "interpolate_antialias", "norm_eps"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A backbone's tensors by the names of the file, without what wraps them. `stated` are arguments of
-    VisionTransformer that are known beside them, `config` is the config.json of transformers, {} where there is none.
-    """
+    """A backbone's tensors by the names of the file at `path`, without what wraps them. `stated` are arguments of
+    VisionTransformer that are known beside them."""
 
+    path: Path
     tensors: dict[str, Tensor]
     stated: dict[str, Any]
-    config: dict[str, Any]
 
 
 def read_file(path: Path) -> WeightFile:
@@ -52,7 +50,7 @@ def read_file(path: Path) -> WeightFile:
     if prefix is None:
         raise ValueError(f"{path}: no cls_token among its keys ({some(state)}); give the weights of a backbone")
     tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return WeightFile(tensors, read_metadata(path), _read_config(path.with_name("config.json")))
+    return WeightFile(path, tensors, read_metadata(path))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -66,13 +64,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {name: json.loads(metadata[name]) for name in STATED if name in metadata}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: its metadata cannot be read ({error}); export it again") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give it as transformers wrote it") from error
 
 
 def read_weights(path: Path) -> dict[str, Any]:

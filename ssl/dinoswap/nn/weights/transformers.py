@@ -4,8 +4,10 @@ Queries, keys and values have a linear map each, and keys usually no bias. A gat
 down(silu(gate(x)) * up(x)). Follows the names of transformers 4.56 and 5.
 """
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -35,14 +37,15 @@ def knows(tensors: Mapping[str, Tensor]) -> bool:
 def read(file: WeightFile) -> Named:
     """Returns the tensors by our names. Raises ValueError for another model of transformers, and for one that
     VisionTransformer cannot be."""
-    kind = file.config.get("model_type", KIND)
-    if kind != KIND or "embeddings.position_embeddings" in file.tensors:
+    config = _config(file.path.with_name("config.json"))
+    if config.get("model_type", KIND) != KIND or "embeddings.position_embeddings" in file.tensors:
+        kind = config.get("model_type", "is not said")
         raise ValueError(f"is a model of transformers, but no DINOv3ViTModel (model_type={kind}): give one of these")
     require(file.tensors, "embeddings.mask_token")
     tensors = {re.sub(r"^(?:model\.)?layer\.", "blocks.", name): value for name, value in file.tensors.items()}
     gated = any(".mlp.gate_proj." in name for name in tensors)
-    _check_activation(file.config, gated)
-    stated = _stated(file.config) | file.stated
+    _check_activation(config, gated)
+    stated = _stated(config) | file.stated
     stated["key_bias"] = any(name.endswith(BIASES[1]) for name in tensors)
     tensors = joined(tensors, BIASES, ".attn.qkv.bias", absent_is_zero=True)
     tensors = joined(tensors, [f".attention.{part}_proj.weight" for part in "qkv"], ".attn.qkv.weight")
@@ -53,6 +56,14 @@ def read(file: WeightFile) -> Named:
     if "register_tokens" in tensors and not tensors["register_tokens"].shape[1]:
         del tensors["register_tokens"]
     return Named(tensors, stated)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Returns the content of config.json, {} where there is none. Raises ValueError where it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error}); give it as transformers wrote it") from error
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
