@@ -70,6 +70,16 @@ def test_architecture_is_read_off_the_weights(numbers: dict[str, Any]) -> None:
     assert backbone.blocks[0].attn.num_heads == numbers["num_heads"]
 
 
+@pytest.mark.parametrize("hidden", [53, 87, 106, 152, 155])
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_feed_forward_layers_of_any_width_are_built_again(ffn: Any, hidden: int) -> None:
+    """76 * (hidden / 76) in floating point is below `hidden`, and a SwiGLU of a width without divisors is one, too."""
+    with torch.device("meta"):
+        state = VisionTransformer(16, 8, 76, 1, 2, mlp_ratio=(hidden + 0.5) / 76, ffn=ffn, ffn_align=1).state_dict()
+        again = VisionTransformer(**infer_architecture(state, num_heads=2)).state_dict()
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in again.items()}
+
+
 def test_a_giant_has_the_usual_mlp_ratio() -> None:
     with torch.device("meta"):
         state = VisionTransformer(28, 14, embed_dim=1536, depth=1, num_heads=24, ffn="swiglu").state_dict()

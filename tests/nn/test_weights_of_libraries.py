@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights import dinov3
-from dinoswap.nn.weights.load import load_backbone
+from dinoswap.nn.weights.files import WeightFile
+from dinoswap.nn.weights.load import interpreted, load_backbone
 from options import build_option
 
 SIZES = [(64, 96), (112, 112), (224, 160)]
@@ -56,6 +57,14 @@ def test_a_network_of_timm(name: str, tmp_path: Path) -> None:
     assert weights.architecture["qkv_bias"] is name.endswith("_qkvb")
     assert "no mask token" in weights.notes[0]
     assert_equal_features(weights.network(), network.forward_features)
+
+
+def test_the_heads_of_timms_7b_are_those_of_the_released_one() -> None:
+    """Twice as wide as all others, which no tensor shows."""
+    with torch.device("meta"):
+        network = timm.create_model("vit_7b_patch16_dinov3", depth=1)
+    weights = interpreted(WeightFile(Path(), network.state_dict(), {}))
+    assert weights.architecture["num_heads"] == network.blocks[0].attn.num_heads == 32
 
 
 @pytest.mark.parametrize(
