@@ -15,10 +15,10 @@ from torch import Tensor
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights import dinov3
 from dinoswap.nn.weights.files import WeightFile
-from dinoswap.nn.weights.load import Weights, interpreted, load_backbone
+from dinoswap.nn.weights.load import Weights, interpreted, load_backbone, load_into
 from fixtures import DINOV3, Fixture, load_json
 from options import build_option
-from parity.dinov3_networks import hub_tensors
+from parity.dinov3_networks import TOKENS, hub_tensors
 
 VIT = Fixture("vit_dinov3.npz", DINOV3)
 VARIANTS: dict[str, dict[str, Any]] = VIT.meta["variants"]
@@ -78,12 +78,12 @@ def stored(variant: str | None = None) -> dict[str, Tensor]:
     return state
 
 
-PLAIN = ["cls_norm", "rmsnorm", "swiglu", "swiglu64", "no_qkv_bias", "key_bias", "zero_bias_mask"]
-PLAIN += ["no_registers", "no_layerscale", "rope_periods", "other_eps", "rope_augmented_eval"]
+OTHERS = ["cls_norm", "rmsnorm", "swiglu", "swiglu64", "no_qkv_bias", "key_bias", "zero_bias_mask"]
+OTHERS += ["no_registers", "no_layerscale", "rope_periods", "other_eps", "rope_augmented_eval"]
 
 
 @pytest.mark.parametrize("form", ["weights.pth", "weights.safetensors", "teacher.pth"])
-@pytest.mark.parametrize("variant", [None, *PLAIN])
+@pytest.mark.parametrize("variant", [None, *OTHERS])
 def test_an_official_file_computes_the_official_tokens(variant: str | None, form: str, tmp_path: Path) -> None:
     """Of every kind of network, whose epsilon a file does not say."""
     state, path = stored(variant), tmp_path / form
@@ -101,16 +101,12 @@ def test_an_official_file_computes_the_official_tokens(variant: str | None, form
     weights.architecture["norm_eps"] = eps
     section = f"variant/{variant}/single32" if variant else "single32"
     tokens = weights.network().eval()(VIT["in/x32"])
-    for ours, theirs in {
-        "cls": "x_norm_clstoken",
-        "registers": "x_storage_tokens",
-        "patch": "x_norm_patchtokens",
-    }.items():
+    for theirs, ours in TOKENS.items():
         torch.testing.assert_close(getattr(tokens, ours), VIT[f"{section}/{theirs}"], rtol=0, atol=4e-6)
 
 
 def read(**changes: Tensor | None) -> Weights:
-    """The base network with some tensors changed; None: without it. Underscores stand for the dots of a name."""
+    """The base network with some tensors changed; None: without it."""
     state = {name: value for name, value in (stored() | changes).items() if value is not None}
     return interpreted(WeightFile(Path(), state, {}))
 
@@ -250,8 +246,16 @@ def test_a_network_that_the_layout_cannot_say_is_not_exported(changes: dict[str,
         dinov3.export(VisionTransformer(16, 8, 64, 1, 1))
 
 
+def test_a_table_does_not_fit_into_rotary_positions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unexpected pos_embed"):
+        load_into(network(), VisionTransformer(16, 8, 48, 2, 3, registers=2).state_dict(), resample=True)
+
+
 def test_metadata_that_contradicts_the_tensors_is_refused(tmp_path: Path) -> None:
     backbone, other = network(position={"dtype": "fp32"}), network(position={"dtype": "fp32", "base": 50.0})
     save_file(dinov3.export(backbone), tmp_path / "x.safetensors", dinov3.metadata(other))
     with pytest.raises(ValueError, match=r"not those of position\.base=50\.0"):
+        load_backbone(tmp_path / "x.safetensors")
+    save_file(dinov3.export(backbone), tmp_path / "x.safetensors", {"position": '{"base": 100.0, "axes": 3}'})
+    with pytest.raises(ValueError, match="states axes of the position, which is not known here"):
         load_backbone(tmp_path / "x.safetensors")

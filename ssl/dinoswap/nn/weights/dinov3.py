@@ -153,6 +153,8 @@ def _rope(rotation: Mapping[str, Any]) -> Rope:
 def _position(periods: Tensor, stated: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Returns the arguments of Rope that `periods` [F] show, with those `stated` in the metadata, and notes. Raises
     ValueError for periods that no such rotation has, or another one than stated."""
+    if unknown := stated.keys() - RELEASED.keys():
+        raise ValueError(f"its metadata states {', '.join(sorted(unknown))} of the position, which is not known here")
     for candidate in [dict(stated)] if stated else _candidates(periods.double()):
         exact, rounded = (_periods(len(periods), candidate, dtype) for dtype in ("fp32", "bf16"))
         if _same(periods, exact):

@@ -64,7 +64,7 @@ def _ffn(state: Mapping[str, Tensor], dim: int) -> dict[str, Any]:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """Returns the smallest ratio whose product with `dim`, rounded down, is `hidden`."""
+    """Returns hidden / dim, or the next number above it where its product with `dim` would be below `hidden`."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 

@@ -74,8 +74,8 @@ def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample
     """
     state = dict(state)
     backbone_state = backbone.state_dict()
-    table = state.get("pos_embed")
-    if resample and table is not None and table.shape[1] != backbone_state["pos_embed"].shape[1]:
+    table, own_table = state.get("pos_embed"), backbone_state.get("pos_embed")
+    if resample and table is not None and own_table is not None and table.shape[1] != own_table.shape[1]:
         side = table_side(table)
         patches = resample_positions(
             table[:, 1:], (side, side), backbone.grid, backbone.interpolate_offset, backbone.interpolate_antialias
