@@ -115,7 +115,7 @@ def test_only_the_upper_layers_know_hydra() -> None:
 @pytest.mark.parametrize("module", ["trainer", "model", "run/loop", "run/journal"])
 def test_the_step_names_no_option(module: str) -> None:
     """No option in its code: no variable, attribute, argument or string of that name."""
-    options = {option for _, option in OPTIONS} - {*ABSENT, "enabled"}  # a word that torch uses too
+    options = {option for _, option in OPTIONS} - {*ABSENT, "enabled", "ema"}  # words of torch, and of every step
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
     words: set[str] = set()

@@ -139,9 +139,10 @@ def test_help_fits_a_screen(dinoswap_train: Command) -> None:
     status, out, _ = dinoswap_train("--help")
     lines = out.rstrip().splitlines()
     assert status == 0
-    assert len(lines) <= 44
+    assert len(lines) <= 45
     assert max(map(len, lines)) <= 100
     assert sum(line.strip().startswith("dinoswap-train ") for line in lines) == 6
+    out = re.sub(r",\n {17,}", ", ", out)  # a long line goes on below
     listed = dict(re.findall(r"^ *(\w+) {2,}(\w+(?:, \w+)*)(?:: .*)?$", out, re.MULTILINE))
     for group in (path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"):
         assert set(listed[group.name].split(", ")) == {path.stem for path in group.glob("*.yaml")}

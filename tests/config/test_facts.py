@@ -71,7 +71,7 @@ def test_a_run_is_named_without_torch(option: str, tmp_path: Path) -> None:
     """It takes seconds to import."""
     code = (
         "import sys, dinoswap.run.run_folder, dinoswap.run.earlier_runs\n"
-        f"import dinoswap.data.{option}, dinoswap.teacher.weights\n"
+        f"import dinoswap.data.{option}, dinoswap.files.weights\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -57,9 +57,7 @@ def test_a_config_of_today_stays_as_it_is(overrides: list[str]) -> None:
     assert completed(config, KNOWN) == config
 
 
-@pytest.mark.parametrize(
-    "section", ["objectives.dino.local_weight", "objectives.gram.weight_schedule", "heads.dino_head"]
-)
+@pytest.mark.parametrize("section", ["objectives.dino.local_weight", "objectives.gram.weight_schedule"])
 def test_a_section_that_came_later_is_added_whole(section: str) -> None:
     config = compose_config(["gram=ema"])
     assert completed(without(config, section), KNOWN) == config

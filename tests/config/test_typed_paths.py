@@ -2,6 +2,7 @@
 own parser."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,9 @@ def test_what_is_shown_for_the_shell_is_one_argument_that_hydra_reads() -> None:
 def test_every_key_that_is_a_path_is_known() -> None:
     """By their names in the YAML files."""
     for file in config_dir().glob("*/*.yaml"):
-        for name, value in (yaml.safe_load(file.read_text()) or {}).items():
+        text = file.read_text()
+        package = re.match(r"# @package ([\w.]+)\n", text)
+        place = package[1] if package else file.parent.name
+        for name, value in (yaml.safe_load(text) or {}).items():
             if not isinstance(value, dict) and (name == "path" or name.endswith(("_path", "_dir", "_file"))):
-                assert f"{file.parent.name}.{name}" in PATHS, file
+                assert f"{place}.{name}" in PATHS, file

@@ -164,12 +164,3 @@ def test_a_changed_number_of_a_table_fails(name: str, keys: list[Any], check: Ch
     lower(content, *keys)
     (tmp_path / f"{name}.json").write_text(json.dumps(content))
     assert check(tmp_path, None, name)[0] == 1
-
-
-@pytest.mark.parametrize(
-    ("scenario", "reason"),
-    [("gram_ema", "gram.use_loss"), ("web", "schedules"), ("distil", "distillation.enabled")],
-)
-def test_what_no_option_stands_for_is_refused_by_name(scenario: str, reason: str, check: Check) -> None:
-    with pytest.raises(ValueError, match=f"{reason}.*: no option of ours stands for it"):
-        check(DINOV3, scenario)

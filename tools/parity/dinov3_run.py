@@ -76,9 +76,22 @@ class Dinov3File(TrainStepFile):
     def below(self, prefix: str) -> dict[str, Tensor]:
         return our_names(super().below(prefix))
 
+    def used(self, weights: dict[str, Tensor], at: str) -> dict[str, Tensor]:
+        """With a masked bias of the keys, which ours is loaded without."""
+        if not self.meta["configs"][at.split("/")[0]]["student"]["mask_k_bias"]:
+            return weights
+        of_keys = {name: value.clone() for name, value in weights.items() if name.endswith("attn.qkv.bias")}
+        for bias in of_keys.values():
+            bias.chunk(3)[1].zero_()
+        return weights | of_keys
+
+    def released(self, network: str, scenario: str) -> dict[str, Tensor]:
+        """The initial weights by the official names, as in a file of theirs."""
+        return super().initial_weights(self.meta["init_of"][scenario], network)
+
     def initial_weights(self, scenario: str, network: str) -> dict[str, Tensor]:
         """Those of the scenario that the meta data name, without registers where this one has none."""
-        weights = our_names(super().initial_weights(self.meta["init_of"][scenario], network))
+        weights = our_names(self.released(network, scenario))
         if not self.meta["configs"][scenario]["student"]["n_storage_tokens"]:
             weights.pop("backbone.register_tokens", None)
         return weights
@@ -223,7 +236,7 @@ def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Tr
     with tempfile.TemporaryDirectory() as folder:
         if "path" in ours["objectives"].get("gram", {}):
             ours["objectives"]["gram"]["path"] = f"{folder}/gram.pth"
-            torch.save(file.initial_weights(scenario, "gram_teacher"), f"{folder}/gram.pth")
+            torch.save(file.released("gram_teacher", scenario), f"{folder}/gram.pth")
         trainer = built(ours)
     seed_forwards(trainer)
     trainer.model.to(file.dtype)

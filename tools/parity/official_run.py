@@ -88,6 +88,10 @@ class TrainStepFile:
         """Our weights of terms at a step, as the official log holds them."""
         return {}
 
+    def used(self, weights: dict[str, Tensor], at: str) -> dict[str, Tensor]:
+        """The weights of a network of the scenario as they are used."""
+        return weights
+
     def below(self, prefix: str) -> dict[str, Tensor]:
         """What this very file holds under a prefix, by plain parameter name."""
         return {plain_name(k): v for k, v in self.stores[0].below(prefix).items()}

@@ -131,10 +131,8 @@ def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[
         yield from recorder.compare_weights(f"{short(at)}/{network}", weights, stored, tolerance)
     if stored := file.below(f"{at}/gram_teacher/backbone."):
         weights = recorder.trainer.model.objectives["gram"].backbone.state_dict()
-        rounding = {f"backbone.{name}": value for name, value in stored.items()}
-        yield from recorder.compare_weights(
-            f"{short(at)}/gram_teacher", {f"backbone.{k}": v for k, v in weights.items()}, rounding, tolerance
-        )
+        ours, theirs = (file.used({f"backbone.{k}": v for k, v in w.items()}, at) for w in (weights, stored))
+        yield from recorder.compare_weights(f"{short(at)}/gram_teacher", ours, theirs, tolerance)
     for kind in MOMENTS:
         yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 

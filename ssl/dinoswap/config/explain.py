@@ -5,6 +5,7 @@ The words stand in one place, at the head of each option's YAML: a comment of on
 repository and commit that it follows. The presets say which side an option stands for.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,9 @@ def options(axis: str) -> list[Option]:
     return sorted(described, key=lambda option: min((SIDES.index(side) for side in option.sides), default=len(SIDES)))
 
 
+HELP_WIDTH = 100
+
+
 def help_text() -> str:
     """Returns what `dinoswap-train --help` prints: the template of configs/hydra/help, with every group and its
     options: in the order of the defaults list of train.yaml, and then those that only options of others mount."""
@@ -84,7 +88,10 @@ def help_text() -> str:
     folders = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
     groups = dict.fromkeys(["preset", *(name for name in mounted if " " not in name), *folders])
     listed = {group: [option.name for option in options(group)] for group in groups} | {"preset": SIDES}
-    lines = [f"{group:16} {', '.join(names)}" for group, names in listed.items()]
+    lines = [
+        textwrap.fill(f"{group:16} {', '.join(names)}", HELP_WIDTH, subsequent_indent=" " * 17)
+        for group, names in listed.items()
+    ]
     template = OmegaConf.load(config_dir() / "hydra" / "help" / "train.yaml").template
     return str(template).replace("{groups}", "\n".join(lines))
 

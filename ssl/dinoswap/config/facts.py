@@ -20,7 +20,7 @@ from dinoswap.config.sections import loading_settings, source_section
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import ImageSource
 from dinoswap.files.digest import sha256
-from dinoswap.teacher.weights import weight_file
+from dinoswap.files.weights import weight_file
 
 IMAGES, RANKS = "data.images", "ranks"
 WEIGHTS = {"da3.weights": "da3.ckpt_path", "objectives.gram.weights": "objectives.gram.path"}

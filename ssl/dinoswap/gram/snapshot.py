@@ -19,12 +19,13 @@ from torch.nn import functional
 
 from dinoswap.distributed.sharding import own_share
 from dinoswap.files.digest import sha256
+from dinoswap.files.weights import weight_file
 from dinoswap.gram.base import WEIGHT, GramAnchoring, Negatives, Which
-from dinoswap.nn.official_weights import load_into, load_official
+from dinoswap.nn.block import Block
 from dinoswap.nn.vit import VisionTransformer
+from dinoswap.nn.weights.load import load_backbone, load_into
 from dinoswap.objectives.base import Context
 from dinoswap.optim.schedules import Phases, Schedule, steps
-from dinoswap.teacher.weights import weight_file
 from dinoswap.values import Hyper
 
 Grid = tuple[int, int]
@@ -84,7 +85,8 @@ class SnapshotGram(GramAnchoring):
         weights that do not fit."""
         self.backbone = cast(VisionTransformer, copy.deepcopy(teacher["backbone"])).requires_grad_(False)
         if self.path is not None:
-            load_into(self.backbone, load_official(weight_file(self.path, PATH)))
+            heads = cast(Block, self.backbone.blocks[0]).attn.num_heads
+            load_into(self.backbone, load_backbone(weight_file(self.path, PATH), heads).state)
 
     def train(self, mode: bool = True) -> "SnapshotGram":
         """Keeps evaluation mode, whatever `mode` is."""
@@ -92,7 +94,7 @@ class SnapshotGram(GramAnchoring):
 
     def identity(self) -> Mapping[str, str]:
         """Returns the digest of the weights to begin with."""
-        return {} if self.path is None else {"weights": f"sha256:{sha256(weight_file(self.path, 'path'))[:16]}"}
+        return {} if self.path is None else {"weights": f"sha256:{sha256(weight_file(self.path, PATH))[:16]}"}
 
     def inference_only_models(self) -> Sequence[nn.Module]:
         """Returns the copy, which is sharded as the teacher is, so that one is copied into the other shard by shard."""

@@ -9,12 +9,12 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from dinoswap.files.digest import sha256
+from dinoswap.files.weights import weight_file
 from dinoswap.nn.block import Block
 from dinoswap.nn.sizes import SIZES, Size
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.load import load_backbone
 from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, Triple, fixed_seed
-from dinoswap.teacher.weights import weight_file
 
 
 class PublishedTeacher(Teacher):

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from dinoswap.files.digest import sha256
+from dinoswap.files.weights import weight_file
 from dinoswap.nn.weights.files import read_weights
 from dinoswap.nn.weights.names import misfits, some
 from dinoswap.teacher.base import Teacher, fixed_seed
-from dinoswap.teacher.weights import weight_file
 
 
 class TimmTeacher(Teacher):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dinoswap.files.digest import sha256
+from dinoswap.files.weights import weight_file
 from dinoswap.nn.weights.names import misfits, some
 from dinoswap.teacher.depth_anything.variants import (
     PREFIXES,
@@ -27,7 +28,6 @@ from dinoswap.teacher.depth_anything.variants import (
     names_of,
     variant_named,
 )
-from dinoswap.teacher.weights import weight_file
 
 
 @dataclass(frozen=True)
