@@ -119,12 +119,14 @@ def our_name(name: str) -> str:
 
 
 def is_left_out(file: Dinov3File, scenario: str) -> bool:
-    """Whether no option of ours stands for what a scenario configures, which is printed then."""
-    config = file.meta["configs"].get(scenario, {})
-    left_out = bool(config.get("distillation", {}).get("enabled"))
-    if left_out:
-        print(f"{file.path.stem}:{scenario}: left out: no option stands for distillation.enabled", file=sys.stderr)
-    return left_out
+    """Whether a scenario is none to be compared with, which is printed then with the reason."""
+    reasons = {
+        "no option stands for distillation.enabled": file.meta["configs"][scenario]["distillation"]["enabled"],
+        "weights and activations in bf16 are for orientation": file.path.stem.endswith("_bf16"),
+    }
+    for reason in (reason for reason, applies in reasons.items() if applies):
+        print(f"{file.path.stem}:{scenario}: left out: {reason}", file=sys.stderr)
+    return any(reasons.values())
 
 
 def our_gram(config: dict[str, Any], epoch: int) -> dict[str, Any]:
