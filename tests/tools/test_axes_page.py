@@ -203,6 +203,8 @@ def test_every_detail_is_in_the_table_with_a_switch_of_its_own(page: Page) -> No
     written = yaml.safe_load((config_dir() / "details" / "legacy.yaml").read_text())
     mounted = {f"objectives.{name}" for name in ("dino.targets.iterations", "clustering.targets._target_")}
     own = set(flatten({key: value for key, value in written.items() if key != "defaults"}))
+    of_schedule = yaml.safe_load((config_dir() / "details" / "schedule" / "legacy_cosine.yaml").read_text())
+    own |= {f"schedule.{key}" for key in of_schedule}
     assert set(listed) == own | mounted | {"objectives.clustering.targets.eps"}
     assert len(set(listed)) == len(listed)
 
