@@ -2,11 +2,13 @@
 
 import ctypes
 import errno
+import logging
 import multiprocessing
 import os
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ import pytest
 import torch
 from data_fakes import FakeImages, FakeMasks, augmentation, one_pipeline
 
+from dinoswap.data import stalls
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.order import Order
 from dinoswap.data.steps import Pipeline, StepDataset, loader
@@ -179,3 +182,57 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     while is_running(worker) and time.monotonic() < end:
         time.sleep(0.1)
     assert not is_running(worker)
+
+
+def stops_itself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def a_stalled_worker_is_told_and_waited_for() -> None:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("dinoswap.data.stalls").addHandler(handler)
+    stalls.FIRST, stalls.INTERVAL = 0.5, 0.05
+    batches = loader(steps(FatalImages(8, stops_itself)), 0, 2, 1, False)
+
+    done = threading.Event()
+
+    def go_on() -> None:
+        while not done.wait(0.05):
+            for child in multiprocessing.active_children() if lines else []:
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGCONT)  # it stops again in the next batch
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert sorted(next(batches).indices.tolist()) == list(range(8))
+    done.set()
+    thread.join()
+    (pid,) = (child.pid for child in multiprocessing.active_children())
+    assert lines[0].startswith("data: no batch for ")
+    assert f"The workers: {pid} is stopped." in lines[0]
+
+
+def test_a_worker_that_hangs_is_told_and_waited_for() -> None:
+    assert in_child(a_stalled_worker_is_told_and_waited_for) == 0
+
+
+def waits_that_end_are_not_told() -> None:
+    lines: list[str] = []
+    logging.getLogger("dinoswap.data.stalls").addFilter(lambda record: bool(lines.append(record.getMessage())))
+    stalls.FIRST, stalls.INTERVAL = 0.3, 0.01
+    watch = stalls.Stalls(list)
+    with watch.watched():
+        for _ in range(10):
+            with watch.waiting():
+                time.sleep(0.1)  # of many short waits
+        time.sleep(0.5)  # the training step, however long
+        assert lines == []
+        with watch.waiting():
+            time.sleep(1.6)
+    assert len(lines) == 3  # after 0.3 s, 0.6 s, 1.2 s
+
+
+def test_only_one_long_wait_is_told_each_time_it_has_doubled() -> None:
+    assert in_child(waits_that_end_are_not_told) == 0

@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dinoswap.data.corrupt import TooManyCorrupt
+from dinoswap.data.stalls import Stalls
 from dinoswap.values import Batch
 
 T = TypeVar("T")
@@ -114,17 +115,22 @@ def _prepared(dataset: Dataset[T], indices: Sequence[int], workers: int, pin_mem
         generator=torch.Generator(),  # its base seed must not be drawn from the training process's generator
     )
     iterator: Iterator[T | Failure] | None = None
-    while True:
-        try:
-            iterator = _started(batches) if iterator is None else iterator
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            raise worker_error(_cause_of(error, iterator), workers) from error
-        if isinstance(batch, Failure):
-            raise batch.error(workers)
-        yield batch
+    stalls = Stalls(lambda: [worker.pid for worker in getattr(iterator, "_workers", [])])
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                if iterator is None:
+                    iterator = _started(batches)
+                    stack.enter_context(stalls.watched())  # its thread begins after the fork of the workers
+                with stalls.waiting():
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                raise worker_error(_cause_of(error, iterator), workers) from error
+            if isinstance(batch, Failure):
+                raise batch.error(workers)
+            yield batch
 
 
 def _uncollated(item: T) -> T:
