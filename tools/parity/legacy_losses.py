@@ -24,7 +24,6 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.metric.diagnostics import entropy
 from dinoswap.nn.vit import Tokens
 from dinoswap.objectives.base import Context, Reduction
-from dinoswap.objectives.dino import DINO
 from dinoswap.objectives.ibot import IBOT
 from dinoswap.objectives.koleo import koleo
 from dinoswap.optim.schedules import cosine_then_constant
@@ -34,7 +33,7 @@ from dinoswap.reduction.weighted_token_mean import WeightedTokenMean
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from dinoswap.targets.sinkhorn_floored import SinkhornFloored
 from dinoswap.values import Features
-from parity.losses import context, flat_gradient
+from parity.losses import context, dino, flat_gradient
 from parity.rows import EXACT, SCHEDULE, Fixture, Row, Scenarios, compare, compare_gradient
 
 TOLERANCE = 1e-6  # of values relative to max(1, |value|), of gradients to the largest of their tensor
@@ -86,7 +85,7 @@ def check_dino_step(file: Fixture, at: str, temperature: float) -> Iterator[Row]
     teacher = file["dino/teacher"].unflatten(0, (2, -1))  # [2 B, K] -> [2, B, K]
     views = file["dino/student"].unflatten(0, (-1, teacher.shape[1]))  # [V B, K] -> [V, B, K]
     student = views.requires_grad_()
-    objective = DINO(SinkhornKnopp(iterations=5), head="dino_head", loss_weight=1.0, student_temp=STUDENT_TEMP)
+    objective = dino(SinkhornKnopp(iterations=5), STUDENT_TEMP)
     nothing_masked = torch.zeros(2, teacher.shape[1], 1).bool()
     given = context(student[:2], student[2:], student[:0, 0], nothing_masked, {"teacher_temp": temperature})
     given = replace(given, teacher_features=Features(teacher, teacher[:0], teacher[:0, 0]))

@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import construct_option
 from dinoswap.objectives.base import Context, Reduction
 from dinoswap.objectives.dino import DINO
 from dinoswap.objectives.ibot import IBOT
@@ -88,7 +90,7 @@ def check_dino(file: Fixture) -> Iterator[Row]:
     cls, local = (
         file[f"dino/student_{part}"].unflatten(0, (-1, images)).requires_grad_() for part in ("global", "local")
     )
-    objective = DINO(Given(targets), head="dino_head", loss_weight=1.0, student_temp=float(file.meta["student_temp"]))
+    objective = dino(Given(targets), float(file.meta["student_temp"]))
     terms = objective(context(cls, local, cls[:0, 0], torch.zeros(2, images, 1).bool(), {"teacher_temp": temp}))
     pairs = 2 + 2 * local.shape[0]
     for part, raw_scale in (("local", pairs), ("global", pairs / 2)):
@@ -101,6 +103,13 @@ def check_dino(file: Fixture) -> Iterator[Row]:
     yield compare_gradient(
         "grad_global_of_2x_global_raw", flat_gradient(cls), file["dino/grad_global_of_2x_global_raw"]
     )
+
+
+def dino(targets: nn.Module, student_temp: float) -> DINO:
+    """That of preset=official, with these targets."""
+    section = compose_config(["preset=official"])["objectives"]["dino"] | {"student_temp": student_temp}
+    section = {key: value for key, value in section.items() if key != "targets"}
+    return cast(DINO, construct_option(section, "objectives.dino", targets=targets))
 
 
 def flat_gradient(x: Tensor) -> Tensor:

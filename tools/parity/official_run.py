@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoswap.build import build_objectives
+from dinoswap.build import build_objectives, objective_schedules
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import construct, construct_option
 from dinoswap.forward.unified import Unified
@@ -18,6 +18,7 @@ from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.optim.clip import Clip
 from dinoswap.optim.param_groups import parameter_groups
+from dinoswap.optim.schedules import Schedules
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, Hyper
 from dinoswap.weight_decay.all_groups import AllGroups
@@ -196,7 +197,12 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
     return Trainer(
         model,
         torch.optim.AdamW(groups, betas=betas, fused=True),
-        schedule.schedules(total, batch_size=train["batch_size_per_gpu"]),
+        Schedules(
+            {
+                **schedule.schedules(total, batch_size=train["batch_size_per_gpu"]),
+                **objective_schedules(model, total),
+            }
+        ),
         Clip(optim["clip_grad"] or None, "per_module"),
         precision="fp32",
         seed=0,
