@@ -6,7 +6,7 @@ augmentation: with the same seed two of them share each draw whose distribution 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -34,7 +34,9 @@ class MultiCrop:
     """Makes two global views, `extra_crops` (0 or 1) third global views and `local_crops_number` local ones. The
     mask-carrying views (the extra one, or else the two globals) are also returned without photometric changes, once for
     each of `clean_sizes`: widths in pixels, in ascending order, at the aspect of the view. With `resize` = (height,
-    width) the image is first resized to this size, whatever its aspect. Raises ValueError for a number out of range."""
+    width) the image is first resized to this size, whatever its aspect. With `share_jitter` the whole image gets the
+    jitter and grayscale of global 1, and all views but the clean ones are cut from that, without any of their own.
+    Raises ValueError for a number out of range."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class MultiCrop:
         local_crops_number: int,
         clean_sizes: Sequence[int],
         resize: tuple[int, int] | None = None,
+        share_jitter: bool = False,
     ) -> None:
         if extra_crops not in (0, 1):
             raise ValueError(f"extra_crops={extra_crops}: use 1 for a third global crop, 0 for none")
@@ -55,6 +58,7 @@ class MultiCrop:
         self._recipes = [*global_recipes, *[extra_recipe] * extra_crops, *[local_recipe] * local_crops_number]
         self._extra_crops = extra_crops
         self._resize = resize
+        self._share_jitter = share_jitter
         self._carriers = range(2, 3) if extra_crops else range(2)
         self._clean_sizes = tuple(clean_sizes)
 
@@ -71,39 +75,48 @@ class MultiCrop:
         rows = rng.random((views, geometry.UNIFORMS + photometric.UNIFORMS)).tolist()
         if not self._extra_crops:
             del rows[2]
-        return [
+        draws = [
             (
                 recipe.crop.draw(row[: geometry.UNIFORMS], height, width),
                 recipe.photometry.draw(row[geometry.UNIFORMS :]),
             )
             for recipe, row in zip(self._recipes, rows, strict=True)
         ]
+        if self._share_jitter:
+            _, first = draws[0]
+            draws = [(crop, replace(own, jitter=first.jitter, grayscale=first.grayscale)) for crop, own in draws]
+        return draws
 
     def render(self, image: Pixels, draws: list[Draw]) -> Views:
         """Returns the views that `draws` make of `image`."""
         if self._resize is not None:
             image = geometry.resized_crop(image, Crop(0, 0, *image.shape[:2]), self._resize)
+        source, photometries = image, [photometry for _, photometry in draws]
+        if self._share_jitter:
+            source = photometric.apply(image, photometries[0].colours())
+            photometries = [photometry.without_colours() for photometry in photometries]
         cuts = [
-            geometry.resized_crop(image, crop, recipe.size)
+            geometry.resized_crop(source, crop, recipe.size)
             for recipe, (crop, _) in zip(self._recipes, draws, strict=True)
         ]
-        views = [_planes(photometric.apply(cut, photometry)) for cut, (_, photometry) in zip(cuts, draws, strict=True)]
+
+        def clean(view: int, width: int) -> Pixels:
+            """Returns what a view shows, at a width and without photometric changes."""
+            height, own_width = self._recipes[view].size
+            if width == own_width and source is image:
+                return cuts[view]
+            return geometry.resized_crop(image, draws[view][0], (round(height * width / own_width), width))
+
+        views = [_planes(photometric.apply(cut, own)) for cut, own in zip(cuts, photometries, strict=True)]
         globals_end = 2 + self._extra_crops
         return Views(
             global_crops=views[:2],
             extra_crops=views[2:globals_end],
             local_crops=views[globals_end:],
             clean_crops={
-                width: [_planes(_resized_cut(image, draws[i][0], cuts[i], width)) for i in self._carriers]
-                for width in self._clean_sizes
+                width: [_planes(clean(view, width)) for view in self._carriers] for width in self._clean_sizes
             },
         )
-
-
-def _resized_cut(image: Pixels, crop: Crop, cut: Pixels, width: int) -> Pixels:
-    """Returns the `crop` of `image` at a width, at the aspect of its `cut`: the cut itself where that is as wide."""
-    height = round(cut.shape[0] * width / cut.shape[1])
-    return cut if width == cut.shape[1] else geometry.resized_crop(image, crop, (height, width))
 
 
 def _planes(pixels: Pixels) -> Tensor:

@@ -10,8 +10,10 @@ Every view: random resized crop, horizontal flip 0.5, colour jitter (0.4, 0.4, 0
 The official code passes the probability to *keep* the image where that to *blur* is expected: its "1.0" and "0.1" for
 the global crops mean 0 and 0.9. Its models were trained so, and these are the values here.
 
-Clean crops of another size are cut from the image as the views are. DINOv3 (facebookresearch/dinov3 @ 6876159), where
-its Gram teacher sees larger crops, resizes the student's crop from the larger one, which is a second resampling.
+DINOv3 (facebookresearch/dinov3 @ 6876159) has the same views, and by a key one jitter and grayscale for all of them
+(share_jitter). Clean crops of any size are cut from the untouched image as the views are. There, the clean crops of a
+Gram teacher have the shared jitter too, and where they are larger, the student's crops are resized from them: a second
+resampling, which moves 0.4 levels of 255 on average.
 """
 
 from collections.abc import Sequence
@@ -25,8 +27,9 @@ from dinoswap.augmentation.photometric import RandomPhotometry
 class OfficialAugmentation(MultiCrop):
     """Sizes: pixels, a number or (height, width). Scales: shares of the image's area. `horizontal_flip`, `jitter`,
     `grayscale`, `*_blur` and `global2_solarize` are probabilities; `brightness`, `contrast`, `saturation` are the
-    largest relative changes and `hue` the largest turn (1 = the full colour circle) of the jitter.
-    The extra crop follows global 1. Raises ValueError for a value out of range."""
+    largest relative changes and `hue` the largest turn (1 = the full colour circle) of the jitter. With `share_jitter`
+    jitter and grayscale are drawn once for the whole image, before it is cropped, with the numbers that global 1 has
+    without. The extra crop follows global 1. Raises ValueError for a value out of range."""
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class OfficialAugmentation(MultiCrop):
         global2_blur: float,
         local_blur: float,
         global2_solarize: float,
+        share_jitter: bool,
         extra_crops: int = 0,
         clean_sizes: Sequence[int] = (),
     ) -> None:
@@ -71,4 +75,6 @@ class OfficialAugmentation(MultiCrop):
         global1 = Recipe(large, crop(global_crops_scale), photometry(blur=global1_blur))
         global2 = Recipe(large, crop(global_crops_scale), photometry(blur=global2_blur, solarize=global2_solarize))
         local = Recipe(small, crop(local_crops_scale), photometry(blur=local_blur))
-        super().__init__((global1, global2), global1, local, extra_crops, local_crops_number, clean_sizes)
+        super().__init__(
+            (global1, global2), global1, local, extra_crops, local_crops_number, clean_sizes, share_jitter=share_jitter
+        )

@@ -11,7 +11,7 @@ and to 0.005 on average, at a fraction of the time.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -36,6 +36,14 @@ class Photometry:
     blur_sigma: float | None = None
     blur_kernel: int = 9
     solarize_threshold: int | None = None
+
+    def colours(self) -> "Photometry":
+        """Returns the jitter and the grayscale alone."""
+        return Photometry(self.jitter, self.grayscale)
+
+    def without_colours(self) -> "Photometry":
+        """Returns the blur and the solarization alone."""
+        return replace(self, jitter=(), grayscale=False)
 
 
 @dataclass(frozen=True)
