@@ -12,7 +12,7 @@ step), networks, heads, losses, stochastic depth, schedules, parameter groups. `
 (train_step_legacy*.npz, train_step_fixed*.npz, with the trainer that preset=legacy builds), networks, losses, schedules
 and groups. `dinov3` takes training scenarios (train_step_dinov3*.npz, with the trainer that preset=dinov3 builds),
 losses, schedules, networks, names and shapes of released files, parameter groups, masks (but no subsets of batches,
-which we do not form), and which crop sizes each step has.
+which we do not form), which crop sizes each step has, and the crops of an image.
 `masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
 Depth Anything 3 (da3_*_io.npz) and the names and shapes in its published files (keys_*.json). --name picks one file,
 --scenario one of the scenarios, sections or cases in it.
@@ -35,6 +35,7 @@ from parity import (
     dinov3_losses,
     dinov3_networks,
     dinov3_tables,
+    dinov3_views,
     legacy_losses,
     legacy_masks,
     legacy_networks,
@@ -74,6 +75,7 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
         "keys_dinov3*.json": dinov3_networks.key_scenarios,
         "param_groups_dinov3*.json": tables.dinov3_group_scenarios,
         "masking_dinov3*.json": masks.scenarios,
+        "augment_dinov3*.npz": dinov3_views.scenarios,
     },
     "masks": {
         "mask*.json": lambda path: (legacy_masks if "legacy" in path.stem else masks).scenarios(path),

@@ -1,6 +1,6 @@
 """The official and the legacy pipeline by torchvision on PIL: composed, or drawn and applied one after the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -82,20 +82,27 @@ def composed(view: View, size: tuple[int, int]) -> T.Compose:
     return T.Compose(steps)
 
 
-def torch_draw(view: View, height: int, width: int) -> Draw:
-    """What `composed` draws for a height x width image, from torch's default generator."""
-    box = T.RandomResizedCrop.get_params(torch.empty(3, height, width), list(view.scale), list(RATIO))
-    horizontal = bool(torch.rand(1) < 0.5)
-    vertical = view.vertical_flip is not None and bool(torch.rand(1) < view.vertical_flip)
+def torch_colours(view: View) -> Photometry:
+    """The jitter and the grayscale that torchvision draws from torch's default generator."""
     jitter: tuple[tuple[str, float], ...] = ()
     if torch.rand(1) <= 0.8:
         order, *factors = T.ColorJitter.get_params(*view.intervals)
         jitter = tuple((NAMES[i], factors[i]) for i in order.tolist())
-    grayscale = view.grayscale is not None and bool(torch.rand(1) < view.grayscale)
+    return Photometry(jitter, view.grayscale is not None and bool(torch.rand(1) < view.grayscale))
+
+
+def torch_draw(view: View, height: int, width: int, shared: Photometry | None = None) -> Draw:
+    """What `composed` draws for a height x width image, from torch's default generator. `shared`: its jitter and
+    grayscale, where they were drawn before."""
+    box = T.RandomResizedCrop.get_params(torch.empty(3, height, width), list(view.scale), list(RATIO))
+    horizontal = bool(torch.rand(1) < 0.5)
+    vertical = view.vertical_flip is not None and bool(torch.rand(1) < view.vertical_flip)
+    colours = torch_colours(view) if shared is None else shared
     blurred = view.blur is None or torch.rand(1) <= view.blur
     sigma = T.GaussianBlur.get_params(*view.sigma) if blurred else None
     threshold = view.threshold if view.solarize is not None and torch.rand(1) < view.solarize else None
-    return Crop(*box, horizontal, vertical), Photometry(jitter, grayscale, sigma, view.kernel, threshold)
+    blurring = {"blur_sigma": sigma, "blur_kernel": view.kernel}
+    return Crop(*box, horizontal, vertical), replace(colours, **blurring, solarize_threshold=threshold)
 
 
 def pil_crop(image: np.ndarray, crop: Crop, size: tuple[int, int], width_first: bool = True) -> Image.Image:

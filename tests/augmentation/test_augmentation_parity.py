@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as F
-from augmentation_reference import VIEWS, composed, differences, photograph, pil_apply, pil_crop, pil_squash, torch_draw
+from augmentation_reference import (
+    VIEWS,
+    composed,
+    differences,
+    photograph,
+    pil_apply,
+    pil_crop,
+    pil_squash,
+    torch_colours,
+    torch_draw,
+)
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from dinoswap.augmentation import photometric
 from dinoswap.augmentation.geometry import UNIFORMS, Crop, RandomCrop, resized_crop
 from dinoswap.augmentation.multicrop import Draw, MultiCrop
-from fixtures import LEGACY, OFFICIAL, Fixture
+from dinoswap.augmentation.photometric import Photometry
+from fixtures import DINOV3, LEGACY, OFFICIAL, Fixture
 from options import build_augmentation
 
 OPTIONS = ["official", "legacy"]
@@ -82,6 +93,58 @@ def test_legacy_outputs(seed: int) -> None:
         check_stored(levels * 255, view, picture_of("legacy", image, 32), draw)
 
 
+DINOV3_SIZES = {"global_crops_size": 48, "local_crops_size": 16, "local_crops_number": 4}  # of its fixture
+
+
+def dinov3_draws(stored: Fixture, key: str, shared: Photometry | None = None) -> list[Draw]:
+    """The torch draws of a whole pipeline, whose boxes and flips are the stored ones."""
+    shape = stored["image"].shape[:2]
+    draws = [torch_draw(VIEWS["official"][i], *shape, shared) for i in (0, 1, 3, 3, 3, 3)]
+    boxes = [[crop.top, crop.left, crop.height, crop.width] for crop, _ in draws]
+    assert boxes == stored[f"{key}/boxes_top_left_height_width"].tolist()
+    assert [crop.horizontal_flip for crop, _ in draws] == stored[f"{key}/flips"].tolist()
+    return draws
+
+
+def test_dinov3_outputs_with_shared_jitter() -> None:
+    """The whole image is jittered first; then the crops are only blurred and solarized."""
+    stored, key = Fixture("augment_dinov3.npz", DINOV3), "share_color_jitter_full/seed0"
+    torch.manual_seed(0)
+    colours = torch_colours(VIEWS["official"][0])
+    assert colours.jitter
+    draws = dinov3_draws(stored, key, colours)
+    image = stored["image"].numpy()
+    picture = np.asarray(pil_apply(Image.fromarray(image), colours))
+    views = render(build_augmentation("official", **DINOV3_SIZES, share_jitter=True), image, draws)
+    levels = [*stored[f"{key}/global_crops"], *stored[f"{key}/local_crops"]]
+    for theirs, ours, (crop, photometry) in zip(levels, views, draws, strict=True):
+        own = replace(photometry, jitter=(), grayscale=False)
+        check_stored(theirs.double().numpy(), ours, picture, (crop, own))
+
+
+def test_dinov3_outputs_with_larger_clean_crops() -> None:
+    """Its student's crops are resized once more, from the clean ones: 3 levels before the photometric changes, 0.5 on
+    average. Nothing else is different."""
+    stored, key = Fixture("augment_dinov3.npz", DINOV3), "gram_clean_full/seed0"
+    torch.manual_seed(0)
+    draws = dinov3_draws(stored, key)
+    image = stored["image"].numpy()
+    augment = build_augmentation("official", **DINOV3_SIZES, clean_sizes=(96,))
+    views = augment.render(image, draws)
+    for theirs, ours, draw in zip(stored[f"{key}/local_crops"], views.local_crops, draws[2:], strict=True):
+        check_stored(theirs.double().numpy(), ours, image, draw)
+    whole = Crop(0, 0, 96, 96)
+    large = stored[f"{key}/gram_teacher_crops"]
+    for g, (crop, photometry) in enumerate(draws[:2]):
+        check_stored(large[g].double().numpy(), views.clean_crops[96][g], image, (crop, Photometry()))
+        twice = pil_crop(large[g].permute(1, 2, 0).numpy(), whole, (48, 48))
+        theirs = stored[f"{key}/global_crops"][g].permute(1, 2, 0).numpy()
+        assert not differences(theirs, pil_apply(twice, photometry)).any()
+        once = differences(resized_crop(image, crop, (48, 48)), twice)
+        assert once.max() <= 3
+        assert once.mean() <= 0.5
+
+
 OPERATIONS = {  # ours, PIL's, factors, worst and mean difference
     "brightness": (photometric.adjust_brightness, F.adjust_brightness, (0.6, 1.4), 1, 0.003),
     "contrast": (photometric.adjust_contrast, F.adjust_contrast, (0.6, 1.4), 1, 0.003),
@@ -106,7 +169,7 @@ def test_operation(operation: str, image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES.keys())
 def test_grayscale(image: np.ndarray) -> None:
-    gray = photometric.apply(image, photometric.Photometry(grayscale=True))
+    gray = photometric.apply(image, Photometry(grayscale=True))
     error = differences(gray, F.to_grayscale(Image.fromarray(image), 3))
     assert error.max() <= 1
     assert error.mean() <= 0.002

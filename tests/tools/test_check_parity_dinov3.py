@@ -115,9 +115,12 @@ def test_what_no_option_stands_for_is_left_out_and_named(
 
 @pytest.mark.parametrize(
     ("name", "quantities"),
-    [("vit_dinov3", 257), ("keys_dinov3", 40), ("param_groups_dinov3", 12), ("masking_dinov3", 36)],
-)
-def test_networks_files_groups_and_masks_are_the_official_ones(name: str, quantities: int, check: Check) -> None:
+    [
+        ("vit_dinov3", 257), ("keys_dinov3", 40), ("param_groups_dinov3", 12), ("masking_dinov3", 36),
+        ("augment_dinov3", 80),
+    ],
+)  # fmt: skip
+def test_networks_files_groups_masks_and_crops_are_the_official_ones(name: str, quantities: int, check: Check) -> None:
     status, last = check(DINOV3, None, name)
     assert (status, last.endswith("PASS")) == (0, True), last
     assert int(last.split()[1]) == quantities
@@ -139,6 +142,36 @@ def test_a_changed_number_of_a_network_fails(scenario: str, key: str, check: Che
     arrays = dict(np.load(DINOV3 / "vit_dinov3.npz", allow_pickle=False))
     np.savez(tmp_path / "vit_dinov3.npz", **arrays | {key: arrays[key] * np.float32(1.001)})
     assert check(tmp_path, scenario, "vit_dinov3")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "key"),
+    [
+        ("no_gram", "global_crops"), ("no_gram", "local_crops"), ("no_gram", "boxes_top_left_height_width"),
+        ("no_gram", "flips"), ("gram_clean", "global_crops"), ("gram_clean", "gram_teacher_crops"),
+        ("gram_same_size", "gram_teacher_crops"), ("no_flips", "boxes_top_left_height_width"),
+    ],
+)  # fmt: skip
+def test_a_crop_that_is_a_level_or_a_pixel_off_fails(scenario: str, key: str, check: Check, tmp_path: Path) -> None:
+    arrays, name = dict(np.load(DINOV3 / "augment_dinov3.npz", allow_pickle=False)), f"{scenario}/seed2/{key}"
+    arrays[name][-1:] ^= True  # of the last crop: its levels or its box by one, or its flip
+    np.savez(tmp_path / "augment_dinov3.npz", **arrays)
+    assert check(tmp_path, scenario, "augment_dinov3")[0] == 1
+
+
+def test_crops_that_cannot_be_compared_are_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    load_tool("check_parity").main(["dinov3", "--dir", str(DINOV3), "--name", "augment_dinov3"])
+    printed = capsys.readouterr().err
+    torch.use_deterministic_algorithms(False)
+    for case, reason in {
+        "locals_from_globals": "no option stands for local_crops_subset_of_global_crops",
+        "gram_distorted_geometry": "no option stands for gram_teacher_no_distortions=false",
+        "share_color_jitter_full": "torchvision drew its photometric changes",
+    }.items():
+        assert f"augment_dinov3:{case}: left out: {reason}" in printed
 
 
 def lower(content: Any, *keys: Any) -> None:

@@ -1,7 +1,6 @@
 """A train_step_dinov3*.npz, and the trainer that preset=dinov3 builds with the numbers of the configuration in it."""
 
 import itertools
-import sys
 import tempfile
 from dataclasses import replace
 from typing import Any
@@ -118,15 +117,12 @@ def our_name(name: str) -> str:
     return name
 
 
-def is_left_out(file: Dinov3File, scenario: str) -> bool:
-    """Whether a scenario is none to be compared with, which is printed then with the reason."""
-    reasons = {
+def reasons_to_leave_out(file: Dinov3File, scenario: str) -> dict[str, bool]:
+    """Whether each applies to a scenario."""
+    return {
         "no option stands for distillation.enabled": file.meta["configs"][scenario]["distillation"]["enabled"],
         "weights and activations in bf16 are for orientation": file.path.stem.endswith("_bf16"),
     }
-    for reason in (reason for reason, applies in reasons.items() if applies):
-        print(f"{file.path.stem}:{scenario}: left out: {reason}", file=sys.stderr)
-    return any(reasons.values())
 
 
 def our_gram(config: dict[str, Any], epoch: int) -> dict[str, Any]:

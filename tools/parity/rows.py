@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def worst_of(label: str, rows: Iterable[Row]) -> Iterator[Row]:
     if rows:
         worst = max(rows, key=lambda row: np.inf if np.isnan(row.error) else row.error)
         yield replace(worst, name=f"{label} of {len(rows)} tensors ({worst.name})")
+
+
+def is_left_out(path: Path, scenario: str, reasons: Mapping[str, bool]) -> bool:
+    """Whether one of the reasons not to compare a scenario applies; it is printed then."""
+    for reason in (reason for reason, applies in reasons.items() if applies):
+        print(f"{path.stem}:{scenario}: left out: {reason}", file=sys.stderr)
+    return any(reasons.values())
 
 
 def plain_name(name: str) -> str:

@@ -21,7 +21,7 @@ from parity.masks import WEIGHT as WEIGHT_OF_MASK
 from parity.masks import masks_weight
 from parity.official_run import TrainStepFile, build_trainer
 from parity.recorder import LOSS, MOMENTS, NORM, PROBABILITY, WEIGHT, Recorder
-from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, worst_of
+from parity.rows import EXACT, SCHEDULE, Row, Scenarios, compare, compare_gradient, is_left_out, worst_of
 
 SCHEDULES = {
     "lr": "lr",
@@ -42,7 +42,7 @@ def dinov3_scenarios(path: Path) -> Scenarios:
     return {
         name: partial(check_scenario, file, name, dinov3_run.build_trainer)
         for name in file.scenarios
-        if not dinov3_run.is_left_out(file, name)
+        if not is_left_out(path, name, dinov3_run.reasons_to_leave_out(file, name))
     }
 
 
