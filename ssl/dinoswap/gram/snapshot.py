@@ -5,7 +5,9 @@ a teacher from before. It sees the same crops without mask and photometric chang
 finer grid of tokens is resized to the student's, which smooths them. The copy is renewed before each step that is a
 multiple of `refresh_every`, from `refresh_first` on. Before it holds anything to anchor to, the weight is 0.
 Follows dinov3/train/ssl_meta_arch.py (update_gram, get_gram_teacher_output) of facebookresearch/dinov3 @ 6876159, whose
-student gets its crop resized from the larger one; Siméoni et al. (arXiv 2508.10104).
+student gets its crop resized from the larger one; Siméoni et al. (arXiv 2508.10104). There the teacher's crop may also
+have the photometric changes of the student's (gram_teacher_no_distortions=false); no shipped recipe does so, nor is it
+done here.
 """
 
 import copy
