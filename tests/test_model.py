@@ -12,7 +12,7 @@ from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch, masked_positions
 from small_models import CENTERING, small_batch, small_trainer
 
-HYPER = {"teacher_temp": 0.05}
+HYPER = {"teacher_temp": 0.05, "dino_local_weight": 1.0}
 SHARED = "objectives.ibot.head=dino_head"
 
 

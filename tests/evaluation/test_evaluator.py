@@ -26,7 +26,7 @@ from dinoswap.values import Batch
 from options import build_settings
 from small_models import small_batch, small_trainer
 
-HYPER = {"teacher_temp": 0.05}
+HYPER = {"teacher_temp": 0.05, "dino_local_weight": 1.0}
 NAMES = ["knn_top1", "knn_patch_top1", "linear_top1", "linear_patch_top1"]
 
 

@@ -44,7 +44,7 @@ _WORDS = {
     "gradient_clip_val max_grad_norm grad_clip clip_grad_norm": "optimizer.clip_grad",
     "amp fp16 bf16 mixed_precision use_fp16 dtype": AMP,
     "arch model_name backbone student_arch": "model.size, with model.patch_size",
-    "img_size image_size input_size resolution crop_size": "crops.global_size",
+    "img_size image_size input_size crop_size": "crops.global_size",
     "config config_file cfg_file yaml": CONFIG,
     "num_classes nb_classes": CLASSES,
     "save_every save_freq saveckp_freq save_steps checkpoint_interval checkpoint_freq": "trainer.checkpoint_every",
@@ -68,6 +68,8 @@ _NUMBERS = {
     "masking": "masking.mask_ratio_min_max",
     "clustering": "objectives.clustering.loss_weight",
     "da3": "da3.loss_weight",
+    "gram": "objectives.gram.loss_weight",
+    "resolution": "crops.global_size",
 }
 """Maps a group to the key that is meant when the group is given a number."""
 
