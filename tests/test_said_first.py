@@ -92,6 +92,7 @@ def test_a_swept_value_is_checked_too() -> None:
         (["da3=enabled", "da3.backend=timm"], "Here: teacher@da3.teacher=timm."),
         (["da3=enabled", "da3.variant=base,large", "-m"], "Here: da3.teacher.variant=base."),
         (["weight_decay=0.05"], "The number is schedule.weight_decay=0.05."),
+        (["resolution=448"], "The number is crops.global_size=448."),
         (["data=/data/images"], "A folder of images is data=image_folder data.path=/data/images."),
     ],
 )
