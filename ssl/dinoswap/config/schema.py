@@ -90,8 +90,13 @@ def require_section(section: object, key: str) -> None:
 
 def option_class(section: Mapping[str, Any], key: str) -> type[Any]:
     """Returns the class that `_target_` names. Raises ConfigError for one that is neither of the package that `key`
-    speaks of nor of an installed guest: a config never runs other code."""
+    speaks of nor of an installed guest: a config never runs other code. Raises it for null too, by which a recipe
+    refuses an option that it is not made for."""
     require_section(section, key)
+    if section.get("_target_", key) is None:
+        raise ConfigError(
+            f"{key}: the recipe is not made for this option; choose another one of the group, or a recipe"
+        )
     target = str(section.get("_target_"))
     module, _, name = target.rpartition(".")
     try:

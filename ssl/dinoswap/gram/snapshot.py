@@ -83,10 +83,10 @@ class SnapshotGram(GramAnchoring):
         self.resize_antialias = resize_antialias
 
     def adopt(self, teacher: nn.ModuleDict) -> None:
-        """Copies the backbone of the EMA teacher, and reads the weights at `path` into the copy. Raises ValueError for
-        weights that do not fit."""
+        """Copies the backbone of the EMA teacher, and reads the weights at `path` into the copy, unless that is on the
+        meta device and has none. Raises ValueError for weights that do not fit."""
         self.backbone = cast(VisionTransformer, copy.deepcopy(teacher["backbone"])).requires_grad_(False)
-        if self.path is not None:
+        if self.path is not None and not self.backbone.cls_token.is_meta:
             heads = cast(Block, self.backbone.blocks[0]).attn.num_heads
             load_into(self.backbone, load_backbone(weight_file(self.path, PATH), heads).state)
 
