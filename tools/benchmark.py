@@ -127,7 +127,7 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     mean, std = (torch.tensor(cfg["data"][k], device=trainer.device) for k in ("mean", "std"))
     on_device = [batch.to(trainer.device).normalised(mean, std) for batch in batches]
     images = batches[0].images
-    flops = statistics.mean(step_flops(trainer.model, batch, trainer.schedules.at(0)) for batch in batches)
+    flops = statistics.mean(step_flops(trainer.model, batch, trainer.schedules.final()) for batch in batches)
     precision = cfg["trainer"]["precision"]
     dtype = AUTOCAST.get(precision, torch.float32)
     for step in range(2):

@@ -63,6 +63,7 @@ class Arm:
     def __init__(self, overrides: list[str]) -> None:
         cfg = compose_config(overrides)
         self.trainer: Trainer = build_trainer(cfg)
+        self.first = cfg["trainer"]["max_steps"] // 2  # a term whose weight rises from 0 computes nothing before
         self.dataset = build_pipeline(cfg, self.trainer.model)(build_source(cfg).train())
         mean, std = (torch.tensor(cfg["data"][key], device=self.trainer.device) for key in ("mean", "std"))
         began = time.perf_counter()
@@ -71,7 +72,7 @@ class Arm:
         self.batches: list[Batch] = [b.to(self.trainer.device).normalised(mean, std) for b in batches]
 
     def seconds(self, step: int) -> float:
-        return timed_step(self.trainer, step, self.batches[step % BATCHES])
+        return timed_step(self.trainer, self.first + step, self.batches[step % BATCHES])
 
 
 def measure(own: list[str], base: list[str], turns: int) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def flops_per_image(own: list[str]) -> float:
     arm = [word for word in SETTINGS["vits16"] if not word.startswith(("model.registers", "model.layerscale"))]
     bank = ["objectives.clustering.prototypes=4096"] if "clustering" in objectives(own) else []
     built = Arm([*arm, *own, *bank, f"data.batch_size={FLOPS_BATCH}"])
-    hyper = built.trainer.schedules.at(0)
+    hyper = built.trainer.schedules.final()
 
     def with_pipeline(pipeline: Pipeline) -> float:
         batches = (built.dataset.made_by(pipeline, index) for index in range(BATCHES))

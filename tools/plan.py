@@ -8,7 +8,7 @@ The words are overrides of `dinoswap-train`; everything follows from the config 
 used: no GPU, no data, no weights (tools/planning/step.py says how memory and FLOPs are found). GB are 10^9 bytes.
 
 Where steps differ in the sizes of their crops (resolution=mixed), memory and communication are those of the largest
-batch, FLOPs and time the mean over the steps.
+batch, FLOPs and time the mean over the steps. Weights of terms are those that their schedules end with.
 
 Memory per GPU, at the moment of the step when most is live. Weights, gradients, AdamW's two moments and the EMA are
 float32. `ddp`: all of them on every GPU, and gradient buckets of the gradients' size. `fsdp2`: 1/n of each on every
@@ -78,7 +78,7 @@ def make_plan(
             f"into {slices} equal parts; try data.batch_size={max(round(images / slices), 1) * slices}, or other --gpus"
         )
     model = networks.meta_model(cfg)
-    sizes, hyper = step_sizes(cfg), networks.first_hyper(cfg, model)
+    sizes, hyper = step_sizes(cfg), networks.final_hyper(cfg, model)
     batches = [networks.meta_batch(cfg, model, slices, each) for each in sizes]
     batch = max(batches, key=networks.batch_bytes)
     precision, checkpointing = cfg["trainer"]["precision"], cfg["model"]["activation_checkpointing"]
@@ -98,7 +98,7 @@ def make_plan(
         parameters=parameters(model),
         flops_per_image=count.algorithm / batch.images,
         recomputed_flops_per_image=count.recomputed / batch.images,
-        frozen_flops_per_image=count.frozen / batch.images,
+        frozen_flops_per_image=sum(count.frozen.values()) / batch.images,
         memory={name: memory_parts(cfg, model, batch, each, request) for name, each in lives.items()},
         largest_logits=life.most(step.LOGITS),
         communication=communication,

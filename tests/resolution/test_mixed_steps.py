@@ -92,7 +92,7 @@ def test_a_plan_is_the_mean_in_time_and_the_largest_in_memory() -> None:
 
 def test_the_plan_counts_what_the_package_counts() -> None:
     arm = Arm("da3=enabled", "da3.projector_hidden_dim=32", *TWO)
-    hyper, shares = arm.trainer.schedules.at(0), [entry.share for entry in step_sizes(arm.config)]
+    hyper, shares = arm.trainer.schedules.final(), [entry.share for entry in step_sizes(arm.config)]
     batches = [arm.dataset.made_by(pipeline, 0) for pipeline in arm.dataset.pipelines]
     counted = fmean([step_flops(arm.trainer.model, batch, hyper) for batch in batches], shares)
     model = networks.meta_model(arm.config)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
 import plan
@@ -49,19 +51,37 @@ def test_backbones_have_the_published_number_of_parameters(size: str, millions: 
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
+GRAM = ["preset=dinov3", "gram=snapshot"]
+
+
 @pytest.mark.parametrize(
-    "overrides", [["preset=official"], ["preset=legacy"], ["da3=enabled"], ["model.activation_checkpointing=true"]]
+    "overrides",
+    [["preset=official"], ["preset=legacy"], ["da3=enabled"], GRAM, ["model.activation_checkpointing=true"]],
+    ids=" ".join,
 )
 def test_flops_are_those_of_the_packages_counter(overrides: list[str]) -> None:
     overrides = ["recipe=smoke", *overrides]
     cfg = compose_config(overrides)
     trainer = build_trainer(cfg)
     batch = build_pipeline(cfg, trainer.model)(build_source(cfg).train())[0]
-    counted = step_flops(trainer.model, batch, trainer.schedules.at(0)) / batch.images
+    counted = step_flops(trainer.model, batch, trainer.schedules.final()) / batch.images
     found = plan.make_plan(overrides)
     assert found.flops_per_image + found.recomputed_flops_per_image == counted
     assert (found.recomputed_flops_per_image > 0) == cfg["model"]["activation_checkpointing"]
-    assert (found.frozen_flops_per_image > 0) == cfg["da3"]["enabled"]
+    assert (found.frozen_flops_per_image > 0) == (cfg["da3"]["enabled"] or overrides[1:] == GRAM)
+
+
+def test_a_gram_teacher_costs_a_forward_pass_over_its_larger_crops() -> None:
+    both = ["recipe=smoke", *GRAM, "da3=enabled"]
+    found, gram = plan.make_plan(both), plan.make_plan(both[:-1])
+    network = networks.meta_model(compose_config(both)).teacher["backbone"]
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(2, 3, 64, 64, device="meta"))  # two crops of an image, of twice the 32 pixels
+    assert gram.frozen_flops_per_image == counter.get_total_flops()
+    assert found.parameters["frozen gram teacher"] == networks.count(network)
+    assert found.frozen_flops_per_image - gram.frozen_flops_per_image == pytest.approx(
+        plan.make_plan(["recipe=smoke", "preset=dinov3", "da3=enabled"]).frozen_flops_per_image
+    )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -124,15 +144,21 @@ def measured_bytes(overrides: list[str]) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone can reset a high-water mark")
 @pytest.mark.parametrize(
-    ("precision", "checkpointing", "images"),
-    [("fp32", "false", 16), ("bf16", "true", 4)],  # many a CPU emulates bf16
+    ("precision", "checkpointing", "images", "own"),
+    [
+        ("fp32", "false", 16, []),
+        ("fp32", "false", 12, [*GRAM, "objectives.gram.refresh_every=1"]),  # so that the second step has a Gram teacher
+        ("bf16", "true", 4, []),  # many a CPU emulates bf16
+    ],
 )
-def test_memory_is_within_a_tenth_of_what_a_step_takes(precision: str, checkpointing: str, images: int) -> None:
-    overrides = [*FIVE_BLOCKS, f"data.batch_size={images}", f"trainer.precision={precision}"]
+def test_memory_is_within_a_tenth_of_what_a_step_takes(
+    precision: str, checkpointing: str, images: int, own: list[str]
+) -> None:
+    overrides = [*FIVE_BLOCKS, f"data.batch_size={images}", f"trainer.precision={precision}", *own]
     overrides.append(f"model.activation_checkpointing={checkpointing}")
     cfg = compose_config(overrides)
     model = networks.meta_model(cfg)
-    batch, hyper = networks.meta_batch(cfg, model, 1, *step_sizes(cfg)), networks.first_hyper(cfg, model)
+    batch, hyper = networks.meta_batch(cfg, model, 1, *step_sizes(cfg)), networks.final_hyper(cfg, model)
     life = memory.step_life(cfg, model, batch, hyper, checkpointing=checkpointing == "true", gpu=False)
     request = Request("h100", 1, "none", 1.0, runs=1, price=None)
     found = sum(memory.memory_parts(cfg, model, batch, life, request).values())
@@ -188,6 +214,25 @@ def test_fsdp2_gathers_each_unit_for_each_call() -> None:
     assert found.communication["reduce-scatter of gradients"] == found.communication["all-gather forward"]
     assert found.communication["all-gather of the EMA teacher"] == 3 / 4 * 4 * own["EMA teacher"]
     assert plan.make_plan(["recipe=smoke"]).communication == {}
+
+
+def test_a_gram_teacher_is_shared_as_the_student_is() -> None:
+    base = ["recipe=smoke", *GRAM, "da3=enabled"]
+    one, many = (plan.make_plan(base, gpus=4, sharding=sharding) for sharding in ("ddp", "fsdp2"))
+    gram, da3 = (one.parameters[f"frozen {name} teacher"] for name in ("gram", "da3"))
+    assert one.memory["off"]["frozen teacher"] == 4 * (gram + da3)
+    assert many.memory["off"]["frozen teacher"] == pytest.approx(4 * (gram / 4 + da3), abs=1)  # da3.use_fsdp=false
+    assert many.communication["all-gather of the frozen teacher"] == 3 / 4 * 4 * gram
+    larger_crops = 4 * 2 * one.images_per_gpu * 3 * 64 * 64  # bytes of float32
+    assert one.memory["off"]["crops of two steps"] > 2 * larger_crops
+
+
+@pytest.mark.parametrize("stage", ["gram", "high_res"])
+def test_a_stage_is_planned_without_the_weights_of_its_gram_teacher(stage: str) -> None:
+    options = ["preset=dinov3", "gram=snapshot", "schedule=piecewise", "resolution=mixed"]
+    model = networks.meta_model(compose_config([*options, f"recipe=vit7b16_{stage}"]))
+    copied = networks.count(model.teacher["backbone"])
+    assert networks.count(networks.frozen_networks(model)["gram"]) == copied == pytest.approx(6.7e9, rel=0.01)
 
 
 def test_time_follows_utilisation_and_cost_follows_time() -> None:
@@ -279,7 +324,7 @@ def test_published_runs_take_what_is_planned(overrides: list[str], gpu: str, gpu
     """Within 15 % at the default utilisation of that GPU."""
     cfg = compose_config(overrides)
     model = networks.meta_model(cfg)
-    batch, hyper = networks.meta_batch(cfg, model, gpus, *step_sizes(cfg)), networks.first_hyper(cfg, model)
+    batch, hyper = networks.meta_batch(cfg, model, gpus, *step_sizes(cfg)), networks.final_hyper(cfg, model)
     request = Request(gpu, gpus, "ddp", GPUS[gpu].utilisation, runs=1, price=None)
     flops = step.flops(model, batch, hyper, checkpointing=False)
     seconds = speed.step_seconds(cfg, flops, speed.communicated(cfg, model, {}, request), request, gpus)
@@ -298,7 +343,7 @@ def test_steps_that_were_timed_cost_what_is_planned(
     def planned(*overrides: str) -> float:
         cfg = compose_config([*benchmark.SETTINGS[size], *overrides])
         model = networks.meta_model(cfg)
-        batch, hyper = networks.meta_batch(cfg, model, 1, *step_sizes(cfg)), networks.first_hyper(cfg, model)
+        batch, hyper = networks.meta_batch(cfg, model, 1, *step_sizes(cfg)), networks.final_hyper(cfg, model)
         return step.flops(model, batch, hyper, checkpointing=False).algorithm / 1e9
 
     assert planned() == pytest.approx(gigaflops, rel=0.005)

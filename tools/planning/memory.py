@@ -47,14 +47,14 @@ def memory_parts(
     """Bytes per GPU by part, at the peak."""
     sharded = request.sharding == "fsdp2" and request.gpus > 1
     share = 1 / request.gpus if sharded else 1.0
-    shares_frozen = sharded and cfg["da3"].get("use_fsdp", False)
     trained = networks.count(model.student, trained_only=True)
-    frozen = sum(networks.count(network) for network in networks.frozen_networks(model).values())
+    shared = networks.shared_networks(model)
+    frozen = {name: networks.count(network) for name, network in networks.frozen_networks(model).items()}
     parts = {
         "weights": STATE_BYTES * networks.count(model.student) * share,
         "optimiser (AdamW's moments)": 2 * STATE_BYTES * trained * share,
         "EMA teacher": STATE_BYTES * networks.count(model.teacher) * share,
-        "frozen teacher": STATE_BYTES * frozen * (share if shares_frozen else 1),
+        "frozen teacher": STATE_BYTES * sum(n * (share if name in shared else 1) for name, n in frozen.items()),
         "crops of two steps": 2 * cfg["trainer"]["accumulate"] * networks.batch_bytes(batch),
     }
     scale = {step.GRADIENTS: share}

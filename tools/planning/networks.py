@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 from dinoswap.build import build_model, build_schedules, objective_schedules
 from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import loading_settings
-from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.schedules import Schedules
@@ -97,19 +96,24 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int, sizes: StepSiz
     )
 
 
-def first_hyper(cfg: Config, model: SelfDistillation) -> Hyper:
-    """What the schedules say at step 0, those of the objectives too. Raises ConfigError."""
+def final_hyper(cfg: Config, model: SelfDistillation) -> Hyper:
+    """What the schedules say from their end on, those of the objectives too. Raises ConfigError."""
     own = objective_schedules(model, cfg["trainer"]["max_steps"])
-    return Schedules({**build_schedules(cfg), **own}).at(0)
+    return Schedules({**build_schedules(cfg), **own}).final()
 
 
 def objectives(model: SelfDistillation) -> dict[str, Objective]:
     return {name: cast(Objective, objective) for name, objective in model.objectives.items()}
 
 
-def frozen_networks(model: SelfDistillation) -> dict[str, nn.Module]:
-    """Teachers that are no copy of the student, by objective."""
-    return {n: o.teacher for n, o in objectives(model).items() if isinstance(o, MaskedImageDistillation)}
+def frozen_networks(model: SelfDistillation) -> dict[str, nn.ModuleList]:
+    """What is never trained, by objective. The EMA teacher is not in it."""
+    return {name: nn.ModuleList(o.frozen_models()) for name, o in objectives(model).items() if o.frozen_models()}
+
+
+def shared_networks(model: SelfDistillation) -> list[str]:
+    """The objectives whose frozen networks are sharded where the student is."""
+    return [name for name, objective in objectives(model).items() if objective.inference_only_models()]
 
 
 def count(module: nn.Module, trained_only: bool = False) -> int:
@@ -129,12 +133,15 @@ def batch_bytes(batch: Batch) -> int:
 
 def units(model: SelfDistillation) -> dict[str, nn.Module]:
     """What is gathered at a time where weights are shared: each block, and each network without its blocks."""
+    networks = {f"student.{name}": network for name, network in model.student.items()}
+    networks |= {f"teacher.{name}": network for name, network in model.teacher.items()}
+    for name, frozen in frozen_networks(model).items():
+        networks |= {f"frozen.{name}.{index}": network for index, network in enumerate(frozen)}
     found: dict[str, nn.Module] = {}
-    for side, networks in (("student", model.student), ("teacher", model.teacher), ("frozen", frozen_networks(model))):
-        for name, network in networks.items():
-            found[f"{side}.{name}"] = network
-            for index, block in enumerate(getattr(network, "blocks", ())):
-                found[f"{side}.{name}.blocks.{index}"] = block
+    for name, network in networks.items():
+        found[name] = network
+        for index, block in enumerate(getattr(network, "blocks", ())):
+            found[f"{name}.blocks.{index}"] = block
     return found
 
 

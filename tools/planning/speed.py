@@ -22,7 +22,7 @@ def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int],
     if request.sharding == "ddp":
         trained = networks.count(model.student, trained_only=True)
         return {"all-reduce of gradients": 2 * ring * STATE_BYTES * trained, "vectors of K": vectors}
-    spread, sizes = Spread.of(cfg), networks.unit_sizes(model)
+    spread, sizes, shared = Spread.of(cfg), networks.unit_sizes(model), networks.shared_networks(model)
 
     def called(side: str) -> float:
         return ring * accumulate * sum(calls.get(u, 0) * n for u, n in sizes.items() if u.startswith(f"{side}."))
@@ -32,7 +32,7 @@ def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int],
         "all-gather forward": gathered * called("student"),
         "all-gather backward": gathered * called("student") * spread.reshard,
         "all-gather of the EMA teacher": gathered * called("teacher"),
-        "all-gather of the frozen teacher": gathered * called("frozen") * cfg["da3"].get("use_fsdp", False),
+        "all-gather of the frozen teacher": gathered * sum(called(f"frozen.{name}") for name in shared),
         "reduce-scatter of gradients": BYTES[spread.reduced] * called("student"),
         "vectors of K": vectors,
     }
@@ -55,8 +55,9 @@ def step_seconds(
     """Of one step: compute, communication, what of it is not hidden, and their sum."""
     gpu, micro_batches = GPUS[request.gpu], slices // request.gpus
     peak = {"fp32": gpu.fp32, "bf16": gpu.half, "fp16": gpu.half}
-    own = flops.algorithm + flops.recomputed - flops.frozen
-    work = own / peak[cfg["trainer"]["precision"]] + flops.frozen / peak[cfg["da3"].get("precision", "fp32")]
+    precision, sections = cfg["trainer"]["precision"], {**cfg["objectives"], "da3": cfg["da3"]}
+    work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / peak[precision]
+    work += sum(n / peak[sections[name].get("precision", precision)] for name, n in flops.frozen.items())
     compute = micro_batches * work / request.utilisation
     bandwidth = gpu.nvlink if request.gpus <= NODE else gpu.network
     times = {name: sent / bandwidth for name, sent in communication.items()}

@@ -16,7 +16,7 @@ import copy
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 from unittest import mock
@@ -29,13 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinoswap.da3.enabled import MaskedImageDistillation, grid_of
 from dinoswap.model import SelfDistillation
 from dinoswap.nn import attention
 from dinoswap.run.flops import step_flops
 from dinoswap.trainer import AUTOCAST
 from dinoswap.values import Batch, Hyper
-from planning.networks import frozen_networks, objectives, prototypes, units, with_checkpointing
+from planning.networks import frozen_networks, prototypes, units, with_checkpointing
 
 WEIGHT_CASTS = "autocast copies of weights"
 WEIGHT_PRODUCTS = "folded weights"
@@ -51,11 +50,11 @@ STATE = "state"
 @dataclass(frozen=True)
 class Flops:
     """Of one micro-batch: the algorithm's as published, what checkpointing computes again, and of the former those of
-    frozen teachers, which have a precision of their own."""
+    frozen networks by objective, which may have a precision of their own."""
 
     algorithm: float
     recomputed: float
-    frozen: float
+    frozen: Mapping[str, float]
 
 
 def mean_flops(
@@ -63,17 +62,40 @@ def mean_flops(
 ) -> Flops:
     """The mean over micro-batches of several sizes, each in its share of the steps."""
     counts = [flops(model, batch, hyper, checkpointing) for batch in batches]
-    return Flops(*(fmean(kind, shares) for kind in zip(*map(astuple, counts), strict=True)))
+    return Flops(
+        fmean([count.algorithm for count in counts], shares),
+        fmean([count.recomputed for count in counts], shares),
+        {name: fmean([count.frozen[name] for count in counts], shares) for name in counts[0].frozen},
+    )
 
 
 def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bool) -> Flops:
     algorithm = step_flops(with_checkpointing(model, False), batch, hyper)
     again = step_flops(with_checkpointing(model, True), batch, hyper) - algorithm if checkpointing else 0
-    with FlopCounterMode(display=False) as counter:
-        for objective in objectives(model).values():
-            if isinstance(objective, MaskedImageDistillation):
-                objective.masked_targets(batch, grid_of(model.student, batch.patch_crops))
-    return Flops(algorithm, again, int(counter.get_total_flops()))
+    return Flops(algorithm, again, frozen_flops(model, batch, hyper))
+
+
+def frozen_flops(model: SelfDistillation, batch: Batch, hyper: Hyper) -> dict[str, float]:
+    """Those of the forward passes of frozen networks, by objective."""
+    found = dict.fromkeys(frozen_networks(model), 0.0)
+    counter = FlopCounterMode(display=False)
+
+    def counting(name: str, sign: int) -> Any:
+        def hook(*_: Any) -> None:
+            found[name] += sign * counter.get_total_flops()
+
+        return hook
+
+    handles = []
+    for name, frozen in frozen_networks(model).items():
+        for network in frozen:
+            handles.append(network.register_forward_pre_hook(counting(name, -1)))
+            handles.append(network.register_forward_hook(counting(name, 1)))
+    with torch.no_grad(), counter:
+        model(batch, hyper)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 @dataclass

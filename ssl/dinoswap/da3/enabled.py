@@ -109,6 +109,10 @@ class MaskedImageDistillation(Objective):
         """Returns the width of the mask-carrying crops: the clean crops are these without their photometry."""
         return crop_size
 
+    def frozen_models(self) -> Sequence[nn.Module]:
+        """Returns the teacher."""
+        return [self.teacher]
+
     def inference_only_models(self) -> Sequence[nn.Module]:
         """Returns the teacher where it is to be sharded, with use_fsdp."""
         return [self.teacher] if self.use_fsdp else []

@@ -75,8 +75,12 @@ class Objective(nn.Module):
         backbone. They are trained as a part of the student and have no copy in the teacher."""
         return {}
 
+    def frozen_models(self) -> Sequence[nn.Module]:
+        """Returns the networks that are never trained."""
+        return self.inference_only_models()
+
     def inference_only_models(self) -> Sequence[nn.Module]:
-        """Returns frozen networks that are to be sharded where the student is."""
+        """Returns those of the frozen networks that are to be sharded where the student is."""
         return ()
 
     def adopt(self, teacher: nn.ModuleDict) -> None:

@@ -142,3 +142,8 @@ class Schedules(Mapping[str, Schedule]):
     def at(self, step: int) -> "Hyper":
         """Returns the value of every schedule at `step`, counted from 0."""
         return {name: schedule[step] for name, schedule in self._schedules.items()}
+
+    def final(self) -> "Hyper":
+        """Returns the value that every schedule keeps from its end on. A term whose weight rises from 0 computes
+        nothing at step 0, so these are the values to count FLOPs and memory with."""
+        return {name: schedule.final for name, schedule in self._schedules.items()}

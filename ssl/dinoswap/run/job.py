@@ -183,7 +183,7 @@ def finish(built: Run) -> Evaluation:
 def flops_per_image(built: Run) -> float:
     """Returns the FLOPs of a training step per image, counted for the published algorithm: the mean over the sizes of
     crops that steps have."""
-    shapes, hyper = built.trainer.shapes, built.trainer.schedules.at(0)
+    shapes, hyper = built.trainer.shapes, built.trainer.schedules.final()
     shares = [pipeline.share for pipeline in built.dataset.pipelines]
     return fmean([step_flops(shapes, batch, hyper) / batch.images for batch in built.probes], shares)
 
