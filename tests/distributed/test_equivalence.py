@@ -22,6 +22,10 @@ CASES = {
     "dinov3": ["preset=dinov3", "model.local_cls_norm=true", "model.key_bias=false", "position.dtype=fp32"],
     "gram_ema": ["preset=dinov3", "gram=ema", "position.dtype=fp32"],
     "gram_snapshot": ["gram=snapshot", "objectives.gram.refresh_every=2", "trainer.max_steps=5"],
+    "gram_snapshot, mixed": [
+        *("gram=snapshot", "objectives.gram.refresh_every=2", "trainer.max_steps=5", "objectives.gram.crop_scale=1.5"),
+        *("resolution=mixed", "resolution.global_sizes=[32,48]", "resolution.local_sizes=[8,16]"),
+    ],
     "koleo_group": ["objectives.koleo.group=2", "objectives.koleo.gather=false"],
     "koleo_neighbours": ["objectives.koleo.neighbours=2"],
     "two_pass": ["forward=two_pass"],

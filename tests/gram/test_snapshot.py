@@ -1,15 +1,19 @@
 """Gram anchoring to an earlier teacher: when the copy is renewed, what it sees, and that it is a part of the run."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
+from axis_arms import Arm, teacher_of
 from dinoswap.config.schema import ConfigError
+from dinoswap.da3.enabled import MaskedImageDistillation
 from dinoswap.gram.snapshot import SnapshotGram
 from dinoswap.optim.schedules import Phases
 from dinoswap.trainer import Trainer
@@ -127,6 +131,43 @@ def test_beside_another_frozen_teacher_each_gets_its_size() -> None:
         logs = trainer.step(step, batches(step))
     assert logs["gram/matrix"] > 0
     assert logs["da3/cosine"] > 0
+
+
+def test_two_teachers_see_crops_of_their_sizes_at_every_size_of_a_step() -> None:
+    """With steps of two sizes; what is logged against loops over crops and over masked patches."""
+    sizes = ["resolution=mixed", "resolution.global_sizes=[32,48]", "resolution.local_sizes=[8,16]"]
+    overrides = ["gram=snapshot", "objectives.gram.refresh_every=2", "trainer.max_steps=6", "da3=enabled"]
+    arm = Arm("preset=dinov3", *overrides, *teacher_of("enabled"), *sizes)
+    trainer, gram = arm.trainer, gram_of(arm.trainer)
+    distillation = cast(MaskedImageDistillation, trainer.model.objectives["da3"])
+    seen = set()
+    for step in range(6):
+        batch, hyper = arm.batch(step), trainer.schedules.at(step)
+        size = [32, 48][arm.dataset.choose(step)]
+        assert {crops.shape[-1] for crops in batch.clean_crops.values()} == {size, 2 * size}
+        trainer.model.begin_step(hyper)  # as the step itself does again
+        with torch.no_grad():
+            context = trainer.model.context(batch, hyper)
+            student, side = context.student_features.patch, size // gram.backbone.patch_size
+            assert student is not None
+            losses, cosines = [], []
+            for p, b in itertools.product(range(2), range(batch.images)):
+                planes = gram.backbone(batch.clean_crops[2 * size][p, b][None]).patch
+                planes = planes.transpose(1, 2).unflatten(2, (2 * side, 2 * side))
+                held = functional.interpolate(planes, (side, side), mode="bicubic")[0].flatten(1).T
+                pair = [functional.normalize(tokens, dim=-1) for tokens in (student[p, b], held)]
+                losses.append((pair[0] @ pair[0].T - pair[1] @ pair[1].T).square().mean())
+                (targets,) = distillation.teacher(batch.clean_crops[size][p, b][None], (side, side))
+                projected = trainer.model.student["da3_projector"](student[p, b])
+                cosines += functional.cosine_similarity(projected, targets, dim=-1)[batch.mask[p, b]]
+        logs = trainer.step(step, [batch])
+        assert all(value.isfinite() for value in logs.values())
+        anchored = float(torch.stack(losses).mean()) if step >= 2 else 0.0
+        assert float(logs["gram/matrix"]) == pytest.approx(anchored, rel=1e-4, abs=1e-9)
+        assert (float(logs["gram/matrix"]) > 0) == (step >= 2)
+        assert float(logs["da3/cosine_mean"]) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-5)
+        seen.add(size)
+    assert seen == {32, 48}
 
 
 @pytest.mark.parametrize(
