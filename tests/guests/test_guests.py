@@ -1,5 +1,5 @@
-"""A package that is installed beside this one brings a mask, an objective with its own network, images, a metric, and a
-teacher.
+"""A package that is installed beside this one brings a mask, a position, an objective with its own network, images, a
+metric, and a teacher.
 
 tests/guests/site is what pip leaves of it: the package, and its metadata with the entry point. The commands run in
 processes that have it on their path, as those of a user who has installed it.
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from dinoswap.config.configuration import config_dir
 
 SITE = Path(__file__).parent / "site"
-CHOICES = ["masking=checker", "extra_objective=mean_colour", "data=stripes"]
+CHOICES = ["masking=checker", "position=raster", "extra_objective=mean_colour", "data=stripes"]
 RUN = [
     "recipe=smoke", *CHOICES, "trainer.max_steps=4", "trainer.tensorboard=false", "evaluation.images=20",
     "evaluation.in_loop_images=20", "metric=[knn,features,edges]",
@@ -61,6 +62,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_option_is_one_yaml_and_one_module() -> None:
+    package = SITE / "guest_options"
+    modules = {path.stem for path in package.glob("*.py") if path.read_text()}
+    assert sorted(path.stem for path in package.glob("configs/*/*.yaml")) == sorted(modules - {"__init__"})
+
+
 def test_it_trains(results: Path) -> None:
     (record,) = records(results)
     assert (record["status"], record["steps"], record["data"]["images"]) == ("completed", 4, 64)
@@ -70,6 +77,11 @@ def test_it_trains(results: Path) -> None:
     assert record["metrics"]["eval/edges"] > 0
     config = (next(results.glob("runs/*/*/*")) / "config.yaml").read_text()
     assert "guest_options.checker.CheckerMasking" in config
+    assert "guest_options.raster.RasterPosition" in config
+    last = next(results.glob("runs/*/*/*/checkpoints")) / "step-00000004"
+    names = {name for path in last.glob("*.safetensors") for name in load_file(path)}
+    assert any(name.endswith("cls_token") for name in names)
+    assert not any(name.endswith("pos_embed") for name in names)
 
 
 def test_its_version_is_in_the_record_and_decides_which_run_it_is(results: Path, tmp_path: Path) -> None:
@@ -122,9 +134,11 @@ def test_its_teacher_is_distilled(tmp_path: Path) -> None:
 
 
 def test_its_options_are_explained() -> None:
-    status, output = command("train", "--explain", "masking=checker", "da3=enabled", "teacher@da3.teacher=colours")
+    chosen = ["masking=checker", "position=raster", "da3=enabled", "teacher@da3.teacher=colours"]
+    status, output = command("train", "--explain", *chosen)
     assert status == 0, output
     assert re.search(r"masking +│ checker +│ +│ Every other square of patches is hidden", output)
+    assert re.search(r"position +│ raster +│ +│ Queries and keys of patches are turned", output)
     assert re.search(r"teacher @ da3.teacher +│ colours +│ +│ The mean colour of each patch", output)
 
 
