@@ -29,10 +29,10 @@ from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import LOADING, OF_ONE_SET
 from dinoswap.config.stored import read_config
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
+from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.files.weights import weights_in
 from dinoswap.files.writing import write_atomically
 from dinoswap.run import provenance
-from dinoswap.run.checkpoint_folder import CheckpointError
 
 if TYPE_CHECKING:  # these import torch, which the help and a refused command do without
     from dinoswap.evaluation.evaluator import Evaluation

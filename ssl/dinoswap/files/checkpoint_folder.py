@@ -5,6 +5,7 @@ Checkpoints hold weeks of computing, and users link, copy and move them. So only
 checkpoint is renamed, and everything else is left as it is.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -62,6 +63,28 @@ def meta_of(path: Path) -> dict[str, Any]:
         return meta
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise unreadable(path, error) from error
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Returns the folder of a checkpoint: `path` itself, or the newest one in the run folder `path`. Raises ValueError
+    where there is none."""
+    if (path / META).is_file():
+        return path
+    if found := listed(path / "checkpoints"):
+        return list(found.values())[-1]
+    raise ValueError(
+        "no run with a checkpoint, and no checkpoint; give a run's folder, or one in its folder checkpoints"
+    )
+
+
+def digest(path: Path) -> str:
+    """Returns a hexadecimal digest of what a checkpoint holds, from the checksums in its meta.json. Raises
+    CheckpointError where they cannot be read."""
+    try:
+        sums = {name: entry["sha256"] for name, entry in sorted(meta_of(path)["files"].items())}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise unreadable(path, error) from error
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
