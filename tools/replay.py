@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dinoswap.build import build_trainer
+from dinoswap.config.sections import begun_elsewhere
 from dinoswap.config.settings import check
 from dinoswap.config.stored import read_config
 from dinoswap.run import checkpoint
@@ -79,7 +80,7 @@ def replay(path: Path) -> Replayed:
     """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml,
     ConfigError for one that no run can have."""
     found = checkpoint.read(path)
-    config = read_config(path.parents[1] / "config.yaml")
+    config = begun_elsewhere(read_config(path.parents[1] / "config.yaml"))
     check(config)
     trainer = build_trainer(config)
     trainer.load_state_dict(found.state["trainer"])

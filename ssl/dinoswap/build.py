@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from dinoswap.config.facts import build_source as build_source  # for callers: there it can be had without torch
+from dinoswap.config.facts import weight_facts
 from dinoswap.config.measured import build_metrics
 from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
 from dinoswap.config.sections import (
     TrainerSettings,
     build_resolution,
+    build_start,
     evaluation_settings,
     loading_settings,
     step_sizes,
@@ -141,12 +143,16 @@ def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
 
 
 def build_model(cfg: Config) -> SelfDistillation:
-    """Returns student, teacher and objectives as one module, on the CPU."""
+    """Returns student, teacher and objectives as one module, on the CPU. Raises ConfigError for what they cannot begin
+    with, see the group `start`."""
     plan = cast(ForwardPlan, construct_option(cfg["forward"], "forward"))
+    start = build_start(cfg)
+    with as_config_error():
+        start.require(cfg)
     objectives = build_objectives(cfg)
     student = build_student(cfg, objectives)
     with as_config_error():
-        return SelfDistillation(student, objectives, plan, teacher_dropout=cfg["teacher_dropout"])
+        return SelfDistillation(student, objectives, plan, teacher_dropout=cfg["teacher_dropout"], start=start)
 
 
 def build_parallel(cfg: Config) -> Parallel | None:
@@ -179,6 +185,8 @@ def build_trainer(cfg: Config) -> Trainer:
     one of them fails all raise. Raises ConfigError for settings that cannot be built."""
     settings, device, schedules, optimizer = together(lambda: trainer_settings(cfg))
     require_same({"the kind of their device": device.type}, "give each a GPU, or set trainer.device=cpu")
+    if world_size() > 1:  # before shapes, which files may decide, have to agree
+        require_same(together(lambda: weight_facts(cfg)), "each has to read the same weights")
     model, parallel = together(lambda: (build_model(cfg).to(device), build_parallel(cfg)))
     if settings.compile:
         compile_blocks(model)
@@ -186,7 +194,10 @@ def build_trainer(cfg: Config) -> Trainer:
     called = prepare_for_distributed_training(model, parallel, device)
 
     def with_model() -> Trainer:
-        own = objective_schedules(model, settings.max_steps)
+        own = {
+            **objective_schedules(model, settings.max_steps),
+            **build_start(cfg).schedules(schedules["lr"], settings.max_steps),
+        }
         layer_decay = construct_option(cfg["layer_decay"], "layer_decay")
         weight_decay = construct_option(cfg["weight_decay"], "weight_decay")
         groups = parameter_groups(model.student, layer_decay, weight_decay)

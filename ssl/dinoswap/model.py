@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.objectives.base import Context, Objective
+from dinoswap.start.base import Start
 from dinoswap.values import Batch, Features, Hyper
 
 
@@ -35,17 +36,25 @@ class SelfDistillation(nn.Module):
         objectives: Mapping[str, Objective],
         plan: ForwardPlan,
         teacher_dropout: bool = False,
+        start: Start | None = None,
     ) -> None:
-        """The teacher starts as a copy of the student without the objectives' own networks. With `teacher_dropout` it
-        is in training mode whenever the student is, so that its targets have dropout too."""
+        """The teacher starts as a copy of the student without the objectives' own networks, and `start` then fills the
+        networks of both. With `teacher_dropout` it is in training mode whenever the student is, so that its targets
+        have dropout too."""
         super().__init__()
         objective_networks = {name for objective in objectives.values() for name in objective.networks()}
         self.student = nn.ModuleDict(student)
         copied = {name: copy.deepcopy(network) for name, network in student.items() if name not in objective_networks}
         self.teacher = nn.ModuleDict(copied).requires_grad_(False)
         self.objectives = nn.ModuleDict(objectives)
+        start = start or Start()
+        start.fill("student", self.student)
+        start.fill("teacher", self.teacher)
         for objective in objectives.values():
             objective.adopt(self.teacher)
+        start.fill("objectives", self.objectives)
+        self.origin = start.report()
+        """A line for each network on what it began with, where it was not drawn by the seed."""
         self.plan = plan
         self.teacher_dropout = teacher_dropout
         self.student_patches = any(objective.reads_student_patches for objective in objectives.values())

@@ -99,7 +99,7 @@ def test_keys_that_have_moved_are_read_where_they_were(today: list[str], then: d
     assert read_config(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("group", ["evaluation.metric", "position", "resolution", "schedule._target_"])
+@pytest.mark.parametrize("group", ["evaluation.metric", "position", "resolution", "schedule._target_", "start"])
 def test_a_config_from_before_there_was_this_choice(group: str, tmp_path: Path) -> None:
     config = compose_config()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(without(config, group)))

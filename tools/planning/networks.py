@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from dinoswap.build import build_model, build_schedules, objective_schedules
 from dinoswap.config.schema import ConfigError, construct_option, option_class
-from dinoswap.config.sections import loading_settings
+from dinoswap.config.sections import begun_elsewhere, loading_settings
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.schedules import Schedules
@@ -37,8 +37,8 @@ def meta_model(cfg: Config) -> SelfDistillation:
     section = cfg["da3"]
     if not section["enabled"] or option_class(section["teacher"], "da3.teacher") is NativeTeacher:
         with META, _AnswersEqual():
-            return build_model(_without_weights(cfg)).to(META)
-    return build_model(cfg).to(META)  # other packages' networks are not all made for the meta device
+            return build_model(_without_weights(begun_elsewhere(cfg))).to(META)
+    return build_model(begun_elsewhere(cfg)).to(META)  # other packages' networks are not all made for the meta device
 
 
 def _without_weights(cfg: Config) -> Config:

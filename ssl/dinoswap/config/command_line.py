@@ -28,6 +28,7 @@ from dinoswap.config.configuration import VERSION_BASE, config_dir, flatten, pla
 from dinoswap.config.first_check import first_check, require_writable
 from dinoswap.config.foreign_words import meaning, meaning_of_value
 from dinoswap.config.schema import ConfigError, nearest
+from dinoswap.config.sections import with_its_backbone
 from dinoswap.config.typed_paths import as_typed, for_the_shell, refuse_torn_paths
 
 SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
@@ -71,6 +72,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def _check_values(configs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> None:
     """Checks the values of every config and, in a multirun, every swept value in the first config, where the other
     sweeps have their first value. Raises ConfigError for a value that is wrong."""
+    configs = [with_its_backbone(config) for config in configs]
     for config in configs:
         first_check(config)
         require_writable(config)
@@ -116,7 +118,7 @@ def compose_config(overrides: Sequence[str] = (), *, strict: bool = True) -> dic
     """Returns the resolved config that `dinoswap-train` runs with these overrides; `strict` means what it means in
     `plain`. Raises ConfigError when they do not compose."""
     (composed,) = _composed(overrides, "train", multirun=False, strict=strict)
-    return composed.config
+    return dict(with_its_backbone(composed.config))
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:

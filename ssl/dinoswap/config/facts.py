@@ -16,15 +16,17 @@ from typing import Any, cast
 from dinoswap.config.guests import used_guests
 from dinoswap.config.identity import class_name
 from dinoswap.config.schema import ConfigError, construct_option, option_class
-from dinoswap.config.sections import loading_settings, source_section
+from dinoswap.config.sections import build_start, loading_settings, source_section
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import ImageSource
 from dinoswap.files.digest import sha256
 from dinoswap.files.weights import weight_file
 
-IMAGES, RANKS = "data.images", "ranks"
+IMAGES, RANKS, START = "data.images", "ranks", "start.weights"
 WEIGHTS = {"da3.weights": "da3.ckpt_path", "objectives.gram.weights": "objectives.gram.path"}
-"""Keys of facts among those of the configuration; those of weights with the keys of the paths of their files."""
+"""Keys of facts among those of the configuration; those of frozen weights with the keys of the paths of their files."""
+PATHS_OF_WEIGHTS = {**WEIGHTS, START: "start.path"}
+"""The same of all weights that a run reads."""
 GRAM = ("EmaGram", "SnapshotGram")
 """Classes of the group `gram`."""
 SHORT = 16
@@ -86,8 +88,8 @@ def facts(cfg: Mapping[str, Any], data: DataFacts, ranks: int = 1) -> dict[str, 
 
 
 def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the digest of each file of weights that a config names. Raises ConfigError where there is no such file,
-    and OSError for a file that cannot be read."""
+    """Returns the digest of all weights that a config names. Raises ConfigError where they are not there, and OSError
+    or CheckpointError where they cannot be read."""
     digests = {}
     for key, path_key in WEIGHTS.items():
         section = functools.reduce(lambda found, name: found.get(name) or {}, path_key.split(".")[:-1], cfg)
@@ -97,6 +99,13 @@ def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
                 digests[key] = sha256(weight_file(section[name], name))[:SHORT]
             except ValueError as error:
                 raise ConfigError(f"{path_key.rpartition('.')[0]}.{error}") from error
+    try:
+        if digest := build_start(cfg).digest():
+            digests[START] = digest[:SHORT]
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"start.{error}") from error
     return digests
 
 

@@ -24,6 +24,7 @@ from dinoswap.config.sections import (
     CropSettings,
     RunSettings,
     TrainerSettings,
+    build_start,
     evaluation_settings,
     loading_settings,
     source_section,
@@ -33,7 +34,7 @@ from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.schedule.base import SchedulePlan
 
 WITHOUT_TORCH = ("masking", "weight_decay", "layer_decay", "resolution")
-"""Groups whose options can be built without importing torch, beside `schedule`."""
+"""Groups whose options can be built without importing torch, beside `schedule` and `start`."""
 
 
 def first_check(cfg: Config) -> None:
@@ -45,6 +46,7 @@ def first_check(cfg: Config) -> None:
     check_metrics(cfg, run.objective_metric)
     construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     check_schedule(cfg)
+    check_start(cfg)
     check_crops(cfg)
     check_heads(cfg)
     check_data(cfg)
@@ -79,6 +81,14 @@ def check_schedule(cfg: Config) -> None:
     total = construct(TrainerSettings, cfg["trainer"], "trainer").max_steps
     try:
         schedule.check(total)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_start(cfg: Config) -> None:
+    """Raises ConfigError for a wrong section `start`, and for a length in it that does not fit into the run."""
+    try:
+        build_start(cfg).check(construct(TrainerSettings, cfg["trainer"], "trainer").max_steps)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
-from dinoswap.config.schema import construct, construct_option, option_class
+from dinoswap.config.schema import ConfigError, construct, construct_option, option_class, require_section
 from dinoswap.data.decoding import Decoding
 from dinoswap.resolution.base import Resolution, StepSizes
+from dinoswap.start.base import Start
 
 Config = Mapping[str, Any]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -26,6 +27,7 @@ SECTIONS = (
     "position",
     "schedule",
     "resolution",
+    "start",
     "da3",
     "objectives",
     "data",
@@ -163,6 +165,28 @@ def step_sizes(cfg: Config) -> list[StepSizes]:
     """Returns the crop sizes that the steps of a config may have. Raises ConfigError for a wrong value."""
     crops = construct(CropSettings, cfg["crops"], "crops")
     return build_resolution(cfg).sizes(crops.global_size, crops.local_size)
+
+
+def build_start(cfg: Config) -> Start:
+    """Returns the option of the group `start`. Raises ConfigError for a wrong value."""
+    return cast(Start, construct_option(cfg["start"], "start"))
+
+
+def with_its_backbone(cfg: Config) -> Config:
+    """Returns a config with the backbone of the weights that training begins from, where start.architecture asks for it
+    and they are on this machine. Raises ConfigError for weights that cannot be read."""
+    require_section(cfg.get("start"), "start")
+    try:
+        return build_start(cfg).completed(cfg)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def begun_elsewhere(cfg: Config) -> Config:
+    """Returns the config of a run whose weights are loaded anyway, so that what it began with is not read."""
+    return {**cfg, "start": {"_target_": "dinoswap.start.random.RandomStart"}}
 
 
 def evaluation_settings(cfg: Config) -> EvaluationSettings:

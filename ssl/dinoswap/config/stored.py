@@ -18,7 +18,7 @@ from dinoswap.config.moved import MOVED
 from dinoswap.config.schema import ConfigError, full_key, require_section
 from dinoswap.config.sections import SECTIONS
 
-LATER_GROUPS = ("position", "resolution")
+LATER_GROUPS = ("position", "resolution", "start")
 """Groups whose default option is what all runs did before there was the group."""
 
 

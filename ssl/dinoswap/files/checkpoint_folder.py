@@ -72,9 +72,7 @@ def checkpoint_at(path: Path) -> Path:
         return path
     if found := listed(path / "checkpoints"):
         return list(found.values())[-1]
-    raise ValueError(
-        "no run with a checkpoint, and no checkpoint; give a run's folder, or one in its folder checkpoints"
-    )
+    raise ValueError("neither a run with a checkpoint nor a checkpoint; give RUN or RUN/checkpoints/step-...")
 
 
 def digest(path: Path) -> str:

@@ -6,7 +6,7 @@ Follows models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with 
 rotary positions and other norms that of facebookresearch/dinov3 @ 6876159.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -34,6 +34,9 @@ class Tokens(NamedTuple):
 
 class VisionTransformer(nn.Module):
     """The network. Its forward pass takes crops of any sizes as a list, see `forward`."""
+
+    group_options: Mapping[str, Any]
+    """What is otherwise in its groups of parameters, if anything is, see `optim.param_groups`."""
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ def build_run(
     def with_record() -> Run:
         record = start_record()
         record.data |= inventory.record()
+        record.origin = trainer.model.origin
         test_images = 0 if evaluator.test is None else len(evaluator.test)
         return Run(
             folder=folder,

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinoswap.config.facts import IMAGES, RANKS, WEIGHTS
+from dinoswap.config.facts import IMAGES, PATHS_OF_WEIGHTS, RANKS
 from dinoswap.config.identity import same
 from dinoswap.config.schema import ConfigError
 from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
 
+STEPS = "trainer.max_steps"
 FEW = 4
 """Two runs are nearly the same when their identities differ in at most this many keys."""
 WORDS = {IMAGES: "the images", RANKS: "the number of ranks"}
-WORDS |= {key: f"the weights of {path}" for key, path in WEIGHTS.items()}
+WORDS |= {key: f"the weights of {path}" for key, path in PATHS_OF_WEIGHTS.items()}
 
 Identity = Mapping[str, Any]
 
@@ -49,16 +50,24 @@ def _image_counts(data: Mapping[str, Any]) -> str:
 
 def nearest(study: Path, identity: Identity) -> str | None:
     """Returns 'differs from 727b5eed41 in trainer.max_steps' for the run in the folder `study` that differs in the
-    fewest keys from `identity`, the latest of several. Returns None where none differs in `FEW` keys or fewer."""
-    nearby: dict[str, tuple[int, str, list[str]]] = {}
+    fewest keys from `identity`, the latest of several, and how a completed one is trained for longer, where steps are
+    all that differs. Returns None where none differs in `FEW` keys or fewer."""
+    nearby: dict[str, tuple[int, str, list[str], str]] = {}
     for folder, record in runs_with_identity(study, "*/seed*"):
         keys = differing(identity, record["identity"])
         if folder.parent.name not in nearby and 0 < len(keys) <= FEW:
-            nearby[folder.parent.name] = (-len(keys), str(record.get("started")), keys)
+            longer = keys == [STEPS] and record.get("status") == "completed"
+            hint = f" and begins anew; {to_train_longer(folder)}" if longer else ""
+            nearby[folder.parent.name] = (-len(keys), str(record.get("started")), keys, hint)
     if not nearby:
         return None
-    name, (_, _, keys) = max(nearby.items(), key=lambda item: item[1])
-    return f"differs from {name} in {', '.join(WORDS.get(key, key) for key in keys)}"
+    name, (_, _, keys, hint) = max(nearby.items(), key=lambda item: item[1])
+    return f"differs from {name} in {', '.join(WORDS.get(key, key) for key in keys)}{hint}"
+
+
+def to_train_longer(folder: Path) -> str:
+    """Returns how the completed run in `folder` is trained for longer."""
+    return f"start=run start.path={folder} {STEPS}=... trains what it has learnt for longer"
 
 
 def runs_with_identity(study: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -22,6 +22,7 @@ from dinoswap.config.configuration import config_dir, flatten, plain
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.identity import run_id
 from dinoswap.config.schema import ConfigError
+from dinoswap.config.sections import with_its_backbone
 from dinoswap.config.settings import check
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.workers import DataWorkerError
@@ -34,6 +35,7 @@ from dinoswap.optim.nonfinite import Diverged
 from dinoswap.optim.param_groups import group_table
 from dinoswap.run.assemble import build_run
 from dinoswap.run.checkpoint import CheckpointError
+from dinoswap.run.earlier_runs import to_train_longer
 from dinoswap.run.flops import step_flops
 from dinoswap.run.loop import Preempted, Run
 from dinoswap.run.metrics import RunRecord, Status, load_record
@@ -60,6 +62,7 @@ def run(cfg: DictConfig) -> float | None:
             if parallel := build_parallel(config):
                 group.enter_context(process_group(parallel.timeout_minutes))
             require_same_command(config)
+            config = together(lambda: dict(with_its_backbone(config)))
             together(lambda: check(config))
             named = name_run(config)
         try:
@@ -80,7 +83,7 @@ def hold_and_train(config: Mapping[str, Any], named: Named) -> float | None:
             if not on_main(lambda: is_complete(record_path)):  # another process may have completed it meanwhile
                 return train(config, named)
         if is_main():
-            print(f"{named.folder} is complete: nothing is left to do")
+            print(f"{named.folder} is complete: nothing is left to do; {to_train_longer(named.folder)}")
     return objective(load_record(record_path)["metrics"], config["objective_metric"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from dinoswap.build import build_evaluator
 from dinoswap.config.first_check import check_crops
 from dinoswap.config.schema import ConfigError, construct
-from dinoswap.config.sections import Config, TrainerSettings, loading_settings
+from dinoswap.config.sections import Config, TrainerSettings, begun_elsewhere, loading_settings
 from dinoswap.data.images import ImageSource
 from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
@@ -31,7 +31,7 @@ def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network:
     diagnostics of the teacher's targets. Raises ConfigError where a frozen teacher is another one than in training."""
     batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
     one_process = {"accumulate": 1, "compile": False}
-    config = {**config, "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
+    config = {**begun_elsewhere(config), "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
     record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
     run = build_run(config, out, lambda: record, source=source)
     print_inventory(run.inventory)

@@ -218,8 +218,10 @@ class Run:
         raise Preempted(reason)
 
     def _introduce(self) -> None:
-        """Logs what the device and the objectives have to report before the first step."""
+        """Logs what networks begin with, and what device and objectives have to report before the first step."""
         objectives = self.trainer.model.objectives
+        for line in self.trainer.model.origin:
+            _log.info(line)
         if emulated := emulation_notice("trainer.precision", self.trainer.dtype, self.trainer.device):
             _log.warning(emulated)
         for name, objective in objectives.items():

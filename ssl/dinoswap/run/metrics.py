@@ -105,6 +105,8 @@ class RunRecord:
     throughput: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    origin: list[str] = field(default_factory=list)
+    """A line for each network on what it began with, see `SelfDistillation.origin`."""
     notes: list[str] = field(default_factory=list)
     """Sentences on what is wrong with the files of the run, for its readers."""
     identity: dict[str, Any] = field(default_factory=dict)  # what run_id is a hash of

@@ -123,7 +123,7 @@ FIELDS: Mapping[str, Any] = {
     **dict.fromkeys(("started", "ended"), _moment),
     **dict.fromkeys(("metrics", "cost", "throughput"), _section(_number)),
     "choices": _section(_text),
-    **dict.fromkeys(("overrides", "notes"), _texts),
+    **dict.fromkeys(("overrides", "notes", "origin"), _texts),
     "git": _or_null(_section(_scalar)),
     "versions": _section(_scalar),
     "hardware": _section(_scalar, gpus=_or_null(_texts)),

@@ -15,9 +15,10 @@ from typing import Any
 from hydra.types import RunMode
 
 from dinoswap.config.configuration import flatten
-from dinoswap.config.facts import RANKS, WEIGHTS, DataFacts, data_facts, facts
+from dinoswap.config.facts import PATHS_OF_WEIGHTS, RANKS, DataFacts, data_facts, facts
 from dinoswap.config.first_check import require_writable
 from dinoswap.config.identity import identity, run_id
+from dinoswap.config.sections import with_its_backbone
 from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
 from dinoswap.files.writing import write_atomically
 
@@ -27,7 +28,7 @@ POINTER = "elsewhere.json"
 """Name of the pointer file in the folder planned for a run that has another one: `{"folder": relative path}`."""
 PLACE = "DINOSWAP_RUN_PLACE"
 """Environment variable of a launched job: the folder where its launcher looks for the run."""
-NAMED_BY_TEXT = ("data.path", "data.test_path", *WEIGHTS.values())
+NAMED_BY_TEXT = ("data.path", "data.test_path", *PATHS_OF_WEIGHTS.values())
 AS_WRITTEN = " as written"
 """Suffix of the keys in `NAMED_BY_TEXT` where a path stands for images or weights that cannot be read here."""
 
@@ -71,7 +72,7 @@ def planned_identity(config: Mapping[str, Any], ranks: int = 1) -> dict[str, Any
     """Returns the identity of a run that has not begun. Where images or weights cannot be read here, the paths in
     `NAMED_BY_TEXT` stand for them, and the reason is logged once."""
     try:
-        return own_identity(config, data_facts(config), ranks)
+        return own_identity(with_its_backbone(config), data_facts(config), ranks)
     except Exception as error:  # any error of a reader: the run raises it too, or has what is missing here
         if (reason := " ".join(str(error).split())) not in _logged_reasons:
             _logged_reasons.add(reason)

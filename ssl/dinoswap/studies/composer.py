@@ -23,6 +23,7 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.config.first_check import first_check
 from dinoswap.config.guests import guests
+from dinoswap.config.sections import with_its_backbone
 from dinoswap.files.reading import CONFIG_BYTES, parse_object, read_small
 from dinoswap.files.writing import write_atomically
 
@@ -61,7 +62,7 @@ class Composer:
         if self._accepted.issuperset(overrides):
             try:
                 with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-                    return plain(compose("train", list(overrides)), strict=False)
+                    return dict(with_its_backbone(plain(compose("train", list(overrides)), strict=False)))
             except (HydraException, OmegaConfBaseException):
                 pass  # accepted one by one, but not together: compose_config says why
         return compose_config(overrides, strict=False)
@@ -69,7 +70,7 @@ class Composer:
 
 def _cache_file(overrides: Sequence[str]) -> Path | None:
     """Returns the cache file of these overrides, or None where the config depends on more than files and overrides."""
-    if any("${" in line or line.lstrip("+~").startswith("hydra") for line in overrides):
+    if any("${" in line or line.lstrip("+~").startswith(("hydra", "start.architecture")) for line in overrides):
         return None
     name = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:32]
     return _cache_folder() / _source_hash(config_dir()) / f"{name}.json"

@@ -15,6 +15,7 @@ from dinoswap.nn.weights import dinov2, dinov3, timm, transformers
 from dinoswap.nn.weights.files import WeightFile, read_file
 from dinoswap.nn.weights.layout import table_side
 from dinoswap.nn.weights.names import misfits, some
+from dinoswap.position.base import Grid
 
 LAYOUTS = (transformers, timm, dinov3, dinov2)
 """The first that knows the names of a file reads it."""
@@ -69,21 +70,26 @@ def interpreted(file: WeightFile) -> Weights:
 def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample: bool = False) -> None:
     """Copies the state dict of `Weights` into a backbone.
 
-    With `resample` a square position table of another size is resampled to the backbone's grid, as the official code
-    does on the fly. Raises ValueError naming the keys that are missing, unexpected or of another shape.
+    With `resample` a square position table of another size is resampled to the backbone's grid. Raises ValueError
+    naming the keys that are missing, unexpected or of another shape.
     """
     state = dict(state)
-    backbone_state = backbone.state_dict()
-    table, own_table = state.get("pos_embed"), backbone_state.get("pos_embed")
+    table, own_table = state.get("pos_embed"), backbone.pos_embed
     if resample and table is not None and own_table is not None and table.shape[1] != own_table.shape[1]:
-        side = table_side(table)
-        patches = resample_positions(
-            table[:, 1:], (side, side), backbone.grid, backbone.interpolate_offset, backbone.interpolate_antialias
-        )
-        state["pos_embed"] = torch.cat([table[:, :1], patches], dim=1)
-    if problems := misfits(backbone_state, state):
+        state["pos_embed"] = resampled_table(backbone, table)
+    if problems := misfits(backbone.state_dict(), state):
         remedy = "build the backbone from the architecture of the weights"
         if any(problem.startswith("pos_embed is") for problem in problems):
             remedy += ", or resample the position table"
         raise ValueError(f"the weights do not fit: {some(problems)}; {remedy}")
     backbone.load_state_dict(state)
+
+
+def resampled_table(backbone: VisionTransformer, table: Tensor, grid: Grid | None = None) -> Tensor:
+    """Returns a position table [1, 1 + N, D] of `grid`, None for a square, resampled to the grid of the backbone, as
+    the official code does on the fly. Raises ValueError where it is not square and has no grid."""
+    if grid is None:
+        side = table_side(table)
+        grid = side, side
+    offset, antialias = backbone.interpolate_offset, backbone.interpolate_antialias
+    return torch.cat([table[:, :1], resample_positions(table[:, 1:], grid, backbone.grid, offset, antialias)], dim=1)

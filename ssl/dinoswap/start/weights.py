@@ -1,0 +1,82 @@
+"""Training begins from a released backbone, for the student and for the teacher; heads are seldom released with it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dinoswap.files.checkpoint_folder import checkpoint_at
+from dinoswap.files.digest import sha256
+from dinoswap.files.weights import weight_file
+from dinoswap.start.base import Architecture, TrainedStart
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dinoswap.nn.vit import VisionTransformer
+    from dinoswap.nn.weights.load import Weights
+
+
+class WeightsStart(TrainedStart):
+    """The weights in a file of any layout that `nn/weights` reads, or in a folder with model.safetensors."""
+
+    def __init__(
+        self, *, path: str, architecture: Architecture, num_heads: int | None, freeze_backbone: int | float
+    ) -> None:
+        """`num_heads` is that of the file's network where the file does not say it; None for the 64 channels a head of
+        published models."""
+        super().__init__(path=path, architecture=architecture, freeze_backbone=freeze_backbone)
+        self.num_heads = num_heads
+
+    def digest(self) -> str:
+        return sha256(self.place)
+
+    def backbone(self) -> dict[str, Any]:
+        return self._weights.architecture
+
+    def fill(self, place: str, networks: "nn.ModuleDict") -> None:
+        super().fill(place, networks)
+        if place == "objectives":
+            return
+        from dinoswap.nn.architecture import fitted
+        from dinoswap.nn.weights.load import load_into
+
+        weights, backbone = self._weights, cast("VisionTransformer", networks["backbone"])
+        patch = weights.architecture["patch_size"]
+        height, width = weights.architecture["img_size"]
+        state = dict(weights.state)
+        resampled = fitted(backbone, state, (height // patch, width // patch))
+        load_into(backbone, state)
+        self.lines.append(f"{place}.backbone: the weights of {self.path}{resampled}")
+        if place == "student":
+            others = ", ".join(f"{place}.{name}" for name in networks if name != "backbone")
+            self.lines.append(f"{others}: fresh, as the file holds a backbone alone")
+
+    def report(self) -> list[str]:
+        weights = self._weights
+        assumed = f"does not say, so as in published models: {', '.join(weights.assumed)}"
+        notes = [*weights.notes, *([assumed] if weights.assumed else [])]
+        return [*self.lines, *(f"{self.path}: {note}" for note in notes)]
+
+    @property
+    def place(self) -> Path:
+        path = Path(self.path)
+        if path.is_dir() and _is_run(path):
+            raise ValueError(f"path={path}: is a run, no file of weights; choose start=run")
+        return weight_file(self.path, "path")
+
+    @cached_property
+    def _weights(self) -> "Weights":
+        from dinoswap.nn.weights.load import load_backbone
+
+        try:
+            return load_backbone(self.place, self.num_heads)
+        except ValueError as error:
+            key = "" if str(error).startswith("path=") else "path: "
+            raise ValueError(f"start.{key}{error}".replace("give num_heads", "give start.num_heads")) from error
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return bool(checkpoint_at(path))
+    except ValueError:
+        return False
