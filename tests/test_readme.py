@@ -127,6 +127,6 @@ def test_its_commands_work_in_their_order(checkout: Path) -> None:
             (checkout / "snippet.py").write_text(code)
             assert shell("python snippet.py", checkout).strip() == "(2, 16, 32)"
     assert len(TYPED) >= 15
-    assert len(list(checkout.glob("results/runs/single/*/seed0/pictures/curves.png"))) == 5
+    assert len(list(checkout.glob("results/runs/single/*/seed0/pictures/curves.png"))) == 7
     assert len(list(checkout.glob("results/runs/smoke/*/seed*/run.json"))) == 4
     assert list(checkout.glob("results/**/report.html"))
