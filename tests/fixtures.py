@@ -13,6 +13,7 @@ OFFICIAL = Path(__file__).parent / "parity" / "official"
 LEGACY = Path(__file__).parent / "parity" / "legacy"
 DA3 = Path(__file__).parent / "parity" / "da3"
 DINOV3 = Path(__file__).parent / "parity" / "dinov3"
+IBOT = Path(__file__).parent / "parity" / "ibot"
 
 
 @cache

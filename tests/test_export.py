@@ -120,7 +120,7 @@ def test_a_weight_file_of_another_layout(
     assert main(["timm.pth"]) == 0
     printed = capsys.readouterr()
     assert "timm.pth: does not say, so as in published models: num_heads 6, norm_eps 1e-05" in printed.err
-    assert "timm.pth: timm keeps no mask token" in printed.err
+    assert "timm.pth: there is no mask token" in printed.err
     assert {"blocks.0.attn.qkv.bias_mask", "storage_tokens"} <= load_file("backbone.safetensors").keys()
     assert main(["backbone.safetensors"]) == 2
     assert "backbone.safetensors: is the file to read" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import Tensor
 from vit_fixture import VIT, error, official
 
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.nn.weights import dinov2
+from dinoswap.nn.weights import dinov2, save
 from dinoswap.nn.weights.layout import infer_architecture
 from dinoswap.nn.weights.load import load_backbone, load_into
 from options import build_option
@@ -217,7 +217,8 @@ def test_timm_names_and_its_class_token_without_a_position(tmp_path: Path) -> No
 def test_what_tensors_do_not_say_is_in_the_metadata_of_an_export(tmp_path: Path) -> None:
     path = tmp_path / "export.safetensors"
     backbone = VisionTransformer(32, 8, 64, 1, num_heads=4, registers=2, interpolate_offset=0.1)
-    save_file(dinov2.export(backbone), path, dinov2.metadata(backbone))
+    tensors, metadata = save.exported(backbone)
+    save_file(tensors, path, metadata)
     stated = load_backbone(path)
     assert not stated.assumed
     assert (stated.architecture["num_heads"], stated.architecture["interpolate_offset"]) == (4, 0.1)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.nn.weights import dinov3
+from dinoswap.nn.weights import dinov3, save
 from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.load import Weights, interpreted, load_backbone, load_into
 from fixtures import DINOV3, Fixture, load_json
@@ -201,7 +201,8 @@ NETWORKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", NETWORKS)
 def test_an_export_comes_back_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     backbone, path = network(**changes), tmp_path / "backbone.safetensors"
-    save_file(dinov3.export(backbone), path, dinov3.metadata(backbone))
+    tensors, metadata = save.exported(backbone)
+    save_file(tensors, path, metadata)
     weights = load_backbone(path)
     assert weights.assumed == []
     assert weights.architecture["img_size"] == [48, 48]
@@ -253,7 +254,7 @@ def test_a_table_does_not_fit_into_rotary_positions(tmp_path: Path) -> None:
 
 def test_metadata_that_contradicts_the_tensors_is_refused(tmp_path: Path) -> None:
     backbone, other = network(position={"dtype": "fp32"}), network(position={"dtype": "fp32", "base": 50.0})
-    save_file(dinov3.export(backbone), tmp_path / "x.safetensors", dinov3.metadata(other))
+    save_file(dinov3.export(backbone), tmp_path / "x.safetensors", save.exported(other)[1])
     with pytest.raises(ValueError, match=r"not those of position\.base=50\.0"):
         load_backbone(tmp_path / "x.safetensors")
     save_file(dinov3.export(backbone), tmp_path / "x.safetensors", {"position": '{"base": 100.0, "axes": 3}'})

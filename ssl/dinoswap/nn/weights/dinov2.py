@@ -1,43 +1,43 @@
-"""The layout of DINOv2, in and out, which has the names of `vit`, and that of DINO v1, which lacks some of them.
+"""The layout of DINOv2, in and out, which has the names of `vit`, and those of DINO v1 and iBOT, which differ in some.
 
 Models built with block_chunks name their blocks blocks.<chunk>.<i> instead of blocks.<i>. DINO v1 has neither a mask
-token nor LayerScale. Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py) and
-facebookresearch/dino @ 7c446df (vision_transformer.py).
+token nor LayerScale. iBOT calls the one masked_embed and the other, which few of its models have, gamma_1 and gamma_2.
+Follows facebookresearch/dinov2 @ b8931f7 (models/vision_transformer.py, utils/utils.py), facebookresearch/dino
+@ 7c446df (vision_transformer.py) and bytedance/ibot @ c24f870 (models/vision_transformer.py).
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from dinoswap.nn.block import Block
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.nn.weights.files import WeightFile, in_metadata
-from dinoswap.nn.weights.layout import Named, infer_architecture
+from dinoswap.nn.weights.files import WeightFile
+from dinoswap.nn.weights.layout import Named, infer_architecture, tensors_of
+from dinoswap.nn.weights.names import renamed
 
 UNSAID = ("num_heads", "interpolate_offset", "interpolate_antialias")
 """Arguments of VisionTransformer that change its outputs and cannot be read off its tensors."""
+OF_IBOT = {"masked_embed": "mask_token", ".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}
 
 
-def knows(tensors: Mapping[str, Tensor]) -> bool:
-    """Tells whether these are the names of this layout."""
-    return "cls_token" in tensors
+def knows(file: WeightFile) -> bool:
+    """Tells whether the names are those of this layout."""
+    return "cls_token" in file.tensors
 
 
 def read(file: WeightFile) -> Named:
-    """Returns the tensors by our names, with a mask token of zeros where there is none: it is for masked images."""
+    """Returns the tensors by our names."""
     state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in file.tensors.items()}
-    state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
-    return Named(state, dict(file.stated))
+    return Named(renamed(state, OF_IBOT), dict(file.stated))
 
 
 def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Returns the arguments of VisionTransformer for a network with a position table, and those in `UNSAID` that
     `stated` does not have. They are as in the published models: 64 channels per head, and a resampling that depends on
     whether there are registers."""
-    inferred = infer_architecture(state, stated.get("num_heads"))
+    inferred = infer_architecture(state, stated.get("num_heads"), stated.get("img_size"))
     with_registers = bool(inferred["registers"])
     published = {"interpolate_offset": 0.0 if with_registers else 0.1, "interpolate_antialias": with_registers}
     architecture = inferred | published | dict(stated)
@@ -59,14 +59,7 @@ def export(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tens
         _, index, rest = key.split(".", 2)
         return f"blocks.{int(index) // (depth // block_chunks)}.{index}.{rest}"
 
-    return {rename(key): value.detach().cpu().clone() for key, value in backbone.state_dict().items()}
-
-
-def metadata(backbone: VisionTransformer) -> dict[str, str]:
-    """Returns the metadata of an exported safetensors file: the arguments in `UNSAID`."""
-    heads = cast(Block, backbone.blocks[0]).attn.num_heads
-    values = (heads, backbone.interpolate_offset, backbone.interpolate_antialias)
-    return in_metadata(dict(zip(UNSAID, values, strict=True)))
+    return {rename(key): value for key, value in tensors_of(backbone).items()}
 
 
 def _unlike_dinov2(backbone: VisionTransformer) -> str:
@@ -79,5 +72,6 @@ def _unlike_dinov2(backbone: VisionTransformer) -> str:
         "model.norm_eps": isinstance(norm, nn.LayerNorm) and norm.eps != 1e-6,
         "model.cls_norm": backbone.cls_norm is not None,
         "model.local_cls_norm": backbone.local_cls_norm is not None,
+        "norms of queries and keys": any(".q_norm." in name for name, _ in backbone.named_parameters()),
     }
     return ", ".join(name for name, found in unlike.items() if found)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dinoswap.nn.block import Block
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.nn.weights.files import WeightFile, in_metadata
-from dinoswap.nn.weights.layout import Named, infer_architecture
+from dinoswap.nn.weights.files import WeightFile
+from dinoswap.nn.weights.layout import Named, infer_architecture, tensors_of
 from dinoswap.nn.weights.names import joined, require
 from dinoswap.position.rope import TYPES, Rope
 
@@ -40,9 +40,9 @@ UNTRAINED = (
 )
 
 
-def knows(tensors: Mapping[str, Tensor]) -> bool:
-    """Tells whether these are the names of this layout."""
-    return "cls_token" in tensors and "pos_embed" not in tensors
+def knows(file: WeightFile) -> bool:
+    """Tells whether the names are those of this layout."""
+    return "cls_token" in file.tensors and "pos_embed" not in file.tensors
 
 
 def read(file: WeightFile) -> Named:
@@ -52,7 +52,7 @@ def read(file: WeightFile) -> Named:
     if PERIODS not in tensors:
         raise ValueError(
             f"missing {PERIODS}, and pos_embed too: the file does not say where patches are; give an official file, or "
-            "one that tools/export.py wrote"
+            "one that dinoswap-export wrote"
         )
     dim, head_width = tensors["cls_token"].shape[-1], 4 * len(tensors[PERIODS])
     heads = file.stated.get("num_heads", dim // head_width)
@@ -80,15 +80,10 @@ def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[d
     rotation that `stated` does not have. They are as in the released models, but for the epsilon of a LayerNorm where
     there are no registers, as in the training code's default."""
     inferred = infer_architecture(state, stated.get("num_heads", HEADS_OF_WIDTH.get(state["cls_token"].shape[-1])))
-    layernorm = "blocks.0.norm1.bias" in state
-    shown = {
-        "norm": "layernorm" if layernorm else "rmsnorm",
-        "norm_eps": EPS_OF_LAYERNORM if layernorm and not inferred["registers"] else EPS,
-        "cls_norm": "cls_norm.weight" in state,
-        "local_cls_norm": "local_cls_norm.weight" in state,
-    }
+    by_default = inferred["norm"] == "layernorm" and not inferred["registers"]
+    published = {"norm_eps": EPS_OF_LAYERNORM if by_default else EPS}
     rotation = RELEASED | stated.get("position", {})
-    architecture = inferred | shown | dict(stated) | {"position": _rope(rotation)}
+    architecture = inferred | published | dict(stated) | {"position": _rope(rotation)}
     assumed = [f"{name} {architecture[name]}" for name in UNSAID if name not in stated]
     unsaid = [name for name in RELEASED if name not in stated.get("position", {}) and rotation[name] is not None]
     return architecture, assumed + [f"position.{name} {rotation[name]}" for name in unsaid]
@@ -101,33 +96,18 @@ def export(backbone: VisionTransformer) -> dict[str, Tensor]:
     if eps != EPS and (eps != EPS_OF_LAYERNORM or isinstance(backbone.norm, nn.RMSNorm)):
         raise ValueError(f"model.norm_eps={eps}: dinov3's models have no such network, and its layout cannot say it")
     tensors: dict[str, Tensor] = {}
-    for name, value in backbone.state_dict().items():
+    for name, value in tensors_of(backbone).items():
         if ".mlp.w12." in name:
-            tensors[name.replace("w12", "w1")], tensors[name.replace("w12", "w2")] = value.chunk(2)
+            first, second = value.chunk(2)
+            tensors[name.replace("w12", "w1")], tensors[name.replace("w12", "w2")] = first.clone(), second.clone()
         else:
             tensors[name.replace("register_tokens", "storage_tokens")] = value
     if not cast(Block, backbone.blocks[0]).attn.key_bias:
         mask = torch.ones(3, backbone.embed_dim)
         mask[1] = 0
-        tensors |= {f"blocks.{index}{MASK}": mask.flatten() for index in range(len(backbone.blocks))}
+        tensors |= {f"blocks.{index}{MASK}": mask.flatten().clone() for index in range(len(backbone.blocks))}
     tensors[PERIODS] = position.periods(backbone.head_width, {"device": torch.device("cpu"), "dtype": position.dtype})
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
-
-
-def metadata(backbone: VisionTransformer) -> dict[str, str]:
-    """Returns the metadata of an exported safetensors file: what its tensors do not show, and the size in pixels
-    (H, W) of the crops that the network was made for. Raises ValueError for other positions."""
-    position = _rotary(backbone)
-    (dtype,) = (name for name, type_ in TYPES.items() if type_ == position.dtype)
-    rotation = {"base": position.base, "periods": position.limits, "normalise": position.normalise, "dtype": dtype}
-    return in_metadata(
-        {
-            "num_heads": cast(Block, backbone.blocks[0]).attn.num_heads,
-            "norm_eps": _eps(backbone),
-            "position": rotation,
-            "img_size": [side * backbone.patch_size for side in backbone.grid],
-        }
-    )
+    return tensors
 
 
 def released_position() -> Rope:

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from dinoswap.nn.block import Block
+from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.names import require
+from dinoswap.position.rope import TYPES, Rope
 
 HEAD_WIDTH = 64
 """Channels per attention head of nearly all published models; it cannot be read off the weights."""
@@ -50,23 +54,105 @@ def infer_architecture(
         "registers": state["register_tokens"].shape[1] if "register_tokens" in state else 0,
         "layerscale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "qk_norm_from": min((int(key.split(".")[1]) for key in state if key.endswith(".q_norm.weight")), default=None),
+        "norm": "layernorm" if "blocks.0.norm1.bias" in state else "rmsnorm",
+        "cls_norm": "cls_norm.weight" in state,
+        "local_cls_norm": "local_cls_norm.weight" in state,
     }
+
+
+def unsaid(backbone: VisionTransformer) -> dict[str, Any]:
+    """Returns the arguments of VisionTransformer that change its outputs and that its tensors do not show, by name, as
+    JSON has them. `position` is that of rotary positions, without what augments them in training; `img_size` (H, W) in
+    pixels is that of the crops that the network was made for."""
+    attention = cast(Block, backbone.blocks[0]).attn
+    return {
+        "num_heads": attention.num_heads,
+        "key_bias": attention.key_bias,
+        "norm_eps": cast(nn.LayerNorm | nn.RMSNorm, backbone.norm).eps,
+        "img_size": [side * backbone.patch_size for side in backbone.grid],
+        **_positions(backbone),
+    }
+
+
+def _positions(backbone: VisionTransformer) -> dict[str, Any]:
+    """Returns how a table is resampled, or the rotation."""
+    position = backbone.position
+    if not isinstance(position, Rope):
+        return {
+            "interpolate_offset": backbone.interpolate_offset,
+            "interpolate_antialias": backbone.interpolate_antialias,
+        }
+    (dtype,) = (name for name, type_ in TYPES.items() if type_ == position.dtype)
+    rotation = {"base": position.base, "periods": position.limits, "normalise": position.normalise, "dtype": dtype}
+    return {"position": rotation}
+
+
+def unlike_libraries(backbone: VisionTransformer) -> list[str]:
+    """Returns what of a backbone neither timm nor transformers can compute, as the config names it."""
+    said, unlike = unsaid(backbone), []
+    if not isinstance(backbone.norm, nn.LayerNorm):
+        unlike.append("model.norm=rmsnorm")
+    if backbone.cls_norm is not None:
+        unlike.append("model.cls_norm")
+    if any(".q_norm." in name for name, _ in backbone.named_parameters()):
+        unlike.append("norms of queries and keys")
+    if backbone.pos_embed is not None and len(set(backbone.grid)) > 1:
+        unlike.append(f"a table that is not square, of {backbone.grid[0]} x {backbone.grid[1]}")
+    rotation = said.get("position", {})
+    if rotation.get("periods") is not None:
+        unlike.append(f"position.periods={rotation['periods']}")
+    if rotation.get("normalise", "separate") != "separate":
+        unlike.append(f"position.normalise={rotation['normalise']}")
+    return unlike
+
+
+def rounded_rotation(backbone: VisionTransformer) -> list[str]:
+    """Returns the sentence that a rotation in bfloat16 is computed in float32 elsewhere, nothing for another one."""
+    if unsaid(backbone)["position"]["dtype"] == "fp32":
+        return []
+    return ["position.dtype=bf16: rotations are computed in float32 there, so all features differ a little"]
+
+
+def resamples_otherwise(backbone: VisionTransformer, offset: float, antialias: bool) -> list[str]:
+    """Returns the sentence that a table is resampled with another `offset` and `antialias` elsewhere, nothing where
+    these are the backbone's."""
+    ours = (backbone.interpolate_offset, backbone.interpolate_antialias)
+    if ours == (offset, antialias):
+        return []
+    height, width = (side * backbone.patch_size for side in backbone.grid)
+    return [
+        f"model.interpolate_offset={ours[0]}, interpolate_antialias={ours[1]}: positions are resampled with {offset} "
+        f"and {antialias} there, so features of images of other sizes than {height} x {width} differ"
+    ]
+
+
+def with_layerscale(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns `state` with a LayerScale of ones where there is none, for libraries whose networks all have one."""
+    blocks = sorted({key.split(".")[1] for key in state if key.startswith("blocks.")}, key=int)
+    ones = torch.ones_like(state["cls_token"].flatten())
+    return {f"blocks.{block}.{name}.gamma": ones.clone() for block in blocks for name in ("ls1", "ls2")} | state
+
+
+def tensors_of(backbone: VisionTransformer) -> dict[str, Tensor]:
+    """Returns the backbone's weights, detached, on the CPU, and sharing no memory with it."""
+    return {name: value.detach().cpu().clone() for name, value in backbone.state_dict().items()}
 
 
 def _ffn(state: Mapping[str, Tensor], dim: int) -> dict[str, Any]:
     """Returns the arguments of the feed-forward layers, as VisionTransformer computes their width from them."""
     if "blocks.0.mlp.w12.weight" not in state:
         require(state, "blocks.0.mlp.fc1.weight")
-        return {"ffn": "mlp", "mlp_ratio": _ratio(state["blocks.0.mlp.fc1.weight"].shape[0], dim)}
+        return {"ffn": "mlp", "mlp_ratio": ratio(state["blocks.0.mlp.fc1.weight"].shape[0], dim)}
     width = state["blocks.0.mlp.w12.weight"].shape[0] // 2
     align = math.gcd(width, 8)
-    return {"ffn": "swiglu", "mlp_ratio": _ratio(math.ceil(1.5 * width), dim), "ffn_align": align}
+    return {"ffn": "swiglu", "mlp_ratio": ratio(math.ceil(1.5 * width), dim), "ffn_align": align}
 
 
-def _ratio(hidden: int, dim: int) -> float:
+def ratio(hidden: int, dim: int) -> float:
     """Returns hidden / dim, or the next number above it where its product with `dim` would be below `hidden`."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+    quotient = hidden / dim
+    return quotient if int(dim * quotient) == hidden else math.nextafter(quotient, math.inf)
 
 
 def table_side(pos_embed: Tensor) -> int:

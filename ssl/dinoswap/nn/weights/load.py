@@ -1,23 +1,23 @@
 """Reads a backbone from a weight file in any layout that this package knows, and copies weights into a backbone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinoswap.files.weights import weights_in
+from dinoswap.files.weights import preparation_of, weights_in
 from dinoswap.nn.patch_embed import resample_positions
 from dinoswap.nn.vit import VisionTransformer
-from dinoswap.nn.weights import dinov2, dinov3, timm, transformers
+from dinoswap.nn.weights import dinov2, dinov3, own, timm, transformers
 from dinoswap.nn.weights.files import WeightFile, read_file
-from dinoswap.nn.weights.layout import table_side
-from dinoswap.nn.weights.names import misfits, some
+from dinoswap.nn.weights.layout import EVALUATED_AT, table_side
+from dinoswap.nn.weights.names import misfits, require, some
 from dinoswap.position.base import Grid
 
-LAYOUTS = (transformers, timm, dinov3, dinov2)
+LAYOUTS = (own, transformers, timm, dinov3, dinov2)
 """The first that knows the names of a file reads it."""
 
 
@@ -25,12 +25,22 @@ LAYOUTS = (transformers, timm, dinov3, dinov2)
 class Weights:
     """A backbone as a file holds it: a complete state dict of VisionTransformer and the arguments to build it with.
     `assumed` says which of these the file does not show, with their values, as published models have them; `notes` are
-    sentences on what a user may not expect."""
+    sentences on what a user may not expect. `preparation` is what is said of how images are prepared, see
+    `files.weights.preparation_of`."""
 
     state: dict[str, Tensor]
     architecture: dict[str, Any]
     assumed: list[str]
     notes: list[str]
+    preparation: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def crop(self) -> int:
+        """The side in pixels of the crops to evaluate on: that which is said, or what published models are evaluated
+        on, no more than the network's own."""
+        patch: int = self.architecture["patch_size"]
+        sides = self.preparation.get("size", (EVALUATED_AT, *self.architecture["img_size"]))
+        return int(min(sides)) // patch * patch
 
     def network(self) -> VisionTransformer:
         """Returns the backbone with these weights, in float32 on the CPU."""
@@ -49,22 +59,29 @@ def load_backbone(path: str | Path, num_heads: int | None = None) -> Weights:
     if num_heads is not None:
         file.stated["num_heads"] = num_heads
     try:
-        return interpreted(file)
+        return replace(interpreted(file), preparation=preparation_of(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def interpreted(file: WeightFile) -> Weights:
     """Returns the weights in `file`, whichever layout it has. Raises ValueError as `load_backbone` does."""
-    layout = next(layout for layout in LAYOUTS if layout.knows(file.tensors))
+    layout = next(layout for layout in LAYOUTS if layout.knows(file))
     named = layout.read(file)
+    notes = [*file.notes, *named.notes]
+    if "mask_token" not in named.state:
+        require(named.state, "cls_token")
+        named.state["mask_token"] = torch.zeros_like(named.state["cls_token"][0])
+        notes.append("there is no mask token: that of masked images is zero")
+    if "blocks.0.ls1.gamma" not in named.state:
+        notes.append("there is no LayerScale: the blocks have none")
     family = dinov2 if "pos_embed" in named.state else dinov3
     architecture, assumed = family.completed(named.state, named.stated)
     with torch.device("meta"):
         expected = VisionTransformer(**architecture).state_dict()
     if problems := misfits(expected, named.state):
         raise ValueError(f"{some(problems)}; give the weights of one whole backbone")
-    return Weights(named.state, architecture, assumed, named.notes)
+    return Weights(named.state, architecture, assumed, notes)
 
 
 def load_into(backbone: VisionTransformer, state: Mapping[str, Tensor], resample: bool = False) -> None:
