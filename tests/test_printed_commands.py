@@ -15,7 +15,8 @@ import pytest
 
 from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import config_dir
-from dinoswap.evaluate import default_config, with_overrides
+from dinoswap.evaluate import with_overrides
+from dinoswap.run.subject import default_config
 from dinoswap.studies.ablate import is_hydra_override
 from dinoswap.studies.study import read_study
 from dinoswap.studies.tuning.definition import read_tuning

@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors.torch import save
 
 from dinoswap.config.schema import ConfigError
-from dinoswap.evaluate import Subject
 from dinoswap.files.writing import write_atomically
 from dinoswap.run.checkpoint import CheckpointError, named_tensors
+from dinoswap.run.subject import Subject
 
 
 def main(argv: Sequence[str] | None = None) -> int:

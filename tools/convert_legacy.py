@@ -20,11 +20,11 @@ from pathlib import Path
 from safetensors.torch import save
 
 from dinoswap.config.schema import ConfigError
-from dinoswap.evaluate import Subject
 from dinoswap.files.writing import write_atomically
 from dinoswap.nn.legacy_weights import BANK, NETWORKS, from_legacy, read_legacy, to_legacy
 from dinoswap.nn.weights.files import read_weights
 from dinoswap.run.checkpoint import CheckpointError
+from dinoswap.run.subject import Subject
 from export import torch_bytes
 
 

@@ -10,7 +10,6 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,83 +26,17 @@ from dinoswap.config.first_check import first_check
 from dinoswap.config.measured import score_of, sections
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import LOADING, OF_ONE_SET
-from dinoswap.config.stored import read_config
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
 from dinoswap.files.checkpoint_folder import CheckpointError
-from dinoswap.files.weights import weights_in
 from dinoswap.files.writing import write_atomically
 from dinoswap.run import provenance
+from dinoswap.run.subject import Config, Subject, config_of
 
-if TYPE_CHECKING:  # these import torch, which the help and a refused command do without
+if TYPE_CHECKING:  # this imports torch, which the help and a refused command do without
     from dinoswap.evaluation.evaluator import Evaluation
-    from dinoswap.run.checkpoint import Checkpoint
 
 FILE = "evaluation.json"
 CHANGEABLE = ("data", "metric", "evaluation", "trainer.device", "trainer.precision", *WEIGHTS.values())
-
-Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a checkpoint of a run with its resolved config, or a weight file with the default config."""
-
-    path: Path
-    config: Config
-    run: Path | None  # None for a weight file, and then there is no checkpoint
-    trained: "Checkpoint | None"
-
-    @classmethod
-    def find(cls, path: Path) -> "Subject":
-        """Returns the run, checkpoint or weight file at `path`. Raises ConfigError when there is none, CheckpointError
-        for a damaged checkpoint."""
-        config, run = config_of(path)
-        if run is None:
-            return cls(path, config, None, None)
-        from dinoswap.run import checkpoint
-
-        return cls(path, config, run, newest(run) if path == run else checkpoint.read(path))
-
-    @property
-    def checkpoint(self) -> "Checkpoint":
-        """The checkpoint that is evaluated. Raises ConfigError for a weight file, which has none."""
-        if self.trained is None:
-            raise ConfigError(f"{self.path}: is a file; give a run folder or a checkpoint in one")
-        return self.trained
-
-    def folder(self, data: str, network: str) -> Path:
-        """Returns the folder for an evaluation: a separate one for each data set, named checkpoint and network."""
-        if self.run is None:
-            return Path("evaluation") / self.path.stem / data
-        parts = [data, *([self.path.name] if self.path != self.run else []), *(["student"] * (network == "student"))]
-        return self.run / "evaluation" / "-".join(parts)
-
-
-def newest(run: Path) -> "Checkpoint":
-    """Reads the newest intact checkpoint of a run. Raises CheckpointError where there is none."""
-    from dinoswap.run import checkpoint
-
-    loaded = checkpoint.newest(run / "checkpoints", lambda sentence: print(sentence, file=sys.stderr))
-    if loaded is None:
-        raise CheckpointError(f"{run}: no whole checkpoint in its folder checkpoints; train it first")
-    return loaded
-
-
-def config_of(path: Path) -> tuple[Config, Path | None]:
-    """Returns the config that a run folder, or a checkpoint in one, was trained with, and the run folder; for a weight
-    file, or a folder with one, the default config and None. Raises ConfigError where `path` is none of these."""
-    if weights_in(path).is_file():
-        return default_config(), None
-    run = path if (path / "config.yaml").is_file() else path.parent.parent
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{path}: neither a run folder (with config.yaml), a checkpoint in one, nor a weight file")
-    return read_config(run / "config.yaml"), run
-
-
-def default_config() -> Config:
-    """Returns the config of dinoswap-train without overrides, but at full precision, as published accuracies are those
-    of float32."""
-    return compose_config(["trainer.precision=fp32"])
 
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
@@ -137,6 +70,15 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
 
 
 # --- the written results ----------------------------------------------------------------------------------------------
+
+
+def folder_of(subject: Subject, data: str, network: str) -> Path:
+    """Returns the folder for an evaluation: a separate one for each data set, named checkpoint and network."""
+    if subject.run is None:
+        return Path("evaluation") / subject.path.stem / data
+    of_checkpoint = [subject.path.name] if subject.path != subject.run else []
+    parts = [data, *of_checkpoint, *(["student"] * (network == "student"))]
+    return subject.run / "evaluation" / "-".join(parts)
 
 
 def data_name(section: Mapping[str, Any]) -> str:
@@ -230,7 +172,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     subject = Subject.find(arguments.what)
     source = build_source(config)
     data = DataFacts.of(config, source)
-    out = arguments.out or beside_others(subject.folder(data_name(config["data"]), network), data)
+    out = arguments.out or beside_others(folder_of(subject, data_name(config["data"]), network), data)
     if subject.trained:
         evaluation = judge_run(config, source, subject.trained, network, out)
     else:

@@ -13,7 +13,8 @@ from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.typed_paths import PATHS, as_typed, for_the_shell
-from dinoswap.evaluate import default_config, with_overrides
+from dinoswap.evaluate import with_overrides
+from dinoswap.run.subject import default_config
 from dinoswap.studies.study import read_study
 
 SIGNS = ["=", ",", "~", "#", "(", ")", "[", "]", "{", "}", " ", "'", '"', "\\", "$", "é", "写", ":", "@", "*", "a"]

@@ -22,8 +22,6 @@ from dinoswap.trainer import AUTOCAST, resolve_device
 
 PROBE_IMAGES = 64
 """Largest batch that target diagnostics are computed on: the batch of a run may have been that of a hundred GPUs."""
-OFFICIAL_SIZE = 224
-"""Side in pixels of the crops that the official code evaluates on, whatever the size of the position table."""
 
 
 def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network: str, out: Path) -> Evaluation:
@@ -56,21 +54,25 @@ def check_teachers(config: Mapping[str, Any], trained: Checkpoint) -> None:
 
 def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | None) -> Evaluation:
     """Returns the evaluation of the backbone in the weight file `path`, whose architecture is read off the weights. The
-    number of heads comes from `heads` or the file's metadata; otherwise it is that of the published models, which is
-    printed. Raises ValueError for a file that holds no such weights."""
+    number of heads comes from `heads`, the file's metadata or its config.json; otherwise it is that of the published
+    models. What is assumed is printed. Raises ValueError for a file that holds no such weights."""
     weights = load_backbone(path, heads)
-    if weights.assumed:
-        assumed = ", ".join(weights.assumed)
-        print(f"{path} does not say, so as in published models: {assumed} (--heads N)", file=sys.stderr)
+    data = config["data"]
+    prepared = {"mean": data["mean"], "std": data["std"], "size": weights.crop}
+    unsaid = [f"{name} {value}" for name, value in prepared.items() if name not in weights.preparation]
+    if assumed := [*weights.assumed, *unsaid]:
+        print(
+            f"{path} does not say, so as in published models, or as you say (--heads N, data.mean, data.std): "
+            + ", ".join(assumed),
+            file=sys.stderr,
+        )
     for note in weights.notes:
         print(f"{path}: {note}", file=sys.stderr)
     architecture = weights.architecture
-    patch = architecture["patch_size"]
-    size = min(OFFICIAL_SIZE, *architecture["img_size"]) // patch * patch
     config = {
         **config,
-        "crops": config["crops"] | {"global_size": size, "local_size": size},
-        "model": {"patch_size": patch},
+        "crops": config["crops"] | {"global_size": weights.crop, "local_size": weights.crop},
+        "model": {"patch_size": architecture["patch_size"]},
     }
     check_crops(config)
     settings = construct(TrainerSettings, config["trainer"], "trainer")
