@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from dinoswap import export
 from dinoswap.config.facts import DataFacts
 from dinoswap.evaluate import beside_others, data_name, main, parser
 from dinoswap.nn.weights import dinov2
@@ -74,6 +75,40 @@ def test_a_weight_file_is_judged_like_the_run_it_is_of(run: Path, tmp_path: Path
     known = [name for name in of_weights if "random_init" not in name]  # a file does not say how it was initialised
     assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
     assert set(of_run) - set(of_weights) == {n for n in of_run if "target" in n or "prototype" in n}  # it has no heads
+
+
+@pytest.mark.parametrize("form", ["safetensors", "huggingface", "timm"])
+def test_an_export_is_judged_like_the_run_it_is_of(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the heads, the resampling and the mean and std of the run, at a size that is not that of its crops."""
+    own = [
+        "model.interpolate_offset=0",
+        "model.interpolate_antialias=true",
+        "data.mean=[0.3,0.6,0.5]",
+        "model.num_heads=4",
+    ]
+    write_run(tmp_path / "run", *own)
+    out = tmp_path / ("folder" if form == "huggingface" else "weights.safetensors")
+    assert export.main([str(tmp_path / "run"), "--format", form, "-o", str(out)]) == 0
+    settings = [*FEW, "evaluation.linear_probe=false", "evaluation.size=48"]
+    for place in (tmp_path / "run", out):
+        capsys.readouterr()
+        assert main([str(place), *settings, "-o", str(tmp_path / "out" / place.name)]) == 0
+    assert "does not say" not in capsys.readouterr().err
+    of_run, of_weights = (evaluation(tmp_path / "out" / place.name)["metrics"] for place in (tmp_path / "run", out))
+    known = [name for name in of_weights if "random_init" not in name]
+    assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
+    assert main([str(out), *settings, "data.mean=[0.5,0.5,0.5]", "-o", str(tmp_path / "out" / "other")]) == 0
+    assert evaluation(tmp_path / "out" / "other")["metrics"] != of_weights
+
+
+def test_what_a_file_does_not_say_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run.parent / "weights.safetensors"), "--heads", "2", *FEW, "-o", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "weights.safetensors does not say, so as in published models, or as you say (--heads N, data.mean" in said
+    assert "interpolate_offset 0.0, interpolate_antialias True, mean [0.485, 0.456, 0.406], std" in said
+    assert "size 32" in said
 
 
 def test_a_folder_in_the_layout_of_dinov3_is_judged_like_the_run_it_is_of(tmp_path: Path) -> None:

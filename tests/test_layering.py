@@ -20,7 +20,8 @@ from dinoswap.config.schema import MISSING, checked, option_class
 PACKAGE = Path(dinoswap.__file__).parent
 
 FLOORS = {
-    8: "train evaluate studies",
+    9: "__init__",
+    8: "train evaluate export backbone studies",
     7: "run",
     6: "build",
     5: "trainer evaluation",
@@ -79,7 +80,7 @@ def imported_of_ours(path: Path) -> set[str]:
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {parts(path)[0] for path in MODULES} | {"__version__"} == {*FLOOR, "__init__"}
+    assert {parts(path)[0] for path in MODULES} | {"__version__"} == {*FLOOR}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: "/".join(parts(path)))

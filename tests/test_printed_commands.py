@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dinoswap import export
 from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import config_dir
 from dinoswap.evaluate import with_overrides
@@ -113,6 +114,8 @@ def accept(program: str, arguments: list[str]) -> None:
         check_arguments(arguments[arguments.index("dinoswap.train") + 1 :])
     elif program == "python":
         accept_tool(*arguments)
+    elif program == "dinoswap-export":
+        export.parser().parse_args(arguments)
     elif program == "dinoswap-train":
         check_arguments([argument for argument in arguments if argument != "--explain"])
     else:

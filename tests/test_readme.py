@@ -121,11 +121,11 @@ def test_its_commands_work_in_their_order(checkout: Path) -> None:
         printed = shell(adapted(line, checkout), checkout)
         if "check_parity" in line:
             assert re.search(r"parity: \d{2,} quantities, worst [\d.e-]+, PASS", printed), printed[-500:]
-        if line.startswith("python tools/export.py"):
+        if line.startswith("dinoswap-export"):
             (snippet,) = blocks("python")
-            code = f"import torch\nimages = torch.zeros(2, 3, 32, 32)\n{snippet}\nprint(tuple(tokens.patch.shape))"
-            (checkout / "snippet.py").write_text(code)
-            assert shell("python snippet.py", checkout).strip() == "(2, 16, 32)"
+            Image.new("RGB", (60, 50)).save(checkout / "photo.jpg")
+            (checkout / "snippet.py").write_text(f"{snippet}\nprint(tuple(tokens.patch.shape))")
+            assert shell("python snippet.py", checkout).strip() == "(1, 16, 32)"
     assert len(TYPED) >= 15
     assert len(list(checkout.glob("results/runs/single/*/seed0/pictures/curves.png"))) == 7
     assert len(list(checkout.glob("results/runs/smoke/*/seed*/run.json"))) == 4

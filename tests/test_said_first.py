@@ -39,7 +39,13 @@ def said(tmp_path: Path, *calls: list[str]) -> list[tuple[int, str]]:
     return [(int(line.partition(" ")[0]), line.partition(" ")[2]) for line in done.stdout.splitlines()]
 
 
-COMMANDS = ["dinoswap.train", "dinoswap.evaluate", "dinoswap.studies.ablate", "dinoswap.studies.tune"]
+COMMANDS = [
+    "dinoswap.train",
+    "dinoswap.evaluate",
+    "dinoswap.export",
+    "dinoswap.studies.ablate",
+    "dinoswap.studies.tune",
+]
 WRONG = [
     ("trainer.max_steps=abc", "trainer.max_steps=abc: must be a whole number, not text"),
     ("results_dir=", "results_dir='': names no folder"),
@@ -55,14 +61,15 @@ WRONG = [
 def test_help_version_and_mistakes_do_without_torch(tmp_path: Path) -> None:
     calls = [[module, flag] for module in COMMANDS for flag in ("--help", "--version")]
     calls += [["dinoswap.train", argument] for argument, _ in WRONG]
-    calls += [["dinoswap.evaluate", "nothing-there"]]
-    *shown, nothing = said(tmp_path, *calls)
+    calls += [["dinoswap.evaluate", "nothing-there"], ["dinoswap.export", "nothing-there"]]
+    *shown, nothing, nowhere = said(tmp_path, *calls)
     assert [status for status, _ in shown[: 2 * len(COMMANDS)]] == [0] * 2 * len(COMMANDS)
     assert {line for _, line in shown[1 : 2 * len(COMMANDS) : 2]} == {"dinoswap 0.1.0"}
     for (status, line), (_, message) in zip(shown[2 * len(COMMANDS) :], WRONG, strict=True):
         assert status == 2
         assert line.startswith(f"dinoswap-train: {message}")
     assert nothing[1].startswith("dinoswap-eval: nothing-there: neither a run folder")
+    assert nowhere[1].startswith("dinoswap-export: nothing-there: neither a run folder")
     assert list(tmp_path.iterdir()) == []
 
 

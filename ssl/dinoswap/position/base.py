@@ -45,7 +45,7 @@ def rotated(qkv: Tensor, rotation: Rotation) -> Tensor:
     """
     sin, cos = (values[:, None, None] for values in rotation[:2])  # [N, d] -> [N, 1, 1, d]
     turning = qkv[:, :, :2].to(sin.dtype)
-    others, patches = turning.tensor_split([turning.shape[1] - len(sin)], dim=1)
+    others, patches = turning.tensor_split([turning.shape[1] - sin.shape[0]], dim=1)
     first, second = torch.unflatten(patches, -1, (rotation.groups, 2, -1)).unbind(-2)  # [.., d] -> [.., groups, w / 2]
     patches = patches * cos + torch.stack([-second, first], dim=-2).flatten(-3) * sin
     turned = torch.cat([others, patches], dim=1).to(qkv.dtype)

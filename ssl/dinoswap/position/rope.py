@@ -96,7 +96,9 @@ class Rope(Position):
         dtype = torch.float64 if (tokens.dtype, self.dtype) == (torch.float64, torch.float32) else self.dtype
         if training and any(value is not None for value in (self.shift, self.jitter, self.rescale)):
             return [self._drawn(grid, head_width, {"device": tokens.device, "dtype": dtype}) for grid in grids]
-        return [self._still(grid, head_width, tokens.device, dtype) for grid in grids]
+        # A grid of symbols, of which torch.export makes a graph for all sizes, cannot be looked up
+        still = self._rotation if torch.compiler.is_exporting() else self._still
+        return [still(grid, head_width, tokens.device, dtype) for grid in grids]
 
     def _rotation(self, grid: Grid, head_width: int, device: torch.device, dtype: torch.dtype) -> Rotation:
         like: Like = {"device": device, "dtype": dtype}

@@ -12,7 +12,7 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.stored import read_config
 from dinoswap.files.weights import preparation_of, weights_in
-from dinoswap.run.checkpoint_folder import CheckpointError
+from dinoswap.files.checkpoint_folder import CheckpointError
 
 if TYPE_CHECKING:
     from dinoswap.run.checkpoint import Checkpoint
