@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
 
 def export(arguments: argparse.Namespace) -> None:
     """Writes what the command line asks for and prints how it is used. Raises ConfigError for what the user has to
-    change, and ValueError for a network that the format cannot express."""
+    change or to allow, and ValueError for a network that the format cannot express."""
     _, run = config_of(arguments.what)
     name, write = FORMATS[arguments.format]
     out = arguments.out or (run or Path()) / name
@@ -206,7 +206,7 @@ def export(arguments: argparse.Namespace) -> None:
         print(f"{arguments.what}: {note}", file=sys.stderr)
     written = write(backbone, out, arguments.block_chunks)
     if written.differs and not arguments.allow_differences:
-        raise ValueError(f"{'; '.join(written.differs)}. To write it all the same, add --allow-differences")
+        raise ConfigError(f"{'; '.join(written.differs)}. To write it all the same, add --allow-differences")
     for sentence in written.differs:
         print(f"{out}: {sentence}", file=sys.stderr)
     if isinstance(written.content, Mapping):
