@@ -91,7 +91,7 @@ def test_an_export_is_judged_like_the_run_it_is_of(
     write_run(tmp_path / "run", *own)
     out = tmp_path / ("folder" if form == "huggingface" else "weights.safetensors")
     assert export.main([str(tmp_path / "run"), "--format", form, "-o", str(out)]) == 0
-    settings = [*FEW, "evaluation.linear_probe=false", "evaluation.size=48"]
+    settings = [*FEW, "evaluation.linear_probe=false", "evaluation.size=40"]
     for place in (tmp_path / "run", out):
         capsys.readouterr()
         assert main([str(place), *settings, "-o", str(tmp_path / "out" / place.name)]) == 0

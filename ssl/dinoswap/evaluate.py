@@ -69,6 +69,14 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
     return plain(changed)
 
 
+def check_evaluation(config: Config, of_weights: bool) -> None:
+    """Raises ConfigError for what `first_check` refuses. Whether evaluation.size suits the patches of a weight file is
+    not known before it is read."""
+    if of_weights:
+        config = {**config, "evaluation": {**config["evaluation"], "size": None}}
+    first_check(config)
+
+
 # --- the written results ----------------------------------------------------------------------------------------------
 
 
@@ -164,7 +172,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     to change."""
     config, run = config_of(arguments.what)
     config, network = with_overrides(config, arguments.overrides), arguments.network
-    first_check(config)
+    check_evaluation(config, of_weights=run is None)
     if run is None and network == "student":
         raise ConfigError(f"--network student: {arguments.what} holds one network; give a run folder")
     from dinoswap.run.judge import judge_run, judge_weights
