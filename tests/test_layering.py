@@ -21,7 +21,7 @@ PACKAGE = Path(dinoswap.__file__).parent
 
 FLOORS = {
     9: "__init__",
-    8: "train evaluate export backbone studies",
+    8: "train evaluate export embed backbone studies",
     7: "run",
     6: "build",
     5: "trainer evaluation",

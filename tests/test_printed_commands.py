@@ -134,7 +134,7 @@ def accept_overrides(program: str, given: dict[str, object]) -> None:
         )
     elif program == "dinoswap-tune":
         read_tuning(str(given["study"]), overrides)
-    elif program == "dinoswap-eval":
+    elif program in ("dinoswap-eval", "dinoswap-embed"):
         with_overrides(default_config(), overrides)
 
 

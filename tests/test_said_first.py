@@ -39,13 +39,7 @@ def said(tmp_path: Path, *calls: list[str]) -> list[tuple[int, str]]:
     return [(int(line.partition(" ")[0]), line.partition(" ")[2]) for line in done.stdout.splitlines()]
 
 
-COMMANDS = [
-    "dinoswap.train",
-    "dinoswap.evaluate",
-    "dinoswap.export",
-    "dinoswap.studies.ablate",
-    "dinoswap.studies.tune",
-]
+COMMANDS = [f"dinoswap.{name}" for name in ("train", "evaluate", "export", "embed", "studies.ablate", "studies.tune")]
 WRONG = [
     ("trainer.max_steps=abc", "trainer.max_steps=abc: must be a whole number, not text"),
     ("results_dir=", "results_dir='': names no folder"),

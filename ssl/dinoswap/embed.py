@@ -1,0 +1,207 @@
+"""`dinoswap-embed`: writes the features of every image of a data set, with names and labels, as Parquet and npy files.
+
+A part of the data set, train or test, becomes train-000000.parquet, train-000001.parquet and so on, of PART images
+each: row, name, label, and a column of vectors for each kind of features. All patch tokens, which are large, become one
+train-patch.npy [rows, N, D] instead, to be opened with mmap_mode="r"; its rows that no Parquet file has, as the image
+cannot be decoded or was not reached, are zero. A Parquet file is there once all of its images are done, so that the
+same command goes on after an interruption.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dinoswap import __version__
+from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
+from dinoswap.config.facts import DataFacts, build_source
+from dinoswap.config.schema import ConfigError, construct
+from dinoswap.config.sections import TrainerSettings, evaluation_settings, loading_settings
+from dinoswap.evaluate import CHANGEABLE, check_evaluation, with_overrides
+from dinoswap.files.reading import clean
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.checkpoint_folder import CheckpointError
+from dinoswap.run.subject import config_of
+
+if TYPE_CHECKING:  # these import torch, which the help and a refused command do without
+    from dinoswap.backbone import Backbone
+    from dinoswap.evaluation.features import EvalImages, FrozenBackbone
+
+PART = 4096
+"""Images in a Parquet file, a power of two."""
+KINDS = ("cls", "patch_mean", "patch")
+ABOUT = "embedding.json"
+Rows = dict[str, list[Any]]
+
+
+def describe(backbone: "Backbone", data: DataFacts, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what decides the features: they are continued where it is the same."""
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.network.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+    config = {name: value for name, value in backbone.config.items() if name != "source"}  # a copy is the same
+    return {"weights": digest.hexdigest(), "data": data.fingerprint, "config": config, **settings}
+
+
+def begin(out: Path, about: dict[str, Any]) -> None:
+    """Makes the folder with its embedding.json. Raises ConfigError where it has features of something else."""
+    about = json.loads(json.dumps(about))
+    if (out / ABOUT).is_file():
+        before = json.loads((out / ABOUT).read_text())
+        if other := [name for name in about if before.get(name) != about[name]]:
+            raise ConfigError(f"-o {out}: has features of other {', '.join(other)}; give another folder")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / ABOUT, json.dumps(about, indent=2) + "\n")
+
+
+def embed(images: "EvalImages", frozen: "FrozenBackbone", width: int, out: Path, part: str) -> Iterator[int]:
+    """Writes the features, vectors of `width`, of the images that are not written yet, in PART images a file, and
+    yields the number of images that are done."""
+    total = len(images.rows)
+    done = next(index for index in range(total + 1) if not _file(out, part, index).is_file()) * PART
+    yield min(done, total)
+    images.rows = images.rows[done:]
+    if not len(images.rows):
+        return
+    patches, rows, start = None, _empty(frozen), done
+    batches = iter(images)
+    for first in range(done, total, images.batch_size):
+        batch = next(batches)
+        features = frozen.features(batch.pixels) if batch.rows else {}
+        if "patch" in features:
+            tokens = features.pop("patch").numpy()
+            patches = _memory(out / f"{part}-patch.npy", (total, *tokens.shape[1:])) if patches is None else patches
+            patches[batch.rows] = tokens
+        rows["row"] += batch.rows
+        rows["name"] += [clean(images.images.name(row)) for row in batch.rows]
+        rows["label"] += [images.images.label(row) for row in batch.rows]
+        for kind, values in features.items():
+            rows[kind] += list(values.numpy())
+        reached = min(first + images.batch_size, total)
+        if reached - start >= PART or reached == total:
+            if patches is not None:
+                patches.flush()
+            write_atomically(_file(out, part, start // PART), _parquet(rows, width))
+            rows, start = _empty(frozen), reached
+        yield reached
+
+
+def _file(out: Path, part: str, index: int) -> Path:
+    return out / f"{part}-{index:06d}.parquet"
+
+
+def _empty(frozen: "FrozenBackbone") -> Rows:
+    return {name: [] for name in ("row", "name", "label", *(kind for kind in frozen.kinds if kind != "patch"))}
+
+
+def _memory(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float32]]":
+    """Opens the array of all patch tokens; a new one is zero everywhere. Raises OSError where the disk has no room for
+    it, which would end the process where it is written to."""
+    if path.is_file():
+        return np.lib.format.open_memmap(path, mode="r+")
+    temporary = path.with_suffix(".tmp")
+    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+    with temporary.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    temporary.replace(path)
+    return array
+
+
+def _parquet(rows: Rows, width: int) -> bytes:
+    """Returns a Parquet file of these columns, with vectors [width]."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, Any] = {"row": pa.array(rows["row"], pa.int64()), "name": pa.array(rows["name"], pa.string())}
+    columns["label"] = pa.array(rows["label"], pa.int64())
+    for kind in sorted(rows.keys() - columns.keys()):
+        vectors = np.array(rows[kind], np.float32).ravel()
+        columns[kind] = pa.FixedSizeListArray.from_arrays(pa.array(vectors), width)
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="dinoswap-embed",
+        description="The features of every image of a data set as Parquet, all patch tokens as npy.",
+        epilog="example: dinoswap-embed RUN data=image_folder data.path=/data/images -o features",
+    )
+    parser.add_argument("--version", action="version", version=f"dinoswap {__version__}")
+    parser.add_argument("what", metavar="RUN_OR_FILE", type=Path, help="run, checkpoint, weight file, or folder of one")
+    parser.add_argument("overrides", nargs="*", help=f"keys of {', '.join(CHANGEABLE)} (default: the run's own)")
+    parser.add_argument("--network", choices=["teacher", "student"], default="teacher", help="of a run (teacher)")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads of a weight file (its width / 64)")
+    parser.add_argument("--features", nargs="+", choices=KINDS, default=["cls", "patch_mean"], help="(cls patch_mean)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder, which may have a part of them")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes what the command line asks for. Raises ConfigError for what the user has to change."""
+    config, folder = config_of(arguments.what)
+    config = with_overrides(config, arguments.overrides)
+    check_evaluation(config, of_weights=folder is None)
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dinoswap.backbone import read
+    from dinoswap.evaluation.features import EvalImages, FrozenBackbone
+    from dinoswap.trainer import AUTOCAST, resolve_device
+
+    source = build_source(config)
+    data, backbone = DataFacts.of(config, source), read(arguments.what, arguments.network, arguments.heads)
+    for note in backbone.notes:
+        print(f"{arguments.what}: {note}", file=sys.stderr)
+    trainer, evaluation = construct(TrainerSettings, config["trainer"], "trainer"), evaluation_settings(config)
+    loading, device = loading_settings(config), resolve_device(trainer.device)
+    size = evaluation.size or backbone.config["size"]
+    kinds = tuple(sorted(set(arguments.features)))
+    settings = {"size": size, "resize": evaluation.resize, "mean": loading.mean, "std": loading.std}
+    about = describe(backbone, data, settings | {"precision": trainer.precision, "features": kinds})
+    mean, std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
+    network = backbone.network.to(device)
+    frozen = FrozenBackbone(network, mean, std, device, AUTOCAST.get(trainer.precision), kinds)
+    begin(arguments.out, about)
+    with Progress(console=Console(stderr=True)) as progress:
+        for part, images in (("train", source.train()), ("test", source.test())):
+            if images is None:
+                continue
+            batch = min(PART, 1 << evaluation.batch_size.bit_length() - 1)  # divides PART
+            crops = EvalImages(images, size, evaluation.resize, None, batch, workers=loading.workers)
+            task = progress.add_task(part, total=len(images))
+            for done in embed(crops, frozen, network.embed_dim, arguments.out, part):
+                progress.update(task, completed=done)
+            for row, reason in crops.corrupt.items():
+                print(f"{images.name(row)}: left out, {reason}", file=sys.stderr)
+            names = f" of the classes {', '.join(images.classes)}" if images.classes else ""
+            print(f"{arguments.out}/{part}-*.parquet: {len(images) - len(crops.corrupt)} images{names}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the console script and returns its exit status: 2 for what the user has to change, 1 for what failed, else
+    0."""
+    try:
+        run(parser().parse_intermixed_args(argv))
+    except (ConfigError, CheckpointError, ValueError, OSError) as error:
+        print(f"dinoswap-embed: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

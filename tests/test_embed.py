@@ -1,0 +1,110 @@
+"""`dinoswap-embed` writes the features of every image, goes on after an interruption, and never mixes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import dinoswap
+from dinoswap import embed
+from dinoswap.evaluation.features import clean_crop
+from run_folders import write_run
+
+SIZE, IMAGES = 32, 21
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embed") / "run"
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Train images of two classes, one of which cannot be decoded, in files of eight."""
+    monkeypatch.setattr(embed, "PART", 8)
+    draws = np.random.default_rng(0)
+    for place in range(IMAGES):
+        path = tmp_path / "images" / "ab"[place % 2] / f"{place:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(path)
+    broken = tmp_path / "images" / "b" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    settings = ["evaluation.batch_size=5", "trainer.precision=fp32"]
+    return ["data=image_folder", f"data.path={tmp_path / 'images'}", *settings]
+
+
+def frame(out: Path) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(path) for path in sorted(out.glob("train-*.parquet"))], ignore_index=True)
+
+
+def test_features_are_those_of_the_backbone(run: Path, data: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert embed.main([str(run), *data, "--features", "cls", "patch_mean", "patch", "-o", str(out)]) == 0
+    assert len(list(out.glob("train-*.parquet"))) == 3
+    found, patches = frame(out), np.load(out / "train-patch.npy", mmap_mode="r")
+    assert len(found) == IMAGES - 1
+    assert patches.shape == (IMAGES, 16, 32)
+    backbone = dinoswap.load_backbone(run)
+    for _, entry in found.iterrows():
+        path = tmp_path / "images" / entry["name"]
+        assert entry["label"] == "ab".index(path.parent.name)
+        pixels = torch.from_numpy(clean_crop(np.asarray(Image.open(path)), SIZE, SIZE).copy()).permute(2, 0, 1)
+        mean, std = (torch.tensor(backbone.config[key])[:, None, None] for key in ("mean", "std"))
+        with torch.no_grad():
+            tokens = backbone(((pixels / 255 - mean) / std)[None])
+        assert tokens.patch is not None
+        np.testing.assert_allclose(entry["cls"], tokens.cls[0], atol=1e-5)
+        np.testing.assert_allclose(entry["patch_mean"], tokens.patch[0].mean(0), atol=1e-5)
+        np.testing.assert_allclose(patches[entry["row"]], tokens.patch[0], atol=1e-5)
+    (missing,) = set(range(IMAGES)) - set(found["row"])
+    assert not patches[missing].any()
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    run: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(run), *data, "--features", "cls", "patch"]
+    assert embed.main([*arguments, "-o", str(tmp_path / "whole")]) == 0
+    written: list[Path] = []
+
+    def interrupted(path: Path, content: Any) -> None:
+        if sum(file.suffix == ".parquet" for file in written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(embed, "write_atomically", interrupted)
+        embed.main([*arguments, "-o", str(out)])
+    before = {path: path.stat().st_mtime_ns for path in out.glob("train-*.parquet")}
+    assert len(before) == 2
+    assert embed.main([*arguments, "-o", str(out)]) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    pd.testing.assert_frame_equal(frame(out), frame(tmp_path / "whole"))
+    first, second = (np.load(folder / "train-patch.npy") for folder in (out, tmp_path / "whole"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_features_of_something_else_are_not_mixed_in(
+    run: Path, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["-o", str(tmp_path / "out")]
+    assert embed.main([str(run), *data, *out]) == 0
+    assert embed.main([str(run), "--network", "student", *data, *out]) == 2
+    assert "has features of other weights; give another folder" in capsys.readouterr().err
+    assert embed.main([str(run), *data, "data.mean=[0.5,0.5,0.5]", *out]) == 2
+    assert "has features of other mean" in capsys.readouterr().err
+    assert embed.main([str(run), *data, *out]) == 0  # has nothing to do
+
+
+def test_help_fits_a_screen() -> None:
+    lines = embed.parser().format_help().splitlines()
+    assert len(lines) <= 26
+    assert max(map(len, lines)) <= 88
