@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from export import torch_bytes
 from safetensors.torch import save
 
 from dinoswap.config.schema import ConfigError
@@ -25,7 +26,6 @@ from dinoswap.nn.legacy_weights import BANK, NETWORKS, from_legacy, read_legacy,
 from dinoswap.nn.weights.files import read_weights
 from dinoswap.run.checkpoint import CheckpointError
 from dinoswap.run.subject import Subject
-from export import torch_bytes
 
 
 def forward(source: Path) -> tuple[bytes, Iterable[str]]:

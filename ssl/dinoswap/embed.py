@@ -25,9 +25,9 @@ from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.schema import ConfigError, construct
 from dinoswap.config.sections import TrainerSettings, evaluation_settings, loading_settings
 from dinoswap.evaluate import CHANGEABLE, check_evaluation, with_overrides
+from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.files.reading import clean
 from dinoswap.files.writing import write_atomically
-from dinoswap.run.checkpoint_folder import CheckpointError
 from dinoswap.run.subject import config_of
 
 if TYPE_CHECKING:  # these import torch, which the help and a refused command do without

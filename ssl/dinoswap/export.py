@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from dinoswap import __version__
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.schema import ConfigError
+from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.files.weights import CONFIG, PREPARATION, WEIGHTS, weights_in
 from dinoswap.files.writing import write_atomically
-from dinoswap.run.checkpoint_folder import CheckpointError
 from dinoswap.run.subject import config_of
 
 if TYPE_CHECKING:  # these import torch, which the help and a refused command do without

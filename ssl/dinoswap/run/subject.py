@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.stored import read_config
-from dinoswap.files.weights import preparation_of, weights_in
 from dinoswap.files.checkpoint_folder import CheckpointError
+from dinoswap.files.weights import preparation_of, weights_in
 
 if TYPE_CHECKING:
-    from dinoswap.run.checkpoint import Checkpoint
+    from dinoswap.files.checkpoint import Checkpoint
 
 Config = dict[str, Any]
 
