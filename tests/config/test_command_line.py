@@ -78,6 +78,8 @@ def dinoswap_train(
         ("objectives.dino.targets=centering", "write targets@objectives.dino.targets=centering"),
         ("data.path=/x", "there is no key or group 'data.path' in data=embedded"),
         ("data=parquet,embedded data.path=/x -m", "there is no key or group 'data.path' in data=embedded"),
+        ("start.path=w.pth", "'start.path' in start=random. Here: start=weights start.path=FILE begins from released"),
+        ("model.pretrained=w.pth", "Here: start=weights start.path=FILE begins from released weights, start=run"),
         ("+new.key=1", "+new.key=1: there is no key or group 'new.key'"),
         ("++new.key=1", "there is no key or group 'new.key'"),
         ("+trainer.max_steps=5", "this key exists already; write trainer.max_steps=5"),

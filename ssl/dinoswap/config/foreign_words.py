@@ -27,7 +27,7 @@ _WORDS = {
     "steps iterations max_iterations max_iters num_steps total_steps max_train_steps train_steps": "trainer.max_steps",
     "warmup_epochs warmup_steps warmup_iters num_warmup_steps warmup_ratio warmup": "schedule.warmup",
     "resume resume_from resume_from_checkpoint ckpt checkpoint auto_resume no_resume": RESUME,
-    "pretrained pretrained_weights finetune init_from weights load_from": START,
+    "pretrained pretrained_weights finetune init init_from weights load_from": START,
     "wandb use_wandb wandb_project logger mlflow comet report_to project tensorboard": LOGGERS,
     "output_dir out_dir save_dir log_dir logdir workdir work_dir output outputs": "results_dir",
     "name run_name exp_name experiment experiment_name exp": "study, the folder that the run lies in",
@@ -81,8 +81,9 @@ def meaning(setting: str) -> str:
     if name in MOVED:
         return f" Here: {'='.join([MOVED[name], *value])}."
     section, _, last = name.lower().replace("-", "_").rpartition(".")
-    advice = _MEANING.get(last) if section in _SECTIONS else None
-    return f" Here: {advice}." if advice else ""
+    advice = START if name == "start.path" else _MEANING.get(last)
+    known = section in _SECTIONS or (section in ("model", "start") and advice == START)
+    return f" Here: {advice}." if advice and known else ""
 
 
 def meaning_of_value(group: str, value: str) -> str:
