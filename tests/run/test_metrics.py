@@ -88,7 +88,7 @@ def start(path: Path) -> RunRecord:
 
 FIELDS = {
     *("run_id", "study", "seed", "choices", "overrides", "status", "error", "git", "versions", "hardware"),
-    *("started", "ended", "steps", "restarts", "throughput", "cost", "metrics", "notes", "identity", "data"),
+    *("started", "ended", "steps", "restarts", "throughput", "cost", "metrics", "notes", "identity", "data", "origin"),
 }
 
 

@@ -182,6 +182,8 @@ def with_its_backbone(cfg: Config) -> Config:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"start.path={cfg['start']['path']}: cannot be read ({error})") from error
 
 
 def begun_elsewhere(cfg: Config) -> Config:

@@ -27,6 +27,8 @@ PLAIN: dict[str, Any] = {
     "norm_eps": 1e-6,
     "cls_norm": False,
     "local_cls_norm": False,
+    "interpolate_offset": 0.1,
+    "interpolate_antialias": False,
 }
 """What DINOv2's networks have where it is not said."""
 SIZED = ("embed_dim", "depth", "num_heads", "ffn")
@@ -175,7 +177,7 @@ def fitted(network: nn.Module, tensors: dict[str, Tensor], grid: Grid | None = N
         table = tensors.get(f"{prefix}pos_embed")
         if table is not None and backbone.pos_embed is not None:
             resampled = resampled_table(backbone, table, grid)
-            if resampled is not table and not torch.equal(resampled, table):
+            if not torch.equal(resampled, table):
                 words = f", its position table resampled from {table.shape[1] - 1} to {resampled.shape[1] - 1} patches"
             tensors[f"{prefix}pos_embed"] = resampled
         for key, own in backbone.state_dict().items():

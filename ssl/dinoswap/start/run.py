@@ -46,7 +46,8 @@ class RunStart(TrainedStart):
         try:
             return configured(yaml.safe_load(read_small(path, CONFIG_BYTES)))
         except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"start.path={self.path}: {path} is not the config of a run ({error})") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"start.path={self.path}: {path} is not the config of a run ({reason})") from error
 
     def fill(self, place: str, networks: "nn.ModuleDict") -> None:
         super().fill(place, networks)
