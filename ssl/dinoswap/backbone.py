@@ -15,8 +15,9 @@ from dinoswap.config.sections import loading_settings
 from dinoswap.config.settings import check
 from dinoswap.evaluation.features import default_resize
 from dinoswap.nn.vit import Tokens, VisionTransformer
-from dinoswap.nn.weights.layout import infer_architecture, unsaid
+from dinoswap.nn.weights.layout import infer_architecture
 from dinoswap.nn.weights.load import load_backbone
+from dinoswap.nn.weights.written import unsaid
 from dinoswap.run.record import read_record
 from dinoswap.run.subject import Subject
 

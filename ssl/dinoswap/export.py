@@ -71,8 +71,8 @@ def official(layout: str) -> "Format":
 def timm(backbone: "Backbone", out: Path, block_chunks: int) -> Written:
     """Returns timm's layout, and says with which arguments timm builds the network."""
     from dinoswap.nn.weights import timm
-    from dinoswap.nn.weights.layout import unsaid
     from dinoswap.nn.weights.save import in_metadata
+    from dinoswap.nn.weights.written import unsaid
 
     metadata = in_metadata(unsaid(backbone.network) | _beside(backbone))  # for whom reads it again; timm does not
     weights, call = timm.export(backbone.network)
@@ -121,7 +121,7 @@ def onnx(backbone: "Backbone", out: Path, block_chunks: int) -> Written:
     except ImportError as error:
         raise ConfigError(f"--format onnx: needs {error.name}; pip install 'dinoswap[export]'") from error
     from dinoswap.nn import onnx_graph
-    from dinoswap.nn.weights.layout import rounded_rotation
+    from dinoswap.nn.weights.written import rounded_rotation
 
     network, patch = backbone.network, backbone.network.patch_size
     if onnx_graph.any_size(network):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.files import WeightFile
-from dinoswap.nn.weights.layout import Named, infer_architecture, tensors_of
+from dinoswap.nn.weights.layout import Named, infer_architecture
 from dinoswap.nn.weights.names import renamed
+from dinoswap.nn.weights.written import tensors_of
 
 UNSAID = ("num_heads", "interpolate_offset", "interpolate_antialias")
 """Arguments of VisionTransformer that change its outputs and cannot be read off its tensors."""

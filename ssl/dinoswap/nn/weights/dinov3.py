@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from dinoswap.nn.block import Block
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.files import WeightFile
-from dinoswap.nn.weights.layout import Named, infer_architecture, tensors_of
+from dinoswap.nn.weights.layout import Named, infer_architecture
 from dinoswap.nn.weights.names import joined, require
+from dinoswap.nn.weights.written import tensors_of
 from dinoswap.position.rope import TYPES, Rope
 
 PERIODS, MASK = "rope_embed.periods", ".attn.qkv.bias_mask"

@@ -9,7 +9,7 @@ from torch import Tensor
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights import dinov2, dinov3
 from dinoswap.nn.weights.files import LAYOUT, OWN
-from dinoswap.nn.weights.layout import tensors_of, unsaid
+from dinoswap.nn.weights.written import tensors_of, unsaid
 
 
 def own(backbone: VisionTransformer, beside: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,10 +17,9 @@ from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights import dinov2
 from dinoswap.nn.weights.dinov3 import PERIODS
 from dinoswap.nn.weights.files import WeightFile
-from dinoswap.nn.weights.layout import (
-    Named,
-    infer_architecture,
-    ratio,
+from dinoswap.nn.weights.layout import Named, infer_architecture, ratio
+from dinoswap.nn.weights.names import cut, joined, renamed
+from dinoswap.nn.weights.written import (
     resamples_otherwise,
     rounded_rotation,
     tensors_of,
@@ -28,7 +27,6 @@ from dinoswap.nn.weights.layout import (
     unsaid,
     with_layerscale,
 )
-from dinoswap.nn.weights.names import cut, joined, renamed
 
 RESAMPLING = {"interpolate_offset": 0.0, "interpolate_antialias": True}
 OF_DINOV3 = {"register_tokens": "reg_token", ".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}

@@ -17,9 +17,9 @@ from torch import Tensor
 from dinoswap.files.weights import CONFIG, json_beside
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.files import WeightFile
-from dinoswap.nn.weights.layout import (
-    Named,
-    infer_architecture,
+from dinoswap.nn.weights.layout import Named, infer_architecture
+from dinoswap.nn.weights.names import cut, joined, renamed
+from dinoswap.nn.weights.written import (
     resamples_otherwise,
     rounded_rotation,
     tensors_of,
@@ -27,7 +27,6 @@ from dinoswap.nn.weights.layout import (
     unsaid,
     with_layerscale,
 )
-from dinoswap.nn.weights.names import cut, joined, renamed
 
 
 @dataclass(frozen=True)
