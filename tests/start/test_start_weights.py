@@ -243,6 +243,14 @@ def test_from_path_is_the_run_of_the_typed_network(released: Path) -> None:
     check_arguments([*SMALL, "start=weights", f"start.path={released}", FROM_PATH, "crops.global_size=24"])
 
 
+def test_a_file_on_another_machine_may_have_other_patches() -> None:
+    """What is planned here is checked there."""
+    elsewhere = ["start=weights", "start.path=/nodes/only.pth", "crops.global_size=42", "crops.local_size=14"]
+    check_arguments([*SMALL, *elsewhere, FROM_PATH])
+    with pytest.raises(ConfigError, match=r"crops\.global_size=42: must be a multiple of model\.patch_size=8"):
+        check_arguments([*SMALL, *elsewhere])
+
+
 def test_a_command_is_checked_without_torch(released: Path) -> None:
     code = (
         "import sys; from dinoswap.config.command_line import check_arguments\n"

@@ -47,7 +47,8 @@ def first_check(cfg: Config) -> None:
     construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     check_schedule(cfg)
     check_start(cfg)
-    check_crops(cfg)
+    if not build_start(cfg).is_elsewhere():  # else the size of patches is not known
+        check_crops(cfg)
     check_heads(cfg)
     check_data(cfg)
     for group in WITHOUT_TORCH:

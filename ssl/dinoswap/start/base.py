@@ -32,9 +32,13 @@ class Start:
         which begins with the name of the key, where they are not there."""
         return None
 
+    def is_elsewhere(self) -> bool:
+        """Tells whether the weights decide what the backbone is, and are not on this machine."""
+        return False
+
     def completed(self, config: Config) -> Config:
-        """Returns a resolved config with what these weights decide of it, if they are on this machine: else naming the
-        run says that they are not. Raises ValueError, with the full key, where they cannot be read."""
+        """Returns a resolved config with what these weights decide of it, unless they are elsewhere: a run is named
+        where they are. Raises ValueError, with the full key, where they cannot be read."""
         return config
 
     def require(self, config: Config) -> None:
@@ -83,8 +87,14 @@ class TrainedStart(Start, ABC):
                 "give fewer steps, or a share of the run such as 0.1"
             )
 
+    def is_elsewhere(self) -> bool:
+        try:
+            return self.architecture == "from_path" and not self.place
+        except ValueError:
+            return True
+
     def completed(self, config: Config) -> Config:
-        if self.architecture == "as_configured" or not self._is_here():
+        if self.architecture == "as_configured" or self.is_elsewhere():
             return config
         from dinoswap.nn.architecture import completed
 
@@ -105,12 +115,6 @@ class TrainedStart(Start, ABC):
 
     def report(self) -> list[str]:
         return self.lines
-
-    def _is_here(self) -> bool:
-        try:
-            return bool(self.place)
-        except ValueError:
-            return False
 
     def _frozen(self, total: int) -> int:
         return steps(self.freeze_backbone, total, "start.freeze_backbone")
