@@ -1,6 +1,7 @@
 """Weight files of DINOv2, DINO v1 and timm's DINOv2 load, exports come back, and what does not fit is named."""
 
 import argparse
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from vit_fixture import VIT, error, official
 
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights import dinov2, save
+from dinoswap.nn.weights.files import read_weights
 from dinoswap.nn.weights.layout import infer_architecture
 from dinoswap.nn.weights.load import load_backbone, load_into
 from options import build_option
@@ -166,6 +168,28 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "half.pth").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(ValueError, match="not a whole file of tensors alone"):
         load_backbone(tmp_path / "half.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_refused_in_a_line(zipped: bool, tmp_path: Path) -> None:
+    """Whichever bytes are wrong, and files that are none of weights."""
+    path, generator = tmp_path / "damaged.pth", random.Random(0)
+    torch.save({"a": torch.zeros(3), "b": {"c": torch.ones(2)}}, path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    for number in range(300):
+        damaged = (
+            bytearray(whole)
+            if number % 2
+            else bytearray(generator.choices(b"abcINS(]}0.\n", k=generator.randrange(40)))
+        )
+        for place in generator.choices(range(len(damaged)), k=2) if damaged else []:
+            damaged[place] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_weights(path)
+        except ValueError as error:
+            refused += str(error).startswith(f"{path}: ")
+    assert refused > 150
 
 
 def test_what_cannot_be_inferred_is_asked_for() -> None:

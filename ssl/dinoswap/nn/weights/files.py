@@ -10,11 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,13 +87,15 @@ def _rank(prefix: str) -> int:
 
 def read_weights(path: Path) -> dict[str, Any]:
     """Returns the dict in a .pth or .safetensors file, read without executing code from it. Raises ValueError for
-    another file."""
+    another file, and OSError for one that cannot be read."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that training checkpoints keep
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, EOFError, KeyError, RuntimeError) as error:  # whatever a non-weight is
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file torch's reader raises nearly any
         raise ValueError(
             f"{path}: not a whole file of tensors alone ({type(error).__name__}); save its state dict again"
         ) from error
