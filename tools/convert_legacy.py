@@ -13,11 +13,12 @@ patches agrees (crops of 64 x 16 pixels with a table for 32 x 32). Ours resample
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from export import torch_bytes
+import torch
 from safetensors.torch import save
 
 from dinoswap.config.schema import ConfigError
@@ -38,7 +39,9 @@ def reverse(source: Path) -> tuple[bytes, Iterable[str]]:
     """The same for a file of ours, a run folder, or a checkpoint in one."""
     state = read_weights(source) if source.is_file() else Subject.find(source).checkpoint.state["model"]
     networks = {name: value for name, value in state.items() if name.startswith(tuple(f"{n}." for n in NETWORKS))}
-    return torch_bytes(to_legacy(networks)), state.keys() - networks.keys()
+    buffer = io.BytesIO()
+    torch.save(to_legacy(networks), buffer)
+    return buffer.getvalue(), state.keys() - networks.keys()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
