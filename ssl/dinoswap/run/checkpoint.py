@@ -2,8 +2,7 @@
 
 `<folder>/step-00000100/` holds the tensors in safetensors files, `state.json` (everything that is not a tensor, and the
 config) and `meta.json` (size and SHA-256 of the others). The folder is written under a temporary name, every file is
-fsynced, and only the rename makes it a checkpoint. files/checkpoint.py
-reads it.
+fsynced, and only the rename makes it a checkpoint. `files/checkpoint.py` reads it.
 
 Each rank writes its part of the tensors. They are read whole, or as shards for any number of ranks. A run folder has
 one run at a time, so a temporary folder in it was left by a process that died.
