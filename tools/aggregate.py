@@ -19,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 from dinoswap.files.writing import write_atomically
+from dinoswap.run.find_runs import PassedOver
 from dinoswap.studies.csv_text import as_csv
-from dinoswap.studies.run_folders import PassedOver
 from dinoswap.studies.runs import read_curves, read_runs
 
 SHOWN = 20

@@ -48,6 +48,11 @@ def as_typed(overrides: Iterable[str], *, multirun: bool = False) -> list[str]:
     return [_literal(override, multirun) for override in overrides]
 
 
+def key_of(override: str) -> str:
+    """Returns the key that an override sets: masking of masking=block, objectives.koleo of ~objectives.koleo."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def is_plain(text: str) -> bool:
     """Tells whether Hydra reads this text as itself without quotes."""
     return bool(_PLAIN.fullmatch(text)) and text.lower() not in ("null", "true", "false", "nan", "inf")

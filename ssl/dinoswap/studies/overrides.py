@@ -13,7 +13,7 @@ from typing import Any
 
 from dinoswap.config import typed_paths
 from dinoswap.config.schema import ConfigError, nearest
-from dinoswap.config.typed_paths import as_typed, is_plain
+from dinoswap.config.typed_paths import as_typed, is_plain, key_of
 
 Scalar = str | int | float | bool | None
 
@@ -32,11 +32,6 @@ _LINE = re.compile(r"(?:\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*=?)[^\x0
 
 
 # --- what a line sets -------------------------------------------------------------------------------------------------
-
-
-def key_of(override: str) -> str:
-    """Returns the key that an override sets: masking of masking=block, objectives.koleo of ~objectives.koleo."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 def combined(*parts: Iterable[str]) -> list[str]:

@@ -37,7 +37,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinoswap.files.writing import write_atomically
-from dinoswap.studies.run_folders import PassedOver, RunReader, Stamp, find_run_folders, read_points
+from dinoswap.run.find_runs import PassedOver, Stamp, find_run_folders
+from dinoswap.run.points import read_points
+from dinoswap.studies.run_folders import RunReader
 
 CACHE = ".runs.parquet"
 FORMAT_KEY, FORMAT = b"dinoswap.runs", b"3"

@@ -24,8 +24,9 @@ from typing import Any, Literal
 
 from dinoswap.config.measured import require_metric, score_of
 from dinoswap.config.schema import ConfigError, construct, nearest, require_section
+from dinoswap.config.typed_paths import key_of
 from dinoswap.studies.costs import COSTS
-from dinoswap.studies.overrides import as_overrides, as_text, combined, key_of
+from dinoswap.studies.overrides import as_overrides, as_text, combined
 from dinoswap.studies.study_file import StudyFile, config_overrides, prefixed_errors, read_file
 
 Kind = Literal["one_at_a_time", "leave_one_out", "factorial", "fractional", "explicit"]

@@ -22,9 +22,9 @@ from omegaconf import OmegaConf
 
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import ConfigError, construct, nearest
-from dinoswap.config.typed_paths import refuse_torn_paths
+from dinoswap.config.typed_paths import key_of, refuse_torn_paths
 from dinoswap.files.reading import CONFIG_BYTES, read_small
-from dinoswap.studies.overrides import as_overrides, combined, is_hydra_override, key_of
+from dinoswap.studies.overrides import as_overrides, combined, is_hydra_override
 
 COMMON = ("base", "seeds", "budget")
 REPLACEABLE = (

@@ -29,9 +29,10 @@ from dinoswap.config.facts import IMAGES, WEIGHTS
 from dinoswap.config.identity import identity, is_volatile
 from dinoswap.config.measured import require_metric
 from dinoswap.config.schema import ConfigError, construct, nearest, require_section
+from dinoswap.config.typed_paths import key_of
 from dinoswap.run.run_folder import AS_WRITTEN, planned_folder, planned_identity, runs_root
 from dinoswap.studies.costs import COSTS
-from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined, key_of
+from dinoswap.studies.overrides import NOT_VARIED, Scalar, as_overrides, as_text, combined
 from dinoswap.studies.study_file import StudyFile, prefixed_errors, read_file
 from dinoswap.studies.tuning.space import Parameter
 

@@ -24,9 +24,9 @@ from dinoswap.config.exit_codes import EXIT_RESUMABLE
 from dinoswap.distributed.preemption import SIGNALS
 from dinoswap.files.lock import exclusive, holder
 from dinoswap.files.reading import read_tail
+from dinoswap.run.points import read_points
 from dinoswap.studies.ledger import record_of
 from dinoswap.studies.overrides import Scalar
-from dinoswap.studies.run_folders import read_points
 from dinoswap.studies.tuning.definition import Tuning
 
 Status = Literal["completed", "diverged", "failed", "preempted", "killed"]
