@@ -64,6 +64,17 @@ def read_tail(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
+def read_on(path: Path, start: int, limit: int) -> tuple[int, bytes]:
+    """Returns what a regular file has gained since `start` bytes of it were read, and where that begins: later than at
+    `start` when it is more than `limit` bytes, at 0 when the file has become shorter. Raises OSError when it cannot be
+    read."""
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        begin = max(start if start <= size else 0, size - limit)
+        file.seek(begin)
+        return begin, file.read(size - begin)
+
+
 def parse_json(content: bytes) -> Any:
     """Returns the value of a JSON text. Raises ValueError for a text that is not JSON, is nested too deep, or has a
     number that no float can hold."""

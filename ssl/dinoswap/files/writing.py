@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from pathlib import Path
 
 
@@ -9,7 +10,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Replaces the content of a file, so that readers see the old content or the new one, never a part, also after a
     crash. Raises OSError when writing fails; then the old content and no temporary file are left."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")  # its own, on all nodes
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -15,6 +15,9 @@ DEEPEST = 4
 """Folders from the root to a run: results/ has runs/<study>/<run_id>/seed<k>."""
 Stamp = tuple[int, int]
 """Time of the last change, in ns, and size of a run.json."""
+SETTLED_NS = 2 * 10**9
+"""A run.json that is younger when it is looked at is in no cache: some file systems count time in steps of two seconds,
+and another version may get the same time."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.nonfinite import KEPT_REPLAYS
 from dinoswap.run import checkpoint
+from dinoswap.run.index import renew_above
 from dinoswap.run.journal import Journal
 from dinoswap.run.metrics import RunRecord, Status, lines_up_to
 from dinoswap.run.progress import Display
@@ -137,6 +138,12 @@ class Run:
             record.write()
         else:
             record.finish(status, error)
+            self.renew_index()
+
+    def renew_index(self) -> None:
+        """Brings the page of all runs up to date. Only the main process does; no other waits for it."""
+        if is_main():
+            renew_above(self.folder, self.record.study, self.record.run_id, self.record.seed)
 
     def train(self) -> Evaluation:
         """Runs all steps and evaluations that are left and returns the final evaluation. Raises Preempted, Diverged,
@@ -147,6 +154,7 @@ class Run:
         warm_up = self.trainer.schedules["lr"].peak
         journal = Journal(self.folder, self.display, objectives, done=start, warm_up=warm_up, tensorboard=board)
         self.write_record()
+        self.renew_index()
         with Preemption() as preemption, self.display, journal:
             self.evaluator.preemption = preemption
             try:
@@ -270,6 +278,7 @@ class Run:
         self.corrupt.note(evaluation.corrupt)
         self.record.metrics |= evaluation.metrics
         self.write_record()
+        self.renew_index()
 
 
 def is_due(every: int, step: int) -> bool:

@@ -37,16 +37,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinoswap.files.writing import write_atomically
-from dinoswap.run.find_runs import PassedOver, Stamp, find_run_folders
+from dinoswap.run.find_runs import SETTLED_NS, PassedOver, Stamp, find_run_folders
 from dinoswap.run.points import read_points
 from dinoswap.studies.run_folders import RunReader
 
 CACHE = ".runs.parquet"
 FORMAT_KEY, FORMAT = b"dinoswap.runs", b"3"
 """The version of the cached rows: counts up when they change."""
-SETTLED_NS = 2 * 10**9
-"""A run.json that is younger when it is looked at is not cached: some file systems count time in steps of two seconds,
-and another version may get the same time."""
 
 FIRST = ["run_id", "study", "seed", "status"]
 LAST = ["steps", "restarts", "started", "ended", "error", "commit", "dirty", "hardware", "overrides", "path"]

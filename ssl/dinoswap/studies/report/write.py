@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
-
 from dinoswap.files.writing import write_atomically
 from dinoswap.studies.report import tables
 from dinoswap.studies.report.analysis import Analysis, analyse, analyse_collected
@@ -20,6 +18,7 @@ from dinoswap.studies.report.numbers import as_json
 from dinoswap.studies.report.page import Page, Section, make_page
 from dinoswap.studies.report.rows import drawn_before, read_rows
 from dinoswap.studies.study import Study
+from dinoswap.web import rendered
 
 FIGURES = "figures"
 
@@ -61,9 +60,7 @@ def _figures(report: Path) -> set[str]:
 
 def as_html(page: Page) -> str:
     """Returns the page as HTML. Text from configs and runs is escaped; in the plots, which are SVG, it already is."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html.jinja").render(page=page, definitions=DEFINITIONS)
+    return rendered(Path(__file__).with_name("report.html.jinja"), page=page, definitions=DEFINITIONS)
 
 
 def as_markdown(page: Page) -> str:

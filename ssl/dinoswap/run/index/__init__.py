@@ -1,0 +1,119 @@
+"""index.html in the folder of all runs: where each of them stands, written as they go.
+
+Every run renews it at its start, after each evaluation and at its end; `python -m dinoswap.run.index` does it by hand.
+Runs that do so at the same time need no lock, as each reads all folders: the last writer wins, and what it has not seen
+is there with the next renewal. Beside it lies what is known of each folder, so that only what has changed is read.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from dinoswap.files.reading import parse_object, read_small
+from dinoswap.files.writing import write_atomically
+from dinoswap.run.find_runs import find_run_folders, reason_of
+from dinoswap.run.index.rows import RUNNING, Known, Row, asked, look
+from dinoswap.web import rendered
+
+PAGE, KNOWN = "index.html", ".index.json"
+FORMAT = b"1"
+"""The version of known rows: counts up when they change."""
+KNOWN_BYTES = 2**28
+"""The largest size of the file of known rows, which has a kilobyte or two for each."""
+RELOAD_SECONDS = 60
+"""How often an open page is loaded again while something runs."""
+MOST_PASSED_OVER = 100
+"""Lines about folders that are no runs."""
+
+_log = logging.getLogger(__name__)
+_told: set[Path] = set()
+
+
+def renew_above(folder: Path, study: str, run_id: str, seed: int) -> None:
+    """Renews the page that lists the run in `folder`; there is none where its user has chosen the folder. Whatever goes
+    wrong costs the run nothing, and is told once."""
+    if folder.parts[-3:] != (study, run_id, f"seed{seed}"):
+        return
+    root = folder.parents[2]
+    try:
+        renew(root)
+    except Exception as error:  # of other runs' folders, or of the disk
+        if root not in _told:
+            _told.add(root)
+            _log.warning("%s is not brought up to date: %s", root / PAGE, reason_of(error))
+
+
+def renew(root: Path) -> Path:
+    """Writes the page of all runs below `root`, and returns its path. Raises OSError where it cannot be written."""
+    now = time.time_ns()
+    stamps, passed_over = find_run_folders(root)
+    before = _read_known(root / KNOWN)
+    known = {path: look(root, path, stamp, before.get(path), now) for path, stamp in stamps.items()}
+    rows = [asked(root, entry.row, now) for entry in known.values()]
+    rows.sort(key=lambda row: (row.started, row.heard), reverse=True)
+    page = rendered(
+        Path(__file__).with_name("index.html.jinja"),
+        rows=rows,
+        counts=Counter(row.status for row in rows),
+        passed_over=[skipped.line for skipped in passed_over[:MOST_PASSED_OVER]],
+        made=datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="seconds"),
+        reload=RELOAD_SECONDS if any(row.status == RUNNING for row in rows) else 0,
+        link=quote,
+        curve=curve,
+        number=number,
+        minute=minute,
+    )
+    write_atomically(root / PAGE, page)
+    if known != before:
+        _write_known(root / KNOWN, known)
+    return root / PAGE
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def minute(moment: str) -> str:
+    """Returns a date of ISO 8601 to the minute, with a space for the T."""
+    return moment[:16].replace("T", " ")
+
+
+def curve(row: Row, width: int, height: int) -> list[tuple[float, float]]:
+    """Returns the points of a run's curve in a drawing of this size: from left to right all steps that it is to have,
+    from the bottom to the top the values that it had."""
+    last = max(row.max_steps or 0, row.points[-1][0], 1)
+    low, high = (bound(value for _, value in row.points) for bound in (min, max))
+    scale = height / (high - low) if high > low else 0.0
+    return [(round(width * step / last, 1), round(height - scale * (value - low), 1)) for step, value in row.points]
+
+
+# --- what is known already --------------------------------------------------------------------------------------------
+
+
+def _read_known(path: Path) -> dict[str, Known]:
+    """Returns what was known of each folder by its path; nothing where the file is not as it was written."""
+    try:
+        digest, _, content = read_small(path, KNOWN_BYTES).partition(b"\n")
+        if digest == _digest(content):
+            entries = parse_object(content)
+            return {folder: Known(Row(**row), stamps, read) for folder, (row, stamps, read) in entries.items()}
+    except (OSError, ValueError, TypeError):
+        pass
+    return {}
+
+
+def _write_known(path: Path, known: Mapping[str, Known]) -> None:
+    entries = {folder: [vars(entry.row), entry.stamps, entry.read] for folder, entry in known.items()}
+    content = json.dumps(entries).encode()
+    write_atomically(path, _digest(content) + b"\n" + content)
+
+
+def _digest(content: bytes) -> bytes:
+    """Returns what a file of known rows begins with, if it is whole and of this format."""
+    return hashlib.sha256(FORMAT + content).hexdigest().encode()
