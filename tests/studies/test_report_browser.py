@@ -1,14 +1,8 @@
 """report.html in Chromium: no error on its console, every plot there, no sideways scroll, tables that sort."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-from functools import cache
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +10,13 @@ from fake_study import write_runs, write_study
 from PIL import Image
 from test_report import CROSSED, EVIL, crossed_ending
 
+from browser import measured, needs_chromium, open_page
 from dinoswap.studies.report import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium; `apt-get install chromium` on Debian"
-)
+pytestmark = needs_chromium
 PLOTS = {"effects-1", "attribution", "interactions", "seeds", "curve-metric", "curve-loss", "cost"}
 
 MEASURE = """
-<script>
 const box = (each) => {
   const { x, right, width, height } = each.getBoundingClientRect();
   return [x, right, width, height];
@@ -45,12 +36,7 @@ document.body.dataset.measured = JSON.stringify({
   ground: getComputedStyle(document.body).backgroundColor,
   ink: getComputedStyle(document.querySelector("svg.plot text")).fill,
 });
-</script>
 """
-FRAME = """<iframe src="measured.html" style="width: WIDTHpx; height: 2000px; border: 0"></iframe>
-<script>addEventListener("load", () => { document.body.dataset.measured = frames[0].document.body.dataset.measured; });
-</script>"""
-"""A window of Chromium is never narrower than 500 pixels; a frame is."""
 
 
 @pytest.fixture(scope="module")
@@ -63,28 +49,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(study, folder / "runs", folder / "out")
 
 
-def open_page(page: Path, *options: str) -> str:
-    """What Chromium writes while it shows a page. It has nothing to say about it."""
-    assert CHROMIUM is not None, "CI has to install chromium: apt-get install -y --no-install-recommends chromium"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    command += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={page.parent / 'profile'}", *options]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return done.stdout
-
-
-@cache
-def measured(page: Path, width: int, *options: str) -> dict[str, Any]:
-    page.with_name("measured.html").write_text(page.read_text().replace("</body>", f"{MEASURE}</body>"))
-    frame = page.with_name("frame.html")
-    frame.write_text(FRAME.replace("WIDTH", str(width)))
-    shown = open_page(frame, "--dump-dom", "--allow-file-access-from-files", *options)
-    found = re.search(r'<body data-measured="([^"]*)"', shown)
-    assert found, shown
-    measures: dict[str, Any] = json.loads(unescape(found[1]))
-    return measures
-
-
 def test_console_errors_are_seen(tmp_path: Path) -> None:
     """Of this test's own means: a page with an error does not pass."""
     page = tmp_path / "bad.html"
@@ -95,7 +59,7 @@ def test_console_errors_are_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_everything_is_shown(report: Path, width: int) -> None:
-    found = measured(report, width)
+    found = measured(report, MEASURE, width)
     assert found["wide"] == width and found["scrolls"] <= width  # wide tables scroll by themselves
     assert set(found["plots"]) == PLOTS and found["tips"] > 30
     for x, right, wide, high in found["plots"].values():
@@ -105,7 +69,7 @@ def test_everything_is_shown(report: Path, width: int) -> None:
 
 
 def test_tables_sort_by_number(report: Path) -> None:
-    first, once, twice = measured(report, 1280)["sorted"]
+    first, once, twice = measured(report, MEASURE, 1280)["sorted"]
     values = [float(text.split()[0].replace("\N{MINUS SIGN}", "-")) for text in first]
     assert values[0] > 0 > values[1]
     assert once == first[::-1] and twice == first
@@ -114,7 +78,7 @@ def test_tables_sort_by_number(report: Path) -> None:
 def test_light_and_dark_are_legible(report: Path) -> None:
     """Contrast of the text of plots to the ground, as WCAG defines it: 7 is its strictest demand."""
     for scheme in (0, 1):  # dark, light
-        found = measured(report, 800, f"--blink-settings=preferredColorScheme={scheme}")
+        found = measured(report, MEASURE, 800, f"--blink-settings=preferredColorScheme={scheme}")
         shades = [luminance(found[name]) for name in ("ground", "ink")]
         assert (shades[0] < 0.1) == (scheme == 0)
         assert (max(shades) + 0.05) / (min(shades) + 0.05) > 7

@@ -1,5 +1,6 @@
 "use strict";
-// A click on a column's head sorts its table; without this script the tables stand as they were written.
+// A click on a column's head sorts its table, unless the column is unsorted; without this script the tables stand as they
+// were written.
 const value = (row, column, words) => {
   const text = row.cells[column].textContent.trim();
   if (words) return text;
@@ -10,6 +11,7 @@ const value = (row, column, words) => {
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
+    if (head.classList.contains("unsorted")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

@@ -54,7 +54,7 @@ class Row:
     status: str = UNREADABLE
     note: str = ""
     heard: float = 0.0
-    step: int = 0
+    step: int | None = None
     max_steps: int | None = None
     metric: str = ""
     value: float | None = None
@@ -190,7 +190,7 @@ def _curve(path: Path, metric: str, before: Known | None) -> tuple[Points, int, 
             points += [(step, value) for step, _, value in _points(line, metric) if value == value]
     while len(points) > MOST_POINTS:
         points = [*points[:-1:2], points[-1]]
-    step = max((_step(line) for line in lines[-1:]), default=known.row.step if known else 0)
+    step = max((_step(line) for line in lines[-1:]), default=known.row.step or 0 if known else 0)
     return points, step, begin + len(content) - len(rest)
 
 
