@@ -17,6 +17,7 @@ from dinoswap.files.lock import exclusive
 from dinoswap.run import index
 from dinoswap.run.index import curve, renew, renew_above, rows
 from dinoswap.run.index.rows import MOST_POINTS, QUIET_MINUTES, Row, readable_name
+from dinoswap.run.metrics import RunRecord
 from fake_runs import LONG_AGO, record, write_record
 
 KNN = "eval/knn_top1"
@@ -177,6 +178,10 @@ def test_a_curve_fills_the_steps_that_are_to_be_made() -> None:
     assert curve(replace(row, points=[(50, 7.5)]), 80, 20) == [(40.0, 20.0)]
 
 
+def record_in(folder: Path) -> RunRecord:
+    return RunRecord(folder / "run.json", "a", "mine", 0, {}, [])
+
+
 @pytest.mark.parametrize("spoil", [lambda root: (root / "index.html").mkdir(), lambda root: root.rename("gone")])
 def test_a_page_that_cannot_be_written_costs_one_warning(
     spoil: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -187,12 +192,12 @@ def test_a_page_that_cannot_be_written_costs_one_warning(
     spoil(root)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            renew_above(folder, "mine", "a", 0)
+            renew_above(record_in(folder))
     assert [said.getMessage().split(":")[0] for said in caplog.records] == [
         f"{root}/index.html is not brought up to date"
     ]
 
 
 def test_a_folder_that_its_user_chose_has_no_page(tmp_path: Path) -> None:
-    renew_above(write(tmp_path / "some" / "where" / "else"), "mine", "a", 0)
+    renew_above(record_in(write(tmp_path / "some" / "where" / "else")))
     assert not list(tmp_path.rglob("index.html"))

@@ -11,6 +11,7 @@ from dinoswap.config.configuration import plain
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.run.assemble import build_run
 from dinoswap.run.index import PAGE
+from dinoswap.run.job import finish
 from dinoswap.run.metrics import RunRecord
 from fake_runs import record, write_record
 from small_models import composed
@@ -87,7 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return evaluate(*given)
 
     run.evaluator.in_loop = watched
-    run.train()
+    finish(run)
     return root
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replaces the content of a file, so that readers see the old content or the new one, never a part, also after a
-    crash. Raises OSError when writing fails; then the old content and no temporary file are left."""
+    crash, and while processes of any node write the same file. Raises OSError when writing fails; then the old content
+    and no temporary file are left."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")  # its own, on all nodes
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -37,6 +37,7 @@ from dinoswap.run.assemble import build_run
 from dinoswap.run.checkpoint import CheckpointError
 from dinoswap.run.earlier_runs import to_train_longer
 from dinoswap.run.flops import step_flops
+from dinoswap.run.index import renew_above
 from dinoswap.run.loop import Preempted, Run
 from dinoswap.run.metrics import RunRecord, Status, load_record
 from dinoswap.run.naming import Named, launched_place, name_run
@@ -144,7 +145,10 @@ def failure_recorded(
             with contextlib.suppress(OSError, ValueError):  # a disk that refuses the record must not hide the error
                 run_folder = folder()
                 run_folder.mkdir(parents=True, exist_ok=True)
-                start_record(run_folder, config(), identity, data).finish("failed", f"{type(error).__name__}: {error}")
+                record = start_record(run_folder, config(), identity, data)
+                record.finish("failed", f"{type(error).__name__}: {error}")
+                if is_main():
+                    renew_above(record)
         raise
 
 
@@ -155,8 +159,8 @@ def before_the_first_step(built: Run, config: Mapping[str, Any]) -> Iterator[str
 
 
 def finish(built: Run) -> Evaluation:
-    """Trains to the end and returns the final evaluation. However the run ends, run.json gets its status, if the disk
-    lets it. Raises whatever ended the run."""
+    """Trains to the end and returns the final evaluation. However the run ends, run.json gets its status, and the page
+    of all runs is brought up to date, if the disk lets it. Raises whatever ended the run."""
     try:
         if "flops_per_image" not in built.record.cost:
             built.record.cost["flops_per_image"] = flops_per_image(built)
@@ -181,6 +185,8 @@ def finish(built: Run) -> Evaluation:
         if reason is not raised:
             raise reason from raised
         raise
+    finally:
+        built.renew_index()
 
 
 def flops_per_image(built: Run) -> float:

@@ -138,12 +138,11 @@ class Run:
             record.write()
         else:
             record.finish(status, error)
-            self.renew_index()
 
     def renew_index(self) -> None:
-        """Brings the page of all runs up to date. Only the main process does; no other waits for it."""
+        """Brings the page of all runs up to date. Only the main process does."""
         if is_main():
-            renew_above(self.folder, self.record.study, self.record.run_id, self.record.seed)
+            renew_above(self.record)
 
     def train(self) -> Evaluation:
         """Runs all steps and evaluations that are left and returns the final evaluation. Raises Preempted, Diverged,

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dinoswap.files.reading import parse_object, read_small
@@ -21,6 +22,9 @@ from dinoswap.run.find_runs import find_run_folders, reason_of
 from dinoswap.run.index.rows import RUNNING, Known, Row, asked, look
 from dinoswap.web import rendered
 
+if TYPE_CHECKING:
+    from dinoswap.run.metrics import RunRecord  # torch, which a page needs not
+
 PAGE, KNOWN = "index.html", ".index.json"
 FORMAT = b"1"
 """The version of known rows: counts up when they change."""
@@ -28,17 +32,16 @@ KNOWN_BYTES = 2**28
 """The largest size of the file of known rows, which has a kilobyte or two for each."""
 RELOAD_SECONDS = 60
 """How often an open page is loaded again while something runs."""
-MOST_PASSED_OVER = 100
-"""Lines about folders that are no runs."""
 
 _log = logging.getLogger(__name__)
 _told: set[Path] = set()
 
 
-def renew_above(folder: Path, study: str, run_id: str, seed: int) -> None:
-    """Renews the page that lists the run in `folder`; there is none where its user has chosen the folder. Whatever goes
-    wrong costs the run nothing, and is told once."""
-    if folder.parts[-3:] != (study, run_id, f"seed{seed}"):
+def renew_above(record: "RunRecord") -> None:
+    """Renews the page that lists the run of a record; there is none where a user has chosen the run's folder. Whatever
+    goes wrong costs the run nothing, and is told once."""
+    folder = record.path.parent
+    if folder.parts[-3:] != (record.study, record.run_id, f"seed{record.seed}"):
         return
     root = folder.parents[2]
     try:
@@ -61,7 +64,7 @@ def renew(root: Path) -> Path:
         Path(__file__).with_name("index.html.jinja"),
         rows=rows,
         counts=Counter(row.status for row in rows),
-        passed_over=[skipped.line for skipped in passed_over[:MOST_PASSED_OVER]],
+        passed_over=[skipped.line for skipped in passed_over],
         made=datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="seconds"),
         reload=RELOAD_SECONDS if any(row.status == RUNNING for row in rows) else 0,
         link=quote,

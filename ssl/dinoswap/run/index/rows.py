@@ -5,6 +5,7 @@ of which only what it has gained is read.
 """
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -187,7 +188,7 @@ def _curve(path: Path, metric: str, before: Known | None) -> tuple[Points, int, 
     key = json.dumps(metric).encode()
     for line in lines:
         if metric and key in line:
-            points += [(step, value) for step, _, value in _points(line, metric) if value == value]
+            points += [(step, value) for step, _, value in _points(line, metric) if math.isfinite(value)]
     while len(points) > MOST_POINTS:
         points = [*points[:-1:2], points[-1]]
     step = max((_step(line) for line in lines[-1:]), default=known.row.step or 0 if known else 0)
