@@ -174,8 +174,8 @@ def test_what_is_known_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_curve_fills_the_steps_that_are_to_be_made() -> None:
     row = Row("", "", "", max_steps=100, points=[(0, 5.0), (25, 10.0), (50, 7.5)])
-    assert curve(row, 80, 20) == [(0.0, 20.0), (20.0, 0.0), (40.0, 10.0)]
-    assert curve(replace(row, points=[(50, 7.5)]), 80, 20) == [(40.0, 20.0)]
+    assert curve(row, 80, 20) == ["0.0,20.0", "20.0,0.0", "40.0,10.0"]
+    assert curve(replace(row, points=[(50, 7.5)]), 80, 20) == ["40.0,20.0"]
 
 
 def record_in(folder: Path) -> RunRecord:

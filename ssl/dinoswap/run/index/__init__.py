@@ -87,13 +87,13 @@ def minute(moment: str) -> str:
     return moment[:16].replace("T", " ")
 
 
-def curve(row: Row, width: int, height: int) -> list[tuple[float, float]]:
-    """Returns the points of a run's curve in a drawing of this size: from left to right all steps that it is to have,
-    from the bottom to the top the values that it had."""
+def curve(row: Row, width: int, height: int) -> list[str]:
+    """Returns the points of a run's curve as "x,y" in an SVG of this size: from left to right all steps that it is to
+    have, from the bottom to the top the values that it had."""
     last = max(row.max_steps or 0, row.points[-1][0], 1)
     low, high = (bound(value for _, value in row.points) for bound in (min, max))
     scale = height / (high - low) if high > low else 0.0
-    return [(round(width * step / last, 1), round(height - scale * (value - low), 1)) for step, value in row.points]
+    return [f"{width * step / last:.1f},{height - scale * (value - low):.1f}" for step, value in row.points]
 
 
 # --- what is known already --------------------------------------------------------------------------------------------
