@@ -1,5 +1,6 @@
 """The page of all runs: what it says of each, that it is quick, and that it costs a run nothing."""
 
+import errno
 import html
 import json
 import logging
@@ -170,6 +171,21 @@ def test_what_is_known_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
         assert sorted({row[2] for row in shown(tmp_path)}) == ["mine"]
         assert len(opened) == 200
         opened.clear()
+
+
+@pytest.mark.parametrize("reader", ["read_record", "read_on"])
+def test_what_could_not_be_read_once_is_read_again(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write(tmp_path / "mine" / "a" / "seed0", [{"step": 1, KNN: 1.0}])
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, reader, fails)
+        renew(tmp_path)
+        assert "<polyline" not in (tmp_path / "index.html").read_text()
+    assert known(tmp_path).points == [[1, 1.0]] and shown(tmp_path)[0][0] == "completed"
 
 
 def test_a_curve_fills_the_steps_that_are_to_be_made() -> None:

@@ -23,7 +23,7 @@ from dinoswap.run.index.rows import RUNNING, Known, Row, asked, look
 from dinoswap.web import rendered
 
 if TYPE_CHECKING:
-    from dinoswap.run.metrics import RunRecord  # torch, which a page needs not
+    from dinoswap.run.metrics import RunRecord  # it imports torch, which no page needs
 
 PAGE, KNOWN = "index.html", ".index.json"
 FORMAT = b"1"

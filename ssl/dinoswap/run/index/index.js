@@ -19,7 +19,7 @@ const remember = () => {
 const state = new URLSearchParams(location.hash.slice(1));
 filter.value = state.get("filter") ?? "";
 for (const [order, clicks] of [["ascending", 1], ["descending", 2]]) {
-  const button = state.has(order) && head.cells[state.get(order)]?.querySelector("button");
+  const button = state.has(order) && head.cells[Number(state.get(order))]?.querySelector("button");
   for (let click = 0; button && click < clicks; click++) button.click();
 }
 filter.parentElement.hidden = false;

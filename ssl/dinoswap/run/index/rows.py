@@ -69,8 +69,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Known:
-    """A row and what it was read from: the stamps of run.json and metrics.jsonl, None where these had not settled, and
-    how many bytes of metrics.jsonl."""
+    """A row and what it was read from: the stamps of run.json and metrics.jsonl, None where these had not settled or
+    could not be read, and how many bytes of metrics.jsonl."""
 
     row: Row
     stamps: list[int] | None
@@ -88,7 +88,8 @@ def look(root: Path, path: str, stamp: Stamp, before: Known | None, now_ns: int)
         return before
     row, read = _read(folder, path, before)
     latest = max(stamps[::2])
-    return Known(replace(row, heard=latest / 1e9), stamps if latest < now_ns - SETTLED_NS else None, read)
+    whole = row.status != UNREADABLE and (read or not stamps[-1])
+    return Known(replace(row, heard=latest / 1e9), stamps if whole and latest < now_ns - SETTLED_NS else None, read)
 
 
 def _stamp(path: Path) -> Stamp:
