@@ -26,9 +26,9 @@ FLOORS = {
     6: "build",
     5: "trainer evaluation",
     4: "config",
-    3: "model clustering da3 gram",
+    3: "model clustering da3 gram metric",
     2: "objectives forward teacher optim schedule layer_decay weight_decay data start",
-    1: "nn position resolution masking reduction targets augmentation metric",
+    1: "nn position resolution masking reduction targets augmentation",
     0: "values rng distributed files web __version__",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

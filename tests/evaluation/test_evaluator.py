@@ -17,7 +17,7 @@ from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import evaluator as evaluator_module
 from dinoswap.evaluation.evaluator import SHOWN, Evaluator
 from dinoswap.evaluation.measure import named
-from dinoswap.metric.base import Metric, Part, Score
+from dinoswap.metric.base import ImageMetric, Metric, Part, Score
 from dinoswap.metric.features import FeatureStatistics
 from dinoswap.metric.knn import NearestNeighbours
 from dinoswap.metric.linear import LinearProbe
@@ -201,7 +201,7 @@ def test_full_names() -> None:
     assert named(results) == {"eval/knn_top1": 1.0, "eval/linear_patch_c": 2.0, "baseline/raw_pixels/knn_top5": 4.0}
 
 
-class PatchSpread(Metric):
+class PatchSpread(ImageMetric):
     """The mean distance of patch tokens from their image's mean, and the share of test images without a twin."""
 
     scores: ClassVar[Mapping[str, Score]] = {"patch_spread": Score("higher"), "unique": Score("higher", "%", "unique")}

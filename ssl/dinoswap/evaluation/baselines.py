@@ -1,7 +1,7 @@
 """Baselines for a network: features that need no training, evaluated by the same classifiers on the same split.
 
-The third baseline, the same network at its random initialisation, is built by the caller and evaluated like the trained
-one.
+There are features of whole images, and features of each patch for what is judged on patch tokens. The further baseline,
+the same network at its random initialisation, is built by the caller and evaluated like the trained one.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,3 +51,41 @@ BASELINES: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Functions from uint8 [n, 3, H, W] to features float32 [n, D], by the name of their row in the table."""
 STANDARDISED = ("raw pixels",)
 """Baselines whose features are standardised before they are classified."""
+
+
+def patch_pixels(images: Tensor, patch: int, side: int = 8) -> Tensor:
+    """Returns the pixels of each patch in -1..1, averaged down to at most side x side: uint8 [n, 3, H, W] to float32
+    [n, H / patch, W / patch, 3 * s * s]."""
+    patches = _patches(images, patch)
+    small = F.adaptive_avg_pool2d(patches.flatten(0, 2).float() / 127.5 - 1, min(patch, side))
+    return torch.unflatten(small.flatten(1), 0, patches.shape[:3])
+
+
+def patch_histogram(images: Tensor, patch: int) -> Tensor:
+    """Returns the `colour_histogram` of each patch: uint8 [n, 3, H, W] to float32 [n, H / patch, W / patch, 512]."""
+    patches = _patches(images, patch)
+    return torch.unflatten(colour_histogram(patches.flatten(0, 2)), 0, patches.shape[:3])
+
+
+def patch_position(images: Tensor, patch: int) -> Tensor:
+    """Returns row and column of each patch, each as a vector with a single 1: uint8 [n, 3, H, W] to float32
+    [n, rows, columns, rows + columns]. What it scores is known from the place in the image alone."""
+    rows, columns = images.shape[-2] // patch, images.shape[-1] // patch
+    places = torch.cat(
+        [torch.eye(rows)[:, None].expand(rows, columns, rows), torch.eye(columns).expand(rows, columns, columns)], -1
+    )
+    return places.expand(len(images), *places.shape)
+
+
+def _patches(images: Tensor, patch: int) -> Tensor:
+    """Cuts images into patches: [n, 3, H, W] to [n, rows, columns, 3, patch, patch]."""
+    return images.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5)
+
+
+DENSE_BASELINES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "raw pixels": patch_pixels,
+    "colour histogram": patch_histogram,
+    "position alone": patch_position,
+}
+"""Functions from uint8 [n, 3, H, W] and the side of a patch to features of patches, float32 [n, rows, columns, D], by
+the name of their row in the table."""

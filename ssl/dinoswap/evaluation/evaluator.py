@@ -1,8 +1,9 @@
 """The evaluations of a run: a quick one while it trains, a complete one at its end.
 
-What is measured is up to the families of metrics (`metric.base.Metric`), which name the features that they read. Those
-that need labels compare the test images with the training images, of the network and of its baselines; without labels
-or test images pictures and the other families remain.
+What is measured is up to the families of metrics (`metric.base.Metric`), which name the features that they read, or
+bring scenes of their own whose patch tokens they judge. Those that need labels compare the test images with the
+training images, of the network and of its baselines; without labels or test images pictures and the other families
+remain.
 
 Ranks evaluate together: each reads its part of the images, and the first rank computes the results from the features of
 all and sends them to the others.
@@ -24,12 +25,13 @@ from dinoswap.data.images import Images
 from dinoswap.distributed import on_main
 from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import visualise
-from dinoswap.evaluation.baselines import BASELINES
+from dinoswap.evaluation.baselines import BASELINES, DENSE_BASELINES
+from dinoswap.evaluation.dense import Encoder, SceneReader, measure_dense
 from dinoswap.evaluation.features import EvalImages, FrozenBackbone, Reader, evaluating, extract
 from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
 from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
-from dinoswap.metric.base import Metric
+from dinoswap.metric.base import DenseMetric, ImageMetric, Metric, Scenes
 from dinoswap.metric.diagnostics import target_diagnostics, verdict
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
@@ -131,6 +133,7 @@ class Evaluator:
         self.device, self.autocast = device, autocast
         self.workers = workers
         self.preemption = Preemption()  # a run sets its own while it trains
+        self._scenes: dict[DenseMetric, tuple[SceneReader | None, SceneReader] | None] = {}
 
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
         """Returns the evaluation of the teacher on at most `in_loop_images`: the families that belong to the loop,
@@ -139,7 +142,7 @@ class Evaluator:
         `probe` is a uint8 batch, the same in every evaluation of a run.
         """
         metrics = [metric for metric in self.metrics.values() if metric.in_loop]
-        evaluation = self._measured(metrics, self._quick, {TRAINED: backbone_of(model.teacher)}, {})
+        evaluation = self._measured(metrics, self._quick, {TRAINED: backbone_of(model.teacher)}, with_baselines=False)
         self.diagnose_objectives(evaluation, model, hyper, probe)
         return evaluation
 
@@ -166,7 +169,7 @@ class Evaluator:
         `random_init` and of features that need no network; pictures. Raises StopAsked after a signal."""
         metrics, split = [*self.metrics.values()], self._split(self.settings.images)
         networks = {TRAINED: backbone} | ({} if random_init is None else {RANDOM: random_init})
-        evaluation = self._measured(metrics, split, networks, BASELINES)
+        evaluation = self._measured(metrics, split, networks, with_baselines=True)
         if split.corrupt:
             evaluation.warn(f"{split.corrupt} images that cannot be decoded were left out")
         if evaluation.results:
@@ -188,34 +191,74 @@ class Evaluator:
         return _Split(train, train if self.test is None else images(self.test))
 
     def _measured(
-        self,
-        metrics: Sequence[Metric],
-        split: _Split,
-        networks: Mapping[str, nn.Module],
-        baselines: Mapping[str, Callable[[Tensor], Tensor]],
+        self, metrics: Sequence[Metric], split: _Split, networks: Mapping[str, nn.Module], *, with_baselines: bool
     ) -> Evaluation:
         """Returns what these families measure, and the picture of patch tokens. The first of `networks` is the one that
-        is evaluated; all others, and `baselines`, get the families that compare labelled images."""
-        supervised = any(metric.supervised for metric in metrics) and split.labelled
-        kinds = tuple(dict.fromkeys(kind for metric in metrics for kind in metric.reads))
+        is evaluated; all others, and the baselines, get the families that compare."""
+        of_images = [metric for metric in metrics if isinstance(metric, ImageMetric)]
+        supervised = any(metric.supervised for metric in of_images) and split.labelled
+        kinds = tuple(dict.fromkeys(kind for metric in of_images for kind in metric.reads)) or ("cls",)
         frozen = {row: self._frozen(network, kinds) for row, network in networks.items()}
         readers: dict[str, Reader] = {row: network.features for row, network in frozen.items() if row == TRAINED}
         if supervised:
             readers |= {row: network.features for row, network in frozen.items()}
-            readers |= {row: partial(whole, read) for row, read in baselines.items()}
+            readers |= {row: partial(whole, read) for row, read in (BASELINES if with_baselines else {}).items()}
         test = extract(split.test, readers, self.preemption)
         finite = all(bool(values.isfinite().all()) for values in test.features[TRAINED].values())
         train = extract(split.train, readers, self.preemption) if supervised and finite else None
         if train is not None and len(torch.unique(train.labels)) < 2:
             train = None
         evaluation = Evaluation(corrupt=split.reasons(), finite=finite, columns=columns_of(metrics))
-        rows, warnings = self._on_main(lambda: measure(metrics, train, test))
-        evaluation.metrics = named(rows)
+        rows, warnings = self._on_main(lambda: measure(of_images, train, test))
         evaluation.warn(*warnings)
-        if train is not None:
+        dense = [metric for metric in metrics if isinstance(metric, DenseMetric)] if finite else []
+        measured = [self._add_dense(metric, evaluation, frozen, rows, with_baselines) for metric in dense]
+        evaluation.metrics = named(rows)
+        if train is not None or any(measured):
             evaluation.results = rows
         self._add_examples(evaluation, frozen[TRAINED], split.test, test.rows)
         return evaluation
+
+    def _add_dense(
+        self,
+        metric: DenseMetric,
+        evaluation: Evaluation,
+        frozen: Mapping[str, FrozenBackbone],
+        rows: dict[str, dict[str, float]],
+        with_baselines: bool,
+    ) -> bool:
+        """Adds to `rows` what a family measures on its scenes, and to `evaluation` its pictures and verdict; returns
+        whether there are scenes."""
+        patch = cast(VisionTransformer, frozen[TRAINED].backbone).patch_size
+        readers = self._scene_readers(metric, patch)
+        if readers is None:
+            return False
+        encoders: dict[str, Encoder] = {row: network.patch_map for row, network in frozen.items()}
+        if with_baselines:
+            encoders |= {row: _with_patch(read, patch) for row, read in DENSE_BASELINES.items()}
+        found = measure_dense(metric, readers, encoders, self._on_main, self.preemption)
+        for row, values in found.rows.items():
+            rows.setdefault(row, {}).update(values)
+        evaluation.pictures |= found.pictures
+        evaluation.corrupt |= found.corrupt
+        evaluation.warn(metric.verdict(found.rows[TRAINED]))
+        return True
+
+    def _scene_readers(self, metric: DenseMetric, patch: int) -> tuple[SceneReader | None, SceneReader] | None:
+        """Returns the readers of a family's training and test scenes, the same in all evaluations, or None where these
+        images allow no scenes."""
+        if metric not in self._scenes:
+            parts = metric.scenes(self.train, self.test, self.size, patch)
+            keep = KEEP_BYTES if metric.in_loop else 0
+
+            def reader(scenes: Scenes) -> SceneReader:
+                return SceneReader(scenes, self.settings.batch_size, keep, self.workers)
+
+            readers = None
+            if parts is not None:
+                readers = (None if parts.train is None else reader(parts.train), reader(parts.test))
+            self._scenes[metric] = readers
+        return self._scenes[metric]
 
     def _frozen(self, backbone: nn.Module, kinds: Sequence[str]) -> FrozenBackbone:
         return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast, kinds)
@@ -240,6 +283,10 @@ class Evaluator:
                 return work()
 
         return on_main(interruptible)
+
+
+def _with_patch(read: Callable[[Tensor, int], Tensor], patch: int) -> Encoder:
+    return lambda images: read(images, patch)
 
 
 def backbone_of(networks: nn.ModuleDict) -> VisionTransformer:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dinoswap import rng
 from dinoswap.data.images import CorruptImage, Images
+from dinoswap.data.subset import eval_rows
 from dinoswap.data.workers import in_order
 from dinoswap.distributed import any_rank, gathered, rank, world_size
 from dinoswap.distributed.preemption import Preemption, StopAsked
@@ -54,17 +54,6 @@ def default_resize(size: int) -> int:
     """Returns the shorter side in pixels before the crop: 256 for 224 and in proportion (official), and `size` itself
     below `SMALL` pixels."""
     return size if size < SMALL else round(size * 256 / 224)
-
-
-def eval_rows(total: int, limit: int | None = None) -> NDArray[np.int64]:
-    """Returns the rows that are evaluated, ascending int64 [n]: all of them, or the same `limit` of them in every run.
-    Raises ValueError for a limit below 1."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: at least one image is needed; use None for all of them")
-    if limit is None or limit >= total:
-        return np.arange(total)
-    # The seed is fixed: runs with different seeds are compared on the same images.
-    return np.sort(rng.numpy_generator(0, "evaluation/rows", total).permutation(total)[:limit])
 
 
 def clean_crop(pixels: NDArray[np.uint8], size: int, resize: int) -> NDArray[np.uint8]:
@@ -279,6 +268,12 @@ class FrozenBackbone:
         with evaluating(self.backbone, self.device, self.autocast):
             patch: Tensor = self._tokens(images).patch
         return patch.float().cpu()
+
+    def patch_map(self, images: Tensor) -> Tensor:
+        """Returns the patch tokens of images in their places: float32 [n, rows, columns, D] on the CPU."""
+        patch: int = cast(Any, self.backbone).patch_size
+        grid = images.shape[-2] // patch, images.shape[-1] // patch
+        return torch.unflatten(self.patch_tokens(images), 1, grid)
 
     def _tokens(self, images: Tensor) -> Any:
         return self.backbone([normalise(images.to(self.device, non_blocking=True), self.mean, self.std)])[0]

@@ -1,4 +1,4 @@
-"""Lets the families of metrics measure the features of a network and of its baselines, row by row of the table."""
+"""Lets the families that read features of whole images measure a network and its baselines, row by row of the table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,14 +8,14 @@ from torch import Tensor
 from dinoswap.evaluation.baselines import BASELINES, STANDARDISED, standardise
 from dinoswap.evaluation.features import Extracted
 from dinoswap.evaluation.summary import Results
-from dinoswap.metric.base import WHOLE, Metric, Part
+from dinoswap.metric.base import WHOLE, ImageMetric, Part
 
 TRAINED, RANDOM = "trained", "random init"
 """Names of rows of the table: the network, and the same network with its initial weights."""
 
 
 def measure(
-    metrics: Sequence[Metric], train: Extracted | None, test: Extracted
+    metrics: Sequence[ImageMetric], train: Extracted | None, test: Extracted
 ) -> tuple[dict[str, dict[str, float]], list[str | None]]:
     """Returns the scores by row of the table and then by name, and what each family finds wrong with the network.
     Without training features there is one row, of the families that need no labels."""
@@ -29,14 +29,13 @@ def measure(
                 continue
             memory = _part(train, row, metric) if train is not None and metric.supervised else None
             values = metric.measure(memory, _part(test, row, metric))
-            if unknown := sorted(set(values) - set(metric.scores)):
-                raise ValueError(f"{type(metric).__name__}: gives {unknown[0]}, which its `scores` do not describe")
+            metric.require_described(values)
             scores |= values
             warnings += [metric.verdict(values)] if row == TRAINED else []
     return results, warnings
 
 
-def is_measured(metric: Metric, row: str, labelled: bool) -> bool:
+def is_measured(metric: ImageMetric, row: str, labelled: bool) -> bool:
     """Tells whether a family is measured on a row of the table: one that needs no labels on the network alone, others
     on all rows, but on baselines only where the family has a number for whole images."""
     if not metric.supervised:
@@ -58,7 +57,7 @@ def standardised(train: Extracted, test: Extracted) -> tuple[Extracted, Extracte
     return parts[0], parts[1]
 
 
-def _part(extracted: Extracted, row: str, metric: Metric) -> Part:
+def _part(extracted: Extracted, row: str, metric: ImageMetric) -> Part:
     """Returns the features of one row that a family reads, with the labels."""
     kinds = (WHOLE,) if row in BASELINES else metric.reads
     return Part({kind: extracted.features[row][kind] for kind in kinds}, extracted.labels)

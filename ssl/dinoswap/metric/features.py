@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from dinoswap.metric.base import Metric, Part, Score
+from dinoswap.metric.base import ImageMetric, Part, Score
 
 
-class FeatureStatistics(Metric):
+class FeatureStatistics(ImageMetric):
     """Gives the statistics of `diagnostics.feature_diagnostics`. It needs neither labels nor training images."""
 
     reads = ("cls",)

@@ -6,13 +6,13 @@ k is 20 rather than the best on the test images, and all training images where t
 from collections.abc import Mapping
 from typing import ClassVar
 
-from dinoswap.metric.base import WHOLE, Metric, Part, Score
+from dinoswap.metric.base import WHOLE, ImageMetric, Part, Score
 
 NAMES = {"cls": "knn_", "patch_mean": "knn_patch_", WHOLE: "knn_"}
 """Kind of features -> the beginning of their metrics' names."""
 
 
-class NearestNeighbours(Metric):
+class NearestNeighbours(ImageMetric):
     """Gives top-1 accuracies in per cent, and top-5 accuracies where there are more than five classes."""
 
     reads = ("cls", "patch_mean")

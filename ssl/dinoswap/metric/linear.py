@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dinoswap.metric.base import WHOLE, Metric, Part, Score
+from dinoswap.metric.base import WHOLE, ImageMetric, Part, Score
 
 NAMES = {"cls": "linear_", "patch_mean": "linear_patch_", WHOLE: "linear_"}
 """Kind of features -> the beginning of their metrics' names."""
 
 
-class LinearProbe(Metric):
+class LinearProbe(ImageMetric):
     """Gives top-1 accuracies in per cent, and C, the inverse strength of the penalty that was picked for each."""
 
     reads = ("cls", "patch_mean")

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from dinoswap.metric.base import Metric, Part, Score
+from dinoswap.metric.base import ImageMetric, Part, Score
 
 
-class Edges(Metric):
+class Edges(ImageMetric):
     scores: ClassVar[Mapping[str, Score]] = {"edges": Score("lower", column="edges")}
     reads = ("patch",)
     supervised = False
