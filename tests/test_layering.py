@@ -26,7 +26,7 @@ FLOORS = {
     6: "build",
     5: "trainer evaluation",
     4: "config",
-    3: "model clustering da3 gram metric",
+    3: "model clustering da3 gram metric dense",
     2: "objectives forward teacher optim schedule layer_decay weight_decay data start",
     1: "nn position resolution masking reduction targets augmentation",
     0: "values rng distributed files web __version__",

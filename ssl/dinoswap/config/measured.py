@@ -5,6 +5,7 @@ The full name of a metric is `eval/<name>`. Besides those of families there are 
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from dinoswap.config.schema import construct_option, nearest, option_class
 from dinoswap.metric.base import Metric, Score
 
 GROUP = "metric"
+PARTS = ("dense",)
+"""Groups whose option is a section of `evaluation`, for the families that ask for it."""
 OF_AN_OBJECTIVE = re.compile(r"eval/\w+/\w+")
 
 
@@ -38,16 +41,21 @@ def families() -> Mapping[str, type[Metric]]:
     return {family: option_class(section, f"evaluation.metric.{family}") for family, section in sections().items()}
 
 
+def _described(name: str) -> str:
+    """Returns the name under which a family describes `eval/<name>`: what is before a slash in <name>."""
+    return name.removeprefix("eval/").partition("/")[0]
+
+
 def family_of(name: str) -> str:
     """Returns the family that gives the metric `eval/<name>`, "" where none does."""
-    short = name.removeprefix("eval/")
+    short = _described(name)
     return next((family for family, metric in families().items() if short in metric.scores), "")
 
 
 def score_of(name: str) -> Score:
     """Returns the description of a metric. The diagnostic of an objective is taken to be better when it is higher."""
     family = family_of(name)
-    return families()[family].scores[name.removeprefix("eval/")] if family else Score("higher")
+    return families()[family].scores[_described(name)] if family else Score("higher")
 
 
 def needs_labels(name: str) -> bool:
@@ -77,15 +85,20 @@ def obstacle(cfg: Mapping[str, Any], name: str) -> str:
         return ""
     if family not in evaluation["metric"]:
         return f"metric=[{','.join([*evaluation['metric'], family])}]"
-    return _built(evaluation["metric"][family], family).obstacle(evaluation)
+    return _built(evaluation, family).obstacle(evaluation)
 
 
 def build_metrics(cfg: Mapping[str, Any]) -> dict[str, Metric]:
     """Returns the families that a run of this config measures, by name. Raises ConfigError for a wrong section."""
     evaluation = cfg["evaluation"]
-    built = {family: _built(section, family) for family, section in evaluation["metric"].items()}
+    built = {family: _built(evaluation, family) for family in evaluation["metric"]}
     return {family: metric for family, metric in built.items() if not metric.obstacle(evaluation)}
 
 
-def _built(section: Mapping[str, Any], family: str) -> Metric:
-    return cast(Metric, construct_option(section, f"evaluation.metric.{family}"))
+def _built(evaluation: Mapping[str, Any], family: str) -> Metric:
+    """Returns a family. One that takes an argument of the name of an option in `evaluation`, such as `dense`, gets that
+    option."""
+    section, key = evaluation["metric"][family], f"evaluation.metric.{family}"
+    wanted = inspect.signature(option_class(section, key)).parameters
+    parts = {name: construct_option(evaluation[name], f"evaluation.{name}") for name in PARTS if name in wanted}
+    return cast(Metric, construct_option(section, key, **parts))

@@ -193,10 +193,12 @@ def begun_elsewhere(cfg: Config) -> Config:
 
 def evaluation_settings(cfg: Config) -> EvaluationSettings:
     """Returns the settings of a config that all metrics share. Raises ConfigError for a wrong value."""
-    section = {key: value for key, value in cfg["evaluation"].items() if key != "metric"}
+    section = {key: value for key, value in cfg["evaluation"].items() if key not in OF_METRICS}
     return construct(EvaluationSettings, section, "evaluation")
 
 
+OF_METRICS = ("metric", "dense")
+"""Keys of `evaluation` that are sections of groups."""
 LOADING = [field.name for field in fields(LoadingSettings)]
 OF_ONE_SET = ("test_fraction",)
 """Keys among LOADING that are about one data set, and are not taken over for another one."""

@@ -31,6 +31,7 @@ from dinoswap.evaluation.features import EvalImages, FrozenBackbone, Reader, eva
 from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
 from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
+from dinoswap.files.pictures import Picture, save_png
 from dinoswap.metric.base import DenseMetric, ImageMetric, Metric, Scenes
 from dinoswap.metric.diagnostics import target_diagnostics, verdict
 from dinoswap.model import SelfDistillation
@@ -51,7 +52,7 @@ class Evaluation:
     where something is wrong, and the scores by row of the table."""
 
     metrics: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, visualise.Picture] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)
     warning: str | None = None
     corrupt: dict[str, str] = field(default_factory=dict)  # images that could not be decoded -> why
     results: Results = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Evaluation:
         """Writes every picture as `<name>.png` into `folder`, which is made."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in self.pictures.items():
-            visualise.save_png(folder / f"{name}.png", picture)
+            save_png(folder / f"{name}.png", picture)
 
     @property
     def headline(self) -> str:

@@ -11,7 +11,8 @@ from matplotlib import colormaps
 from torch import Tensor
 from torch.nn import functional
 
-from dinoswap.evaluation.visualise import Picture, mask_drawn, mosaic, pca_rgb, resized
+from dinoswap.evaluation.visualise import mask_drawn, pca_rgb
+from dinoswap.files.pictures import Picture, laid_out, resized
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.objectives.base import Objective, TokenComparison
@@ -81,4 +82,4 @@ def comparison_figure(
         name: [resized((cell * 255).round().astype(np.uint8), *size) for cell in cells] for name, cells in drawn.items()
     }
     names = ["image", "teacher", "student", "cosine", "its input", "masked", "cosine masked"]
-    return mosaic([({"image": enlarged, "its input": covered} | columns)[name] for name in names], names)
+    return laid_out([({"image": enlarged, "its input": covered} | columns)[name] for name in names], names)

@@ -4,9 +4,7 @@ Every function returns uint8 [H, W, 3], the same for the same arguments, for Ten
 are laid out by hand; charts are drawn on a canvas of their own, without pyplot and its global state.
 """
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,26 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dinoswap.evaluation.summary import Columns, Results, cell
-from dinoswap.files.writing import write_atomically
+from dinoswap.files.pictures import Picture, laid_out, resized
 from dinoswap.values import Batch
 
-Picture = NDArray[np.uint8]
 Pixel = Sequence[float] | Tensor
 """One value per channel, [3], for pixels in 0..1."""
-
-GAP = 4
-HEADER = 16
-
-
-def save_png(path: Path, picture: Picture) -> None:
-    """Writes a PNG at `path`, whole or not at all. Its folder must exist."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
 
 
 def to_uint8(crops: Tensor, mean: Pixel, std: Pixel) -> Tensor:
@@ -68,7 +54,7 @@ def crops_figure(
                 column = [mask_drawn(*pair) for pair in zip(column, masks[index], strict=True)]
             columns.append(column)
             titles.append(f"{role} {index + 1}")
-    return mosaic(columns, titles)
+    return laid_out(columns, titles)
 
 
 def mask_drawn(image: Picture, mask: NDArray[np.bool_]) -> Picture:
@@ -110,7 +96,7 @@ def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size:
     blank = np.full((*size, 3), 255, dtype=np.uint8)
     width = 2 * min(pairs, len(shown))
     pictures += [blank] * (-len(pictures) % width)
-    return mosaic([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
+    return laid_out([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
 
 
 def curves_figure(
@@ -167,24 +153,3 @@ def _rendered(figure: Figure) -> Picture:
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def resized(image: Picture, height: int, width: int) -> Picture:
-    """Returns an image enlarged with its pixels visible, or reduced smoothly: [h, w, 3] to [height, width, 3]."""
-    method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(image).resize((width, height), method))
-
-
-def mosaic(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
-    """Returns columns of pictures, with equal heights in each row, under their titles on white."""
-    row_height = max(p.shape[0] for column in columns for p in column) + GAP
-    widths = [max(max(p.shape[1] for p in column), 52) + GAP for column in columns]
-    canvas = Image.new("RGB", (sum(widths) + GAP, row_height * len(columns[0]) + HEADER + GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    left = GAP
-    for column, title, width in zip(columns, titles, widths, strict=True):
-        draw.text((left, 2), title, fill="black")
-        for index, picture in enumerate(column):
-            canvas.paste(Image.fromarray(picture), (left, HEADER + index * row_height))
-        left += width
-    return np.asarray(canvas)

@@ -43,14 +43,20 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], c: float, max_
         return model.fit(features, labels)
 
 
-def pick_c(features: NDArray[np.float32], labels: NDArray[np.int64], grid: Sequence[float]) -> float:
+def pick_c(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    grid: Sequence[float],
+    held: NDArray[np.bool_] | None = None,
+) -> float:
     """Returns the inverse penalty with the best accuracy on the held-out images, tried from the strongest penalty on.
+    `held` is True for these, bool [n]; by default they are `held_out(labels)`.
 
-    Of equals the strongest is taken; where no class has five images, the middle of the grid. The search ends after two
+    Of equals the strongest is taken; where nothing can be held out, the middle of the grid. The search ends after two
     values in a row below the best: accuracy has one peak in C, and the weakest penalties take the longest to fit.
     """
-    grid, held = sorted(grid), held_out(labels)
-    if not held.any():
+    grid, held = sorted(grid), held_out(labels) if held is None else held
+    if not held.any() or len(np.unique(labels[~held])) < 2:
         return grid[len(grid) // 2]
     scores: list[float] = []
     for c in grid:

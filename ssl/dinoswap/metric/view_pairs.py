@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as colour
 from dinoswap import rng
 from dinoswap.data.images import Images
 from dinoswap.data.subset import eval_rows
+from dinoswap.files.pictures import Picture
 from dinoswap.metric.base import Scene
 
 STRENGTH = 0.4
@@ -115,7 +116,7 @@ def found(tokens: Tensor, boxes: NDArray[np.float64]) -> Tensor:
     return torch.stack([values[inside].double().sum() for values in (*hits, chance, torch.ones_like(chance))])
 
 
-def matches_figure(tokens: Tensor, scenes: Sequence[Scene], cell: int = 160, lines: int = 12) -> NDArray[np.uint8]:
+def matches_figure(tokens: Tensor, scenes: Sequence[Scene], cell: int = 160, lines: int = 12) -> Picture:
     """Returns a picture with a row for each scene: the first crop beside the second, with some patches and what they
     find joined by lines, green where it is within one patch of the right place and red elsewhere."""
     rows, columns = tokens.shape[2:4]

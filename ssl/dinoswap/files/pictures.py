@@ -1,0 +1,43 @@
+"""Writes pictures, uint8 [H, W, 3], as PNG files, and lays several out in one."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from dinoswap.files.writing import write_atomically
+
+Picture = NDArray[np.uint8]
+GAP = 4
+HEADER = 16
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """Writes a PNG at `path`, whole or not at all. Its folder must exist."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def resized(image: Picture, height: int, width: int) -> Picture:
+    """Returns an image enlarged with its pixels visible, or reduced smoothly: [h, w, 3] to [height, width, 3]."""
+    method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
+
+
+def laid_out(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
+    """Returns columns of pictures, with equal heights in each row, under their titles on white."""
+    row_height = max(p.shape[0] for column in columns for p in column) + GAP
+    widths = [max(max(p.shape[1] for p in column), 52) + GAP for column in columns]
+    canvas = Image.new("RGB", (sum(widths) + GAP, row_height * len(columns[0]) + HEADER + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    left = GAP
+    for column, title, width in zip(columns, titles, widths, strict=True):
+        draw.text((left, 2), title, fill="black")
+        for index, picture in enumerate(column):
+            canvas.paste(Image.fromarray(picture), (left, HEADER + index * row_height))
+        left += width
+    return np.asarray(canvas)
