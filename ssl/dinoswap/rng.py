@@ -9,6 +9,7 @@ import random
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # imported where it is used: most draws are NumPy's, and torch takes seconds to import
     import torch
@@ -35,6 +36,16 @@ def torch_generator(seed: int, purpose: str, *counters: int) -> "torch.Generator
     import torch
 
     return torch.Generator().manual_seed(derive(seed, purpose, *counters))
+
+
+def fixed_subset(total: int, limit: int | None = None) -> NDArray[np.int64]:
+    """Returns numbers below `total`, ascending int64 [n]: all of them, or `limit` that are the same in every run, as
+    runs with different seeds are evaluated on the same images. Raises ValueError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: at least one image is needed; use None for all of them")
+    if limit is None or limit >= total:
+        return np.arange(total)
+    return np.sort(numpy_generator(0, "evaluation/rows", total).permutation(total)[:limit])
 
 
 def seed_torch(seed: int, purpose: str, *counters: int) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from dinoswap import rng
 from dinoswap.config.configuration import plain
 from dinoswap.data.images import CorruptImage, Images, Pixels
-from dinoswap.data.subset import eval_rows
 from dinoswap.distributed import is_main, on_main, together
 from dinoswap.distributed.group import process_group
 from dinoswap.distributed.preemption import Preemption, StopAsked
@@ -66,7 +66,7 @@ def evaluations(spread: str, workers: int, folder: Path) -> dict[str, Any]:
     assert test is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "IN_PROCESS", 0)
-        patch.setattr(test, "load", without(test, int(eval_rows(len(test), 43)[BROKEN]), loads))
+        patch.setattr(test, "load", without(test, int(rng.fixed_subset(len(test), 43)[BROKEN]), loads))
         final = run.evaluator.final(model.teacher["backbone"], run.random_init)
         decoded = list(loads)
         quick = [run.evaluator.in_loop(model, hyper, run.dataset[0]).metrics for _ in range(2)]

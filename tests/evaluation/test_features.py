@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as TF
 
+from dinoswap import rng
 from dinoswap.data.images import CorruptImage, Images
-from dinoswap.data.subset import eval_rows
 from dinoswap.evaluation import features
 from dinoswap.evaluation.features import EvalImages, FrozenBackbone
 from dinoswap.nn.vit import VisionTransformer
@@ -125,18 +125,18 @@ def test_default_resize() -> None:
 
 def test_rows_are_the_same_every_time_and_independent_of_generators() -> None:
     np.random.seed(1)  # noqa: NPY002
-    first = eval_rows(100, 10)
+    first = rng.fixed_subset(100, 10)
     np.random.seed(2)  # noqa: NPY002
-    assert np.array_equal(first, eval_rows(100, 10))
+    assert np.array_equal(first, rng.fixed_subset(100, 10))
     assert len(set(first.tolist())) == 10
     assert first.tolist() == sorted(first.tolist())
-    assert np.array_equal(eval_rows(7, 10), np.arange(7))
+    assert np.array_equal(rng.fixed_subset(7, 10), np.arange(7))
     assert first.tolist() != list(range(10))
 
 
-def test_limit_takes_the_images_and_labels_of_eval_rows() -> None:
+def test_limit_takes_the_images_and_labels_of_the_fixed_subset() -> None:
     data = Stored([(16, 16)] * 20)
-    rows = eval_rows(20, 6)
+    rows = rng.fixed_subset(20, 6)
     taken = EvalImages(data, 16, limit=6)
     assert torch.equal(pixels_of(taken), torch.stack([torch.tensor(data.load(int(i))).permute(2, 0, 1) for i in rows]))
     assert features.extract(taken, {}).labels.tolist() == [10 * i for i in rows]
@@ -181,7 +181,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="resize=16"):
         EvalImages(Stored([(8, 8)]), 32, 16)
     with pytest.raises(ValueError, match="limit=0"):
-        eval_rows(5, 0)
+        rng.fixed_subset(5, 0)
 
 
 def peak_images(images: EvalImages) -> float:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinoswap.evaluation import visualise as v
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers, comparison_figure, cosines
+from dinoswap.files import pictures
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import TokenComparison
 from small_models import small_trainer
@@ -66,8 +66,8 @@ def test_the_picture_shows_equal_tokens_in_equal_colours_and_cosines_as_brightne
     picture = comparison_figure(EXAMPLES, found, mask, (4, 4), cell_size=64)
 
     def cell(column: int) -> np.ndarray:
-        left = v.GAP + column * (64 + v.GAP)
-        return picture[v.HEADER : v.HEADER + 64, left : left + 64]
+        left = pictures.GAP + column * (64 + pictures.GAP)
+        return picture[pictures.HEADER : pictures.HEADER + 64, left : left + 64]
 
     _image, teacher, student, cosine, its_input, masked, cosine_masked = map(cell, range(7))
     assert np.array_equal(teacher, student)

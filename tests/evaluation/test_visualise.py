@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinoswap.evaluation import visualise as v
+from dinoswap.files import pictures
 from dinoswap.values import Batch, masked_positions
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
@@ -49,14 +50,14 @@ def test_mask_covers_exactly_its_patches() -> None:
 def test_crops_are_to_scale_and_masks_on_the_carriers() -> None:
     b = batch()
     picture = v.crops_figure(b, (4, 4), MEAN, STD, images=2, cell_size=64)
-    first = picture[v.HEADER : v.HEADER + 64, v.GAP : v.GAP + 64]
+    first = picture[pictures.HEADER : pictures.HEADER + 64, pictures.GAP : pictures.GAP + 64]
     plain = np.asarray(b.global_crops[0, 0].permute(1, 2, 0)).repeat(2, 0).repeat(2, 1)
     hidden = np.zeros((64, 64), dtype=np.bool_)
     hidden[16:32, 16:32] = True
     assert np.array_equal(first[~hidden], plain[~hidden])
     assert not np.array_equal(first[hidden], plain[hidden])
-    left = v.GAP + 2 * (64 + v.GAP)
-    local = picture[v.HEADER : v.HEADER + 32, left : left + 32]
+    left = pictures.GAP + 2 * (64 + pictures.GAP)
+    local = picture[pictures.HEADER : pictures.HEADER + 32, left : left + 32]
     assert np.array_equal(local, np.asarray(b.local_crops[0, 0].permute(1, 2, 0)).repeat(2, 0).repeat(2, 1))
 
 
@@ -64,10 +65,10 @@ def test_the_extra_crop_carries_the_mask_where_there_is_one() -> None:
     b = batch(extra=1)
     picture = v.crops_figure(b, (4, 4), MEAN, STD, cell_size=64)
     plain = np.asarray(b.global_crops[0, 0].permute(1, 2, 0)).repeat(2, 0).repeat(2, 1)
-    assert np.array_equal(picture[v.HEADER : v.HEADER + 64, v.GAP : v.GAP + 64], plain)
-    left = v.GAP + 2 * (64 + v.GAP)
+    assert np.array_equal(picture[pictures.HEADER : pictures.HEADER + 64, pictures.GAP : pictures.GAP + 64], plain)
+    left = pictures.GAP + 2 * (64 + pictures.GAP)
     plain = np.asarray(b.extra_crops[0, 0].permute(1, 2, 0)).repeat(2, 0).repeat(2, 1)
-    changed = (picture[v.HEADER : v.HEADER + 64, left : left + 64] != plain).any(2)
+    changed = (picture[pictures.HEADER : pictures.HEADER + 64, left : left + 64] != plain).any(2)
     assert set(np.argwhere(changed)[:, 0]) | set(np.argwhere(changed)[:, 1]) <= set(range(16, 32))
     assert changed.sum() > 200
 
@@ -114,11 +115,13 @@ def test_pca_stands_beside_its_image() -> None:
     images = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     tokens = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1))
     picture = v.pca_figure(images, tokens, (2, 2), cell_size=64, pairs=2)
-    step = 64 + v.GAP
-    assert picture.shape[:2] == (v.HEADER + v.GAP + 3 * step, v.GAP + 4 * step)
-    third = picture[v.HEADER + step : v.HEADER + step + 64, v.GAP : v.GAP + 64]
+    step = 64 + pictures.GAP
+    assert picture.shape[:2] == (pictures.HEADER + pictures.GAP + 3 * step, pictures.GAP + 4 * step)
+    third = picture[pictures.HEADER + step : pictures.HEADER + step + 64, pictures.GAP : pictures.GAP + 64]
     assert np.array_equal(third, images[2].permute(1, 2, 0).numpy().repeat(8, 0).repeat(8, 1))
-    beside = picture[v.HEADER + step : v.HEADER + step + 64, v.GAP + step : v.GAP + step + 64]
+    beside = picture[
+        pictures.HEADER + step : pictures.HEADER + step + 64, pictures.GAP + step : pictures.GAP + step + 64
+    ]
     expected = (v.pca_rgb(tokens, (2, 2))[2] * 255).round().astype(np.uint8)
     assert np.array_equal(beside, expected.repeat(32, 0).repeat(32, 1))
 
@@ -152,7 +155,7 @@ def test_charts_show_what_they_are_given() -> None:
 def test_png_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     target = tmp_path / "picture.png"
-    v.save_png(target, picture)
+    pictures.save_png(target, picture)
     assert np.array_equal(np.asarray(Image.open(target)), picture)
 
     def full(*_: object) -> None:
@@ -160,5 +163,5 @@ def test_png_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        v.save_png(target, 255 - picture)
+        pictures.save_png(target, 255 - picture)
     assert np.array_equal(np.asarray(Image.open(target)), picture)

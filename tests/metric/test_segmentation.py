@@ -11,8 +11,8 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from dinoswap.data.images import Images
+from dinoswap.dense.base import SceneParts
 from dinoswap.dense.mosaic import Mosaic, irregular_regions, mirrored
-from dinoswap.metric.base import SceneParts
 from dinoswap.metric.patch_classifiers import (
     PatchClassifiers,
     confusion,

@@ -47,6 +47,9 @@ VOLATILE = (
     "trainer.keep_checkpoints",
     "trainer.tensorboard",
 )
+FIRST_FAMILIES = ("evaluation.metric.features", "evaluation.metric.knn", "evaluation.metric.linear")
+"""Families of metrics whose absence names a run. That of later ones does not: they change nothing but what is measured,
+and runs without them existed before."""
 DECISIVE = ("distributed.param_dtype", "distributed.reduce_dtype")
 """Keys of volatile sections that change rounding, and so change the result all the same."""
 
@@ -71,7 +74,7 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
     introduced with."""
     known = defaults(config_dir() / "identity.json") if known is None else known
     leaves = list(described(config))
-    removable = {key for key in known[ROOT] if key.rpartition(".")[0] in ("objectives", "evaluation.metric")}
+    removable = {key for key in known[ROOT] if key.rpartition(".")[0] == "objectives"}.union(FIRST_FAMILIES)
     removed = removable - {leaf.key for leaf in leaves}  # as by ~objectives.koleo, or metric=[knn]
     changes: dict[str, Any] = dict.fromkeys(removed)
     for leaf in leaves:

@@ -14,8 +14,7 @@ from PIL import Image
 
 from dinoswap import rng
 from dinoswap.data.images import Images, Labels
-from dinoswap.dense.base import AnnotatedParts, AnnotatedSource
-from dinoswap.metric.base import Scene
+from dinoswap.dense.base import AnnotatedParts, AnnotatedSource, Scene
 
 WARP = 0.15
 """Borders are moved by about so much of the side of a mosaic."""

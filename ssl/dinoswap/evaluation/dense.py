@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.workers import in_order
+from dinoswap.dense.base import Scene, Scenes
 from dinoswap.distributed import any_rank, gathered, rank, world_size
 from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.evaluation.features import AHEAD, IN_PROCESS
-from dinoswap.metric.base import DenseMetric, Scene, Scenes
+from dinoswap.metric.base import DenseMetric
 
 Encoder = Callable[[Tensor], Tensor]
 """A function from images, uint8 [n, 3, H, W], to their patch tokens, float32 [n, rows, columns, D] on the CPU."""
@@ -71,10 +72,10 @@ class SceneReader(Dataset[Scene | CorruptImage]):
             items = [next(decoded) for _ in batch]
             self.corrupt |= {item.name: item.reason for item in items if isinstance(item, CorruptImage)}
             scenes = [item for item in items if isinstance(item, Scene)]
-            if self.keep:
-                batches.append(scenes)
+            batches += [scenes] if self.keep else []
+            if len(batches) == len(indices):
+                self._kept = batches
             yield scenes
-        self._kept = batches
 
 
 @dataclass

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import Images
+from dinoswap.dense.base import Scenes
 from dinoswap.distributed import on_main
 from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import visualise
@@ -32,7 +33,7 @@ from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
 from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.files.pictures import Picture, save_png
-from dinoswap.metric.base import DenseMetric, ImageMetric, Metric, Scenes
+from dinoswap.metric.base import DenseMetric, ImageMetric, Metric
 from dinoswap.metric.diagnostics import target_diagnostics, verdict
 from dinoswap.model import SelfDistillation
 from dinoswap.nn.vit import VisionTransformer

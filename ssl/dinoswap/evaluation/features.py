@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dinoswap import rng
 from dinoswap.data.images import CorruptImage, Images
-from dinoswap.data.subset import eval_rows
 from dinoswap.data.workers import in_order
 from dinoswap.distributed import any_rank, gathered, rank, world_size
 from dinoswap.distributed.preemption import Preemption, StopAsked
@@ -75,7 +75,7 @@ class EvalBatch:
 
 
 class EvalImages(Dataset[NDArray[np.uint8] | str]):
-    """The rows `eval_rows(len(images), limit)` after the clean transform, `size` pixels square, in that order.
+    """The rows `rng.fixed_subset(len(images), limit)` after the clean transform, `size` pixels square, in that order.
 
     They are cut into batches of `batch_size` rows, the last one smaller. Iterating yields this rank's batches. They are
     decoded again each time, by `workers` processes, unless the pixels of all take at most `keep_bytes`. An image that
@@ -99,7 +99,7 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
                 f"resize={resize}: must be at least the crop size {size}, or the crop would leave the image"
             )
         self.images, self.size, self.resize = images, size, resize
-        self.rows = eval_rows(len(images), limit)
+        self.rows = rng.fixed_subset(len(images), limit)
         self.batch_size = min(batch_size, len(self.rows))
         self.keep = len(self.rows) * 3 * size**2 <= keep_bytes
         self.workers = workers

@@ -9,10 +9,12 @@ torch at its top; it imports the functions that compute its numbers when it meas
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dinoswap.dense.base import Scene, SceneParts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,36 +88,6 @@ class ImageMetric(Metric):
     @abstractmethod
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
         """Returns numbers by name, at most those of `scores`. `train` is None unless the family is supervised."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One or several images of equal size, uint8 [V, 3, H, W], and what is known of their pixels or patches, in the
-    form that the family understands which made it."""
-
-    views: NDArray[np.uint8]
-    truth: NDArray[Any]
-
-
-class Scenes(Protocol):
-    """A finite list of scenes that is read at random positions, by several processes."""
-
-    shape: tuple[int, int, int]
-    """V, H, W of every scene."""
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Scene:
-        """Returns a scene, the same each time. Raises CorruptImage when an image of it cannot be decoded."""
-        ...
-
-
-@dataclass(frozen=True)
-class SceneParts:
-    """The scenes that a family fits its classifier on, None where it fits none, and those it is judged on."""
-
-    train: Scenes | None
-    test: Scenes
 
 
 class DenseMetric(Metric):

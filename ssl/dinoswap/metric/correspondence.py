@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoswap.metric.base import DenseMetric, Scene, SceneParts, Score
+from dinoswap.dense.base import Scene, SceneParts
+from dinoswap.metric.base import DenseMetric, Score
 
 if TYPE_CHECKING:
     from torch import Tensor

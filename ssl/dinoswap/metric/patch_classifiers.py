@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinoswap import rng
+from dinoswap.dense.base import Scene
 from dinoswap.files.pictures import Picture, laid_out, resized
-from dinoswap.metric.base import Scene
 from dinoswap.metric.logistic_regression import GRID, HOLD_OUT, fit, pick_c
 from dinoswap.metric.neighbours import PRIMARY_K, class_votes
 

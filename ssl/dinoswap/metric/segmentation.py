@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoswap.metric.base import DenseMetric, Scene, SceneParts, Score
+from dinoswap.dense.base import AnnotatedSource, Scene, SceneParts
+from dinoswap.metric.base import DenseMetric, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dinoswap.data.images import Images
-    from dinoswap.dense.base import AnnotatedSource
 
 
 class Segmentation(DenseMetric):
@@ -29,11 +29,10 @@ class Segmentation(DenseMetric):
         "seg_accuracy": Score("higher", "%"),
         "seg_knn_miou": Score("higher", "%", "mIoU k-NN"),
         "seg_knn_accuracy": Score("higher", "%"),
-        "seg_c": Score(),
-        "seg_iou": Score("higher", "%"),
+        "seg_iou": Score(unit="%"),
     }
 
-    def __init__(self, *, in_loop: bool, patches: int, dense: "AnnotatedSource") -> None:
+    def __init__(self, *, in_loop: bool, patches: int, dense: AnnotatedSource) -> None:
         """`patches` is the largest number of training patches, drawn evenly from all scenes, and `dense` what annotated
         images are read from."""
         super().__init__(in_loop=in_loop)

@@ -18,9 +18,8 @@ from torchvision.transforms.v2 import functional as colour
 
 from dinoswap import rng
 from dinoswap.data.images import Images
-from dinoswap.data.subset import eval_rows
+from dinoswap.dense.base import Scene
 from dinoswap.files.pictures import Picture
-from dinoswap.metric.base import Scene
 
 STRENGTH = 0.4
 """Brightness, contrast and saturation are changed by a factor of 1 - STRENGTH to 1 + STRENGTH."""
@@ -35,7 +34,7 @@ class ViewPairs:
     image alone, so that all runs are judged on the same ones."""
 
     def __init__(self, images: Images, limit: int, size: int, scale: tuple[float, float]) -> None:
-        self.images, self.rows, self.scale = images, eval_rows(len(images), limit), scale
+        self.images, self.rows, self.scale = images, rng.fixed_subset(len(images), limit), scale
         self.shape = (3, size, size)
 
     def __len__(self) -> int:

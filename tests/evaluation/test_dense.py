@@ -1,0 +1,203 @@
+"""Families that bring scenes of their own, through the evaluator: all rows, in the loop, on images that allow less."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from test_evaluator import HYPER, Noise, evaluation_of, probe
+from torch import Tensor
+
+from dinoswap.config.configuration import plain
+from dinoswap.config.measured import build_metrics
+from dinoswap.data.images import CorruptImage, Images
+from dinoswap.dense.base import Scene, SceneParts
+from dinoswap.evaluation import evaluator as evaluator_module
+from dinoswap.evaluation.baselines import (
+    DENSE_BASELINES,
+    colour_histogram,
+    patch_histogram,
+    patch_pixels,
+    patch_position,
+)
+from dinoswap.evaluation.dense import SceneReader
+from dinoswap.evaluation.evaluator import Evaluator
+from dinoswap.metric.base import DenseMetric, Metric, Score
+from dinoswap.model import SelfDistillation
+from dinoswap.values import Batch
+from small_models import composed, small_trainer
+
+__all__ = ["probe"]
+
+
+class Counted:
+    """Scenes of one grey image each, whose level is their number; some cannot be decoded."""
+
+    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+        self.count, self.broken, self.loads = count, broken, 0
+        self.shape = (1, 32, 32)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, index: int) -> Scene:
+        self.loads += 1
+        if index in self.broken:
+            raise CorruptImage(f"image {index}", "no bytes")
+        return Scene(np.full((1, 3, 32, 32), index, dtype=np.uint8), np.array(index))
+
+
+class Levels(DenseMetric):
+    """The mean level of test scenes, less that of training scenes, as seen by the first feature of `raw pixels`."""
+
+    scores: ClassVar[Mapping[str, Score]] = {"level": Score("higher", column="level"), "seen": Score()}
+    supervised = False
+
+    def __init__(self, *, in_loop: bool, train: Counted, test: Counted) -> None:
+        super().__init__(in_loop=in_loop)
+        self.parts = SceneParts(train, test)
+        self.firsts: list[int] = []
+
+    def scenes(self, train: Images, test: Images | None, size: int, patch: int) -> SceneParts:
+        return self.parts
+
+    def keep(self, tokens: Tensor, truth: Sequence[NDArray[Any]], first: int) -> Mapping[str, Tensor]:
+        self.firsts.append(first)
+        return {"truth": torch.tensor([float(level) for level in truth])}
+
+    def fit(self, kept: Mapping[str, Tensor]) -> float:
+        return float(kept["truth"].mean())
+
+    def judge(self, fitted: float, tokens: Tensor, truth: Sequence[NDArray[Any]]) -> Tensor:
+        assert tokens.shape[:4] == (len(truth), 1, 4, 4)
+        return torch.tensor([sum(float(level) - fitted for level in truth), len(truth)], dtype=torch.float64)
+
+    def values(self, counts: Tensor) -> Mapping[str, float]:
+        return {"level": float(counts[0] / counts[1]), "seen": float(counts[1])}
+
+    def verdict(self, values: Mapping[str, float]) -> str | None:
+        return "the level is odd" if values["level"] > 2 else None
+
+
+@pytest.fixture(scope="module")
+def model() -> SelfDistillation:
+    return small_trainer().model
+
+
+def evaluator(metrics: Mapping[str, Metric], train: Images, test: Images | None, **settings: int) -> Evaluator:
+    return Evaluator(
+        evaluation_of(**settings),
+        metrics,
+        train,
+        test,
+        size=32,
+        mean=torch.full((3,), 0.5),
+        std=torch.full((3,), 0.5),
+        device=torch.device("cpu"),
+        autocast=None,
+    )
+
+
+def test_every_row_is_fitted_and_judged_in_batches(model: SelfDistillation) -> None:
+    family = Levels(in_loop=False, train=Counted(10, broken=(0, 3)), test=Counted(15, broken=(14,)))
+    judge = evaluator({"levels": family}, Noise(8, 2), Noise(8, 2), batch_size=4)
+    found = judge.final(model.teacher["backbone"], small_trainer("seed=1").model.teacher["backbone"])
+    level = 13 / 2 - (45 - 3) / 8
+    assert list(found.results) == ["trained", "random init", *DENSE_BASELINES]
+    for scores in found.results.values():
+        assert scores == {"level": pytest.approx(level), "seen": 14}
+    assert found.metrics["eval/level"] == found.metrics["baseline/position_alone/level"] == pytest.approx(level)
+    assert found.columns == {"level": ("level",)}
+    assert found.headline == f"level {level:.1f}"
+    assert {name for name in found.corrupt if name.startswith("image")} == {"image 0", "image 3", "image 14"}
+    assert sorted(set(family.firsts)) == [0, 4, 8]
+    assert found.warning is None
+
+
+def test_the_loop_judges_the_network_alone_and_keeps_its_scenes(model: SelfDistillation, probe: Batch) -> None:
+    scenes = Counted(6)
+    family = Levels(in_loop=True, train=Counted(2), test=scenes)
+    judge = evaluator({"levels": family}, Noise(8, 2), None, batch_size=4)
+    first, second = (judge.in_loop(model, HYPER, probe) for _ in range(2))
+    assert list(first.results) == ["trained"]
+    assert first.metrics["eval/level"] == second.metrics["eval/level"] == 2
+    pictures = 2 * 6
+    assert scenes.loads == 6 + pictures, "decoded once, and for the pictures"
+
+
+def test_its_verdict_is_the_evaluations_warning(model: SelfDistillation) -> None:
+    family = Levels(in_loop=True, train=Counted(2), test=Counted(8))
+    found = evaluator({"levels": family}, Noise(8, 2), Noise(8, 2)).final(model.teacher["backbone"], None)
+    assert "the level is odd" in str(found.warning)
+
+
+def test_what_it_does_not_describe_is_refused(model: SelfDistillation) -> None:
+    class Undescribed(Levels):
+        scores: ClassVar[Mapping[str, Score]] = {"level": Score("higher")}
+
+    family = Undescribed(in_loop=True, train=Counted(2), test=Counted(4))
+    with pytest.raises(ValueError, match="Undescribed: gives seen, which its `scores` do not describe"):
+        evaluator({"x": family}, Noise(8, 2), Noise(8, 2)).final(model.teacher["backbone"], None)
+
+
+def test_not_one_scene_is_an_error(model: SelfDistillation) -> None:
+    family = Levels(in_loop=True, train=Counted(2), test=Counted(2, broken=(0, 1)))
+    with pytest.raises(ValueError, match="Levels: none of its 2 scenes could be decoded"):
+        evaluator({"x": family}, Noise(8, 2), Noise(8, 2)).final(model.teacher["backbone"], None)
+
+
+def test_scenes_are_not_kept_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator_module, "KEEP_BYTES", 100)
+    scenes = Counted(5)
+    reader = SceneReader(scenes, 2, keep_bytes=100)
+    assert [len(batch) for batch in reader] == [2, 2, 1]
+    assert [len(batch) for batch in reader] == [2, 2, 1]
+    assert scenes.loads == 10
+
+
+# --- the families that ship -------------------------------------------------------------------------------------------
+
+
+def shipped(*overrides: str) -> dict[str, Metric]:
+    small = ["evaluation.metric.correspondence.images=8", "evaluation.dense.train=12", "evaluation.dense.test=6"]
+    config = plain(composed(["recipe=smoke", "metric=[correspondence,segmentation]", *small, *overrides]))
+    return build_metrics(config)
+
+
+def test_on_labelled_images_both_are_measured(model: SelfDistillation) -> None:
+    """Noise around a level of its own for each class is told by any feature of the patch but its place."""
+    found = evaluator(shipped(), Noise(40, 4), Noise(20, 4)).final(model.teacher["backbone"], None)
+    assert set(found.columns) == {"correspondence", "photometric", "mIoU linear", "mIoU k-NN"}
+    by_row = {row: scores["seg_accuracy"] for row, scores in found.results.items()}
+    assert min(by_row["trained"], by_row["raw pixels"], by_row["colour histogram"]) > 75
+    assert by_row["position alone"] < 50
+    assert {name for name in found.metrics if name.startswith("eval/seg_iou")} == {
+        f"eval/seg_iou/{n}" for n in range(4)
+    }
+    assert {"correspondence", "segmentation"} <= set(found.pictures)
+    chance = found.metrics["eval/correspondence_chance"]
+    assert chance == found.metrics["baseline/raw_pixels/correspondence_chance"] > 0
+
+
+def test_without_labels_correspondence_remains(model: SelfDistillation) -> None:
+    found = evaluator(shipped(), Noise(20, 4, labelled=False), None).final(model.teacher["backbone"], None)
+    assert set(found.results["trained"]) == {"correspondence", "correspondence_photometric", "correspondence_chance"}
+    assert "correspondence" in found.headline
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def test_patch_baselines_are_those_of_a_loop_over_patches() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 24, 32), dtype=np.uint8))
+    pixels, histogram, place = (read(images, 8) for read in (patch_pixels, patch_histogram, patch_position))
+    for n, row, column in np.ndindex(2, 3, 4):
+        patch = images[n, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        assert torch.allclose(pixels[n, row, column], (patch.float() / 127.5 - 1).flatten())
+        assert torch.allclose(histogram[n, row, column], colour_histogram(patch[None])[0])
+        assert place[n, row, column].nonzero()[:, 0].tolist() == [row, 3 + column]
+    large = patch_pixels(images, 16)[0, 0, 0]  # of 16 pixels a side, averaged to 8
+    expected = (images[0, :, :16, :16].float() / 127.5 - 1).unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2))
+    assert torch.allclose(large, expected.flatten(), atol=1e-6)
