@@ -23,7 +23,7 @@ from dinoswap.config.configuration import plain
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.facts import WEIGHTS, DataFacts, build_source
 from dinoswap.config.first_check import first_check
-from dinoswap.config.measured import score_of, sections
+from dinoswap.config.measured import families, score_of, sections
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import LOADING, OF_ONE_SET
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # this imports torch, which the help and a refused command do
     from dinoswap.evaluation.evaluator import Evaluation
 
 FILE = "evaluation.json"
-CHANGEABLE = ("data", "metric", "evaluation", "trainer.device", "trainer.precision", *WEIGHTS.values())
+CHANGEABLE = ("data", "metric", "dense", "evaluation", "trainer.device", "trainer.precision", *WEIGHTS.values())
 
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
@@ -52,6 +52,9 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             value = override.value()
             names = value if isinstance(value, list) else [value]
             changed.evaluation.metric = {str(name): sections()[str(name)] for name in names}
+            changed.objective_metric = f"eval/{next(iter(families()[str(names[0])].scores))}"  # which has to be measured
+        if override.key_or_group == "dense":
+            changed.evaluation.dense = compose_config([f"dense={override.value()}"])["evaluation"]["dense"]
         if override.key_or_group == "data":
             shared = {k: v for k, v in config["data"].items() if k in LOADING and k not in OF_ONE_SET}
             changed.data = compose_config([f"data={override.value()}"])["data"] | shared
@@ -61,7 +64,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             raise ConfigError(
                 f"{override.input_line}: an evaluation can change {', '.join(CHANGEABLE)} and no other key"
             )
-        if key not in ("data", "metric"):
+        if key not in ("data", "metric", "dense"):
             OmegaConf.update(changed, key, override.value(), force_add=True)  # unknown names are refused when built
     missing = sorted(OmegaConf.missing_keys(changed))
     if missing:

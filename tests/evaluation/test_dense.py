@@ -196,7 +196,7 @@ def test_patch_baselines_are_those_of_a_loop_over_patches() -> None:
     for n, row, column in np.ndindex(2, 3, 4):
         patch = images[n, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
         assert torch.allclose(pixels[n, row, column], (patch.float() / 127.5 - 1).flatten())
-        assert torch.allclose(histogram[n, row, column], colour_histogram(patch[None])[0])
+        assert torch.allclose(histogram[n, row, column], colour_histogram(patch[None], 4)[0])
         assert place[n, row, column].nonzero()[:, 0].tolist() == [row, 3 + column]
     large = patch_pixels(images, 16)[0, 0, 0]  # of 16 pixels a side, averaged to 8
     expected = (images[0, :, :16, :16].float() / 127.5 - 1).unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2))

@@ -198,7 +198,7 @@ def evaluation_settings(cfg: Config) -> EvaluationSettings:
 
 
 OF_METRICS = ("metric", "dense")
-"""Keys of `evaluation` that are sections of groups."""
+"""Groups that fill sections of `evaluation`: the families of metrics, and what those that ask for it are judged on."""
 LOADING = [field.name for field in fields(LoadingSettings)]
 OF_ONE_SET = ("test_fraction",)
 """Keys among LOADING that are about one data set, and are not taken over for another one."""

@@ -16,7 +16,7 @@ from dinoswap.config.configuration import config_dir, plain
 from dinoswap.config.identity import ROOT, Known, class_name, defaults
 from dinoswap.config.moved import MOVED
 from dinoswap.config.schema import ConfigError, full_key, require_section
-from dinoswap.config.sections import SECTIONS
+from dinoswap.config.sections import OF_METRICS, SECTIONS
 
 LATER_GROUPS = ("position", "resolution", "start")
 """Groups whose default option is what all runs did before there was the group."""
@@ -55,14 +55,14 @@ def with_todays_places(config: Mapping[str, Any]) -> dict[str, Any]:
 def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config with the default option of each group that it is older than: what was no choice at first."""
     evaluation, schedule = config.get("evaluation"), config.get("schedule")
-    lacks_metric = isinstance(evaluation, Mapping) and "metric" not in evaluation
+    lacks_metric = isinstance(evaluation, Mapping) and not set(OF_METRICS) <= set(evaluation)
     lacks_target = isinstance(schedule, Mapping) and "_target_" not in schedule
     if set(LATER_GROUPS) <= set(config) and not (lacks_metric or lacks_target):
         return dict(config)
     today = compose_config()
     older = {**{group: today[group] for group in LATER_GROUPS}, **config}
     if isinstance(evaluation, Mapping):
-        older["evaluation"] = {"metric": today["evaluation"]["metric"], **evaluation}
+        older["evaluation"] = {**{group: today["evaluation"][group] for group in OF_METRICS}, **evaluation}
     if isinstance(schedule, Mapping):
         older["schedule"] = {"_target_": today["schedule"]["_target_"], **schedule}
     return older

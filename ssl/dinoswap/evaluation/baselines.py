@@ -61,10 +61,11 @@ def patch_pixels(images: Tensor, patch: int, side: int = 8) -> Tensor:
     return torch.unflatten(small.flatten(1), 0, patches.shape[:3])
 
 
-def patch_histogram(images: Tensor, patch: int) -> Tensor:
-    """Returns the `colour_histogram` of each patch: uint8 [n, 3, H, W] to float32 [n, H / patch, W / patch, 512]."""
+def patch_histogram(images: Tensor, patch: int, bins: int = 4) -> Tensor:
+    """Returns the `colour_histogram` of each patch: uint8 [n, 3, H, W] to float32 [n, H / patch, W / patch, bins ** 3].
+    A patch has few pixels: more levels would leave most counts at 0."""
     patches = _patches(images, patch)
-    return torch.unflatten(colour_histogram(patches.flatten(0, 2)), 0, patches.shape[:3])
+    return torch.unflatten(colour_histogram(patches.flatten(0, 2), bins), 0, patches.shape[:3])
 
 
 def patch_position(images: Tensor, patch: int) -> Tensor:
