@@ -307,9 +307,10 @@ def check_images(model: SelfDistillation, images: int) -> None:
 
 
 def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, autocast: torch.dtype | None) -> Evaluator:
-    """Returns the evaluator of `source`, which computes on `device` in the type `autocast`."""
+    """Returns the evaluator of `source`, which computes on `device` in the type `autocast`. Raises
+    ConfigError for annotated images that a metric cannot be judged on."""
     loading = loading_settings(cfg)
-    return Evaluator(
+    evaluator = Evaluator(
         evaluation_settings(cfg),
         build_metrics(cfg),
         source.train(),
@@ -321,6 +322,9 @@ def build_evaluator(cfg: Config, source: ImageSource, device: torch.device, auto
         autocast=autocast,
         workers=loading.workers,
     )
+    with as_config_error():
+        evaluator.prepare(cfg["model"]["patch_size"])
+    return evaluator
 
 
 def frozen_identity(model: SelfDistillation) -> dict[str, str]:

@@ -52,7 +52,9 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             value = override.value()
             names = value if isinstance(value, list) else [value]
             changed.evaluation.metric = {str(name): sections()[str(name)] for name in names}
-            changed.objective_metric = f"eval/{next(iter(families()[str(names[0])].scores))}"  # which has to be measured
+            changed.objective_metric = (
+                f"eval/{next(iter(families()[str(names[0])].scores))}"  # which has to be measured
+            )
         if override.key_or_group == "dense":
             changed.evaluation.dense = compose_config([f"dense={override.value()}"])["evaluation"]["dense"]
         if override.key_or_group == "data":

@@ -137,6 +137,24 @@ class Evaluator:
         self.preemption = Preemption()  # a run sets its own while it trains
         self._scenes: dict[DenseMetric, tuple[SceneReader | None, SceneReader] | None] = {}
 
+    def prepare(self, patch: int) -> None:
+        """Lists the scenes of the families that bring some, so that what is wrong with them is told before anything is
+        computed. Raises ValueError for what a family refuses."""
+        for metric in self.metrics.values():
+            if isinstance(metric, DenseMetric):
+                self._scene_readers(metric, patch)
+
+    @property
+    def scene_counts(self) -> dict[str, list[int]]:
+        """Returns the numbers of training and test scenes of the families that were prepared, by the family's class.
+        Ranks evaluate together only where these are the same on all of them."""
+        return {
+            f"the scenes of {type(metric).__name__}": [
+                len(reader.scenes) for reader in readers or () if reader is not None
+            ]
+            for metric, readers in self._scenes.items()
+        }
+
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
         """Returns the evaluation of the teacher on at most `in_loop_images`: the families that belong to the loop,
         diagnostics of targets, pictures. Raises StopAsked after a signal.

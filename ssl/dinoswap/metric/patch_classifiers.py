@@ -18,6 +18,7 @@ from dinoswap.metric.logistic_regression import GRID, HOLD_OUT, fit, pick_c
 from dinoswap.metric.neighbours import PRIMARY_K, class_votes
 
 TEMPERATURE = 0.07
+PLANES = 16
 ROWS = 4096
 """Number of patches whose neighbours are sought at a time."""
 
@@ -107,12 +108,18 @@ class PatchClassifiers:
 
 def pixel_classes(scores: Tensor, height: int, width: int) -> NDArray[np.int64]:
     """Returns the class of each pixel, int64 [height, width]: the largest of the scores of patches,
-    [rows, columns, classes], after bilinear interpolation."""
+    [rows, columns, classes], after bilinear interpolation. PLANES classes are interpolated at a time: 150 classes of a
+    large image would take gigabytes."""
     possible = scores.isfinite().all(0).all(0).nonzero()[:, 0]  # a class without training patches is never chosen
-    planes = scores[..., possible].movedim(-1, 0)[None]  # [1, classes, rows, columns]
-    wide = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
-    classes: NDArray[np.int64] = possible[wide[0].argmax(0)].numpy()
-    return classes
+    best = torch.full((height, width), -torch.inf)
+    chosen = torch.zeros(height, width, dtype=torch.int64)
+    for some in torch.split(possible, PLANES):
+        planes = scores[..., some].movedim(-1, 0)[None]  # [1, classes, rows, columns]
+        wide = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
+        value, place = wide[0].max(0)
+        chosen = torch.where(value > best, some[place], chosen)
+        best = torch.maximum(value, best)
+    return chosen.numpy()
 
 
 def confusion(truth: NDArray[np.int16], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

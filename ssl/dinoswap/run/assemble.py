@@ -51,7 +51,12 @@ def build_run(
 
     evaluator, dataset, inventory, run_identity, fingerprint = together(with_images)
     require_same(
-        {"training images": len(dataset.images), **run_identity, "the fingerprint of the images": fingerprint},
+        {
+            "training images": len(dataset.images),
+            **run_identity,
+            "the fingerprint of the images": fingerprint,
+            **evaluator.scene_counts,
+        },
         "each has to see the same files, under data.path and wherever else they are read from",
     )
 
