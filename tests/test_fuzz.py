@@ -65,7 +65,7 @@ WILD += [
 ]
 TARGETS = ["os.system", "dinoswap.data.filesystem.os", "dinoswap.objectives.koleo.torch", "dinoswap.masking", "", "5"]
 SHRUNK = {
-    "trainer": {"max_steps": 2, "precision": "fp32", "tensorboard": False, "compile": False, "device": "cpu"},
+    "trainer": {"max_steps": 2, "precision": "fp32", "compile": False, "device": "cpu"},
     "data": {"batch_size": 4, "workers": 0},
     "evaluation": {"images": 20, "in_loop_images": 20, "linear_probe": False},
 }

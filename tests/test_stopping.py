@@ -22,7 +22,7 @@ from small_models import composed
 from train_processes import lines
 
 SETTINGS = [
-    *("recipe=smoke", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.device=cpu", "data.workers=0"),
+    *("recipe=smoke", "trainer.precision=fp32", "tracker=none", "trainer.device=cpu", "data.workers=0"),
     *("trainer.max_steps=4", "trainer.eval_every=2", "trainer.checkpoint_every=0", "evaluation.batch_size=4"),
     *("evaluation.images=24", "evaluation.in_loop_images=24", "evaluation.linear_probe=true"),
 ]

@@ -28,7 +28,7 @@ from dinoswap.studies.ledger import run_statuses
 from dinoswap.train import EXPLAIN
 from options import build_option
 
-TINY = ["recipe=smoke", "trainer.max_steps=1", "trainer.eval_every=0", "trainer.tensorboard=false"]
+TINY = ["recipe=smoke", "trainer.max_steps=1", "trainer.eval_every=0", "tracker=none"]
 TINY += ["evaluation.in_loop_images=30", "evaluation.images=30"]
 
 

@@ -37,7 +37,7 @@ def changed(key: str, value: Any, config: Mapping[str, Any] = SMOKE) -> dict[str
         ("trainer.device", "cuda"),
         ("trainer.log_every", 5),
         ("trainer.checkpoint_every", 7),
-        ("trainer.tensorboard", False),
+        ("tracker", {}),
         ("optimizer.clip_grad", 3),  # 3 or 3.0
         ("crops.global_size", 32.0),
         ("optimizer.betas", [0.9, 0.9990]),
@@ -75,9 +75,10 @@ def test_whatever_else_is_set_is_in_it() -> None:
         *("seed", "study", "results_dir", "objective_metric", "da3.ckpt_path", "da3.use_fsdp"),
         *(f"data.{name}" for name in ("path", "test_path", "labels", "workers", "download")),
         *("distributed.timeout_minutes", "distributed.reshard_after_forward"),
+        "tracker.tensorboard._target_",
         *(f"evaluation.metric.{family}.in_loop" for family in ("knn", "linear", "features")),
         *(f"trainer.{each}" for each in ("log_every", "eval_every", "checkpoint_every", "checkpoint_minutes")),
-        *(f"trainer.{name}" for name in ("keep_checkpoints", "tensorboard", "device")),
+        *(f"trainer.{name}" for name in ("keep_checkpoints", "device")),
     }
 
 

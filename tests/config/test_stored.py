@@ -99,8 +99,19 @@ def test_keys_that_have_moved_are_read_where_they_were(today: list[str], then: d
     assert read_config(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("group", ["evaluation.metric", "position", "resolution", "schedule._target_", "start"])
+@pytest.mark.parametrize(
+    "group", ["evaluation.metric", "position", "resolution", "schedule._target_", "start", "tracker"]
+)
 def test_a_config_from_before_there_was_this_choice(group: str, tmp_path: Path) -> None:
     config = compose_config()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(without(config, group)))
     assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(("written", "today"), [(True, "tensorboard"), (False, "none")])
+def test_a_config_from_before_there_were_trackers(written: bool, today: str, tmp_path: Path) -> None:
+    """TensorBoard was a key of the trainer."""
+    config = compose_config()
+    old = {**without(config, "tracker"), "trainer": {**config["trainer"], "tensorboard": written}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert read_config(tmp_path / "config.yaml") == compose_config([f"tracker={today}"])

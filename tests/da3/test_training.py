@@ -117,7 +117,7 @@ def test_random_weights_are_said_loudly() -> None:
 
 RUN = [
     "recipe=smoke", *DISTILLED, "trainer.max_steps=12", "trainer.checkpoint_every=4", "trainer.eval_every=6",
-    "trainer.tensorboard=false", "evaluation.in_loop_images=20", "evaluation.images=20",
+    "tracker=none", "evaluation.in_loop_images=20", "evaluation.images=20",
 ]  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def test_a_run_says_what_it_found_and_lists_what_its_evaluation_could_not_decode
     (tmp_path / "d/train/a/a.heic").touch()
     (tmp_path / "d/train/preview.png").write_bytes(encoded(picture(1)))
     config = resolved([
-        "recipe=smoke", "trainer.precision=fp32", "trainer.device=cpu", "trainer.tensorboard=false",
+        "recipe=smoke", "trainer.precision=fp32", "trainer.device=cpu", "tracker=none",
         "trainer.max_steps=1", "trainer.eval_every=0",
         "data=image_folder", f"data.path={tmp_path}/d", "data.workers=0", "data.batch_size=4",
         "data.max_corrupt_fraction=0.1",

@@ -24,7 +24,7 @@ from ranks import launched
 from small_models import composed
 
 SETTINGS = [
-    *("recipe=smoke", "distributed=ddp", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.eval_every=0"),
+    *("recipe=smoke", "distributed=ddp", "trainer.precision=fp32", "tracker=none", "trainer.eval_every=0"),
     *("trainer.max_steps=2", "trainer.device=cpu", "data=image_folder", "data.workers=0", "evaluation.images=20"),
     *("da3=enabled", "da3.teacher.variant=small", "da3.projector_hidden_dim=16"),
 ]

@@ -22,7 +22,7 @@ from small_models import composed
 
 STEPS, MINUTES = 24, 0.1
 SETTINGS = [
-    *("recipe=smoke", "distributed=ddp", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.device=cpu"),
+    *("recipe=smoke", "distributed=ddp", "trainer.precision=fp32", "tracker=none", "trainer.device=cpu"),
     *("trainer.checkpoint_every=0", "trainer.keep_checkpoints=100", "data.workers=0", "evaluation.images=20"),
     *("evaluation.in_loop_images=20", f"trainer.max_steps={STEPS}", f"trainer.checkpoint_minutes={MINUTES}"),
 ]

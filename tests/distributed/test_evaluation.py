@@ -27,7 +27,7 @@ from ranks import launched
 from small_models import composed
 
 SETTINGS = [
-    *("recipe=smoke", "trainer.precision=fp32", "trainer.tensorboard=false", "trainer.device=cpu"),
+    *("recipe=smoke", "trainer.precision=fp32", "tracker=none", "trainer.device=cpu"),
     *(
         "evaluation.images=43",
         "evaluation.in_loop_images=27",

@@ -24,7 +24,7 @@ SETTINGS = [
     f"trainer.max_steps={STEPS}",
     "trainer.checkpoint_every=4",
     "trainer.eval_every=8",
-    "trainer.tensorboard=false",
+    "tracker=none",
     "evaluation.in_loop_images=20",
     "evaluation.images=20",
 ]

@@ -24,7 +24,7 @@ from dinoswap.config.configuration import config_dir
 SITE = Path(__file__).parent / "site"
 CHOICES = ["masking=checker", "position=raster", "extra_objective=mean_colour", "data=stripes"]
 RUN = [
-    "recipe=smoke", *CHOICES, "trainer.max_steps=4", "trainer.tensorboard=false", "evaluation.images=20",
+    "recipe=smoke", *CHOICES, "trainer.max_steps=4", "tracker=none", "evaluation.images=20",
     "evaluation.in_loop_images=20", "metric=[knn,features,edges]",
 ]  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_a_run_is_judged_on_its_images(results: Path) -> None:
 
 
 def test_a_study_varies_its_options(tmp_path: Path) -> None:
-    base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "trainer.tensorboard=false", "evaluation.images=20"]
+    base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "tracker=none", "evaluation.images=20"]
     base += ["metric=[knn,features,edges]"]
     study = tmp_path / "guests.yaml"
     study.write_text(

@@ -11,7 +11,7 @@ from train_processes import TrainProcess, lines, tensor_files
 
 SETTINGS = [
     *("recipe=smoke", "resolution=mixed", "resolution.global_sizes=[32,48]", "resolution.local_sizes=[8,16]"),
-    *("trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.eval_every=3", "trainer.tensorboard=false"),
+    *("trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.eval_every=3", "tracker=none"),
     *("evaluation.images=20", "evaluation.in_loop_images=20", "trainer.device=cpu"),
 ]
 ARMS = {

@@ -1,4 +1,4 @@
-"""metrics.jsonl, run.json and TensorBoard: exact, without gaps or repeats after a resume."""
+"""metrics.jsonl and run.json: exact, without gaps or repeats after a resume."""
 
 import json
 import math
@@ -10,12 +10,10 @@ import threading
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dinoswap.files.writing import write_atomically
-from dinoswap.run.metrics import MetricsLog, RunRecord, TensorBoard, load_record, read
+from dinoswap.run.metrics import MetricsLog, RunRecord, load_record, read
 
 
 def test_a_line_is_readable_as_soon_as_it_is_logged_and_exact(tmp_path: Path) -> None:
@@ -138,31 +136,3 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     while writer.is_alive():
         assert path.read_text() in texts
     writer.join()
-
-
-def points(folder: Path, name: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder), purge_orphaned_data=True).Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
-
-
-def test_tensorboard_has_no_point_twice_after_a_resume(tmp_path: Path) -> None:
-    for run, (first, last) in enumerate([(0, 8), (5, 10), (10, 12)]):
-        board = TensorBoard(tmp_path, first)
-        for step in range(first, last):
-            board.scalars(step, {"loss": 100.0 * run + step})
-        board.close()
-        (file,) = (p for p in tmp_path.iterdir() if ".run" not in p.name)
-        if run == 0:
-            os.truncate(file, file.stat().st_size - 5)  # killed while it wrote
-        file.rename(file.with_name(f"{file.name}.run{run}"))  # started within one second here: keep their order
-    expected = [(s, float(s)) for s in range(5)] + [(s, 100.0 + s) for s in range(5, 10)] + [(10, 210.0), (11, 211.0)]
-    assert points(tmp_path, "loss") == expected
-
-
-def test_tensorboard_pictures(tmp_path: Path) -> None:
-    image = np.zeros((6, 4, 3), np.uint8)
-    board = TensorBoard(tmp_path)
-    board.picture(7, "crops", image)
-    board.close()
-    (event,) = EventAccumulator(str(tmp_path)).Reload().Images("crops")
-    assert (event.step, event.height, event.width) == (7, 6, 4)

@@ -19,7 +19,7 @@ from small_models import small_run
 from train_processes import TrainProcess, tensor_files
 
 SHORT = [
-    *("recipe=smoke", "trainer.device=cpu", "trainer.eval_every=0", "trainer.tensorboard=false"),
+    *("recipe=smoke", "trainer.device=cpu", "trainer.eval_every=0", "tracker=none"),
     *("trainer.checkpoint_every=2", "evaluation.images=20", "model.drop_path=0.3"),
 ]
 

@@ -239,7 +239,7 @@ def test_every_setting_of_slurm_is_explained() -> None:
 
 # --- a launched run ---------------------------------------------------------------------------------------------------
 
-SMOKE = ["recipe=smoke", "trainer.tensorboard=false", "evaluation.in_loop_images=20", "evaluation.images=20"]
+SMOKE = ["recipe=smoke", "tracker=none", "evaluation.in_loop_images=20", "evaluation.images=20"]
 LAUNCHED = f"+hydra.job.env_set.{SUBMITTED_CODE}="
 
 

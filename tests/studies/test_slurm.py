@@ -37,7 +37,7 @@ SETTINGS = f"""
   - trainer.max_steps={STEPS}
   - trainer.checkpoint_every=10
   - trainer.eval_every=30
-  - trainer.tensorboard=false
+  - tracker=none
   - evaluation.in_loop_images=20
   - evaluation.images=20
 """
@@ -330,7 +330,7 @@ base:
   - trainer.max_steps=300
   - trainer.eval_every=100
   - trainer.checkpoint_every=0
-  - trainer.tensorboard=false
+  - tracker=none
   - evaluation.in_loop_images=20
   - evaluation.images=20
 space:

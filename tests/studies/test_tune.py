@@ -41,7 +41,7 @@ STUDY = """\
 # and with which mask?
 #
 # A remark.
-base: [recipe=smoke, trainer.tensorboard=false, evaluation.in_loop_images=20, evaluation.images=20]
+base: [recipe=smoke, tracker=none, evaluation.in_loop_images=20, evaluation.images=20]
 space:
   schedule.base_lr: {type: float, low: 1.0e-4, high: 1, log: true}
   masking: {type: categorical, choices: [block, bernoulli]}

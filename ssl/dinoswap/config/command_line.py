@@ -29,6 +29,7 @@ from dinoswap.config.first_check import first_check, require_writable
 from dinoswap.config.foreign_words import meaning, meaning_of_value
 from dinoswap.config.schema import ConfigError, nearest
 from dinoswap.config.sections import with_its_backbone
+from dinoswap.config.tracked import require_packages
 from dinoswap.config.typed_paths import as_typed, for_the_shell, refuse_torn_paths
 
 SHOW_KEYS = "`dinoswap-train --cfg job` shows all keys."
@@ -76,6 +77,7 @@ def _check_values(configs: Sequence[Mapping[str, Any]], overrides: Sequence[str]
     for config in configs:
         first_check(config)
         require_writable(config)
+        require_packages(config)
     parser = OverridesParser.create()
     for override in parser.parse_overrides(list(overrides)):
         if not override.is_sweep_override() or override.is_interval_sweep():

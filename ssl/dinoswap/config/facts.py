@@ -81,7 +81,8 @@ def facts(cfg: Mapping[str, Any], data: DataFacts, ranks: int = 1) -> dict[str, 
     """Returns the entries that join the identity of a configuration: fingerprints of data and weights, versions of
     guests, and the number of ranks where the result depends on it. Raises ConfigError for a wrong `da3` section, and
     OSError for weights that cannot be read."""
-    entries: dict[str, Any] = {IMAGES: data.fingerprint[:SHORT], **weight_facts(cfg), **used_guests(cfg)}
+    deciding = {key: section for key, section in cfg.items() if key != "tracker"}
+    entries: dict[str, Any] = {IMAGES: data.fingerprint[:SHORT], **weight_facts(cfg), **used_guests(deciding)}
     if ranks > 1 and depends_on_ranks(cfg):
         entries[RANKS] = ranks
     return entries

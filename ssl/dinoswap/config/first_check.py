@@ -30,6 +30,7 @@ from dinoswap.config.sections import (
     source_section,
     step_sizes,
 )
+from dinoswap.config.tracked import build_trackers
 from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.schedule.base import SchedulePlan
 
@@ -51,6 +52,7 @@ def first_check(cfg: Config) -> None:
         check_crops(cfg)
     check_heads(cfg)
     check_data(cfg)
+    build_trackers(cfg)
     for group in WITHOUT_TORCH:
         construct_option(cfg[group], group)
 

@@ -13,7 +13,8 @@ RESUME = "nothing is to be set: the same command continues a run that was stoppe
 START = "start=weights start.path=FILE begins from released weights, start=run start.path=RUN from a run of ours"
 RANKS = "devices come from the launcher: torchrun --nproc-per-node N -m dinoswap.train distributed=ddp ..."
 LOGGERS = (
-    "metrics.jsonl, run.json and TensorBoard (trainer.tensorboard) are written in the run's folder; no other logger"
+    "tracker=tensorboard, wandb, mlflow or none, several as tracker=[tensorboard,wandb]; metrics.jsonl and run.json are"
+    " written in any case"
 )
 CONFIG = "a preset or recipe is chosen by name (preset=official recipe=vits16), keys are set as key=value"
 AMP = "trainer.precision=bf16, fp16 or fp32"
@@ -28,7 +29,9 @@ _WORDS = {
     "warmup_epochs warmup_steps warmup_iters num_warmup_steps warmup_ratio warmup": "schedule.warmup",
     "resume resume_from resume_from_checkpoint ckpt checkpoint auto_resume no_resume": RESUME,
     "pretrained pretrained_weights finetune init init_from weights load_from": START,
-    "wandb use_wandb wandb_project logger mlflow comet report_to project tensorboard": LOGGERS,
+    "wandb use_wandb logger mlflow comet report_to tensorboard": LOGGERS,
+    "project wandb_project entity wandb_entity":
+        "tracker.wandb.project, tracker.wandb.entity, with tracker=[tensorboard,wandb]",
     "output_dir out_dir save_dir log_dir logdir workdir work_dir output outputs": "results_dir",
     "name run_name exp_name experiment experiment_name exp": "study, the folder that the run lies in",
     "batch_size bs batch_size_per_gpu train_batch_size per_device_train_batch_size global_batch_size batchsize":

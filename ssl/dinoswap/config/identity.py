@@ -45,7 +45,7 @@ VOLATILE = (
     "trainer.checkpoint_every",
     "trainer.checkpoint_minutes",
     "trainer.keep_checkpoints",
-    "trainer.tensorboard",
+    "tracker",
 )
 FIRST_FAMILIES = ("evaluation.metric.features", "evaluation.metric.knn", "evaluation.metric.linear")
 """Families of metrics whose absence names a run. That of later ones does not: they change nothing but what is measured,

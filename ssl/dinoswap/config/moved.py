@@ -7,6 +7,8 @@ TEACHER = "da3.teacher"
 _OF_TEACHERS = ("variant", "num_heads", "layer", "token_part", "normalise_halves")
 MOVED = {"da3.backend": f"teacher@{TEACHER}", **{f"da3.{key}": f"{TEACHER}.{key}" for key in _OF_TEACHERS}}
 """The key that each was introduced as -> what is typed today."""
+RETIRED = ("trainer.tensorboard",)
+"""Keys that were introduced, and whose place the group `tracker` has taken."""
 INTRODUCED_AS = {today.rpartition("@")[2]: first for first, today in MOVED.items()}
 BACKENDS = {"NativeTeacher": "native", "PackageTeacher": "package", "Dinov2Teacher": "dinov2", "TimmTeacher": "timm"}
 """The class of a teacher -> the value of da3.backend that chose it."""

@@ -38,6 +38,7 @@ SECTIONS = (
     "optimizer",
     "trainer",
     "evaluation",
+    "tracker",
 )
 
 
@@ -89,7 +90,6 @@ class TrainerSettings:
     keep_checkpoints: int
     max_nonfinite_steps: int
     compile: bool
-    tensorboard: bool
     device: str
 
     def __post_init__(self) -> None:

@@ -14,11 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.configuration import config_dir, plain
 from dinoswap.config.identity import ROOT, Known, class_name, defaults
-from dinoswap.config.moved import MOVED
+from dinoswap.config.moved import MOVED, RETIRED
 from dinoswap.config.schema import ConfigError, full_key, require_section
 from dinoswap.config.sections import OF_METRICS, SECTIONS
 
-LATER_GROUPS = ("position", "resolution", "start")
+LATER_GROUPS = ("position", "resolution", "start", "tracker")
 """Groups whose default option is what all runs did before there was the group."""
 
 
@@ -43,9 +43,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def with_todays_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stored config with the keys that have moved at their place of today."""
+    config, trainer = dict(config), config.get("trainer")
+    if isinstance(trainer, Mapping) and "tensorboard" in trainer:
+        config["trainer"] = {key: value for key, value in trainer.items() if key != "tensorboard"}
+        config |= {} if trainer["tensorboard"] else {"tracker": {}}
     da3 = config.get("da3")
     if not isinstance(da3, Mapping) or "backend" not in da3:
-        return dict(config)
+        return config
     section = yaml.safe_load((config_dir() / "teacher" / f"{da3['backend']}.yaml").read_text())
     section |= {key: da3[key] for key in section if f"da3.{key}" in MOVED and key in da3}
     others = {key: value for key, value in da3.items() if f"da3.{key}" not in MOVED}
@@ -94,7 +98,7 @@ def completed(
             inner = full_key(place, name), owner, full_key(prefix, name)
             whole[name] = completed(value, known, *inner, of_another_class)
     values = _directly_below(place, introduced) | (_directly_below(prefix, own) if owner else {})
-    return {name: value for name, value in values.items() if full_key(place, name) not in MOVED} | whole
+    return {name: value for name, value in values.items() if full_key(place, name) not in (*MOVED, *RETIRED)} | whole
 
 
 def is_value(key: str, known: Known) -> bool:

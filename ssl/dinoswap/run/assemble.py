@@ -13,6 +13,7 @@ from dinoswap.config.facts import build_source
 from dinoswap.config.schema import construct
 from dinoswap.config.sections import Config, TrainerSettings, loading_settings
 from dinoswap.config.settings import check
+from dinoswap.config.tracked import build_trackers
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.images import ImageSource
 from dinoswap.data.inventory import Inventory, take_inventory
@@ -21,6 +22,7 @@ from dinoswap.distributed import require_same, together, world_size
 from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.run.loop import Run
 from dinoswap.run.metrics import RunRecord
+from dinoswap.run.trackers import Trackers, tracked_run
 
 
 def build_run(
@@ -76,6 +78,7 @@ def build_run(
             corrupt=CorruptLog(folder, evaluator.train, loading.max_corrupt_fraction, test_images),
             inventory=inventory,
             record=record,
+            trackers=Trackers(build_trackers(cfg), tracked_run(cfg, folder, record)),
             random_init=initial_backbone(cfg).to(trainer.device),
         )
 

@@ -24,6 +24,7 @@ from dinoswap.config.identity import run_id
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import with_its_backbone
 from dinoswap.config.settings import check
+from dinoswap.config.tracked import require_packages
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.workers import DataWorkerError
 from dinoswap.distributed import RankFailed, is_main, on_main, require_same, together, world_size
@@ -39,11 +40,12 @@ from dinoswap.run.earlier_runs import to_train_longer
 from dinoswap.run.flops import step_flops
 from dinoswap.run.index import renew_above
 from dinoswap.run.loop import Preempted, Run
-from dinoswap.run.metrics import RunRecord, Status, load_record
+from dinoswap.run.metrics import RunRecord, load_record
 from dinoswap.run.naming import Named, launched_place, name_run
 from dinoswap.run.notices import notices
 from dinoswap.run.progress import logging_to
 from dinoswap.run.provenance import SUBMITTED_CODE, CodeChanged, require_submitted_code
+from dinoswap.tracker.base import Status
 
 EXPECTED = (
     *(KeyboardInterrupt, Preempted, CodeChanged, Diverged, TooManyCorrupt, DataWorkerError, CheckpointError),
@@ -65,6 +67,7 @@ def run(cfg: DictConfig) -> float | None:
             require_same_command(config)
             config = together(lambda: dict(with_its_backbone(config)))
             together(lambda: check(config))
+            together(lambda: require_packages(config))
             named = name_run(config)
         try:
             return hold_and_train(config, named)
@@ -186,6 +189,7 @@ def finish(built: Run) -> Evaluation:
             raise reason from raised
         raise
     finally:
+        built.trackers.close(built.record.status)
         built.renew_index()
 
 

@@ -1,4 +1,4 @@
-"""The log of a running run: metrics.jsonl, TensorBoard, the line that the user sees, the pictures at its end."""
+"""The log of a running run: metrics.jsonl, trackers, the line that the user sees, the pictures at its end."""
 
 import logging
 import os
@@ -15,8 +15,9 @@ from dinoswap.evaluation.measure import TRAINED
 from dinoswap.evaluation.summary import cell
 from dinoswap.evaluation.visualise import curves_figure
 from dinoswap.metric.diagnostics import FEW_STEPS
-from dinoswap.run.metrics import MetricsLog, TensorBoard, read
+from dinoswap.run.metrics import MetricsLog, read
 from dinoswap.run.progress import Display
+from dinoswap.run.trackers import Trackers
 
 _log = logging.getLogger(__name__)
 
@@ -31,14 +32,21 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, display: Display, objectives: Collection[str], *, done: int, warm_up: int, tensorboard: bool
+        self,
+        folder: Path,
+        display: Display,
+        objectives: Collection[str],
+        trackers: Trackers,
+        *,
+        done: int,
+        warm_up: int,
     ) -> None:
         self.folder, self.display, self.objectives, self.warm_up = folder, display, objectives, warm_up
+        self.trackers = trackers
         # The other ranks log to nowhere: their metrics are the same
         self.metrics = MetricsLog(folder / "metrics.jsonl" if is_main() else Path(os.devnull))
         if is_main():
             self.metrics.truncate_from(done + 1 if done else 0)
-        self.board = TensorBoard(folder / "tensorboard", done + 1) if tensorboard and is_main() else None
 
     def __enter__(self) -> "Journal":
         return self
@@ -47,8 +55,6 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.metrics.close()
-        if self.board is not None:
-            self.board.close()
 
     def log(self, step: int, logs: Mapping[str, Tensor], hyper: Mapping[str, float]) -> None:
         """Logs the means of `logs` over all ranks, and the schedules' values `hyper`. All scalars of the step take one
@@ -69,8 +75,7 @@ class Journal:
         if not self.has_evaluation(step):  # there is one when a run stopped just after its final evaluation resumes
             self._write(step, evaluation.metrics)
         for name, picture in evaluation.pictures.items():
-            if self.board is not None:
-                self.board.picture(step, name, picture)
+            self.trackers.picture(step, name, picture)
         if evaluation.warning and step > max(self.warm_up, FEW_STEPS):
             _log.warning("step %d: %s", step, evaluation.warning)
 
@@ -106,5 +111,4 @@ class Journal:
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.metrics.log(step, values)
-        if self.board is not None:
-            self.board.scalars(step, values)
+        self.trackers.scalars(step, values)

@@ -30,6 +30,7 @@ def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network:
     batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
     one_process = {"accumulate": 1, "compile": False}
     config = {**begun_elsewhere(config), "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
+    config["tracker"] = {}
     record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
     run = build_run(config, out, lambda: record, source=source)
     print_inventory(run.inventory)

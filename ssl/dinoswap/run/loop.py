@@ -29,8 +29,10 @@ from dinoswap.optim.nonfinite import KEPT_REPLAYS
 from dinoswap.run import checkpoint
 from dinoswap.run.index import renew_above
 from dinoswap.run.journal import Journal
-from dinoswap.run.metrics import RunRecord, Status, lines_up_to
+from dinoswap.run.metrics import RunRecord, lines_up_to
 from dinoswap.run.progress import Display
+from dinoswap.run.trackers import Trackers
+from dinoswap.tracker.base import Status
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 
@@ -59,6 +61,7 @@ class Run:
     corrupt: CorruptLog
     inventory: Inventory
     record: RunRecord
+    trackers: Trackers
     random_init: VisionTransformer
     steps: int = field(default=0, init=False)  # done
     saved_step: int = field(default=-1, init=False)
@@ -149,9 +152,9 @@ class Run:
         TooManyCorrupt, CheckpointError."""
         self.inventory.tell(_log)
         start = self.resume()
-        objectives, board = list(self.trainer.model.objectives), self.settings.tensorboard
-        warm_up = self.trainer.schedules["lr"].peak
-        journal = Journal(self.folder, self.display, objectives, done=start, warm_up=warm_up, tensorboard=board)
+        objectives, warm_up = list(self.trainer.model.objectives), self.trainer.schedules["lr"].peak
+        journal = Journal(self.folder, self.display, objectives, self.trackers, done=start, warm_up=warm_up)
+        self.trackers.start(start + 1)
         self.write_record()
         self.renew_index()
         with Preemption() as preemption, self.display, journal:

@@ -1,6 +1,6 @@
-"""The files that a run writes for its readers: metrics.jsonl (a line per logged step), run.json, TensorBoard.
+"""The files that a run writes for its readers: metrics.jsonl (a line per logged step) and run.json.
 
-All three can be cut back to a step, so that a resumed run repeats no step and leaves no gap.
+Both can be cut back to a step, so that a resumed run repeats no step and leaves no gap.
 """
 
 import json
@@ -11,19 +11,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-from torch.utils.tensorboard import SummaryWriter
+from typing import Any
 
 from dinoswap.distributed import is_main
 from dinoswap.files.reading import RECORD_BYTES, parse_object, read_small
 from dinoswap.files.writing import write_atomically
 from dinoswap.run import provenance
 from dinoswap.run.record import read_record
-
-Status = Literal["running", "completed", "failed", "preempted", "diverged"]
+from dinoswap.tracker.base import Status
 
 
 class MetricsLog:
@@ -160,25 +155,6 @@ def load_record(path: Path) -> dict[str, Any]:
     if "run_id" not in record:
         raise ValueError(f"{path} is not the record of a run: it has no run_id; delete it to start the record anew")
     return record
-
-
-class TensorBoard:
-    """Writes scalars and pictures for TensorBoard. Points of `first_step` and later steps that a resumed run wrote
-    before are replaced."""
-
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def picture(self, step: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Adds a picture, uint8 [H, W, 3]."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Names the run of a Hydra job, once its images can be read and before its folder exists."""
+"""Names the run of a Hydra job, once its images can be read and before its folder exists, and for people."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dinoswap.config.configuration import plain
+from dinoswap.config.explain import presets
 from dinoswap.config.facts import DataFacts, build_source
-from dinoswap.config.identity import run_id
+from dinoswap.config.identity import is_volatile, run_id
 from dinoswap.data.images import ImageSource
 from dinoswap.distributed import on_main, world_size
 from dinoswap.run.earlier_runs import nearest, require_same_images
 from dinoswap.run.run_folder import PLACE, folder_of, leave_word, own_identity, planned_id
+
+LONGEST = 100
+"""Characters of a readable name before its seed, as wandb takes no more than 128 in all."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,17 @@ def launched_place(cfg: DictConfig) -> Path:
     config = plain(cfg, strict=False)
     launcher_folder = os.environ.get(PLACE)
     return Path(launcher_folder) if launcher_folder else folder_of(config, planned_id(config), HydraConfig.get())
+
+
+def readable_name(choices: Mapping[str, str], overrides: Sequence[str], seed: int) -> str:
+    """Returns a name for people, such as "official masking=bernoulli seed 0": the preset, and what was typed, but for
+    what the preset chooses anyway and what decides no result."""
+    preset, typed = choices.get("preset", ""), dict[str, str]()
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key != "preset" and not is_volatile(key.partition("@")[0]):
+            typed[key] = override
+    of_preset = presets().get(preset, {})
+    words = [word for key, word in typed.items() if key not in choices or choices[key] != of_preset.get(key)]
+    name = " ".join([preset, *words])
+    return f"{name if len(name) <= LONGEST else f'{name[:LONGEST]}…'} seed {seed}".strip()

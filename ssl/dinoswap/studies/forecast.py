@@ -38,7 +38,7 @@ ALPHA = 0.05
 PROBE_STEPS = 10
 PROBE_SECONDS = 300
 TO_COME = ("missing", "queued", "running", "preempted", "killed")
-PROBED = ("trainer.log_every=1", "trainer.eval_every=0", "trainer.tensorboard=false", "study=probe")
+PROBED = ("trainer.log_every=1", "trainer.eval_every=0", "tracker=none", "study=probe")
 
 
 @dataclass(frozen=True)
