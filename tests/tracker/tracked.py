@@ -27,6 +27,7 @@ def tracked_run(folder: Path) -> TrackedRun:
         study="single",
         seed=3,
         folder=folder,
+        results=folder,
         config="seed: 3\nmodel:\n  size: small\n",
         hparams=HPARAMS,
         objective="eval/knn_top1",

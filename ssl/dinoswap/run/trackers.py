@@ -39,6 +39,7 @@ def tracked_run(cfg: Mapping[str, Any], folder: Path, record: RunRecord) -> Trac
         study=record.study,
         seed=record.seed,
         folder=folder,
+        results=Path(cfg["results_dir"]).absolute(),
         config=OmegaConf.to_yaml(OmegaConf.create(dict(cfg))),
         hparams={**record.identity, **options, "seed": record.seed},
         objective=cfg["objective_metric"],
@@ -110,6 +111,7 @@ class Delivery:
         self._thread.join(max(until - time.monotonic(), 0))
         if self._thread.is_alive():
             self._switch_off("is too slow or does not answer")
+            self._abandon()
         elif self._dropped and self._on:
             _log.warning("tracker %s: was too slow for %d calls; %s", self.name, self._dropped, self.tracker.remedy())
 
@@ -120,6 +122,8 @@ class Delivery:
                 call()
         except (Exception, SystemExit) as error:  # wandb may leave by the latter
             self._switch_off(" ".join(f"{type(error).__name__}: {error}".split()))
+        if not self._on:  # which it may have been before this call returned
+            self._abandon()
 
     def _next(self) -> Callable[[], None] | None:
         """Waits for the next call and returns it; None after the last one."""
@@ -128,16 +132,17 @@ class Delivery:
             return self._calls.popleft() if self._calls else None
 
     def _switch_off(self, reason: str) -> None:
-        """Logs what was not delivered, and calls nothing but `abandon` any more."""
+        """Drops all calls, and logs once what was not delivered."""
         with self._news:
             was_on, self._on = self._on, False
             missing = len(self._calls) + self._dropped + 1  # with the one that has not returned
             self._calls.clear()
-        if not was_on:  # the call that was given up has failed at last
-            return
-        _log.warning(
-            "tracker %s is off, and has not got %d calls or what follows: %s; %s",
-            *(self.name, missing, reason, self.tracker.remedy()),
-        )
+        if was_on:
+            _log.warning(
+                "tracker %s is off, and has not got %d calls or what follows: %s; %s",
+                *(self.name, missing, reason, self.tracker.remedy()),
+            )
+
+    def _abandon(self) -> None:
         with contextlib.suppress(Exception):
             self.tracker.abandon()

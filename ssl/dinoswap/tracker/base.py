@@ -28,8 +28,9 @@ class TrackedRun:
     """Describes a run to its trackers.
 
     `name` is for people. `key` is the same in all processes that continue the run, and of no other run, also where an
-    equal one was begun anew. `hparams` are flat: the option of each group, and the settings that deviate from versioned
-    defaults. `config` is the resolved config as YAML. `objective` names the metric that the run is judged by.
+    equal one was begun anew. `folder` is the run's own, `results` that of all runs. `config` is the resolved config as
+    YAML. `hparams` are flat: the option of each group, and the settings that deviate from versioned defaults.
+    `objective` names the metric that the run is judged by.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TrackedRun:
     study: str
     seed: int
     folder: Path
+    results: Path
     config: str
     hparams: Mapping[str, Any]
     objective: str
@@ -85,7 +87,7 @@ class Tracker(ABC):
 
     def abandon(self) -> None:  # noqa: B027  # most have nothing to let go of
         """Lets go of processes and connections that would hold the end of the run, after `close` took too long or any
-        call failed. Another thread may call it while a call has not returned."""
+        call failed. It may be called twice, and from another thread while a call has not returned."""
 
     def remedy(self) -> str:
         """Returns where what was not delivered is, or what delivers it later."""

@@ -18,13 +18,14 @@ STATUS = {"completed": "FINISHED", "preempted": "KILLED", "failed": "FAILED", "d
 
 
 class MlflowTracker(Tracker):
-    """Tracks a run as one of `experiment` at the tracking URI `uri`. Pictures and the config lie beside an SQLite file
-    in `mlartifacts`, or where a server keeps them."""
+    """Tracks a run as one of `experiment` at the tracking URI `uri`; None is that of MLFLOW_TRACKING_URI, or else an
+    SQLite file in the folder of results. Pictures and the config lie beside such a file in `mlartifacts`, or where a
+    server keeps them."""
 
     package = "mlflow"
     install = "pip install 'dinoswap[mlflow]'"
 
-    def __init__(self, *, experiment: str, uri: str) -> None:
+    def __init__(self, *, experiment: str, uri: str | None) -> None:
         self.experiment, self.uri = experiment, uri
 
     def load(self) -> None:
@@ -36,8 +37,9 @@ class MlflowTracker(Tracker):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        self._client = MlflowClient(self.uri)
-        experiment = self._experiment()
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{run.results / 'mlflow.db'}"
+        self._client = MlflowClient(uri)
+        experiment = self._experiment(uri)
         found = self._client.search_runs([experiment], f"tags.\"{KEY}\" = '{run.key}'", max_results=1)
         if found:
             self._id = found[0].info.run_id
@@ -51,13 +53,13 @@ class MlflowTracker(Tracker):
         self._client.log_text(self._id, run.config, "config.yaml")
         self._last: dict[str, int] | None = {} if found else None
 
-    def _experiment(self) -> str:
-        """Returns the id of the experiment, which is made where there is none."""
+    def _experiment(self, uri: str) -> str:
+        """Returns the id of the experiment at a tracking URI, which is made where there is none."""
         from mlflow.exceptions import MlflowException
 
         artifacts = None
-        if self.uri.startswith(SQLITE):
-            artifacts = Path(self.uri.removeprefix(SQLITE)).absolute().with_name("mlartifacts").as_uri()
+        if uri.startswith(SQLITE):
+            artifacts = Path(uri.removeprefix(SQLITE)).absolute().with_name("mlartifacts").as_uri()
         if (found := self._client.get_experiment_by_name(self.experiment)) is None:
             try:
                 return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))

@@ -8,6 +8,7 @@ is saved.
 
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,16 +47,20 @@ class WandbTracker(Tracker):
         self._service: Any = None
         self._files: Path | None = None
 
+    def load(self) -> None:
+        # Its reports on itself hold the end of a process until a lost connection is given up
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        super().load()
+
     def start(self, run: TrackedRun, first_step: int) -> None:
         import wandb
 
-        # Without output it asks nobody for a key, which would hold the terminal
-        session = wandb.setup(settings=wandb.Settings(silent=True))
-        self._service = session.ensure_service()
         try:
             self._run = self._begun(run, self.mode)
         except wandb.errors.CommError as error:
-            _log.warning("tracker wandb: no connection, so it writes to %s alone (%s)", run.folder / "wandb", error)
+            reason = " ".join(str(error).split())
+            _log.warning("tracker wandb: no connection, so it writes to %s alone (%s)", run.folder / "wandb", reason)
+            self.abandon()  # it would go on trying
             self._run = self._begun(run, "offline")
         self._files = Path(self._run.settings.sync_dir)
         self._run.define_metric("*", step_metric=STEP)
@@ -68,6 +73,8 @@ class WandbTracker(Tracker):
         """Returns the run of wandb, continued where there is one. Raises CommError where the server is not reached."""
         import wandb
 
+        # Without output it asks nobody for a key, which would hold the terminal
+        self._service = wandb.setup(settings=wandb.Settings(silent=True)).ensure_service()
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -113,10 +120,12 @@ class WandbTracker(Tracker):
     def abandon(self) -> None:
         import wandb
 
-        if self._service is not None:
-            self._service._proc._process.kill()  # nothing public ends it before all is uploaded
+        if self._service is not None and self._service.owns_service:
+            process = self._service._proc._process  # nothing public ends it before all is uploaded
+            process.kill()
+            process.wait()
             with contextlib.suppress(Exception):
-                wandb.teardown()  # else it is waited for at the end of the process
+                wandb.teardown()  # else the end of this process would wait for it
 
     def remedy(self) -> str:
         return f"`wandb sync {self._files}` uploads it" if self._files else super().remedy()
