@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dinoswap.config import guests
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.facts import DataFacts, build_source, data_facts, depends_on_ranks, facts
 from dinoswap.config.identity import identity, run_id
@@ -44,6 +45,16 @@ def test_another_data_set_of_the_same_name_is_another_run(tmp_path: Path) -> Non
     before = name_of(here)
     folder(tmp_path / "a" / "images", images=4)
     assert name_of(here) != before
+
+
+def test_the_version_of_a_guest_joins_where_it_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker of another package does not."""
+    monkeypatch.setattr(guests, "guests", lambda: (guests.Guest("my-options", "1.2", "my_options", tmp_path),))
+    config, data = compose_config(["recipe=smoke"]), DataFacts(None, 1, 1, "")
+    tracked = config | {"tracker": {"mine": {"_target_": "my_options.diary.Diary"}}}
+    masked = config | {"masking": {"_target_": "my_options.checker.CheckerMasking"}}
+    assert "guests.my-options" not in facts(tracked, data)
+    assert facts(masked, data)["guests.my-options"] == "1.2"
 
 
 def test_what_is_known_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 """A package that is installed beside this one brings a mask, a position, an objective with its own network, images, a
-metric, and a teacher.
+metric, a tracker, and a teacher.
 
 tests/guests/site is what pip leaves of it: the package, and its metadata with the entry point. The commands run in
 processes that have it on their path, as those of a user who has installed it.
@@ -24,7 +24,7 @@ from dinoswap.config.configuration import config_dir
 SITE = Path(__file__).parent / "site"
 CHOICES = ["masking=checker", "position=raster", "extra_objective=mean_colour", "data=stripes"]
 RUN = [
-    "recipe=smoke", *CHOICES, "trainer.max_steps=4", "tracker=none", "evaluation.images=20",
+    "recipe=smoke", *CHOICES, "trainer.max_steps=4", "tracker=diary", "evaluation.images=20",
     "evaluation.in_loop_images=20", "metric=[knn,features,edges]",
 ]  # fmt: skip
 
@@ -82,6 +82,17 @@ def test_it_trains(results: Path) -> None:
     names = {name for path in last.glob("*.safetensors") for name in load_file(path)}
     assert any(name.endswith("cls_token") for name in names)
     assert not any(name.endswith("pos_embed") for name in names)
+
+
+def test_its_tracker_is_told(results: Path) -> None:
+    (path,) = results.glob("runs/*/*/*/diary.txt")
+    begun, *lines, ended = path.read_text().splitlines()
+    assert begun.startswith("official masking=checker position=raster extra_objective=mean_colour data=stripes ")
+    assert begun.endswith(" seed 0, from step 1")
+    assert ended == "completed"
+    told = [line.partition(":")[0] for line in lines if "a picture of" not in line]
+    assert told == [f"step {row['step']}" for row in rows_of(results)]
+    assert "step 4: a picture of crops" in lines
 
 
 def test_its_version_is_in_the_record_and_decides_which_run_it_is(results: Path, tmp_path: Path) -> None:

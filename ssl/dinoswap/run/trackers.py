@@ -74,8 +74,9 @@ class Trackers:
         until = time.monotonic() + CLOSE_SECONDS
         for delivery in self._deliveries:
             delivery.end(status)
-        for delivery in self._deliveries:
-            delivery.wait(until)
+        with contextlib.ExitStack() as all_of_them:  # whatever one of them raises
+            for delivery in self._deliveries:
+                all_of_them.callback(delivery.wait, until)
 
 
 class Delivery:
@@ -107,13 +108,16 @@ class Delivery:
             self._ended = True
 
     def wait(self, until: float) -> None:
-        """Waits for the last call until the time `until` of the monotonic clock; then the tracker is left alone."""
-        self._thread.join(max(until - time.monotonic(), 0))
-        if self._thread.is_alive():
-            self._switch_off("is too slow or does not answer")
-            self._abandon()
-        elif self._dropped and self._on:
-            _log.warning("tracker %s: was too slow for %d calls; %s", self.name, self._dropped, self.tracker.remedy())
+        """Waits for the last call until the time `until` of the monotonic clock, or Ctrl-C; then the tracker is left
+        alone."""
+        try:
+            self._thread.join(max(until - time.monotonic(), 0))
+        finally:
+            if self._thread.is_alive():
+                self._switch_off("it is too slow, or does not answer")
+                self._abandon()
+        if self._dropped and self._on:
+            _log.warning("tracker %s was too slow for %d calls; %s", self.name, self._dropped, self.tracker.remedy())
 
     def _deliver(self, run: TrackedRun, first_step: int) -> None:
         try:
@@ -138,10 +142,8 @@ class Delivery:
             missing = len(self._calls) + self._dropped + 1  # with the one that has not returned
             self._calls.clear()
         if was_on:
-            _log.warning(
-                "tracker %s is off, and has not got %d calls or what follows: %s; %s",
-                *(self.name, missing, reason, self.tracker.remedy()),
-            )
+            said = f"is off: {reason}; {missing} of the calls so far were not delivered"
+            _log.warning("tracker %s %s; %s", self.name, said, self.tracker.remedy())
 
     def _abandon(self) -> None:
         with contextlib.suppress(Exception):

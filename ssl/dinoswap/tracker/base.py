@@ -91,4 +91,4 @@ class Tracker(ABC):
 
     def remedy(self) -> str:
         """Returns where what was not delivered is, or what delivers it later."""
-        return "metrics.jsonl has it"
+        return "metrics.jsonl has all"

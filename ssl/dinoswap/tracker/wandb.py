@@ -128,4 +128,5 @@ class WandbTracker(Tracker):
                 wandb.teardown()  # else the end of this process would wait for it
 
     def remedy(self) -> str:
-        return f"`wandb sync {self._files}` uploads it" if self._files else super().remedy()
+        written = f"`wandb sync {self._files}` uploads what it was given; " if self._files else ""
+        return f"{written}{super().remedy()}"
