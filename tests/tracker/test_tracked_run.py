@@ -98,7 +98,7 @@ def test_wandb_has_it(folder: Path) -> None:
     logged = [
         row for path in files for row in wandb_rows(path) if not {"crops", "pca", "accuracy", "curves"} & set(row)
     ]
-    assert [{k: v for k, v in row.items() if v != "NaN"} for row in logged] == rows_of(folder)
+    assert [{name: value for name, value in row.items() if not math.isnan(value)} for row in logged] == rows_of(folder)
     exits = [record.exit.exit_code for path in files for record in wandb_records(path) if record.HasField("exit")]
     assert exits == [1, 0]
     assert len({record.run.run_id for path in files for record in wandb_records(path) if record.HasField("run")}) == 1
