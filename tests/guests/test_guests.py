@@ -87,7 +87,9 @@ def test_it_trains(results: Path) -> None:
 def test_its_tracker_is_told(results: Path) -> None:
     (path,) = results.glob("runs/*/*/*/diary.txt")
     begun, *lines, ended = path.read_text().splitlines()
-    assert begun.startswith("official masking=checker position=raster extra_objective=mean_colour data=stripes ")
+    assert begun.startswith(
+        "official recipe=smoke masking=checker position=raster extra_objective=mean_colour data=stripes "
+    )
     assert begun.endswith(" seed 0, from step 1")
     assert ended == "completed"
     told = [line.partition(":")[0] for line in lines if "a picture of" not in line]

@@ -29,8 +29,8 @@ def judge_run(config: Config, source: ImageSource, trained: Checkpoint, network:
     diagnostics of the teacher's targets. Raises ConfigError where a frozen teacher is another one than in training."""
     batch = {"batch_size": min(config["data"]["batch_size"], PROBE_IMAGES)}
     one_process = {"accumulate": 1, "compile": False}
-    config = {**begun_elsewhere(config), "data": config["data"] | batch, "trainer": config["trainer"] | one_process}
-    config["tracker"] = {}
+    trainer = config["trainer"] | one_process
+    config = {**begun_elsewhere(config), "data": config["data"] | batch, "trainer": trainer, "tracker": {}}
     record = RunRecord(out / "run.json", "", "", 0, {}, [])  # is not written
     run = build_run(config, out, lambda: record, source=source)
     print_inventory(run.inventory)

@@ -1,6 +1,7 @@
 """Names the run of a Hydra job, once its images can be read and before its folder exists, and for people."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -73,5 +74,4 @@ def readable_name(choices: Mapping[str, str], overrides: Sequence[str], seed: in
             typed[key] = override
     of_preset = presets().get(preset, {})
     words = [word for key, word in typed.items() if key not in choices or choices[key] != of_preset.get(key)]
-    name = " ".join([preset, *words])
-    return f"{name if len(name) <= LONGEST else f'{name[:LONGEST]}…'} seed {seed}".strip()
+    return f"{textwrap.shorten(' '.join([preset, *words]), LONGEST, placeholder=' …')} seed {seed}".strip()
