@@ -1,5 +1,10 @@
 """`dinoswap-embed` writes the features of every image, goes on after an interruption, and never mixes."""
 
+import contextlib
+import errno
+import io
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from PIL import Image
 import dinoswap
 from dinoswap import embed
 from dinoswap.evaluation.features import clean_crop
+from ranks import launched
 from run_folders import write_run
 
 SIZE, IMAGES = 32, 21
@@ -90,6 +96,53 @@ def test_it_goes_on_where_it_was_interrupted(
     pd.testing.assert_frame_equal(frame(out), frame(tmp_path / "whole"))
     first, second = (np.load(folder / "train-patch.npy") for folder in (out, tmp_path / "whole"))
     np.testing.assert_array_equal(first, second)
+
+
+def embedded(part: int, threads: int, arguments: list[str], rank: int) -> int:
+    torch.set_num_threads(threads)  # matrices are added up in another order with others
+    embed.PART = part
+    return embed.main(arguments)
+
+
+def test_two_ranks_write_the_files_of_one(run: Path, data: list[str], tmp_path: Path) -> None:
+    """Bit for bit, also those that one process has left."""
+    arguments = [str(run), *data, "--features", "cls", "patch"]
+    assert embed.main([*arguments, "-o", str(tmp_path / "one")]) == 0
+    out = tmp_path / "two"
+    shutil.copytree(tmp_path / "one", out)
+    (out / "train-000000.parquet").unlink()
+    (out / "train-000002.parquet").unlink()
+    patches = np.lib.format.open_memmap(out / "train-patch.npy", "r+")
+    patches[:8] = patches[16:] = 0
+    patches.flush()
+    before = (out / "train-000001.parquet").stat().st_mtime_ns
+    assert launched(partial(embedded, 8, torch.get_num_threads(), [*arguments, "-o", str(out)]), tmp_path) == [0, 0]
+    assert (out / "train-000001.parquet").stat().st_mtime_ns == before
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert sorted(path.name for path in out.iterdir()) == files
+    for name in files:
+        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def broken_on(number: int, part: int, arguments: list[str], rank: int) -> tuple[int, str]:
+    """The exit status and what was printed, where one rank cannot write."""
+    if rank == number:
+
+        def refuses(path: Path, content: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        embed.write_atomically = refuses
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        return embedded(part, 1, arguments, rank), printed.getvalue().splitlines()[-1]
+
+
+def test_the_failure_of_one_rank_ends_all_with_its_reason(run: Path, data: list[str], tmp_path: Path) -> None:
+    work = partial(broken_on, 1, 8, [str(run), *data, "-o", str(tmp_path / "out")])
+    (status, first), (other_status, second) = launched(work, tmp_path)
+    assert status == other_status == 1
+    assert "rank 1: OSError" in first
+    assert "No space left on device" in first
+    assert "No space left on device" in second
 
 
 def test_features_of_something_else_are_not_mixed_in(

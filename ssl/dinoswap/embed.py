@@ -4,7 +4,10 @@ A part of the data set, train or test, becomes train-000000.parquet, train-00000
 each: row, name, label, and a column of vectors for each kind of features. All patch tokens, which are large, become one
 train-patch.npy [rows, N, D] instead, to be opened with mmap_mode="r"; its rows that no Parquet file has, as the image
 cannot be decoded or was not reached, are zero. A Parquet file is there once all of its images are done, so that the
-same command goes on after an interruption.
+same command goes on after an interruption, with any number of ranks.
+
+One process computes on all cores, or on one GPU. Those that torchrun starts, `torchrun --nproc-per-node 8 -m
+dinoswap.embed ...`, share the files, in a folder that all of them see. What is in them does not depend on their number.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +32,7 @@ from dinoswap.evaluate import CHANGEABLE, check_evaluation, with_overrides
 from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.files.reading import clean
 from dinoswap.files.writing import write_atomically
-from dinoswap.run.subject import config_of
+from dinoswap.run.subject import Config, config_of
 
 if TYPE_CHECKING:  # these import torch, which the help and a refused command do without
     from dinoswap.backbone import Backbone
@@ -38,6 +42,8 @@ PART = 4096
 """Images in a Parquet file, a power of two."""
 KINDS = ("cls", "patch_mean", "patch")
 ABOUT = "embedding.json"
+TIMEOUT_MINUTES = 10.0
+"""Until a rank that does not answer is given up; one that computes is waited for, however long."""
 Rows = dict[str, list[Any]]
 
 
@@ -62,57 +68,75 @@ def begin(out: Path, about: dict[str, Any]) -> None:
     write_atomically(out / ABOUT, json.dumps(about, indent=2) + "\n")
 
 
-def embed(images: "EvalImages", frozen: "FrozenBackbone", width: int, out: Path, part: str) -> Iterator[int]:
-    """Writes the features, vectors of `width`, of the images that are not written yet, in PART images a file, and
-    yields the number of images that are done."""
-    total = len(images.rows)
-    done = next(index for index in range(total + 1) if not _file(out, part, index).is_file()) * PART
-    yield min(done, total)
-    images.rows = images.rows[done:]
-    if not len(images.rows):
-        return
-    patches, rows, start = None, _empty(frozen), done
-    batches = iter(images)
-    for first in range(done, total, images.batch_size):
-        batch = next(batches)
+def embed(
+    images: "EvalImages", frozen: "FrozenBackbone", tokens: tuple[int, int], out: Path, part: str
+) -> Iterator[int]:
+    """Writes the features of the images that are not written yet, in PART images a file, and yields the number of
+    images that are done, by all ranks. `tokens` (N, D) is the shape of an image's patch tokens. The ranks take files in
+    turns, and compute batch by batch together, so that the failure of one ends all."""
+    from dinoswap.distributed import on_main, rank, together, world_size
+
+    total, size = len(images.rows), images.batch_size
+    missing = on_main(lambda: [first for first in range(0, total, PART) if not _file(out, part, first).is_file()])
+    if missing and "patch" in frozen.kinds:
+        on_main(lambda: _allocate(out / f"{part}-patch.npy", (total, *tokens)))
+    shares = [
+        [start for first in missing[number :: world_size()] for start in range(first, min(first + PART, total), size)]
+        for number in range(world_size())
+    ]
+    done = total - sum(min(PART, total - first) for first in missing)
+    yield done
+    own = _written(images, frozen, tokens[1], out, part, shares[rank()])
+    for starts in zip_longest(*shares):
+        together(lambda: next(own, None))
+        done += sum(min(size, total - start) for start in starts if start is not None)
+        yield done
+
+
+def _written(
+    images: "EvalImages", frozen: "FrozenBackbone", width: int, out: Path, part: str, starts: Sequence[int]
+) -> Iterator[None]:
+    """Computes the features, vectors of `width`, of the batches that start at these rows, which make whole files, and
+    yields after each batch."""
+    total, rows = len(images.rows), _empty(frozen)
+    patches = np.lib.format.open_memmap(out / f"{part}-patch.npy", mode="r+") if "patch" in frozen.kinds else None
+    for start, batch in zip(starts, images.batches(starts), strict=True):
         features = frozen.features(batch.pixels) if batch.rows else {}
-        if "patch" in features:
-            tokens = features.pop("patch").numpy()
-            patches = _memory(out / f"{part}-patch.npy", (total, *tokens.shape[1:])) if patches is None else patches
-            patches[batch.rows] = tokens
+        if patches is not None and batch.rows:
+            patches[batch.rows] = features.pop("patch").numpy()
         rows["row"] += batch.rows
         rows["name"] += [clean(images.images.name(row)) for row in batch.rows]
         rows["label"] += [images.images.label(row) for row in batch.rows]
         for kind, values in features.items():
             rows[kind] += list(values.numpy())
-        reached = min(first + images.batch_size, total)
-        if reached - start >= PART or reached == total:
+        reached = min(start + images.batch_size, total)
+        if reached % PART == 0 or reached == total:
             if patches is not None:
                 patches.flush()
-            write_atomically(_file(out, part, start // PART), _parquet(rows, width))
-            rows, start = _empty(frozen), reached
-        yield reached
+            write_atomically(_file(out, part, reached - 1), _parquet(rows, width))
+            rows = _empty(frozen)
+        yield
 
 
-def _file(out: Path, part: str, index: int) -> Path:
-    return out / f"{part}-{index:06d}.parquet"
+def _file(out: Path, part: str, row: int) -> Path:
+    """Returns the path of the Parquet file that has this row."""
+    return out / f"{part}-{row // PART:06d}.parquet"
 
 
 def _empty(frozen: "FrozenBackbone") -> Rows:
     return {name: [] for name in ("row", "name", "label", *(kind for kind in frozen.kinds if kind != "patch"))}
 
 
-def _memory(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float32]]":
-    """Opens the array of all patch tokens; a new one is zero everywhere. Raises OSError where the disk has no room for
-    it, which would end the process where it is written to."""
+def _allocate(path: Path, shape: tuple[int, ...]) -> None:
+    """Makes the array of all patch tokens, zero everywhere, unless it is there. Raises OSError where the disk has no
+    room for it, which would end the process where it is written to."""
     if path.is_file():
-        return np.lib.format.open_memmap(path, mode="r+")
+        return
     temporary = path.with_suffix(".tmp")
-    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+    np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
     with temporary.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
     temporary.replace(path)
-    return array
 
 
 def _parquet(rows: Rows, width: int) -> bytes:
@@ -151,21 +175,36 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes what the command line asks for. Raises ConfigError for what the user has to change."""
+    """Writes what the command line asks for, in the processes that were launched. Raises ConfigError for what the user
+    has to change, and OSError where another rank failed."""
     config, folder = config_of(arguments.what)
     config = with_overrides(config, arguments.overrides)
     check_evaluation(config, of_weights=folder is None)
+    from dinoswap.distributed import RankFailed
+    from dinoswap.distributed.group import process_group
+
+    try:
+        with process_group(TIMEOUT_MINUTES):
+            run_here(arguments, config)
+    except RankFailed as error:  # `main` knows OSError without importing torch
+        raise OSError(str(error)) from error
+
+
+def run_here(arguments: argparse.Namespace, config: Config) -> None:
+    """Writes what the command line asks for, as one of the ranks. Raises ConfigError for what the user has to
+    change."""
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
     from dinoswap.backbone import read
+    from dinoswap.distributed import gathered, is_main, on_main, require_same
     from dinoswap.evaluation.features import EvalImages, FrozenBackbone
     from dinoswap.trainer import AUTOCAST, resolve_device
 
     source = build_source(config)
     data, backbone = DataFacts.of(config, source), read(arguments.what, arguments.network, arguments.heads)
-    for note in backbone.notes:
+    for note in backbone.notes if is_main() else ():
         print(f"{arguments.what}: {note}", file=sys.stderr)
     trainer, evaluation = construct(TrainerSettings, config["trainer"], "trainer"), evaluation_settings(config)
     loading, device = loading_settings(config), resolve_device(trainer.device)
@@ -173,23 +212,28 @@ def run(arguments: argparse.Namespace) -> None:
     kinds = tuple(sorted(set(arguments.features)))
     settings = {"size": size, "resize": evaluation.resize, "mean": loading.mean, "std": loading.std}
     about = describe(backbone, data, settings | {"precision": trainer.precision, "features": kinds})
+    require_same(about, "give all ranks the same weights, images and command")
     mean, std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
     network = backbone.network.to(device)
     frozen = FrozenBackbone(network, mean, std, device, AUTOCAST.get(trainer.precision), kinds)
-    begin(arguments.out, about)
-    with Progress(console=Console(stderr=True)) as progress:
+    on_main(lambda: begin(arguments.out, about))
+    with Progress(console=Console(stderr=True), disable=not is_main()) as progress:
         for part, images in (("train", source.train()), ("test", source.test())):
             if images is None:
                 continue
             batch = min(PART, 1 << evaluation.batch_size.bit_length() - 1)  # divides PART
             crops = EvalImages(images, size, evaluation.resize, None, batch, workers=loading.workers)
+            tokens = (size // network.patch_size) ** 2, network.embed_dim
             task = progress.add_task(part, total=len(images))
-            for done in embed(crops, frozen, network.embed_dim, arguments.out, part):
+            for done in embed(crops, frozen, tokens, arguments.out, part):
                 progress.update(task, completed=done)
-            for row, reason in crops.corrupt.items():
+            corrupt = {row: reason for corrupt in gathered(crops.corrupt) for row, reason in corrupt.items()}
+            if not is_main():
+                continue
+            for row, reason in sorted(corrupt.items()):
                 print(f"{images.name(row)}: left out, {reason}", file=sys.stderr)
             names = f" of the classes {', '.join(images.classes)}" if images.classes else ""
-            print(f"{arguments.out}/{part}-*.parquet: {len(images) - len(crops.corrupt)} images{names}")
+            print(f"{arguments.out}/{part}-*.parquet: {len(images) - len(corrupt)} images{names}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

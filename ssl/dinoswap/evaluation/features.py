@@ -117,7 +117,16 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
         return range(0, len(self.rows), self.batch_size)[rank() :: world_size()]
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(self._kept or self._keeping()) if self.keep else self._decoded()
+        return iter(self._kept or self._keeping()) if self.keep else self.batches(self._starts)
+
+    def batches(self, starts: Sequence[int]) -> Iterator[EvalBatch]:
+        """Returns an iterator over the batches of up to `batch_size` rows that start at these positions in `rows`. It
+        is no generator: that would keep a reference to a batch while the next one is decoded."""
+        batches = [self.rows[start : start + self.batch_size].tolist() for start in starts]
+        rows = [row for batch in batches for row in batch]
+        workers = self.workers if len(rows) > IN_PROCESS else 0
+        decoded = in_order(self, rows, workers, ahead=AHEAD)
+        return iter(partial(self._next, iter(batches), decoded), None)
 
     @property
     def labelled(self) -> bool:
@@ -142,20 +151,11 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
     def _keeping(self) -> Iterator[EvalBatch]:
         """Yields the decoded batches and keeps them once all have been decoded."""
         batches = []
-        for batch in self._decoded():
+        for batch in self.batches(self._starts):
             batches.append(batch)
             if len(batches) == len(self._starts):
                 self._kept = batches
             yield batch
-
-    def _decoded(self) -> Iterator[EvalBatch]:
-        """Returns an iterator over the decoded batches. It is no generator: that would keep a reference to a batch
-        while the next one is decoded."""
-        batches = [self.rows[start : start + self.batch_size].tolist() for start in self._starts]
-        rows = [row for batch in batches for row in batch]
-        workers = self.workers if len(rows) > IN_PROCESS else 0
-        decoded = in_order(self, rows, workers, ahead=AHEAD)
-        return iter(partial(self._next, iter(batches), decoded), None)
 
     def _next(self, batches: Iterator[list[int]], decoded: Iterator[NDArray[np.uint8] | str]) -> EvalBatch | None:
         """Returns the next batch, decoded, and None when there are no more."""
