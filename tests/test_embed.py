@@ -16,6 +16,7 @@ from PIL import Image
 
 import dinoswap
 from dinoswap import embed
+from dinoswap.evaluation import visualise
 from dinoswap.evaluation.features import clean_crop
 from ranks import launched
 from run_folders import write_run
@@ -96,6 +97,53 @@ def test_it_goes_on_where_it_was_interrupted(
     pd.testing.assert_frame_equal(frame(out), frame(tmp_path / "whole"))
     first, second = (np.load(folder / "train-patch.npy") for folder in (out, tmp_path / "whole"))
     np.testing.assert_array_equal(first, second)
+
+
+def test_the_nearest_images_of_a_query_are_drawn(
+    run: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against all similarities at once. The first query is image 12 of the set; the other is a new one."""
+    known, new, out = tmp_path / "images" / "a" / "12.png", tmp_path / "new.jpg", tmp_path / "out"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(new)
+    drawn, figure = [], visualise.neighbours_figure
+
+    def noted(rows: Any) -> visualise.Picture:
+        drawn.append(rows)
+        return figure(rows)
+
+    monkeypatch.setattr(visualise, "neighbours_figure", noted)
+    arguments = [str(run), *data, "-o", str(out), "--query", str(known), str(new), "--neighbours", "3"]
+    assert embed.main(arguments) == 0
+    assert Image.open(out / "neighbours.png").size
+    rows, found = drawn[0], frame(out)
+    memory = np.stack(found["cls"])
+    memory /= np.linalg.norm(memory, axis=1, keepdims=True)
+    backbone = dinoswap.load_backbone(run)
+    for path, row in zip((known, new), rows, strict=True):
+        assert row[0][1] == ["by cls", path.name]
+        pixels = torch.from_numpy(clean_crop(np.asarray(Image.open(path)), SIZE, SIZE).copy()).permute(2, 0, 1)
+        mean, std = (torch.tensor(backbone.config[key])[:, None, None] for key in ("mean", "std"))
+        with torch.no_grad():
+            vector = backbone(((pixels / 255 - mean) / std)[None]).cls[0].numpy()
+        similarity = memory @ vector / np.linalg.norm(vector)
+        nearest = np.argsort(-similarity)[:3]
+        names = [found["name"][place] for place in nearest]
+        assert [text[1] for _, text in row[1:]] == names
+        expected = [f"{similarity[place]:.3f}  {'ab'[found['label'][place]]}" for place in nearest]
+        assert [text[0] for _, text in row[1:]] == expected
+        for (crop, _), name in zip(row[1:], names, strict=True):
+            assert np.array_equal(crop, np.asarray(Image.open(tmp_path / "images" / name)))
+    assert rows[0][1][1] == ["1.000  a", str(known)]
+    capsys.readouterr()
+    for wrong, message in (
+        (["--query", str(tmp_path / "none.png")], "none.png: No such file or directory; give image files"),
+        (["--query", str(out / "embedding.json")], "embedding.json: not an image in a format that PIL decodes"),
+        (["--query", str(new), "--features", "patch"], "compared by cls or patch_mean; add one of them to --features"),
+        (["--query", str(new), "--neighbours", "0"], "--neighbours 0: at least one has to be shown"),
+        (["data.mean=[0.5,0.5,0.5]", "--query", str(new)], "has features of other mean"),
+    ):
+        assert embed.main([str(run), *data, "-o", str(out), *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 def embedded(part: int, threads: int, arguments: list[str], rank: int) -> int:

@@ -4,7 +4,8 @@ A part of the data set, train or test, becomes train-000000.parquet, train-00000
 each: row, name, label, and a column of vectors for each kind of features. All patch tokens, which are large, become one
 train-patch.npy [rows, N, D] instead, to be opened with mmap_mode="r"; its rows that no Parquet file has, as the image
 cannot be decoded or was not reached, are zero. A Parquet file is there once all of its images are done, so that the
-same command goes on after an interruption, with any number of ranks.
+same command goes on after an interruption, with any number of ranks. With --query neighbours.png is drawn afterwards:
+a row for each of the queries, which are image files, with the nearest images of the train part.
 
 One process computes on all cores, or on one GPU. Those that torchrun starts, `torchrun --nproc-per-node 8 -m
 dinoswap.embed ...`, share the files, in a folder that all of them see. What is in them does not depend on their number.
@@ -28,6 +29,7 @@ from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.schema import ConfigError, construct
 from dinoswap.config.sections import TrainerSettings, evaluation_settings, loading_settings
+from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, decode
 from dinoswap.evaluate import CHANGEABLE, check_evaluation, with_overrides
 from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.files.reading import clean
@@ -41,7 +43,9 @@ if TYPE_CHECKING:  # these import torch, which the help and a refused command do
 PART = 4096
 """Images in a Parquet file, a power of two."""
 KINDS = ("cls", "patch_mean", "patch")
-ABOUT = "embedding.json"
+VECTORS = KINDS[:2]
+"""Kinds of which an image has one vector; queries are compared by the first that was asked for."""
+ABOUT, PICTURE = "embedding.json", "neighbours.png"
 TIMEOUT_MINUTES = 10.0
 """Until a rank that does not answer is given up; one that computes is waited for, however long."""
 Rows = dict[str, list[Any]]
@@ -162,15 +166,20 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dinoswap-embed",
         description="The features of every image of a data set as Parquet, all patch tokens as npy.",
-        epilog="example: dinoswap-embed RUN data=image_folder data.path=/data/images -o features",
+        epilog="example: dinoswap-embed RUN data=image_folder data.path=images -o features",
     )
-    parser.add_argument("--version", action="version", version=f"dinoswap {__version__}")
-    parser.add_argument("what", metavar="RUN_OR_FILE", type=Path, help="run, checkpoint, weight file, or folder of one")
-    parser.add_argument("overrides", nargs="*", help=f"keys of {', '.join(CHANGEABLE)} (default: the run's own)")
-    parser.add_argument("--network", choices=["teacher", "student"], default="teacher", help="of a run (teacher)")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads of a weight file (its width / 64)")
-    parser.add_argument("--features", nargs="+", choices=KINDS, default=["cls", "patch_mean"], help="(cls patch_mean)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder, which may have a part of them")
+    add, networks = parser.add_argument, ("teacher", "student")
+    add("--version", action="version", version=f"dinoswap {__version__}")
+    add("what", metavar="RUN_OR_FILE", type=Path, help="run, checkpoint, weight file, or folder of one")
+    add("overrides", nargs="*", help=f"keys of {', '.join(CHANGEABLE)} (default: the run's own)")
+    add("--network", choices=networks, default="teacher", metavar="NAME", help="teacher or student of a run (teacher)")
+    add("--heads", type=int, metavar="N", help="attention heads of a weight file (its width / 64)")
+    kinds = f"of {', '.join(KINDS)} ({' '.join(VECTORS)})"
+    add("--features", nargs="+", choices=KINDS, default=[*VECTORS], metavar="KIND", help=kinds)
+    add("-o", "--out", type=Path, required=True, help="folder, which may have a part of them")
+    picture = f"nearest training images of each: OUT/{PICTURE}"
+    add("--query", nargs="+", type=Path, default=[], metavar="FILE", help=picture)
+    add("--neighbours", type=int, default=8, metavar="K", help="of each query (8)")
     return parser
 
 
@@ -180,6 +189,7 @@ def run(arguments: argparse.Namespace) -> None:
     config, folder = config_of(arguments.what)
     config = with_overrides(config, arguments.overrides)
     check_evaluation(config, of_weights=folder is None)
+    check_query(arguments)
     from dinoswap.distributed import RankFailed
     from dinoswap.distributed.group import process_group
 
@@ -188,6 +198,14 @@ def run(arguments: argparse.Namespace) -> None:
             run_here(arguments, config)
     except RankFailed as error:  # `main` knows OSError without importing torch
         raise OSError(str(error)) from error
+
+
+def check_query(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError where no neighbours of the query can be found."""
+    if arguments.neighbours < 1:
+        raise ConfigError(f"--neighbours {arguments.neighbours}: at least one has to be shown")
+    if arguments.query and not set(VECTORS) & set(arguments.features):
+        raise ConfigError(f"--query: images are compared by {' or '.join(VECTORS)}; add one of them to --features")
 
 
 def run_here(arguments: argparse.Namespace, config: Config) -> None:
@@ -199,15 +217,16 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
 
     from dinoswap.backbone import read
     from dinoswap.distributed import gathered, is_main, on_main, require_same
-    from dinoswap.evaluation.features import EvalImages, FrozenBackbone
+    from dinoswap.evaluation.features import EvalImages, FrozenBackbone, clean_crop
     from dinoswap.trainer import AUTOCAST, resolve_device
 
-    source = build_source(config)
+    source, loading = build_source(config), loading_settings(config)
+    queries = [decoded(path, loading.decoding) for path in arguments.query]
     data, backbone = DataFacts.of(config, source), read(arguments.what, arguments.network, arguments.heads)
     for note in backbone.notes if is_main() else ():
         print(f"{arguments.what}: {note}", file=sys.stderr)
     trainer, evaluation = construct(TrainerSettings, config["trainer"], "trainer"), evaluation_settings(config)
-    loading, device = loading_settings(config), resolve_device(trainer.device)
+    device = resolve_device(trainer.device)
     size = evaluation.size or backbone.config["size"]
     kinds = tuple(sorted(set(arguments.features)))
     settings = {"size": size, "resize": evaluation.resize, "mean": loading.mean, "std": loading.std}
@@ -234,6 +253,52 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
                 print(f"{images.name(row)}: left out, {reason}", file=sys.stderr)
             names = f" of the classes {', '.join(images.classes)}" if images.classes else ""
             print(f"{arguments.out}/{part}-*.parquet: {len(images) - len(corrupt)} images{names}")
+    if queries:
+        crops = EvalImages(source.train(), size, evaluation.resize)
+        shown = [
+            (path.name, clean_crop(pixels, size, crops.resize))
+            for path, pixels in zip(arguments.query, queries, strict=True)
+        ]
+        on_main(lambda: draw_neighbours(shown, crops, frozen, arguments.out, arguments.neighbours))
+
+
+def decoded(path: Path, decoding: Decoding) -> Pixels:
+    """Returns the pixels of an image in a file. Raises ConfigError where there is none."""
+    try:
+        return decode(path.read_bytes(), path.name, decoding)
+    except (OSError, CorruptImage) as error:
+        reason = error.reason if isinstance(error, CorruptImage) else error.strerror
+        raise ConfigError(
+            f"--query {path}: {reason}; give image files, and keys of the config before --query"
+        ) from error
+
+
+def draw_neighbours(
+    queries: Sequence[tuple[str, Pixels]], images: "EvalImages", frozen: "FrozenBackbone", out: Path, count: int
+) -> None:
+    """Writes neighbours.png: a row for each query, a name and a crop [S, S, 3], with the `count` training images
+    nearest to it. Raises ValueError where no image has features."""
+    import torch
+
+    from dinoswap.evaluation.nearest import nearest
+    from dinoswap.evaluation.visualise import neighbours_figure, save_png
+
+    kind = next(kind for kind in VECTORS if kind in frozen.kinds)
+    pixels = torch.from_numpy(np.stack([crop for _, crop in queries])).permute(0, 3, 1, 2)
+    vectors = frozen.features(pixels)[kind].numpy()
+    files = (_file(out, "train", first) for first in range(0, len(images.rows), PART))
+    found, classes = nearest(files, kind, vectors, count), images.images.classes
+    if not found[0]:
+        raise ValueError(f"{out}: no image of the train part could be decoded, so none is near; check the data")
+    rows = []
+    for (name, crop), neighbours in zip(queries, found, strict=True):
+        rows.append([(crop, [f"by {kind}", name])])
+        for neighbour in neighbours:
+            label = "" if neighbour.label is None else classes[neighbour.label] if classes else neighbour.label
+            text = [f"{neighbour.similarity:.3f}  {label}", neighbour.name]
+            rows[-1].append((images.crop(neighbour.row).transpose(1, 2, 0), text))
+    save_png(out / PICTURE, neighbours_figure(rows))
+    print(f"{out / PICTURE}: the {len(found[0])} nearest training images, by the cosine of {kind}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

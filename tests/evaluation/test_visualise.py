@@ -73,6 +73,25 @@ def test_the_extra_crop_carries_the_mask_where_there_is_one() -> None:
     assert changed.sum() > 200
 
 
+def test_neighbours_stand_beside_their_query() -> None:
+    """Above text that is as wide as an image, and in any script."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+    long = "a long name of a file that is a photograph of a cat.jpeg"
+    rows = [[(image, ["0.987  猫", long[place:]]) for image in row] for place, row in enumerate(images)]
+    picture = v.neighbours_figure(rows, cell_size=64)
+    high, wide = 64 + 2 * v.HEADER + v.GAP, 64 + v.GAP
+    assert picture.shape == (2 * high + v.HEADER + v.GAP, 3 * wide + v.GAP, 3)
+    for row in range(2):
+        for place in range(3):
+            top, left = v.HEADER + row * high, v.GAP + place * wide
+            assert np.array_equal(
+                picture[top : top + 64, left : left + 64], images[row, place].repeat(4, 0).repeat(4, 1)
+            )
+            below = picture[top + 64 : top + high - v.GAP, left : left + 64]
+            assert (below[v.HEADER :] < 128).any()
+        assert (picture[:, v.GAP + 64 + 1 : v.GAP + wide - 1] == 255).all(2)[v.HEADER :].all()
+
+
 def test_normalised_crops_give_the_same_picture() -> None:
     b = batch()
     normalised = b.normalised(torch.tensor(MEAN), torch.tensor(STD))

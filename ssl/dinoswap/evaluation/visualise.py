@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinoswap.evaluation.summary import Columns, Results, cell
-from dinoswap.files.pictures import Picture, laid_out, resized
+from dinoswap.files.pictures import Picture, captioned, laid_out, resized
 from dinoswap.values import Batch
 
 Pixel = Sequence[float] | Tensor
@@ -97,6 +97,16 @@ def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size:
     width = 2 * min(pairs, len(shown))
     pictures += [blank] * (-len(pictures) % width)
     return laid_out([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
+
+
+def neighbours_figure(rows: Sequence[Sequence[tuple[Picture, Sequence[str]]]], cell_size: int = 112) -> Picture:
+    """Returns a picture with a row for each query: its image, then those of its neighbours, most similar first. Each
+    has lines of text below it, of which the end is shown where they are too long."""
+    columns = [
+        [captioned(resized(image, cell_size, cell_size), lines) for image, lines in column]
+        for column in zip(*rows, strict=True)
+    ]
+    return laid_out(columns, ["query", *(str(place) for place in range(1, len(columns)))])
 
 
 def curves_figure(

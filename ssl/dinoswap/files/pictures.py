@@ -28,6 +28,20 @@ def resized(image: Picture, height: int, width: int) -> Picture:
     return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
+def captioned(image: Picture, lines: Sequence[str]) -> Picture:
+    """Returns an image with lines of text below it, as wide as it is."""
+    height, width = image.shape[:2]
+    canvas = Image.new("RGB", (width, height + HEADER * len(lines)), "white")
+    canvas.paste(Image.fromarray(image), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, line in enumerate(lines):
+        shown = line
+        while draw.textlength(shown) > width:
+            shown = f"..{shown.removeprefix('..')[1:]}"
+        draw.text((0, height + place * HEADER + 2), shown, fill="black")
+    return np.asarray(canvas)
+
+
 def laid_out(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
     """Returns columns of pictures, with equal heights in each row, under their titles on white."""
     row_height = max(p.shape[0] for column in columns for p in column) + GAP
