@@ -1,12 +1,8 @@
 """run -> dinoswap-export -> the library that the format is of, or ours -> the same features."""
 
-import functools
 import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +17,26 @@ from torch import Tensor, nn
 import dinoswap
 from dinoswap.backbone import Backbone
 from dinoswap.export import main, parser
-from dinoswap.nn.vit import Tokens, VisionTransformer
+from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.load import load_backbone
 from dinoswap.trainer import Trainer
+from parity.libraries import (
+    BY_SIZE,
+    SWIGLU,
+    WRITTEN,
+    Features,
+    configured_file,
+    features_of,
+    images,
+    of_onnx,
+    ours,
+    printed_call,
+)
 from run_folders import write_run
 from small_models import small_batch
 
 README = Path(__file__).parents[1] / "README.md"
 SIZES = [(32, 32), (48, 24), (64, 64)]  # the first is that of the crops
-BY_SIZE = ["model.interpolate_offset=0", "model.interpolate_antialias=true", "model.registers=2"]
-DINOV3 = ["preset=dinov3", "model.ffn=swiglu", "model.registers=1", "model.key_bias=false"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def assert_same_features(exported: nn.Module, original: nn.Module) -> None:
 # --- our own layout, and the official ones ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [[], DINOV3, ["model.norm=rmsnorm", "model.cls_norm=true", *BY_SIZE]], ids=str)
+@pytest.mark.parametrize("changes", [[], SWIGLU, ["model.norm=rmsnorm", "model.cls_norm=true", *BY_SIZE]], ids=str)
 def test_our_own_layout_says_all_that_there_is_to_know(changes: list[str], tmp_path: Path) -> None:
     trainer = write_run(tmp_path / "run", *changes)
     assert main([str(tmp_path / "run")]) == 0
@@ -118,7 +124,7 @@ def test_a_network_with_rotary_positions_in_the_layout_of_dinov3(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its safetensors file says all that the features depend on: no number of heads has to be given."""
-    trainer = write_run(tmp_path / "run", *DINOV3)
+    trainer = write_run(tmp_path / "run", *SWIGLU)
     out = tmp_path / "backbone.safetensors"
     assert main([str(tmp_path / "run"), "--format", "dinov3", "-o", str(out)]) == 0
     assert '"dtype": "bf16"' in capsys.readouterr().out
@@ -134,59 +140,23 @@ def test_a_network_with_rotary_positions_in_the_layout_of_dinov3(
 
 # --- other libraries --------------------------------------------------------------------------------------------------
 
-TO_LIBRARIES: list[tuple[str, list[str], bool]] = [  # changes, whether features are the same off the size of the crops
-    ("official", ["model.interpolate_antialias=false", "model.interpolate_offset=0.1"], False),
-    ("antialiased", ["model.interpolate_offset=0", "model.interpolate_antialias=true"], True),
-    ("registers", BY_SIZE, True),
-    ("swiglu", ["model.ffn=swiglu", "model.qkv_bias=false", *BY_SIZE], True),
-    ("no LayerScale", ["model.layerscale=null", *BY_SIZE], True),
-    ("rotary", ["preset=dinov3", "position.dtype=fp32"], True),
-    ("rotary swiglu", [*DINOV3, "position.dtype=fp32", "position.base=50", "model.qkv_bias=false"], True),
-]
-
-
-def shaken_run(folder: Path, *overrides: str) -> Backbone:
-    """A run whose weights all matter, and its teacher's backbone."""
-    write_run(folder, *overrides)
-    from dinoswap.run import checkpoint
-
-    at = folder / "checkpoints" / "step-00000001"
-    found = checkpoint.read(at)
-    generator = torch.Generator().manual_seed(0)
-    for name, value in found.state["model"].items():
-        if ".backbone." in name:
-            value += 0.1 * torch.randn(value.shape, generator=generator)
-    shutil.rmtree(at)
-    checkpoint.save(at.parent, 1, found.state, config=found.config, keep=2)
-    return dinoswap.load_backbone(folder)
-
 
 @torch.no_grad()
-def assert_equal_tokens(backbone: Backbone, theirs: Callable[[Tensor], Tensor], any_size: bool) -> None:
-    """`theirs` gives [cls, registers, patches] [B, T, D]."""
+def assert_equal_tokens(backbone: Backbone, theirs: Features, any_size: bool) -> None:
     for place, size in enumerate(SIZES if any_size else SIZES[:1]):
-        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(place))
-        tokens: Tokens = backbone(images)
-        assert tokens.registers is not None and tokens.patch is not None
-        expected = torch.cat([tokens.cls[:, None], tokens.registers, tokens.patch], dim=1)
-        torch.testing.assert_close(theirs(images), expected, rtol=0, atol=1e-5)
+        crops = images(size, place)
+        torch.testing.assert_close(theirs(crops), ours(backbone)(crops), rtol=0, atol=1e-5)
 
 
-def command(printed: str, library: str) -> Any:
-    """What the printed command returns."""
-    (line,) = re.findall(rf"^  ({library}\..*)$", printed, re.MULTILINE)
-    return eval(line, {library: __import__(library), "functools": functools, "torch": torch})
-
-
-@pytest.mark.parametrize(("name", "changes", "any_size"), TO_LIBRARIES, ids=[case[0] for case in TO_LIBRARIES])
+@pytest.mark.parametrize(("name", "changes", "any_size"), WRITTEN, ids=[case[0] for case in WRITTEN])
 @pytest.mark.parametrize("library", ["timm", "huggingface"])
 def test_libraries_compute_our_features(
     library: str, name: str, changes: list[str], any_size: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As they read what was written, by the printed command, and ours reads it again."""
-    backbone = shaken_run(tmp_path / "run", *changes)
+    backbone = configured_file(changes, tmp_path / "ours.safetensors")
     out = tmp_path / ("timm.safetensors" if library == "timm" else "folder")
-    arguments = [str(tmp_path / "run"), "--format", library, "-o", str(out)]
+    arguments = [str(tmp_path / "ours.safetensors"), "--format", library, "-o", str(out)]
     if not any_size:
         assert main(arguments) == 2
         assert "images of other sizes than 32 x 32 differ. To write it" in capsys.readouterr().err
@@ -194,8 +164,8 @@ def test_libraries_compute_our_features(
         arguments.append("--allow-differences")
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    theirs = command(printed, "timm" if library == "timm" else "transformers").eval()
-    as_tokens = theirs.forward_features if library == "timm" else lambda images: theirs(images).last_hidden_state
+    theirs = printed_call(printed, "timm" if library == "timm" else "transformers").eval()
+    as_tokens = features_of(theirs)
     assert_equal_tokens(backbone, as_tokens, any_size)
     if not any_size and library == "timm":
         with pytest.raises(AssertionError), torch.no_grad():
@@ -244,21 +214,16 @@ def test_images_are_prepared_as_ours_are(run: tuple[Path, Trainer], tmp_path: Pa
 def test_onnxruntime_computes_our_features(
     changes: list[str], any_size: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    backbone = shaken_run(tmp_path / "run", *changes)
-    assert main([str(tmp_path / "run"), "--format", "onnx"]) == 0
+    pytest.importorskip("onnxruntime")
+    backbone = configured_file(changes, tmp_path / "ours.safetensors")
+    graph = tmp_path / "backbone.onnx"
+    assert main([str(tmp_path / "ours.safetensors"), "--format", "onnx", "-o", str(graph)]) == 0
     assert ("of any size up to 4096" if any_size else "of 32 x 32 alone") in capsys.readouterr().out
-    session = onnxruntime.InferenceSession(str(tmp_path / "run" / "backbone.onnx"))
-
-    def theirs(images: Tensor) -> Tensor:
-        cls, *others = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
-        return torch.cat([cls[:, None], *others], dim=1)
-
-    assert_equal_tokens(backbone, theirs, any_size)
+    assert_equal_tokens(backbone, of_onnx(graph), any_size)
 
 
 def test_a_rotation_in_bfloat16_is_not_that_of_a_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path / "run", *DINOV3)
+    write_run(tmp_path / "run", *SWIGLU)
     for library in ("timm", "huggingface"):
         assert main([str(tmp_path / "run"), "--format", library]) == 2
         assert "position.dtype=bf16: rotations are computed in float32 there" in capsys.readouterr().err
