@@ -18,7 +18,7 @@ from dinoswap import __version__
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_USAGE
 from dinoswap.config.schema import ConfigError
 from dinoswap.files.checkpoint_folder import CheckpointError
-from dinoswap.files.weights import CONFIG, PREPARATION, WEIGHTS, weights_in
+from dinoswap.files.weights import CONFIG, INDEX, PREPARATION, WEIGHTS, weights_in
 from dinoswap.files.writing import write_atomically
 from dinoswap.run.subject import config_of
 
@@ -195,7 +195,8 @@ def export(arguments: argparse.Namespace) -> None:
     _, run = config_of(arguments.what)
     name, write = FORMATS[arguments.format]
     out = arguments.out or (run or Path()) / name
-    if run is None and weights_in(arguments.what).resolve() in (out.resolve(), (out / WEIGHTS).resolve()):
+    places = (out, out / WEIGHTS, out / INDEX)
+    if run is None and weights_in(arguments.what).resolve() in map(Path.resolve, places):
         raise ConfigError(f"{out}: is what is to be read; give another place, -o OUT")
     if arguments.block_chunks and arguments.format != "dinov2":
         raise ConfigError(f"--block-chunks {arguments.block_chunks}: is of --format dinov2 alone; leave it out")

@@ -1,5 +1,8 @@
 """Networks of timm and transformers with DINOv3's architecture, and random weights of their own, against ours."""
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,8 @@ import pytest
 import timm
 import torch
 
+from dinoswap.backbone import read
+from dinoswap.files.weights import digest_of, weight_file
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.load import interpreted, load_backbone
@@ -141,10 +146,66 @@ def test_a_model_of_transformers_that_is_another_network(
         load_backbone(tmp_path)
 
 
-def test_weights_in_several_files_are_refused(tmp_path: Path) -> None:
-    folder_of_transformers("Dinov2", {}, tmp_path, max_shard_size="100KB")
-    with pytest.raises(ValueError, match=r"has its weights in several files; write them as one: .*max_shard_size"):
-        load_backbone(tmp_path)
+def in_parts(network: torch.nn.Module, folder: Path) -> Path:
+    """A folder of transformers with its weights in several files."""
+    network.save_pretrained(folder, max_shard_size="100KB")  # type: ignore[operator]
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    assert not (folder / "model.safetensors").exists()
+    return folder
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    """Are those of one file, and known by the bytes of all, whatever the names and the order of the files are."""
+    network = folder_of_transformers("Dinov2", {}, tmp_path / "whole")
+    folder = in_parts(network, tmp_path / "parts")
+    whole, parts = load_backbone(tmp_path / "whole"), load_backbone(folder)
+    assert (parts.architecture, parts.assumed, parts.notes) == (whole.architecture, [], [])
+    assert all(torch.equal(value, parts.state[name]) for name, value in whole.state.items())
+    assert_equal_features(parts.network(), features_of(network))
+    assert read(folder).config["num_heads"] == 4  # as the commands read it
+    single = weight_file(str(tmp_path / "whole"))
+    assert digest_of(single) == hashlib.sha256(single.read_bytes()).hexdigest()
+
+    index = weight_file(str(folder))
+    before = digest_of(index)
+    listed = json.loads(index.read_text())
+    placed, first = listed["weight_map"], sorted(set(listed["weight_map"].values()))[0]
+    (folder / first).rename(folder / "zz.safetensors")
+    reversed_map = {name: placed[name].replace(first, "zz.safetensors") for name in reversed(placed)}
+    index.write_text(json.dumps({"weight_map": reversed_map}))
+    assert digest_of(index) == before
+    assert torch.equal(load_backbone(folder).state["norm.weight"], whole.state["norm.weight"])
+    with (folder / "zz.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    assert digest_of(index) != before
+
+
+def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
+    folder = in_parts(network_of_transformers("Dinov2", {}), tmp_path / "parts")
+    index = weight_file(str(folder))
+    listed = json.loads(index.read_text())
+    first, second, *_ = sorted(set(listed["weight_map"].values()))
+
+    def refused(content: Any, message: str) -> None:
+        index.write_text(content if isinstance(content, str) else json.dumps({"weight_map": content}))
+        with pytest.raises(ValueError, match=message):
+            load_backbone(folder)
+
+    outside = {name: f"../parts/{part}" for name, part in listed["weight_map"].items()}
+    refused(outside, r"index\.json: lists \.\./parts/model-00001-of.*, which is outside of its folder")
+    refused(
+        {"norm.weight": "/etc/x.safetensors"}, r"index\.json: lists /etc/x\.safetensors, which is outside of its folder"
+    )
+    refused({"norm.weight": index.name}, r"lists model\.safetensors\.index\.json, which is no safetensors file")
+    refused({"norm.weight": first}, r"its parts have other tensors than it lists \(embeddings")
+    refused({}, r"has no weight_map, from tensors to files")
+    refused({"norm.weight": 3}, r"has no weight_map, from tensors to files")
+    refused("{", r"index\.json: cannot be read")
+    (folder / second).unlink()
+    refused(listed["weight_map"], rf"index\.json: lists {second}, which is missing; put it beside the others")
+    with pytest.raises(ValueError, match=rf"^path={folder}: .*{second}, which is missing"):
+        weight_file(str(folder), "path")
 
 
 @pytest.mark.parametrize(("name", "arguments"), TIMM_WITH_TABLE, ids=[name for name, _ in TIMM_WITH_TABLE])

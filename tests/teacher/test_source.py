@@ -1,5 +1,6 @@
 """An official file or folder: which network is in it, what is read, what is refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from da3_files import IMAGES, TINY_FILE, File, as_released, build, nested, refused, saved, tiny
 from da3_fixture import ATOL, FOLDER, PREFIX, arrays, description, official
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dinoswap.files.digest import sha256
@@ -99,6 +100,27 @@ def test_the_weights_outlive_their_file(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.write(b"\0" * TINY_FILE.stat().st_size)
     assert torch.equal(teacher(IMAGES), expected)
+
+
+def test_a_file_in_parts(tmp_path: Path) -> None:
+    expected = build(saved(tmp_path, tiny()))
+    (tmp_path / "model.safetensors").unlink()
+    tensors, listed = tiny(), dict[str, str]()
+    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2])):
+        save_file({name: tensors[name] for name in names}, tmp_path / f"part-{number}.safetensors")
+        listed |= dict.fromkeys(names, f"part-{number}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    teacher = build(tmp_path)
+    assert torch.equal(teacher(IMAGES), expected(IMAGES))
+    before = teacher.identity
+    save_file(
+        {name: tensors[name] + 1 for name in listed if listed[name] == "part-1.safetensors"},
+        tmp_path / "part-1.safetensors",
+    )
+    assert build(tmp_path).identity != before
+    (tmp_path / "part-1.safetensors").unlink()
+    with refused(f"ckpt_path={tmp_path}: ", "lists part-1.safetensors, which is missing"):
+        build(tmp_path)
 
 
 # --- which network ----------------------------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import build_start, loading_settings, source_section
 from dinoswap.data.held_out import HeldOut
 from dinoswap.data.images import ImageSource
-from dinoswap.files.digest import sha256
-from dinoswap.files.weights import weight_file
+from dinoswap.files.weights import digest_of, weight_file
 
 IMAGES, RANKS, START = "data.images", "ranks", "start.weights"
 WEIGHTS = {"da3.weights": "da3.ckpt_path", "objectives.gram.weights": "objectives.gram.path"}
@@ -97,7 +96,7 @@ def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
         name = path_key.rpartition(".")[2]
         if section.get("enabled", True) and section.get(name):
             try:
-                digests[key] = sha256(weight_file(section[name], name))[:SHORT]
+                digests[key] = digest_of(weight_file(section[name], name))[:SHORT]
             except ValueError as error:
                 raise ConfigError(f"{path_key.rpartition('.')[0]}.{error}") from error
     try:

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoswap.distributed.sharding import own_share
-from dinoswap.files.digest import sha256
-from dinoswap.files.weights import weight_file
+from dinoswap.files.weights import digest_of, weight_file
 from dinoswap.gram.base import WEIGHT, GramAnchoring, Negatives, Which
 from dinoswap.nn.block import Block
 from dinoswap.nn.vit import VisionTransformer
@@ -96,7 +95,7 @@ class SnapshotGram(GramAnchoring):
 
     def identity(self) -> Mapping[str, str]:
         """Returns the digest of the weights to begin with."""
-        return {} if self.path is None else {"weights": f"sha256:{sha256(weight_file(self.path, PATH))[:16]}"}
+        return {} if self.path is None else {"weights": f"sha256:{digest_of(weight_file(self.path, PATH))[:16]}"}
 
     def inference_only_models(self) -> Sequence[nn.Module]:
         """Returns the copy, which is sharded as the teacher is, so that one is copied into the other shard by shard."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dinoswap.files.checkpoint_folder import checkpoint_at
-from dinoswap.files.digest import sha256
-from dinoswap.files.weights import weight_file
+from dinoswap.files.weights import digest_of, weight_file
 from dinoswap.start.base import Architecture, TrainedStart
 
 if TYPE_CHECKING:
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class WeightsStart(TrainedStart):
-    """The weights in a file of any layout that `nn/weights` reads, or in a folder with model.safetensors."""
+    """The weights in a file of any layout that `nn/weights` reads, or in a folder with model.safetensors or its
+    parts."""
 
     def __init__(
         self, *, path: str, architecture: Architecture, num_heads: int | None, freeze_backbone: int | float
@@ -28,7 +28,7 @@ class WeightsStart(TrainedStart):
         self.num_heads = num_heads
 
     def digest(self) -> str:
-        return sha256(self.place)
+        return digest_of(self.place)
 
     def backbone(self) -> dict[str, Any]:
         return self._weights.architecture

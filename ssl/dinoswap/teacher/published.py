@@ -8,8 +8,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from dinoswap.files.digest import sha256
-from dinoswap.files.weights import weight_file
+from dinoswap.files.weights import digest_of, weight_file
 from dinoswap.nn.block import Block
 from dinoswap.nn.sizes import SIZES, Size
 from dinoswap.nn.vit import VisionTransformer
@@ -60,7 +59,7 @@ class PublishedTeacher(Teacher):
             weights_of = "random weights"
             origin = f"with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a {self.published_as} weight file"
         else:
-            weights_of = f"sha256:{sha256(path)[:16]}"
+            weights_of = f"sha256:{digest_of(path)[:16]}"
             published = f"if the file is one of those that Meta published as {self.published_as}"
             origin = "; ".join([f"of {path}, licence: {self.licence} {published}", *notes])
         super().__init__(

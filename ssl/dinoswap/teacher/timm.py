@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dinoswap.files.digest import sha256
-from dinoswap.files.weights import weight_file
+from dinoswap.files.weights import digest_of, weight_file
 from dinoswap.nn.weights.files import read_weights
 from dinoswap.nn.weights.names import misfits, some
 from dinoswap.teacher.base import Teacher, fixed_seed
@@ -31,7 +30,7 @@ class TimmTeacher(Teacher):
         if ckpt_path:
             path = weight_file(ckpt_path)
             _load(network, path)
-            weights, origin = f"sha256:{sha256(path)[:16]}", f"of {path}, licence: whatever its weights came with"
+            weights, origin = f"sha256:{digest_of(path)[:16]}", f"of {path}, licence: whatever its weights came with"
         else:
             weights = "random weights"
             origin = "with RANDOM WEIGHTS, of use for tests alone; set ckpt_path to a state dict of it"

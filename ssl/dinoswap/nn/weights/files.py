@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinoswap.files.weights import metadata_of
+from dinoswap.files.weights import INDEX, metadata_of, part_of_tensors
 from dinoswap.nn.weights.names import some
 
 TRANSPARENT = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -86,8 +86,10 @@ def _rank(prefix: str) -> int:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Returns the dict in a .pth or .safetensors file, read without executing code from it. Raises ValueError for
-    another file, and OSError for one that cannot be read."""
+    """Returns the dict in a .pth or .safetensors file, or in the parts of an index, read without executing code from
+    it. Raises ValueError for another file, and OSError for one that cannot be read."""
+    if path.name == INDEX:
+        return _read_parts(path)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -102,3 +104,13 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}; a state dict is needed")
     return state
+
+
+def _read_parts(index: Path) -> dict[str, Any]:
+    """Returns the tensors in the parts that an index lists. Raises ValueError where they hold other tensors."""
+    listed, tensors = part_of_tensors(index), dict[str, Any]()
+    for part in sorted(set(listed.values())):
+        tensors |= read_weights(part)
+    if other := sorted(listed.keys() ^ tensors.keys()):
+        raise ValueError(f"{index}: its parts have other tensors than it lists ({some(other)}); give all of one model")
+    return tensors

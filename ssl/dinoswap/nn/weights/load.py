@@ -51,9 +51,10 @@ class Weights:
 
 
 def load_backbone(path: str | Path, num_heads: int | None = None) -> Weights:
-    """Reads the backbone in a .pth or .safetensors file, or in a folder with model.safetensors. `num_heads` overrides
-    what the file states or, as most do not, the 64 channels per head of published models. Raises ValueError for a file
-    of anything but the tensors of one backbone, all of them, and where they do not determine its architecture."""
+    """Reads the backbone in a .pth or .safetensors file, or in a folder with model.safetensors or its parts.
+    `num_heads` overrides what the file states or, as most do not, the 64 channels per head of published models. Raises
+    ValueError for a file of anything but the tensors of one backbone, all of them, and where they do not determine its
+    architecture."""
     path = weights_in(Path(path))
     file = read_file(path)
     if num_heads is not None:

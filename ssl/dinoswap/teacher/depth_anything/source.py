@@ -1,11 +1,12 @@
 """Finds out which Depth Anything 3 network an official file holds, and reads the weights of its backbone.
 
-The file is a `model.safetensors`; given its folder, config.json is read too. The network is known from names and shapes
-before any tensor is read, and only the tensors of the backbone are read.
+The file is a `model.safetensors`, or the index of its parts; given its folder, config.json is read too. The network is
+known from names and shapes before any tensor is read, and only the tensors of the backbone are read.
 """
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dinoswap.files.digest import sha256
-from dinoswap.files.weights import weight_file
+from dinoswap.files.weights import digest_of, parts_of, weight_file
 from dinoswap.nn.weights.names import misfits, some
 from dinoswap.teacher.depth_anything.variants import (
     PREFIXES,
@@ -48,7 +48,7 @@ class Source:
     @property
     def identity(self) -> str:
         """The name and the hash of the weights, or that they are random."""
-        return f"{self.name} " + (f"sha256:{sha256(self.path)[:16]}" if self.path else "random weights")
+        return f"{self.name} " + (f"sha256:{digest_of(self.path)[:16]}" if self.path else "random weights")
 
     @property
     def notice(self) -> str:
@@ -108,14 +108,17 @@ def _require_variant(variant: str, source: Source) -> None:
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Returns the shape of every tensor in a safetensors file, without reading the tensors. Raises ValueError for
-    another file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_slice(name).get_shape() for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"ckpt_path={path}: not a whole safetensors file ({error}); download it again") from error
+    """Returns the shape of every tensor in a safetensors file or its parts, without reading the tensors. Raises
+    ValueError for another file."""
+    shapes: dict[str, list[int]] = {}
+    for part in parts_of(path):
+        try:
+            with safe_open(part, framework="pt") as file:
+                names = file.keys()
+                shapes |= {name: file.get_slice(name).get_shape() for name in names}
+        except SafetensorError as error:
+            raise ValueError(f"ckpt_path={part}: not a whole safetensors file ({error}); download it again") from error
+    return shapes
 
 
 def _prefix(variant: str | None, shapes: Shapes, path: Path) -> str:
@@ -152,9 +155,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 def read_weights(path: Path, prefix: str, backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors below `prefix`, in float32. Raises ValueError, with the differences, unless names and shapes
     are exactly those of the state dict `backbone_state`."""
-    with safe_open(path, framework="pt") as file:
-        names = file.keys()
-        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+    state: dict[str, Tensor] = {}
+    with ExitStack() as opened:
+        for part in parts_of(path):
+            file = opened.enter_context(safe_open(part, framework="pt"))
+            names = file.keys()
+            state |= {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
         if problems := _problems(state, backbone_state):
             raise ValueError(
                 f"ckpt_path={path}: the backbone does not fit: {some(problems)}; give the whole official file"
