@@ -225,7 +225,7 @@ def test_refused(overrides: list[str], message: str, released: Path) -> None:
 def test_a_file_that_is_not_there_or_not_of_weights(tmp_path: Path) -> None:
     missing = from_released(tmp_path / "missing.pth", FROM_PATH)
     for read in (build_model, weight_facts):
-        with pytest.raises(ConfigError, match=r"start\.path=.*missing\.pth: no such file"):
+        with pytest.raises(ConfigError, match=r"start\.path=.*missing\.pth: no such file; .*COPY.*start=run"):
             read(missing)
     write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"start\.path=.*run: is a run, no file of weights; choose start=run"):

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from dinoswap.nn.vit import VisionTransformer
     from dinoswap.nn.weights.load import Weights
 
+NEEDED = (
+    "A run that is continued needs it too, as it is known by the content of what it began with, wherever that lies: "
+    "give start.path=COPY. If none is left, begin another run from the run's own weights: start=run start.path=RUN"
+)
+"""What to do where the file is not there."""
+
 
 class WeightsStart(TrainedStart):
     """The weights in a file of any layout that `nn/weights` reads, or in a folder with model.safetensors or its
@@ -62,7 +68,10 @@ class WeightsStart(TrainedStart):
         path = Path(self.path)
         if path.is_dir() and _is_run(path):
             raise ValueError(f"path={path}: is a run, no file of weights; choose start=run")
-        return weight_file(self.path, "path")
+        try:
+            return weight_file(self.path, "path")
+        except ValueError as error:
+            raise ValueError(f"{error}. {NEEDED}") from error
 
     @cached_property
     def _weights(self) -> "Weights":
