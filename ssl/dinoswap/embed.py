@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -234,6 +235,7 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
     require_same(about, "give all ranks the same weights, images and command")
     mean, std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
     network = backbone.network.to(device)
+    tokens = math.prod(network.patch_embed.grid(size, size)), network.embed_dim
     frozen = FrozenBackbone(network, mean, std, device, AUTOCAST.get(trainer.precision), kinds)
     on_main(lambda: begin(arguments.out, about))
     with Progress(console=Console(stderr=True), disable=not is_main()) as progress:
@@ -242,7 +244,6 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
                 continue
             batch = min(PART, 1 << evaluation.batch_size.bit_length() - 1)  # divides PART
             crops = EvalImages(images, size, evaluation.resize, None, batch, workers=loading.workers)
-            tokens = (size // network.patch_size) ** 2, network.embed_dim
             task = progress.add_task(part, total=len(images))
             for done in embed(crops, frozen, tokens, arguments.out, part):
                 progress.update(task, completed=done)
@@ -306,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0."""
     try:
         run(parser().parse_intermixed_args(argv))
-    except (ConfigError, CheckpointError, ValueError, OSError) as error:
+    except (ConfigError, CheckpointError, CorruptImage, ValueError, OSError) as error:
         print(f"dinoswap-embed: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
