@@ -105,10 +105,10 @@ def network_of_transformers(model: str, changes: dict[str, Any], **arguments: An
     return shaken(getattr(transformers, f"{model}Model")(config, **arguments))
 
 
-def folder_of_transformers(model: str, changes: dict[str, Any], folder: Path, **options: Any) -> nn.Module:
-    """Writes a network of transformers as its save_pretrained does, with these options; returns it."""
+def folder_of_transformers(model: str, changes: dict[str, Any], folder: Path) -> nn.Module:
+    """Writes a network of transformers as its save_pretrained does, and returns it."""
     network = network_of_transformers(model, changes, **({"add_pooling_layer": False} if model == "ViT" else {}))
-    network.save_pretrained(folder, **options)  # type: ignore[operator]
+    network.save_pretrained(folder)  # type: ignore[operator]
     return network
 
 
