@@ -282,7 +282,8 @@ def draw_neighbours(
     import torch
 
     from dinoswap.evaluation.nearest import nearest
-    from dinoswap.evaluation.visualise import neighbours_figure, save_png
+    from dinoswap.evaluation.visualise import neighbours_figure
+    from dinoswap.files.pictures import save_png
 
     kind = next(kind for kind in VECTORS if kind in frozen.kinds)
     pixels = torch.from_numpy(np.stack([crop for _, crop in queries])).permute(0, 3, 1, 2)

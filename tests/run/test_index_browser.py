@@ -19,7 +19,7 @@ from small_models import composed
 KNN = "eval/knn_top1"
 EVIL = "<img src=x onerror=alert(1)>"
 OVERRIDES = [
-    *("recipe=smoke", "trainer.max_steps=2", "trainer.eval_every=1", "trainer.tensorboard=false", "data.workers=0"),
+    *("recipe=smoke", "trainer.max_steps=2", "trainer.eval_every=1", "tracker=none", "data.workers=0"),
     *("trainer.device=cpu", "evaluation.in_loop_images=20", "evaluation.images=20", "data.batch_size=4"),
     *("model.depth=1", "crops.local_number=1"),
 ]
