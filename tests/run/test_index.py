@@ -17,8 +17,9 @@ import pytest
 from dinoswap.files.lock import exclusive
 from dinoswap.run import index
 from dinoswap.run.index import curve, renew, renew_above, rows
-from dinoswap.run.index.rows import MOST_POINTS, QUIET_MINUTES, Row, readable_name
+from dinoswap.run.index.rows import MOST_POINTS, QUIET_MINUTES, Row
 from dinoswap.run.metrics import RunRecord
+from dinoswap.run.title import title_of
 from fake_runs import LONG_AGO, record, write_record
 
 KNN = "eval/knn_top1"
@@ -51,7 +52,7 @@ def test_a_row_says_how_a_run_went(tmp_path: Path) -> None:
         (folder / "pictures" / name).touch()
     ((status, name, study, seed, step, knn, *_, rate, hours, times),) = shown(tmp_path)
     assert (status, study, seed) == ("completed", "mine", "3")
-    assert name.split() == ["recipe=smoke", "'data.path=/a", "b'", "0123456789"]
+    assert name.split() == ["official", "recipe=smoke", "'data.path=/a", "b'", "0123456789"]
     assert (step, knn.split()) == ("100 / 100", ["61.25", "knn_top1"])
     assert (rate, hours, times.split()) == ("50.5", "0.5", ["2026-01-02", "03:04", "2026-01-02", "04:04"])
     page = (tmp_path / "index.html").read_text()
@@ -70,7 +71,7 @@ def test_names_are_what_a_result_depends_on() -> None:
         "~objectives.koleo",
         "+x=1",
     ]
-    assert readable_name(overrides) == "preset=legacy data.path=/a '~objectives.koleo' +x=1"
+    assert title_of({"preset": "legacy"}, overrides) == "legacy data.path=/a '~objectives.koleo' +x=1"
 
 
 def test_a_run_that_is_under_way(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dinoswap.config.configuration import plain
-from dinoswap.config.explain import presets
 from dinoswap.config.facts import DataFacts, build_source
-from dinoswap.config.identity import is_volatile, run_id
+from dinoswap.config.identity import run_id
 from dinoswap.data.images import ImageSource
 from dinoswap.distributed import on_main, world_size
 from dinoswap.run.earlier_runs import nearest, require_same_images
 from dinoswap.run.run_folder import PLACE, folder_of, leave_word, own_identity, planned_id
+from dinoswap.run.title import title_of
 
 LONGEST = 100
 """Characters of a readable name before its seed, as wandb takes no more than 128 in all."""
@@ -65,13 +65,5 @@ def launched_place(cfg: DictConfig) -> Path:
 
 
 def readable_name(choices: Mapping[str, str], overrides: Sequence[str], seed: int) -> str:
-    """Returns a name for people, such as "official masking=bernoulli seed 0": the preset, and what was typed, but for
-    what the preset chooses anyway and what decides no result."""
-    preset, typed = choices.get("preset", ""), dict[str, str]()
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key != "preset" and not is_volatile(key.partition("@")[0]):
-            typed[key] = override
-    of_preset = presets().get(preset, {})
-    words = [word for key, word in typed.items() if key not in choices or choices[key] != of_preset.get(key)]
-    return f"{textwrap.shorten(' '.join([preset, *words]), LONGEST, placeholder=' …')} seed {seed}".strip()
+    """Returns a name for people, such as "official masking=bernoulli seed 0", of about LONGEST letters at most."""
+    return f"{textwrap.shorten(title_of(choices, overrides), LONGEST, placeholder=' …')} seed {seed}".strip()

@@ -6,23 +6,21 @@ of which only what it has gained is read.
 
 import json
 import math
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dinoswap.config.configuration import config_dir
-from dinoswap.config.identity import ROOT, defaults, is_volatile
-from dinoswap.config.typed_paths import key_of
+from dinoswap.config.identity import ROOT, defaults
 from dinoswap.files.lock import holder
 from dinoswap.files.reading import parse_object, read_on
 from dinoswap.run.earlier_runs import STEPS
 from dinoswap.run.find_runs import SETTLED_NS, Stamp, reason_of
 from dinoswap.run.points import points_of
 from dinoswap.run.record import MAX_INT, Record, read_record
-from dinoswap.run.run_folder import NAMED_BY_TEXT
+from dinoswap.run.title import title_of
 
 RUNNING, UNREADABLE, SILENT = "running", "unreadable", "silent"
 """The status of a run that is under way; of one whose run.json is not the record of a run; and of one that says that it
@@ -139,7 +137,7 @@ def _read(folder: Path, path: str, before: Known | None) -> tuple[Row, int]:
         study=record.get("study") or study,
         run_id=record.get("run_id") or run_id,
         seed=record.get("seed"),
-        name=readable_name(record.get("overrides", []))[:MOST_LETTERS],
+        name=title_of(record.get("choices", {}), record.get("overrides", []))[:MOST_LETTERS],
         status=status,
         note="\n".join([*filter(None, [record.get("error")]), *(f"run.json: {fault}" for fault in faults)])[
             :MOST_LETTERS
@@ -156,13 +154,6 @@ def _read(folder: Path, path: str, before: Known | None) -> tuple[Row, int]:
         picture=_picture(folder / "pictures"),
     )
     return row, read
-
-
-def readable_name(overrides: Iterable[str]) -> str:
-    """Returns what a command line deviates in from the defaults, as a shell takes it, without what cannot change a
-    result; but with the paths that stand for images and weights."""
-    keys = ((override, key_of(override)) for override in overrides)
-    return shlex.join(override for override, key in keys if key in NAMED_BY_TEXT or not is_volatile(key))
 
 
 def _max_steps(record: Record) -> int | None:
