@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_runs import write_run
 
 from dinoswap.studies.csv_text import as_csv
 from dinoswap.studies.runs import load_curves, load_runs
+from fake_runs import write_run
 from small_models import load_tool
 
 

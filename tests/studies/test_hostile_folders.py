@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fake_runs import record, write_run
 from fake_study import write_runs, write_study
 
 from dinoswap.studies.design import make_design
@@ -24,6 +23,7 @@ from dinoswap.studies.report.collect import collect
 from dinoswap.studies.report.markup import markdown_text
 from dinoswap.studies.runs import read_curves, read_runs
 from dinoswap.studies.status import rows
+from fake_runs import record, write_run
 from small_models import load_tool
 
 Spoil = Callable[[Path], Any]

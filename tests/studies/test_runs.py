@@ -13,12 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_runs import LONG_AGO, record, write_record, write_run
 from omegaconf import OmegaConf
 
 from dinoswap.config.configuration import flatten
 from dinoswap.studies import run_folders
 from dinoswap.studies.runs import CACHE, load_curves, load_runs, read_curves, read_runs
+from fake_runs import LONG_AGO, record, write_record, write_run
 
 
 @pytest.fixture
