@@ -14,6 +14,7 @@ import torch
 
 from dinoswap import rng
 from dinoswap.config.configuration import plain
+from dinoswap.config.measured import build_metrics
 from dinoswap.data.images import CorruptImage, Images, Pixels
 from dinoswap.distributed import is_main, on_main, together
 from dinoswap.distributed.group import process_group
@@ -34,6 +35,11 @@ SETTINGS = [
         "evaluation.batch_size=8",
         "objectives.koleo.gather=true",
     ),
+]
+OF_SCENES = [
+    "metric=[correspondence,segmentation]",
+    *("evaluation.metric.correspondence.images=43", "evaluation.metric.segmentation.patches=200"),
+    *("evaluation.dense.train=11", "evaluation.dense.test=9"),  # two batches, of 8 and of what is left
 ]
 BROKEN = 3
 """Which of the evaluated test images cannot be decoded."""
@@ -70,10 +76,20 @@ def evaluations(spread: str, workers: int, folder: Path) -> dict[str, Any]:
         final = run.evaluator.final(model.teacher["backbone"], run.random_init)
         decoded = list(loads)
         quick = [run.evaluator.in_loop(model, hyper, run.dataset[0]).metrics for _ in range(2)]
+        corrupt = run.evaluator._quick.test.corrupt
+        run.evaluator.metrics = build_metrics(plain(composed([*SETTINGS, *OF_SCENES])))
+        scenes = run.evaluator.final(model.teacher["backbone"], run.random_init)
     assert quick[0] == quick[1]
-    corrupt = run.evaluator._quick.test.corrupt
-    return {"final": final.metrics, "quick": quick[0], "warning": final.warning, "examples": final.examples,
-            "decoded": decoded, "corrupt": corrupt}  # fmt: skip
+    return {
+        "final": final.metrics,
+        "quick": quick[0],
+        "warning": final.warning,
+        "examples": final.examples,
+        "decoded": decoded,
+        "corrupt": corrupt,
+        "scenes": scenes.metrics,
+        "picture": torch.tensor(scenes.pictures["segmentation"].tolist()),
+    }
 
 
 def left_by_a_signal_to_one(folder: Path, rank: int) -> tuple[bool, int]:
@@ -135,6 +151,9 @@ def test_metrics_are_those_of_one_process(spread: str, ranks: list[dict[str, Any
         assert found["final"] == alone["final"]
         assert found["warning"] == alone["warning"]
         assert torch.equal(found["examples"], alone["examples"])
+        assert found["scenes"] == alone["scenes"]
+        assert {"eval/correspondence", "baseline/random_init/seg_knn_miou"} <= set(alone["scenes"])
+        assert torch.equal(found["picture"], alone["picture"])
         assert found["corrupt"] == alone["corrupt"]
         assert list(alone["corrupt"].values()) == ["no bytes"]
         of_features = {name for name in alone["quick"] if name.count("/") == 1}
