@@ -27,6 +27,7 @@ from options import build_settings
 from small_models import small_batch, small_trainer
 
 HYPER = {"teacher_temp": 0.05, "dino_local_weight": 1.0}
+OF_TOKENS = {"pca", "pca_2x", "similarity"}
 NAMES = ["knn_top1", "knn_patch_top1", "linear_top1", "linear_patch_top1"]
 
 
@@ -96,7 +97,7 @@ def test_final_judges_the_network_beside_three_baselines(model: SelfDistillation
         assert found.metrics[f"eval/{name}"] == 100
         assert found.metrics[f"baseline/random_init/{name}"] == 100
     assert found.metrics["baseline/colour_histogram/knn_top1"] == 100
-    assert set(found.pictures) == {"pca", "accuracy"}
+    assert set(found.pictures) == {*OF_TOKENS, "accuracy"}
     found.save_pictures(tmp_path / "new" / "pictures")
     assert {path.name for path in (tmp_path / "new" / "pictures").iterdir()} == {"pca.png", "accuracy.png"}
     assert found.table().row_count == 4
@@ -135,7 +136,7 @@ def test_in_loop_gives_the_names_of_the_final(model: SelfDistillation, probe: Ba
     assert shared <= set(final.metrics)
     assert {"eval/knn_top1", "eval/knn_patch_top1", "eval/rankme"} <= shared
     assert {"eval/dino/target_entropy", "eval/ibot/prototypes_used"} <= set(quick.metrics)
-    assert set(quick.pictures) == {"pca", "crops"}
+    assert set(quick.pictures) == {*OF_TOKENS, "crops"}
 
 
 def test_an_evaluation_leaves_the_model_as_it_was(model: SelfDistillation, probe: Batch) -> None:
@@ -245,7 +246,7 @@ def test_a_family_cannot_give_what_it_does_not_describe(model: SelfDistillation)
 def test_without_any_family_there_are_pictures(model: SelfDistillation, probe: Batch) -> None:
     judge = evaluator(Noise(20, 2), Noise(20, 2), {})
     final = judge.final(model.teacher["backbone"], None)
-    assert (final.metrics, final.warning, set(final.pictures)) == ({}, None, {"pca"})
+    assert (final.metrics, final.warning, set(final.pictures)) == ({}, None, OF_TOKENS)
     assert not any("knn" in name for name in judge.in_loop(model, HYPER, probe).metrics)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
@@ -79,17 +80,17 @@ def test_neighbours_stand_beside_their_query() -> None:
     long = "a long name of a file that is a photograph of a cat.jpeg"
     rows = [[(image, ["0.987  猫", long[place:]]) for image in row] for place, row in enumerate(images)]
     picture = v.neighbours_figure(rows, cell_size=64)
-    high, wide = 64 + 2 * v.HEADER + v.GAP, 64 + v.GAP
-    assert picture.shape == (2 * high + v.HEADER + v.GAP, 3 * wide + v.GAP, 3)
+    high, wide = 64 + 2 * pictures.HEADER + pictures.GAP, 64 + pictures.GAP
+    assert picture.shape == (2 * high + pictures.HEADER + pictures.GAP, 3 * wide + pictures.GAP, 3)
     for row in range(2):
         for place in range(3):
-            top, left = v.HEADER + row * high, v.GAP + place * wide
+            top, left = pictures.HEADER + row * high, pictures.GAP + place * wide
             assert np.array_equal(
                 picture[top : top + 64, left : left + 64], images[row, place].repeat(4, 0).repeat(4, 1)
             )
-            below = picture[top + 64 : top + high - v.GAP, left : left + 64]
-            assert (below[v.HEADER :] < 128).any()
-        assert (picture[:, v.GAP + 64 + 1 : v.GAP + wide - 1] == 255).all(2)[v.HEADER :].all()
+            below = picture[top + 64 : top + high - pictures.GAP, left : left + 64]
+            assert (below[pictures.HEADER :] < 128).any()
+        assert (picture[:, pictures.GAP + 64 + 1 : pictures.GAP + wide - 1] == 255).all(2)[pictures.HEADER :].all()
 
 
 def test_normalised_crops_give_the_same_picture() -> None:
@@ -133,7 +134,7 @@ def test_an_outlier_does_not_take_all_the_contrast() -> None:
 def test_pca_stands_beside_its_image() -> None:
     images = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     tokens = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1))
-    picture = v.pca_figure(images, tokens, (2, 2), cell_size=64, pairs=2)
+    picture = v.pca_figure(images, tokens.unflatten(1, (2, 2)), cell_size=64, pairs=2)
     step = 64 + pictures.GAP
     assert picture.shape[:2] == (pictures.HEADER + pictures.GAP + 3 * step, pictures.GAP + 4 * step)
     third = picture[pictures.HEADER + step : pictures.HEADER + step + 64, pictures.GAP : pictures.GAP + 64]
@@ -184,3 +185,24 @@ def test_png_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OSError, match="No space"):
         pictures.save_png(target, 255 - picture)
     assert np.array_equal(np.asarray(Image.open(target)), picture)
+
+
+def test_similarity_maps_are_the_cosines_with_framed_patches() -> None:
+    """Two images of 2 x 4 tokens, four queries in each; the middle of a cell has the colour of its cosine."""
+    images = torch.full((2, 3, 8, 16), 90, dtype=torch.uint8)
+    tokens = torch.randn(2, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    picture = v.similarity_figure(images, tokens, queries=4, cell_size=64)  # images of 64 x 128
+    viridis = colormaps["viridis"]
+    for row, query in np.ndindex(2, 4):
+        place = 2 * query + 1  # of 8 patches every second one
+        top, left = pictures.HEADER + row * (64 + pictures.GAP), pictures.GAP + (query + 1) * (128 + pictures.GAP)
+        map_of_query = picture[top : top + 64, left : left + 128]
+        for index in range(8):
+            y, x = divmod(index, 4)
+            one, other = tokens[row].reshape(8, 5)[[place, index]].double()
+            cosine = float(one @ other / one.norm() / other.norm())
+            expected = np.array(viridis(max(cosine, 0.0))[:3]) * 255
+            assert np.abs(map_of_query[32 * y + 16, 32 * x + 16] - expected).max() <= 2
+        framed = (map_of_query == (255, 0, 0)).all(-1)
+        y, x = divmod(place, 4)
+        assert framed[32 * y : 32 * y + 32, 32 * x : 32 * x + 32].sum() == framed.sum() == 4 * 31

@@ -286,13 +286,16 @@ class Evaluator:
     def _add_examples(
         self, evaluation: Evaluation, backbone: FrozenBackbone, images: EvalImages, rows: Sequence[int]
     ) -> None:
-        """Adds a few images to `evaluation`, spread evenly over `rows`, and the picture of their patch tokens."""
+        """Adds a few images to `evaluation`, spread evenly over `rows`, and pictures of their patch tokens: principal
+        components, at twice the resolution too, and similarities."""
         shown = rows[:: max(len(rows) // SHOWN, 1)][:SHOWN]
-        evaluation.examples = self._on_main(lambda: torch.from_numpy(np.stack([images.crop(row) for row in shown])))
-        tokens = backbone.patch_tokens(evaluation.examples)
-        side = self.size // cast(VisionTransformer, backbone.backbone).patch_size
-        if tokens.isfinite().all():
-            evaluation.pictures["pca"] = visualise.pca_figure(evaluation.examples, tokens, (side, side))
+        crops, larger = (self._on_main(partial(_stacked, images, shown, scale)) for scale in (1, 2))
+        evaluation.examples = crops
+        tokens, of_larger = backbone.patch_map(crops), backbone.patch_map(larger)
+        if tokens.isfinite().all() and of_larger.isfinite().all():
+            evaluation.pictures["pca"] = visualise.pca_figure(crops, tokens)
+            evaluation.pictures["pca_2x"] = visualise.pca_figure(larger, of_larger)
+            evaluation.pictures["similarity"] = visualise.similarity_figure(crops, tokens)
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """Calls `work`, which must have no side effects, on the first rank and returns its result on all ranks. A
@@ -303,6 +306,11 @@ class Evaluator:
                 return work()
 
         return on_main(interruptible)
+
+
+def _stacked(images: EvalImages, rows: Sequence[int], scale: int) -> Tensor:
+    """Returns clean crops of these rows, uint8 [n, 3, S, S], at `scale` times the size of the evaluation."""
+    return torch.from_numpy(np.stack([images.crop(row, scale) for row in rows]))
 
 
 def _with_patch(read: Callable[[Tensor, int], Tensor], patch: int) -> Encoder:

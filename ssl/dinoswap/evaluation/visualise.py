@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional
 
 from dinoswap.evaluation.summary import Columns, Results, cell
 from dinoswap.files.pictures import Picture, captioned, laid_out, resized
@@ -86,10 +89,11 @@ def pca_rgb(tokens: Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
     return unit.reshape(len(tokens), *grid, 3).astype(np.float32)  # [n * N, 3] -> [n, rows, columns, 3]
 
 
-def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size: int = 96, pairs: int = 4) -> Picture:
-    """Returns a picture of uint8 images [n, 3, H, W], each beside the `pca_rgb` of its tokens [n, N, D], with `pairs`
-    of them in a row."""
-    colours = (pca_rgb(tokens, grid) * 255).round().astype(np.uint8)
+def pca_figure(images: Tensor, tokens: Tensor, cell_size: int = 96, pairs: int = 4) -> Picture:
+    """Returns a picture of uint8 images [n, 3, H, W], each beside the `pca_rgb` of its tokens [n, rows, columns, D],
+    with `pairs` of them in a row."""
+    grid = tokens.shape[1], tokens.shape[2]
+    colours = (pca_rgb(tokens.flatten(1, 2), grid) * 255).round().astype(np.uint8)
     shown = images.permute(0, 2, 3, 1).cpu().numpy()
     size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])
     pictures = [resized(p, *size) for pair in zip(shown, colours, strict=True) for p in pair]
@@ -97,6 +101,36 @@ def pca_figure(images: Tensor, tokens: Tensor, grid: tuple[int, int], cell_size:
     width = 2 * min(pairs, len(shown))
     pictures += [blank] * (-len(pictures) % width)
     return laid_out([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
+
+
+def similarity_figure(images: Tensor, tokens: Tensor, queries: int = 4, cell_size: int = 96) -> Picture:
+    """Returns a picture with a row for each of uint8 images [n, 3, H, W]: the image with some patches framed in red,
+    evenly spread over it, and for each of them the cosines of its token with all tokens of the image, from 0 or less
+    (dark) to 1 (bright), the patch itself framed. Tokens are [n, rows, columns, D]."""
+    rows, columns = grid = tokens.shape[1], tokens.shape[2]
+    shown = images.permute(0, 2, 3, 1).cpu().numpy()
+    size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])
+    places = [divmod(int((place + 0.5) * rows * columns / queries), columns) for place in range(queries)]
+    unit = functional.normalize(tokens.float().cpu().flatten(1, 2), dim=-1)  # [n, N, D]
+    viridis = colormaps["viridis"]
+    pictures: list[list[Picture]] = [[] for _ in range(queries + 1)]
+    for image, vectors in zip(shown, unit, strict=True):
+        pictures[0].append(_framed(resized(image, *size), places, grid))
+        for column, (row, place) in zip(pictures[1:], places, strict=True):
+            cosines = (vectors @ vectors[row * columns + place]).clamp(0, 1).reshape(grid).numpy()
+            coloured = (255 * viridis(cosines)[..., :3]).round().astype(np.uint8)
+            column.append(_framed(resized(coloured, *size), [(row, place)], grid))
+    return laid_out(pictures, ["image", *(f"patch {row},{place}" for row, place in places)])
+
+
+def _framed(image: Picture, places: Sequence[tuple[int, int]], grid: tuple[int, int]) -> Picture:
+    """Returns an image with the patches at these (row, column) of the grid framed in red."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    high, wide = image.shape[0] / grid[0], image.shape[1] / grid[1]
+    for row, column in places:
+        draw.rectangle((column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1), outline=(255, 0, 0))
+    return np.asarray(canvas)
 
 
 def neighbours_figure(rows: Sequence[Sequence[tuple[Picture, Sequence[str]]]], cell_size: int = 112) -> Picture:
