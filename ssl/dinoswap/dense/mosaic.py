@@ -14,7 +14,7 @@ from PIL import Image
 
 from dinoswap import rng
 from dinoswap.data.images import Images, Labels
-from dinoswap.dense.base import AnnotatedParts, AnnotatedSource, Scene
+from dinoswap.dense.base import AnnotatedParts, AnnotatedSource, Scene, square
 
 WARP = 0.15
 """Borders are moved by about so much of the side of a mosaic."""
@@ -104,14 +104,6 @@ def _smooth(draw: np.random.Generator, side: int) -> NDArray[np.float32]:
     """Draws smooth noise of deviation 1, float32 [side, side]."""
     coarse = Image.fromarray(draw.normal(size=(WAVES, WAVES)).astype(np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
-
-
-def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Returns the largest centred square of an image, uint8 [H, W, 3] to [size, size, 3]."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def mirrored(texture: NDArray[np.uint8], side: int, top: int, left: int) -> NDArray[np.uint8]:

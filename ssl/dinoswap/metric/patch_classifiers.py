@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dinoswap import rng
 from dinoswap.dense.base import Scene
 from dinoswap.files.pictures import Picture, laid_out, resized
 from dinoswap.metric.logistic_regression import GRID, HOLD_OUT, fit, pick_c
 from dinoswap.metric.neighbours import PRIMARY_K, class_votes
+from dinoswap.metric.patches import drawn, in_patches
 
 TEMPERATURE = 0.07
 PLANES = 16
@@ -25,12 +25,8 @@ ROWS = 4096
 
 def majority(truth: NDArray[np.int16], grid: tuple[int, int], classes: int) -> NDArray[np.int64]:
     """Returns the class that most pixels of each patch have, IGNORE included: int16 [h, w] to int64 [rows, columns].
-    Of equally frequent classes it is the one with the smallest number. A resolution that is no multiple of the grid is
-    resized to one, each pixel being repeated or left out."""
-    height, width = (-(-side // cells) * cells for side, cells in zip(truth.shape, grid, strict=True))
-    rows, columns = np.arange(height) * truth.shape[0] // height, np.arange(width) * truth.shape[1] // width
-    blocks = truth[rows[:, None], columns].reshape(grid[0], height // grid[0], grid[1], width // grid[1])
-    cells = blocks.transpose(0, 2, 1, 3).reshape(grid[0] * grid[1], -1).astype(np.int64)  # [N, pixels]
+    Of equally frequent classes it is the one with the smallest number."""
+    cells = in_patches(truth, grid).reshape(grid[0] * grid[1], -1).astype(np.int64)  # [N, pixels]
     place = np.arange(len(cells))[:, None] * (classes + 1) + cells + 1  # IGNORE is -1
     counts = np.bincount(place.ravel(), minlength=len(cells) * (classes + 1)).reshape(len(cells), -1)
     most: NDArray[np.int64] = counts.argmax(1).reshape(grid) - 1
@@ -43,22 +39,10 @@ def labelled_patches(
     """Returns tokens, float32 [m, D], of at most `limit` patches of each scene, their labels and the numbers of their
     scenes, int64 [m] each. Tokens are [n, rows, columns, D] of the scenes from number `first` on; patches most of whose
     pixels are ignored are left out."""
-    kept: list[Tensor] = []
-    labels: list[NDArray[np.int64]] = []
-    scenes: list[NDArray[np.int64]] = []
-    for number, (map_of_tokens, classes_of_pixels) in enumerate(zip(tokens, truth, strict=True), start=first):
-        grid = map_of_tokens.shape[0], map_of_tokens.shape[1]
-        label = majority(classes_of_pixels, grid, classes).ravel()
-        known = np.flatnonzero(label >= 0)
-        chosen = rng.numpy_generator(0, "evaluation/patches", number).permutation(known)[:limit]
-        kept.append(map_of_tokens.flatten(0, 1)[chosen])
-        labels.append(label[chosen])
-        scenes.append(np.full(len(chosen), number))
-    return {
-        "tokens": torch.cat(kept),
-        "labels": torch.from_numpy(np.concatenate(labels)),
-        "scenes": torch.from_numpy(np.concatenate(scenes)),
-    }
+    grid = tokens.shape[1], tokens.shape[2]
+    labels = [majority(classes_of_pixels, grid, classes) for classes_of_pixels in truth]
+    kept = drawn(tokens, labels, [label >= 0 for label in labels], limit, first)
+    return dict(zip(("tokens", "labels", "scenes"), kept, strict=True))
 
 
 @dataclass(frozen=True)
