@@ -8,7 +8,8 @@ from rich.console import Console
 from torch import Tensor
 
 from dinoswap.evaluation import baselines as b
-from dinoswap.evaluation.summary import columns_of, summary_table
+from dinoswap.evaluation.summary import Column, columns_of, filled, percentages, summary_table
+from dinoswap.metric.base import Score
 from dinoswap.metric.knn import NearestNeighbours
 from dinoswap.metric.linear import LinearProbe
 
@@ -83,3 +84,24 @@ def test_table_shows_every_cell() -> None:
     assert cells["trained"] == ["61.0", "58.0", "70.0", "69.0"]
     assert cells["random init"] == ["30.0", "31.0", "-", "-"]
     assert cells["raw pixels"] == ["38.8", "38.8", "40.0", "40.0"]
+
+
+def test_the_best_of_a_column_is_bold_in_its_own_unit() -> None:
+    columns = {
+        "k-NN": Column(("knn",), Score("higher", "%")),
+        "error": Column(("error",), Score("lower", "m")),
+        "size": Column(("size",), Score()),
+        "absent": Column(("absent",), Score("higher", "%")),
+    }
+    results = {
+        "trained": {"knn": 61.04, "error": 0.5126, "size": 3.0},
+        "raw pixels": {"knn": 0.0, "error": 1.25, "size": 4.0},
+    }
+    table = summary_table(results, columns)
+    cells = {str(column.header): list(column.cells) for column in table.columns[1:]}
+    assert cells == {
+        "k-NN": ["[bold]61.0[/bold]", "0.0"],
+        "error, m": ["[bold]0.513[/bold]", "1.25"],
+        "size": ["3", "4"],
+    }
+    assert set(percentages(filled(results, columns))) == {"k-NN"}

@@ -24,6 +24,7 @@ from dinoswap.evaluation.baselines import (
 )
 from dinoswap.evaluation.dense import SceneReader
 from dinoswap.evaluation.evaluator import Evaluator
+from dinoswap.evaluation.summary import Column
 from dinoswap.metric.base import DenseMetric, Metric, Score
 from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch
@@ -109,8 +110,8 @@ def test_every_row_is_fitted_and_judged_in_batches(model: SelfDistillation) -> N
     for scores in found.results.values():
         assert scores == {"level": pytest.approx(level), "seen": 14}
     assert found.metrics["eval/level"] == found.metrics["baseline/position_alone/level"] == pytest.approx(level)
-    assert found.columns == {"level": ("level",)}
-    assert found.headline == f"level {level:.1f}"
+    assert found.columns == {"level": Column(("level",), Levels.scores["level"])}
+    assert found.headline == f"level {level:.3g}"
     assert {name for name in found.corrupt if name.startswith("image")} == {"image 0", "image 3", "image 14"}
     assert sorted(set(family.firsts)) == [0, 4, 8]
     assert found.warning is None

@@ -17,6 +17,7 @@ from dinoswap.data.images import CorruptImage, Images
 from dinoswap.evaluation import evaluator as evaluator_module
 from dinoswap.evaluation.evaluator import SHOWN, Evaluator
 from dinoswap.evaluation.measure import named
+from dinoswap.evaluation.summary import Column
 from dinoswap.metric.base import ImageMetric, Metric, Part, Score
 from dinoswap.metric.features import FeatureStatistics
 from dinoswap.metric.knn import NearestNeighbours
@@ -226,7 +227,7 @@ def test_a_family_reads_what_it_names_and_adds_its_columns(model: SelfDistillati
     assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics
     new = set(found.metrics) - set(plain.metrics)
     assert new == {f"{row}/{name}" for row in ("eval", "baseline/random_init") for name in PatchSpread.scores}
-    assert found.columns == {**plain.columns, "unique": ("unique",)}
+    assert found.columns == {**plain.columns, "unique": Column(("unique",), PatchSpread.scores["unique"])}
     images = torch.from_numpy(np.stack([judge._quick.test.crop(row) for row in range(20)]))
     with torch.no_grad():
         patch = backbone([((images / 255) - 0.5) / 0.5])[0].patch

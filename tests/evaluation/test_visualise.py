@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from dinoswap.evaluation import visualise as v
+from dinoswap.evaluation.summary import Column
 from dinoswap.files import pictures
+from dinoswap.metric.base import Score
 from dinoswap.values import Batch, masked_positions
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
@@ -148,7 +150,11 @@ def test_pca_stands_beside_its_image() -> None:
 
 ROWS = [{"step": float(s), "loss": 9 - s / 10, "dino/global": 7 - s / 10} for s in range(10)]
 RESULTS = {"trained": {"knn_top1": 60.0, "knn_patch_top1": 50.0}, "raw pixels": {"knn_top1": 40.0}}
-COLUMNS = {"k-NN CLS": ("knn_top1",), "k-NN patch mean": ("knn_patch_top1", "knn_top1")}
+ACCURACY = Score("higher", "%")
+COLUMNS = {
+    "k-NN CLS": Column(("knn_top1",), ACCURACY),
+    "k-NN patch mean": Column(("knn_patch_top1", "knn_top1"), ACCURACY),
+}
 
 
 def test_charts_are_repeatable_and_use_no_global_state() -> None:

@@ -30,7 +30,7 @@ from dinoswap.evaluation.baselines import BASELINES, DENSE_BASELINES
 from dinoswap.evaluation.dense import Encoder, SceneReader, measure_dense
 from dinoswap.evaluation.features import EvalImages, FrozenBackbone, Reader, evaluating, extract
 from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
-from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, summary_table
+from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, filled, percentages, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.files.pictures import Picture, save_png
 from dinoswap.metric.base import DenseMetric, ImageMetric, Metric
@@ -74,13 +74,14 @@ class Evaluation:
     @property
     def headline(self) -> str:
         """The first number of the network in the table, with its heading, as in "k-NN CLS 61.2"; "" without one."""
-        values = (
-            (heading, cell(self.metrics, [f"eval/{name}" for name in names])) for heading, names in self.columns.items()
-        )
-        return next((f"{heading} {value:.1f}" for heading, value in values if value is not None), "")
+        for heading, column in self.columns.items():
+            value = cell(self.metrics, [f"eval/{name}" for name in column.names])
+            if value is not None:
+                return f"{heading} {column.text(value)}"
+        return ""
 
     def table(self) -> Table:
-        """Returns the table of accuracies."""
+        """Returns the table of results."""
         return summary_table(self.results, self.columns)
 
 
@@ -192,8 +193,8 @@ class Evaluator:
         evaluation = self._measured(metrics, split, networks, with_baselines=True)
         if split.corrupt:
             evaluation.warn(f"{split.corrupt} images that cannot be decoded were left out")
-        if evaluation.results:
-            evaluation.pictures["accuracy"] = visualise.accuracy_bars(evaluation.results, evaluation.columns)
+        if accuracies := percentages(filled(evaluation.results, evaluation.columns)):
+            evaluation.pictures["accuracy"] = visualise.accuracy_bars(evaluation.results, accuracies)
         elif evaluation.finite and any(metric.supervised for metric in metrics):
             evaluation.warn("no accuracies: the data set has no labelled test images of two classes or more")
         return evaluation

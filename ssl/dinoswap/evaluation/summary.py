@@ -1,22 +1,37 @@
-"""The table of accuracies: a network beside its baselines, on the same split."""
+"""The table of results: a network beside its baselines, on the same split."""
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from rich.table import Table
 
-from dinoswap.metric.base import Metric
+from dinoswap.metric.base import Metric, Score
 
+PER_CENT = "%"
 Results = Mapping[str, Mapping[str, float]]
 """Scores by row (trained, random init, raw pixels, ...) and then by name, as in knn_top1."""
-Columns = Mapping[str, tuple[str, ...]]
-"""Heading -> the names of the scores that stand below it, of which a row has one: a baseline without tokens has another
-name than a network."""
+
+
+class Column(NamedTuple):
+    """Names the scores that stand in a column, of which a row has one: a baseline without tokens has another name than
+    a network. `score` describes the first."""
+
+    names: tuple[str, ...]
+    score: Score
+
+    def text(self, value: float) -> str:
+        """Returns a value as it is shown: to a tenth of a per cent, or to three digits."""
+        return f"{value:.1f}" if self.score.unit == PER_CENT else f"{value:.3g}"
+
+
+Columns = Mapping[str, Column]
+"""Columns of the table by their heading."""
 
 
 def columns_of(metrics: Iterable[Metric]) -> Columns:
     """Returns the columns of the table, in the order in which the families of metrics name them."""
     scores = [(name, score) for metric in metrics for name, score in metric.scores.items() if score.column]
-    return {score.column: tuple(filter(None, (name, score.of_whole))) for name, score in scores}
+    return {score.column: Column(tuple(filter(None, (name, score.of_whole))), score) for name, score in scores}
 
 
 def cell(scores: Mapping[str, float], names: Iterable[str]) -> float | None:
@@ -24,21 +39,41 @@ def cell(scores: Mapping[str, float], names: Iterable[str]) -> float | None:
     return next((scores[name] for name in names if name in scores), None)
 
 
-def summary_table(results: Results, columns: Columns, title: str = "top-1 accuracy, %") -> Table:
+def filled(results: Results, columns: Columns) -> Columns:
+    """Returns the columns that any row has."""
+    known = {name for scores in results.values() for name in scores}
+    return {heading: column for heading, column in columns.items() if known.intersection(column.names)}
+
+
+def percentages(columns: Columns) -> Columns:
+    """Returns the columns in per cent, which one chart can show."""
+    return {heading: column for heading, column in columns.items() if column.score.unit == PER_CENT}
+
+
+def summary_table(results: Results, columns: Columns) -> Table:
     """Returns a table with a row per entry of `results`, and those columns that any row has. The best of each column is
     bold."""
-    table = Table(title=title)
+    table = Table(title="frozen features; % where no unit is named")
     table.add_column("features")
-    known = {c: [v for row in results.values() if (v := cell(row, columns[c])) is not None] for c in columns}
-    filled = [column for column in columns if known[column]]
-    for column in filled:
-        table.add_column(column, justify="right")
+    columns = filled(results, columns)
+    for heading, column in columns.items():
+        unit = "" if column.score.unit == PER_CENT else column.score.unit
+        table.add_column(f"{heading}, {unit}" if unit else heading, justify="right")
+    best = {heading: _best(results, column) for heading, column in columns.items()}
     for name, scores in results.items():
-        table.add_row(name, *(_text(cell(scores, columns[column]), known[column]) for column in filled))
+        table.add_row(name, *(_text(cell(scores, c.names), best[heading], c) for heading, c in columns.items()))
     return table
 
 
-def _text(value: float | None, known: list[float]) -> str:
+def _best(results: Results, column: Column) -> float | None:
+    """Returns the best value in a column, None where neither high nor low ones are better."""
+    known = [value for row in results.values() if (value := cell(row, column.names)) is not None]
+    if column.score.better is None:
+        return None
+    return max(known) if column.score.better == "higher" else min(known)
+
+
+def _text(value: float | None, best: float | None, column: Column) -> str:
     if value is None:
         return "-"
-    return f"[bold]{value:.1f}[/bold]" if value == max(known) else f"{value:.1f}"
+    return f"[bold]{column.text(value)}[/bold]" if value == best else column.text(value)

@@ -170,16 +170,16 @@ def curves_figure(
 
 
 def accuracy_bars(results: Results, columns: Columns) -> Picture:
-    """Returns the summary table as a bar chart: a group per column, a bar per row."""
+    """Returns columns of the summary table, all in per cent, as a bar chart: a group per column, a bar per row."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(len(results), 1)
     for index, (name, scores) in enumerate(results.items()):
-        values = {place: cell(scores, names) for place, names in enumerate(columns.values())}
+        values = {place: cell(scores, column.names) for place, column in enumerate(columns.values())}
         known = {place + (index + 0.5) * width - 0.4: v for place, v in values.items() if v is not None}
         bars = axes.bar(list(known), list(known.values()), width, label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set(title="top-1 accuracy, %", xticks=range(len(columns)), xticklabels=list(columns))
+    axes.set(ylabel="%", xticks=range(len(columns)), xticklabels=list(columns))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper", fontsize=8)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dinoswap.distributed import all_reduce_mean, is_main
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.evaluation.measure import TRAINED
-from dinoswap.evaluation.summary import cell
+from dinoswap.evaluation.summary import cell, percentages
 from dinoswap.evaluation.visualise import curves_figure
 from dinoswap.metric.diagnostics import FEW_STEPS
 from dinoswap.run.metrics import MetricsLog, read
@@ -85,7 +85,7 @@ class Journal:
             return
         rows = read(self.metrics.path)
         terms = list(dict.fromkeys(name for row in rows for name in row if self._is_term(name)))
-        names = next(iter(evaluation.columns.values()), ())  # of the first column of the table
+        names = next((column.names for column in percentages(evaluation.columns).values()), ())  # of the first one
         levels = {row: cell(scores, names) for row, scores in evaluation.results.items() if row != TRAINED}
         evaluation.pictures["curves"] = curves_figure(
             rows,
