@@ -26,7 +26,7 @@ FLOORS = {
     6: "build",
     5: "trainer evaluation",
     4: "config",
-    3: "model clustering da3 gram metric dense",
+    3: "model clustering da3 gram metric dense depth",
     2: "objectives forward teacher optim schedule layer_decay weight_decay data start",
     1: "nn position resolution masking reduction targets augmentation tracker",
     0: "values rng distributed files web __version__",
@@ -56,7 +56,7 @@ GIVEN = {
     "da3": {"reduction", "teacher", "mean", "std"},
     "teacher": {"ckpt_path"},
     "data": {"decoding"},
-    "metric": {"dense"},
+    "metric": {"dense", "depth"},
 }  # fmt: skip
 
 

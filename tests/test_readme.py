@@ -44,7 +44,8 @@ def small() -> str:
     recipe = OmegaConf.to_container(OmegaConf.load(config_dir() / "recipe" / "smoke.yaml"))
     assert isinstance(recipe, dict)
     sizes = {key: value for key, value in flatten(recipe).items() if not key.startswith("objectives.")}  # type: ignore[arg-type]
-    sizes |= {"trainer.max_steps": 2, "evaluation.images": 20, "tracker": "none", "trainer.device": "cpu"}
+    del sizes["defaults"]
+    sizes |= {"metric": "[knn,linear,features]", "trainer.max_steps": 2, "evaluation.images": 20, "tracker": "none", "trainer.device": "cpu"}
     return " ".join(f"{key}={value}" for key, value in sizes.items())
 
 

@@ -25,7 +25,7 @@ from dinoswap.config.facts import WEIGHTS, DataFacts, build_source
 from dinoswap.config.first_check import first_check
 from dinoswap.config.measured import families, score_of, sections
 from dinoswap.config.schema import ConfigError
-from dinoswap.config.sections import LOADING, OF_ONE_SET
+from dinoswap.config.sections import JUDGED_ON, LOADING, OF_METRICS, OF_ONE_SET
 from dinoswap.config.typed_paths import as_typed, refuse_torn_paths
 from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.files.writing import write_atomically
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # this imports torch, which the help and a refused command do
     from dinoswap.evaluation.evaluator import Evaluation
 
 FILE = "evaluation.json"
-CHANGEABLE = ("data", "metric", "dense", "evaluation", "trainer.device", "trainer.precision", *WEIGHTS.values())
+CHANGEABLE = ("data", *OF_METRICS, "evaluation", "trainer.device", "trainer.precision", *WEIGHTS.values())
 
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
@@ -52,11 +52,10 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             value = override.value()
             names = value if isinstance(value, list) else [value]
             changed.evaluation.metric = {str(name): sections()[str(name)] for name in names}
-            changed.objective_metric = (
-                f"eval/{next(iter(families()[str(names[0])].scores))}"  # which has to be measured
-            )
-        if override.key_or_group == "dense":
-            changed.evaluation.dense = compose_config([f"dense={override.value()}"])["evaluation"]["dense"]
+            first = next(iter(families()[str(names[0])].scores))
+            changed.objective_metric = f"eval/{first}"  # which has to be measured
+        if (group := override.key_or_group) in JUDGED_ON:
+            changed.evaluation[group] = compose_config([f"{group}={override.value()}"])["evaluation"][group]
         if override.key_or_group == "data":
             shared = {k: v for k, v in config["data"].items() if k in LOADING and k not in OF_ONE_SET}
             changed.data = compose_config([f"data={override.value()}"])["data"] | shared
@@ -66,7 +65,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
             raise ConfigError(
                 f"{override.input_line}: an evaluation can change {', '.join(CHANGEABLE)} and no other key"
             )
-        if key not in ("data", "metric", "dense"):
+        if key not in ("data", *OF_METRICS):
             OmegaConf.update(changed, key, override.value(), force_add=True)  # unknown names are refused when built
     missing = sorted(OmegaConf.missing_keys(changed))
     if missing:

@@ -26,6 +26,7 @@ from dinoswap.evaluation.dense import SceneReader
 from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.evaluation.summary import Column
 from dinoswap.metric.base import DenseMetric, Metric, Score
+from dinoswap.metric.depth import Depth
 from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch
 from small_models import composed, small_trainer
@@ -186,6 +187,29 @@ def test_without_labels_correspondence_remains(model: SelfDistillation) -> None:
     found = evaluator(shipped(), Noise(20, 4, labelled=False), None).final(model.teacher["backbone"], None)
     assert set(found.results["trained"]) == {"correspondence", "correspondence_photometric", "correspondence_chance"}
     assert "correspondence" in found.headline
+
+
+def test_depth_is_measured_where_it_is_asked_for_and_needs_no_labels(model: SelfDistillation) -> None:
+    """Of rooms with walls of one grey each, whose shade tells the faces apart. Errors stand in no chart of shares."""
+    small = [
+        "metric=[depth]",
+        "objective_metric=eval/depth_rmse",
+        "evaluation.depth.train=15",
+        "evaluation.depth.test=8",
+    ]
+    families, images = build_metrics(plain(composed(["recipe=smoke", *small]))), Noise(20, 4, labelled=False)
+    found = evaluator(families, images, None).final(model.teacher["backbone"], None)
+    assert list(found.results) == ["trained", *DENSE_BASELINES]
+    for scores in found.results.values():
+        assert set(scores) == set(Depth.scores)
+    rooms = families["depth"].scenes(images, None, 32, 8)  # type: ignore[attr-defined]
+    train, test = ([part.load(n).truth for n in range(len(part))] for part in (rooms.train, rooms.test))
+    of_the_mean = float(np.square(np.stack(test) - np.mean(train)).mean() ** 0.5)
+    assert found.metrics["eval/depth_rmse"] < of_the_mean
+    assert found.metrics["baseline/position_alone/depth_bins_rmse"] < 0.9 * of_the_mean
+    assert found.headline == f"depth RMSE {found.metrics['eval/depth_rmse']:.3g}"
+    assert set(found.pictures) == {"depth", "pca"}
+    assert found.warning is None
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------

@@ -83,8 +83,9 @@ def test_names_directions_and_labels() -> None:
     names = {"knn_top1", "knn_patch_top1", "knn_top5", "knn_patch_top5", "linear_top1", "linear_patch_top1"}
     names |= {"seg_miou", "seg_accuracy", "seg_knn_miou", "seg_knn_accuracy"}
     others = {"rankme", "feature_std", "mean_cosine", "correspondence", "correspondence_photometric"}
+    others |= {f"depth{head}_{name}" for head in ("", "_bins") for name in ("rmse", "abs_rel", "delta1")}
     assert set(measured.names()) == {f"eval/{name}" for name in names | others}
-    assert measured.score_of("eval/mean_cosine").better == "lower"
+    assert measured.score_of("eval/mean_cosine").better == measured.score_of("eval/depth_bins_rmse").better == "lower"
     assert {name for name in measured.names() if measured.needs_labels(name)} == {f"eval/{name}" for name in names}
     assert not measured.needs_labels("eval/dino/target_entropy")
 

@@ -17,7 +17,7 @@ from dinoswap.config.configuration import config_dir
 from dinoswap.config.errors import ConfigError
 from dinoswap.config.guests import guests
 from dinoswap.config.schema import construct_option, nearest, option_class
-from dinoswap.config.sections import OF_METRICS
+from dinoswap.config.sections import JUDGED_ON
 from dinoswap.metric.base import Metric, Score
 
 GROUP = "metric"
@@ -99,5 +99,5 @@ def _built(evaluation: Mapping[str, Any], family: str) -> Metric:
     option."""
     section, key = evaluation["metric"][family], f"evaluation.metric.{family}"
     wanted = inspect.signature(option_class(section, key)).parameters
-    parts = {name: construct_option(evaluation[name], f"evaluation.{name}") for name in OF_METRICS if name in wanted}
+    parts = {name: construct_option(evaluation[name], f"evaluation.{name}") for name in JUDGED_ON if name in wanted}
     return cast(Metric, construct_option(section, key, **parts))

@@ -197,8 +197,10 @@ def evaluation_settings(cfg: Config) -> EvaluationSettings:
     return construct(EvaluationSettings, section, "evaluation")
 
 
-OF_METRICS = ("metric", "dense")
-"""Groups that fill sections of `evaluation`: the families of metrics, and what those that ask for it are judged on."""
+JUDGED_ON = ("dense", "depth")
+"""Groups of what those families of metrics are judged on that ask for it."""
+OF_METRICS = ("metric", *JUDGED_ON)
+"""Groups that fill sections of `evaluation`."""
 LOADING = [field.name for field in fields(LoadingSettings)]
 OF_ONE_SET = ("test_fraction",)
 """Keys among LOADING that are about one data set, and are not taken over for another one."""

@@ -1,0 +1,1 @@
+"""Sources of images whose depth is known at every pixel: the options of the group `depth`."""
