@@ -120,7 +120,7 @@ def test_only_the_upper_layers_know_hydra() -> None:
 @pytest.mark.parametrize("module", ["trainer", "model", "run/loop", "run/journal"])
 def test_the_step_names_no_option(module: str) -> None:
     """No option in its code: no variable, attribute, argument or string of that name."""
-    words_of_all = {*ABSENT, "enabled", "ema", "random", "weights", "run"}  # of torch, of every step, of a run
+    words_of_all = {*ABSENT, "enabled", "ema", "random", "weights", "run", "folder"}  # of torch, of every run
     options = {option for _, option in OPTIONS} - words_of_all
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}

@@ -29,6 +29,7 @@ PATHS = (
     "da3.ckpt_path",
     "objectives.gram.path",
     "start.path",
+    "evaluation.depth.path",
     "results_dir",
 )
 NULLABLE = ("data.test_path", "data.labels", "objectives.gram.path", "study")

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, corrupt_if_undecodable, decode, to_rgb
+from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, corrupt_if_undecodable, decode, extensions, to_rgb
 
 __all__ = [
     "CorruptImage",
@@ -21,6 +21,7 @@ __all__ = [
     "Pixels",
     "corrupt_if_undecodable",
     "decode",
+    "extensions",
     "first_labelled",
     "numbered",
     "to_rgb",
