@@ -8,10 +8,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinoswap.config.command_line import check_arguments, compose_config
+from dinoswap.config.measured import build_metrics
+from dinoswap.config.schema import ConfigError
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.dense.base import Scene
 from dinoswap.depth.folder import FolderDepth
+from dinoswap.evaluate import with_overrides
 from dinoswap.files.pictures import Picture
+from dinoswap.metric.depth import Depth
 
 
 def noise(height: int, width: int, seed: int) -> Picture:
@@ -138,3 +143,28 @@ def test_what_is_no_depth_map_is_a_corrupt_image(root: Path, depth: Any, suffix:
     with pytest.raises(CorruptImage):
         read.load(0)
     read.load(1)
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_of_any_run_may_read_a_folder(root: Path) -> None:
+    named = root.rename(root.with_name("NYU (v2)"))
+    typed = ["metric=[knn,depth]", "depth=folder", f"evaluation.depth.path={named}", "evaluation.depth.scale=500"]
+    family = build_metrics(with_overrides(compose_config(["recipe=smoke"]), typed))["depth"]
+    assert isinstance(family, Depth)
+    assert np.nanmax(scenes(family.depth)[0].truth) <= 10  # type: ignore[arg-type]
+    assert family.depth.scale == 500  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluation.depth.path=/none"], "evaluation.depth.path=/none: has no folder images/train"),
+        (["evaluation.depth.path=/none", "evaluation.depth.valid=[2,1]"], r"evaluation.depth.valid=\[2.0, 1.0\]"),
+        ([], "evaluation.depth.path: has to be given"),
+    ],
+)
+def test_a_run_is_refused_before_it_begins(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_arguments(["recipe=smoke", "metric=[knn,depth]", "depth=folder", f"results_dir={tmp_path}", *arguments])
