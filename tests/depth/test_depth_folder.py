@@ -88,10 +88,9 @@ def test_arrays_are_read_and_may_be_larger_than_their_image(tmp_path: Path) -> N
 
 
 def test_at_most_so_many_are_read_and_always_the_same(root: Path) -> None:
-    some = source(root, train=2)
-    assert some.pairs == source(root, train=2).pairs
-    assert len(some.pairs["train"]) == 2
-    assert all(image.stem == depth.stem for image, depth in some.pairs["train"])
+    some, again = (scenes(source(root, train=2)) for _ in range(2))
+    assert len(some) == 2
+    assert all(np.array_equal(one.views, other.views) for one, other in zip(some, again, strict=True))
 
 
 def test_what_is_missing_is_said_at_once(root: Path, tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_wrong_settings_are_refused(root: Path, settings: dict[str, Any], messag
         (noise(24, 32, 0), ".png", "mode RGB, where a depth map is gray"),
         (np.zeros((24, 32, 3)), ".npy", r"float64 \[24, 32, 3\], where"),
         (np.array([["a", "b"]]), ".npy", "where a depth map is"),
-        (np.ones((24, 24)), ".npy", "24 x 24 pixels, but its image has 32 x 24"),
+        (np.ones((24, 24)), ".npy", "a depth map of 24 x 24 for an image of 32 x 24 pixels"),
     ],
 )
 def test_what_is_no_depth_map_is_a_corrupt_image(root: Path, depth: Any, suffix: str, reason: str) -> None:
