@@ -67,6 +67,12 @@ class ParquetImages(Images):
         cells, row_of_block = self._cell(row)
         return cells.data(row_of_block, self.name(row), self.decoding)
 
+    def value(self, row: int) -> Any:
+        """Returns what a row of a column that holds no images has, such as a list of numbers; None where it has
+        nothing. Raises CorruptImage when the rows around it cannot be read."""
+        cells, row_of_block = self._cell(row)
+        return cells.images[row_of_block].as_py()
+
     def _cell(self, row: int) -> "tuple[Cells, int]":
         """Returns the block that holds a row, and the negative index of the row in it, counted from the end of the
         block. Raises CorruptImage when the block cannot be read."""
