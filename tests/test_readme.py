@@ -45,7 +45,13 @@ def small() -> str:
     assert isinstance(recipe, dict)
     sizes = {key: value for key, value in flatten(recipe).items() if not key.startswith("objectives.")}  # type: ignore[arg-type]
     del sizes["defaults"]
-    sizes |= {"metric": "[knn,linear,features]", "trainer.max_steps": 2, "evaluation.images": 20, "tracker": "none", "trainer.device": "cpu"}
+    sizes |= {
+        "metric": "[knn,linear,features]",
+        "trainer.max_steps": 2,
+        "evaluation.images": 20,
+        "tracker": "none",
+        "trainer.device": "cpu",
+    }
     return " ".join(f"{key}={value}" for key, value in sizes.items())
 
 
