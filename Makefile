@@ -1,12 +1,12 @@
 # make demo    a small study on the images in the package: legacy, official and aligned on three seeds, and its report
-# make test    the whole test-suite, by JOBS=3 processes of one thread each, of which one mostly waits; make check: ruff, mypy
+# make test    the whole test-suite, by JOBS=4 processes of one thread each, as half of their time is waiting; make check: ruff, mypy
 # make golden  renew tests/golden and the table of axes after a meant change of configs or numbers
 #
 # Each does everything on a fresh machine with Python 3.11+ (another interpreter through PYTHON=): it creates .venv, and
 # uses it again until pyproject.toml changes.
 
 PYTHON ?= python3
-JOBS ?= 3
+JOBS ?= 4
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 

@@ -18,7 +18,7 @@ from dinoswap.nn.weights.save import exported
 from options import build_option
 from run_folders import write_run
 
-FEW = ["evaluation.images=60"]
+FEW = ["metric=[knn,linear,features]", "evaluation.images=60"]
 
 
 @pytest.fixture(scope="module")

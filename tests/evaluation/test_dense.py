@@ -208,7 +208,7 @@ def test_depth_is_measured_where_it_is_asked_for_and_needs_no_labels(model: Self
     assert found.metrics["eval/depth_rmse"] < of_the_mean
     assert found.metrics["baseline/position_alone/depth_bins_rmse"] < 0.9 * of_the_mean
     assert found.headline == f"depth RMSE {found.metrics['eval/depth_rmse']:.3g}"
-    assert set(found.pictures) == {"depth", "pca"}
+    assert set(found.pictures) == {"depth", "pca", "pca_2x", "similarity"}
     assert found.warning is None
 
 

@@ -87,7 +87,7 @@ def log(made: Trackers, steps: int) -> float:
 
 def test_what_a_run_is_called_and_what_is_said_of_it(tmp_path: Path) -> None:
     run = described(tmp_path)
-    assert run.name == "official masking=bernoulli ~objectives.koleo optimizer.eps=1 seed 3"
+    assert run.name == "official masking=bernoulli '~objectives.koleo' optimizer.eps=1 seed 3"
     assert run.key == "mine-1a2b3c-seed3-20260102T030405"
     assert run.hparams == {
         "preset": "official",

@@ -39,6 +39,7 @@ VOLATILE = (
     "start.path",
     "start.architecture",
     "start.num_heads",
+    "evaluation.dense.path",
     "evaluation.depth.path",
     "trainer.device",
     "trainer.log_every",

@@ -29,6 +29,7 @@ PATHS = (
     "da3.ckpt_path",
     "objectives.gram.path",
     "start.path",
+    "evaluation.dense.path",
     "evaluation.depth.path",
     "results_dir",
 )

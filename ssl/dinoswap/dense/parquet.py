@@ -25,11 +25,11 @@ class AnnotatedParquet(AnnotatedSource):
         mask_column: str,
         size: int,
         first_class: int,
-        classes: int,
+        classes: int | None,
         train: int | None,
         test: int | None,
     ) -> None:
-        if classes < 2 or first_class < 0 or first_class + classes > 2**15:
+        if classes is None or classes < 2 or first_class < 0 or first_class + classes > 2**15:
             raise ValueError(f"classes={classes}: must be at least 2, and first_class + classes at most {2**15}")
         self.path, self.size, self.limits = Path(path).expanduser(), size, (train, test)
         self.columns, self.first_class, self.classes = (image_column, mask_column), first_class, classes

@@ -290,7 +290,7 @@ class Evaluator:
         """Adds a few images to `evaluation`, spread evenly over `rows`, and pictures of their patch tokens: principal
         components, at twice the resolution too, and similarities."""
         shown = rows[:: max(len(rows) // SHOWN, 1)][:SHOWN]
-        crops, larger = (self._on_main(partial(_stacked, images, shown, scale)) for scale in (1, 2))
+        crops, larger = self._on_main(lambda: _stacked(images, shown, (1, 2)))
         evaluation.examples = crops
         tokens, of_larger = backbone.patch_map(crops), backbone.patch_map(larger)
         if tokens.isfinite().all() and of_larger.isfinite().all():
@@ -309,9 +309,10 @@ class Evaluator:
         return on_main(interruptible)
 
 
-def _stacked(images: EvalImages, rows: Sequence[int], scale: int) -> Tensor:
-    """Returns clean crops of these rows, uint8 [n, 3, S, S], at `scale` times the size of the evaluation."""
-    return torch.from_numpy(np.stack([images.crop(row, scale) for row in rows]))
+def _stacked(images: EvalImages, rows: Sequence[int], scales: Sequence[int]) -> list[Tensor]:
+    """Returns clean crops of these rows at several times the size of the evaluation, uint8 [n, 3, S, S] each."""
+    by_scale = zip(*(images.crops(row, scales) for row in rows), strict=True)
+    return [torch.from_numpy(np.stack(crops)) for crops in by_scale]
 
 
 def _with_patch(read: Callable[[Tensor, int], Tensor], patch: int) -> Encoder:

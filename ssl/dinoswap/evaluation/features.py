@@ -137,11 +137,16 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
         known = self.images.labels
         return torch.full((len(rows),), -1) if known is None else torch.from_numpy(known[list(rows)])
 
-    def crop(self, row: int, scale: int = 1) -> NDArray[np.uint8]:
-        """Returns the clean crop of a row, uint8 [3, S, S], S being `scale` times the size. Raises CorruptImage where
-        it cannot be decoded."""
-        crop = clean_crop(self.images.load(row), scale * self.size, scale * self.resize)
-        return crop.transpose(2, 0, 1)  # [S, S, 3] -> [3, S, S]
+    def crop(self, row: int) -> NDArray[np.uint8]:
+        """Returns the clean crop of a row, uint8 [3, S, S]. Raises CorruptImage where it cannot be decoded."""
+        return self.crops(row, [1])[0]
+
+    def crops(self, row: int, scales: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Returns the clean crop of a row at several times the size, uint8 [3, scale * S, scale * S] each. Raises
+        CorruptImage where it cannot be decoded."""
+        pixels = self.images.load(row)
+        crops = [clean_crop(pixels, scale * self.size, scale * self.resize) for scale in scales]
+        return [crop.transpose(2, 0, 1) for crop in crops]  # [S, S, 3] -> [3, S, S]
 
     def __getitem__(self, row: int) -> NDArray[np.uint8] | str:
         """Returns what a worker sends back: the crop of a row, or why it cannot be decoded."""
