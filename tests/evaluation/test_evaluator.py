@@ -100,7 +100,9 @@ def test_final_judges_the_network_beside_three_baselines(model: SelfDistillation
     assert found.metrics["baseline/colour_histogram/knn_top1"] == 100
     assert set(found.pictures) == {*OF_TOKENS, "accuracy"}
     found.save_pictures(tmp_path / "new" / "pictures")
-    assert {path.name for path in (tmp_path / "new" / "pictures").iterdir()} == {f"{name}.png" for name in (*OF_TOKENS, "accuracy")}
+    assert {path.name for path in (tmp_path / "new" / "pictures").iterdir()} == {
+        f"{name}.png" for name in (*OF_TOKENS, "accuracy")
+    }
     assert found.table().row_count == 4
 
 
