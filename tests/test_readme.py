@@ -23,6 +23,10 @@ from dinoswap.config.configuration import config_dir, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN, WEIGHTS = "results/runs/single/1a2b3c4d5e/seed0", "dinov2_vits14_pretrain.pth"
+FEW_SCENES = (
+    "evaluation.dense.train=8 evaluation.dense.test=4 evaluation.metric.segmentation.patches=200 "
+    "evaluation.metric.correspondence.images=20"
+)
 ELSEWHERE = ("pip install torch", "make demo", "make test", "srun ")
 ON_A_CLUSTER = "hydra/launcher="
 
@@ -102,6 +106,7 @@ def adapted(line: str, folder: Path) -> str:
     line = (
         line.replace("/data/images", "images")
         .replace("/data/labelled", "images")
+        .replace("/data/ADEChallengeData2016", "ade20k")
         .replace(WEIGHTS, "backbone.safetensors")
     )
     line = line.replace("--nproc-per-node 8", "--nproc-per-node 2")
@@ -110,7 +115,8 @@ def adapted(line: str, folder: Path) -> str:
     if line.startswith("dinoswap-tune"):
         line = f"{line} trials=1 workers=1 'seeds=[1,2]'"
     if line.startswith("dinoswap-eval"):
-        return f"{line} evaluation.images=20"
+        of_all_families = "backbone.safetensors" in line and "metric=" not in line
+        return f"{line} evaluation.images=20 {FEW_SCENES if of_all_families else ''}"
     if line.startswith(("dinoswap-export", "dinoswap-embed")):
         return line
     if line.startswith(("dinoswap-", "torchrun")) and "plan" not in line:
@@ -124,6 +130,12 @@ def test_its_commands_work_in_their_order(checkout: Path) -> None:
         path = checkout / "images" / ("train" if place < 16 else "test") / "ab"[place % 2] / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draws.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+        part = "training" if place < 16 else "validation"
+        annotated = [checkout / "ade20k" / kind / part / path.name for kind in ("images", "annotations")]
+        for file in annotated:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, annotated[0])
+        Image.fromarray(draws.integers(0, 4, (40, 48), dtype=np.uint8)).save(annotated[1])
     for line in TYPED:
         if line.startswith("pip install -e"):
             continue  # done

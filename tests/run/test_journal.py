@@ -14,7 +14,10 @@ from rich.console import Console
 
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.evaluation.measure import named
+from dinoswap.evaluation.summary import columns_of
 from dinoswap.metric.diagnostics import FEW_STEPS
+from dinoswap.metric.knn import NearestNeighbours
+from dinoswap.metric.linear import LinearProbe
 from dinoswap.run.journal import Journal
 from dinoswap.run.metrics import read
 from dinoswap.run.progress import Display
@@ -44,7 +47,7 @@ def journal(folder: Path, done: int = 0, trackers: Any = None) -> Journal:
 
 def evaluation(warning: str | None = None) -> Evaluation:
     results = {"trained": {"knn_top1": 50.0}, "raw pixels": {"knn_top1": 40.0, "linear_top1": 45.0}}
-    columns = {"k-NN": ("knn_top1",), "linear": ("linear_top1",)}
+    columns = columns_of([NearestNeighbours(in_loop=True), LinearProbe(in_loop=False)])
     pictures = {"crops": np.zeros((4, 6, 3), np.uint8)}
     return Evaluation(named(results), pictures, warning, results=results, columns=columns)
 
