@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dinoswap.data.images import Images
 
@@ -63,11 +62,3 @@ class AnnotatedSource(ABC):
         """Returns the scenes, None where they would be made of the evaluation's images and these do not allow it.
         `size` is the side in pixels that whole images are evaluated at; the sides of views are multiples of `patch`.
         Raises ValueError for a size that is none."""
-
-
-def square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Returns the largest centred square of an image, uint8 [H, W, 3] to [size, size, 3]."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box))

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.dense.annotated import AnnotatedImages, check_settings, classes_by_value
 from dinoswap.dense.base import AnnotatedParts, AnnotatedSource
@@ -69,8 +72,8 @@ class AnnotatedFolder(AnnotatedSource):
 class FolderScenes(AnnotatedImages):
     """Scenes of pairs of files."""
 
-    def __init__(self, pairs: Pairs, *rest: object) -> None:
-        super().__init__(len(pairs), *rest)  # type: ignore[arg-type]
+    def __init__(self, pairs: Pairs, limit: int | None, size: int, table: NDArray[np.int16]) -> None:
+        super().__init__(len(pairs), limit, size, table)
         self.pairs = pairs
 
     def read(self, row: int) -> tuple[str, bytes, bytes]:

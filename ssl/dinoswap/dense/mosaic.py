@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinoswap import rng
+from dinoswap.data.clean_crop import clean_crop
 from dinoswap.data.images import Images, Labels
-from dinoswap.dense.base import AnnotatedParts, AnnotatedSource, Scene, square
+from dinoswap.dense.base import AnnotatedParts, AnnotatedSource, Scene
 
 WARP = 0.15
 """Borders are moved by about so much of the side of a mosaic."""
@@ -81,7 +82,8 @@ class Mosaics:
         truth = np.empty((side, side), dtype=np.int16)
         for number, label in enumerate(chosen):
             row = int(draw.choice(self.rows[int(label)]))
-            texture = mirrored(square(self.images.load(row), self.size), side, *draw.integers(0, 2 * self.size, 2))
+            image = clean_crop(self.images.load(row), self.size, self.size)
+            texture = mirrored(image, side, *draw.integers(0, 2 * self.size, 2))
             views[0][:, region == number] = texture[region == number].T  # [pixels, 3] -> [3, pixels]
             truth[region == number] = label
         return Scene(views, truth)

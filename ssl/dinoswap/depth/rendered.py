@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinoswap import rng
+from dinoswap.data.clean_crop import clean_crop
 from dinoswap.data.images import Images
-from dinoswap.dense.base import Scene, square
+from dinoswap.dense.base import Scene
 from dinoswap.depth.base import DepthParts, DepthRange, DepthSource
 
 HOLD_OUT = 5
@@ -92,7 +93,8 @@ class Rooms:
         draw = rng.numpy_generator(0, f"evaluation/rendered/{self.part}", index)
         room = Room.drawn(draw, int(draw.integers(self.boxes[0], self.boxes[1], endpoint=True)))
         rows = draw.choice(self.rows, size=room.textures)
-        view, depth = room.seen(self.shape[1], [square(self.images.load(int(row)), self.size) for row in rows])
+        textures = [clean_crop(self.images.load(int(row)), self.size, self.size) for row in rows]
+        view, depth = room.seen(self.shape[1], textures)
         return Scene(view[None], VALID.known(depth))
 
 

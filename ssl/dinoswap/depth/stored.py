@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinoswap import rng
+from dinoswap.data.clean_crop import clean_crop
 from dinoswap.data.images import CorruptImage, Images, Pixels, corrupt_if_undecodable
-from dinoswap.dense.base import Scene, square
+from dinoswap.dense.base import Scene
 from dinoswap.depth.base import DepthParts, DepthRange, DepthSource
 
 ALIKE = 0.02
@@ -81,7 +82,8 @@ class StoredScenes:
             raise CorruptImage(
                 self.pairs.name(row), f"a depth map of {columns} x {rows} for an image of {width} x {height} pixels"
             )
-        view = square(pixels, self.shape[1]).transpose(2, 0, 1)  # [side, side, 3] -> [3, side, side]
+        side = self.shape[1]
+        view = clean_crop(pixels, side, side).transpose(2, 0, 1)  # [side, side, 3] -> [3, side, side]
         side = min(rows, columns)
         top, left = (rows - side) // 2, (columns - side) // 2
         return Scene(view[None], self.valid.known(numbers[top : top + side, left : left + side] / self.scale))

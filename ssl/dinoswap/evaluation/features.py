@@ -19,11 +19,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dinoswap import rng
+from dinoswap.data.clean_crop import clean_crop as clean_crop
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.data.workers import in_order
 from dinoswap.distributed import any_rank, gathered, rank, world_size
@@ -54,16 +54,6 @@ def default_resize(size: int) -> int:
     """Returns the shorter side in pixels before the crop: 256 for 224 and in proportion (official), and `size` itself
     below `SMALL` pixels."""
     return size if size < SMALL else round(size * 256 / 224)
-
-
-def clean_crop(pixels: NDArray[np.uint8], size: int, resize: int) -> NDArray[np.uint8]:
-    """Returns the centre crop of an image, uint8 [H, W, 3] to [size, size, 3]: the shorter side is resized to `resize`
-    and the centre is cut out, in one resampling."""
-    height, width = pixels.shape[:2]
-    side = min(height, width) * size / resize
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 @dataclass(frozen=True)
