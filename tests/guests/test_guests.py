@@ -1,5 +1,5 @@
 """A package that is installed beside this one brings a mask, a position, an objective with its own network, images, a
-metric, a tracker, and a teacher.
+metric of images and one of scenes, a tracker, and a teacher.
 
 tests/guests/site is what pip leaves of it: the package, and its metadata with the entry point. The commands run in
 processes that have it on their path, as those of a user who has installed it.
@@ -19,13 +19,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import dinoswap
 from dinoswap.config.configuration import config_dir
 
 SITE = Path(__file__).parent / "site"
+PRODUCT = (config_dir(), Path(dinoswap.__file__).parent)
 CHOICES = ["masking=checker", "position=raster", "extra_objective=mean_colour", "data=stripes"]
 RUN = [
     "recipe=smoke", *CHOICES, "trainer.max_steps=4", "tracker=diary", "evaluation.images=20",
-    "evaluation.in_loop_images=20", "metric=[knn,features,edges]",
+    "evaluation.in_loop_images=20", "evaluation.dense.test=6", "metric=[knn,features,edges,twins]",
 ]  # fmt: skip
 
 
@@ -65,7 +67,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_option_is_one_yaml_and_one_module() -> None:
     package = SITE / "guest_options"
     modules = {path.stem for path in package.glob("*.py") if path.read_text()}
-    assert sorted(path.stem for path in package.glob("configs/*/*.yaml")) == sorted(modules - {"__init__"})
+    options = sorted(path.stem for path in package.glob("configs/*/*.yaml"))
+    assert options == sorted(modules - {"__init__"})
+    files = [path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert len(files) == 2 * len(options) + 1, "those and an empty __init__.py"
+    targets = [path.read_text().partition("_target_: ")[2].split()[0] for path in package.glob("configs/*/*.yaml")]
+    product = [path for folder in PRODUCT for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".json")]
+    text = "\n".join(path.read_text() for path in product)
+    assert not [name for name in targets if re.search(rf"\b{name.rpartition('.')[2]}\b", text)], "nothing knows them"
 
 
 def test_it_trains(results: Path) -> None:
@@ -75,6 +84,8 @@ def test_it_trains(results: Path) -> None:
     assert all(row["mean_colour/mse"] > 0 for row in rows if "loss" in row)
     assert all(row["eval/edges"] > 0 for row in rows if "eval/knn_top1" in row)
     assert record["metrics"]["eval/edges"] > 0
+    assert 0 < record["metrics"]["eval/twins"] <= 100
+    assert 0 < record["metrics"]["baseline/raw_pixels/twins"] <= 100
     config = (next(results.glob("runs/*/*/*")) / "config.yaml").read_text()
     assert "guest_options.checker.CheckerMasking" in config
     assert "guest_options.raster.RasterPosition" in config
@@ -161,15 +172,19 @@ def test_a_run_is_judged_on_its_images(results: Path) -> None:
     status, output = command("evaluate", str(folder), "data=stripes", *few)
     assert status == 0, output
     assert "data: 24 images of 4 classes" in output
+    headings, *rows = (re.split(r" *[┃│] *", line) for line in output.splitlines() if line.startswith(("┃", "│")))
+    twins = {row[1]: row[headings.index("twins")] for row in rows}
+    assert set(twins) == {"trained", "random init", "raw pixels", "colour histogram", "position alone"}
+    assert all(0 < float(value) <= 100 for value in twins.values())
 
 
 def test_a_study_varies_its_options(tmp_path: Path) -> None:
     base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "tracker=none", "evaluation.images=20"]
-    base += ["metric=[knn,features,edges]"]
+    base += ["metric=[knn,features,edges,twins]", "evaluation.dense.test=6"]
     study = tmp_path / "guests.yaml"
     study.write_text(
         f"# Does the chessboard help?\nbase: {json.dumps(base)}\nfactors:\n  masking: [block, checker]\n"
-        "design: one_at_a_time\nseeds: [0]\nmetrics: {eval/knn_top1: 1.0, eval/edges: 0.1}\n"
+        "design: one_at_a_time\nseeds: [0]\nmetrics: {eval/knn_top1: 1.0, eval/edges: 0.1, eval/twins: 2.0}\n"
     )
     for verb in ("run", "report"):
         status, output = command("studies.ablate", verb, str(study), f"results_dir={tmp_path}", cwd=tmp_path)
@@ -177,7 +192,10 @@ def test_a_study_varies_its_options(tmp_path: Path) -> None:
     assert {record["choices"]["masking"] for record in records(tmp_path)} == {"block", "checker"}
     report = next(tmp_path.rglob("report.md")).read_text()
     assert "masking=checker" in report
-    assert "eval/edges" in report
+    content = json.loads(next(tmp_path.rglob("report.json")).read_text())
+    higher = {result["metric"]["name"]: result["metric"]["higher_is_better"] for result in content["results"]}
+    assert higher == {"eval/knn_top1": True, "eval/edges": False, "eval/twins": True}
+    assert {row["eval/twins"] for row in content["runs"]} == {run["metrics"]["eval/twins"] for run in records(tmp_path)}
 
 
 def test_a_metric_that_is_left_out_is_named(tmp_path: Path) -> None:
