@@ -74,10 +74,10 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
 
 
 def check_evaluation(config: Config, of_weights: bool) -> None:
-    """Raises ConfigError for what `first_check` refuses. Whether evaluation.size suits the patches of a weight file is
-    not known before it is read."""
+    """Raises ConfigError for what `first_check` refuses. Whether sizes suit the patches of a weight file is not known
+    before it is read."""
     if of_weights:
-        config = {**config, "evaluation": {**config["evaluation"], "size": None}}
+        config = {**config, "evaluation": {**config["evaluation"], "size": None, "more_sizes": []}}
     first_check(config)
 
 

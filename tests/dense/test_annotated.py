@@ -123,6 +123,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     own(tmp_path)
     with pytest.raises(ValueError, match=r"evaluation.dense.size=30: .* a patch's side, 8, as 24 is"):
         read(tmp_path, size=30, classes=3)
+    assert read(tmp_path, size=None, classes=3).train.shape == (1, 64, 64), "as whole images"
     with pytest.raises(ValueError, match=r"evaluation.dense.train=0"):
         read(tmp_path, train=0, classes=3)
     (tmp_path / "annotations" / "val" / "a" / "0.png").unlink()

@@ -11,7 +11,7 @@ from test_evaluator import HYPER, Noise, evaluation_of, probe
 from torch import Tensor
 
 from dinoswap.config.configuration import plain
-from dinoswap.config.measured import build_metrics
+from dinoswap.config.measured import build_metrics, score_of
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.dense.base import Scene, SceneParts
 from dinoswap.evaluation import evaluator as evaluator_module
@@ -88,7 +88,7 @@ def model() -> SelfDistillation:
     return small_trainer().model
 
 
-def evaluator(metrics: Mapping[str, Metric], train: Images, test: Images | None, **settings: int) -> Evaluator:
+def evaluator(metrics: Mapping[str, Metric], train: Images, test: Images | None, **settings: Any) -> Evaluator:
     return Evaluator(
         evaluation_of(**settings),
         metrics,
@@ -181,6 +181,31 @@ def test_on_labelled_images_both_are_measured(model: SelfDistillation) -> None:
     assert {"correspondence", "segmentation"} <= set(found.pictures)
     chance = found.metrics["eval/correspondence_chance"]
     assert chance == found.metrics["baseline/raw_pixels/correspondence_chance"] > 0
+
+
+def test_numbers_at_a_further_size_are_those_of_an_evaluation_at_it_alone(model: SelfDistillation) -> None:
+    images, backbone = (Noise(40, 4), Noise(20, 4)), model.teacher["backbone"]
+    both = evaluator(shipped(), *images, more_sizes=[16]).final(backbone, None)
+    alone = evaluator(shipped(), *images, size=16).final(backbone, None)
+    at_16 = {name.removesuffix("/16"): value for name, value in both.metrics.items() if name.endswith("/16")}
+    assert at_16 == {name: value for name, value in alone.metrics.items() if name in at_16}
+    assert set(at_16) == {name for name in both.metrics if not name.endswith("/16")} == set(alone.metrics)
+    assert both.metrics["eval/seg_miou"] != at_16["eval/seg_miou"]
+    assert {"mIoU linear", "mIoU linear 16", "correspondence 16"} <= set(both.columns)
+    assert {"segmentation", "segmentation_16", "correspondence_16", "pca", "pca_2x", "pca_16"} <= set(both.pictures)
+    assert score_of("eval/seg_miou/16").better == "higher"
+
+
+def test_the_loop_has_one_size(model: SelfDistillation, probe: Batch) -> None:
+    found = evaluator(shipped(), Noise(8, 2), Noise(8, 2), more_sizes=[16]).in_loop(model, HYPER, probe)
+    assert "eval/correspondence" in found.metrics
+    assert not [name for name in (*found.metrics, *found.pictures) if name.endswith("16")]
+
+
+def test_scenes_that_have_one_size_are_refused_at_another() -> None:
+    family = Levels(in_loop=False, train=Counted(2), test=Counted(2))
+    with pytest.raises(ValueError, match=r"evaluation.more_sizes: has 16, but these scenes are 32 x 32 pixels at each"):
+        evaluator({"levels": family}, Noise(8, 2), Noise(8, 2), more_sizes=[16]).prepare(8)
 
 
 def test_without_labels_correspondence_remains(model: SelfDistillation) -> None:

@@ -5,7 +5,7 @@ import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ FAMILIES = {
 }
 
 
-def evaluation_of(**changes: int) -> EvaluationSettings:
+def evaluation_of(**changes: Any) -> EvaluationSettings:
     return build_settings(EvaluationSettings, "evaluation", **changes)
 
 

@@ -131,6 +131,12 @@ def check_crops(cfg: Config) -> None:
                 f"{key}={size}: must be a multiple of model.patch_size={patch}; "
                 f"try {key}={max(round(size / patch), 1) * patch}"
             )
+    for size in evaluation.more_sizes:
+        if size < patch or size % patch or size == evaluated:
+            raise ConfigError(
+                f"evaluation.more_sizes={list(evaluation.more_sizes)}: must be multiples of model.patch_size={patch} "
+                f"beside the size of {evaluated} pixels"
+            )
     for name in ("global_size", "local_size"):
         mixed = [getattr(sizes, name) for sizes in step_sizes(cfg)]
         whole = [max(round(size / patch), 1) * patch for size in mixed]

@@ -104,13 +104,15 @@ class TrainerSettings:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """Holds the keys of `evaluation` beside the families of metrics. `size` is the side of the crops in pixels, None
-    for that of the global crops; `resize` is described in `features.EvalImages`. `in_loop_images` is the largest number
-    of images that the quick evaluation uses, of train and of test each; `images` is that of the full evaluation. Raises
-    ValueError for a value below 1.
+    for that of the global crops; `resize` is described in `features.EvalImages`. `more_sizes` are further sides, at
+    which the full evaluation judges patch tokens too. `in_loop_images` is the largest number of images that the quick
+    evaluation uses, of train and of test each; `images` is that of the full evaluation. Raises ValueError for a value
+    below 1, and for equal sizes.
     """
 
     size: int | None
     resize: int | None
+    more_sizes: tuple[int, ...]
     in_loop_images: int
     images: int
     batch_size: int
@@ -121,6 +123,8 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
+        if len({self.size, *self.more_sizes}) <= len(self.more_sizes):
+            raise ValueError(f"more_sizes={list(self.more_sizes)}: must differ from each other and from `size`")
 
 
 @dataclass(frozen=True, kw_only=True)

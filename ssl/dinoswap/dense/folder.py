@@ -46,16 +46,20 @@ class Layout:
 
 
 class AnnotatedFolder(AnnotatedSource):
-    """Reads annotated images below `path`, `size` pixels square. `classes` is their number, where the layout does not
+    """Reads annotated images below `path`, `size` pixels square, None for the side that whole images are evaluated at.
+    `classes` is their number, where the layout does not
     tell it; `train` and `test` limit how many images are read, None for all."""
 
-    def __init__(self, *, path: str, size: int, classes: int | None, train: int | None, test: int | None) -> None:
+    def __init__(
+        self, *, path: str, size: int | None, classes: int | None, train: int | None, test: int | None
+    ) -> None:
         if classes is not None and not 2 <= classes <= 2**15:
             raise ValueError(f"classes={classes}: from two on there is something to tell apart, and at most {2**15}")
         self.path, self.size, self.classes, self.limits = Path(path).expanduser(), size, classes, (train, test)
 
     def parts(self, train: Images, test: Images | None, size: int, patch: int) -> AnnotatedParts:
-        check_settings(self.size, *self.limits, patch)
+        side = size if self.size is None else self.size
+        check_settings(side, *self.limits, patch)
         layout = layout_of(self.path)
         if layout.names is None and self.classes is None:
             raise ValueError(f"evaluation.dense.classes=null: {self.path} does not tell how many classes there are")
@@ -63,7 +67,7 @@ class AnnotatedFolder(AnnotatedSource):
         names = names or ()
         table = classes_by_value(layout.first, len(names), layout.values if self.classes is None else None)
         scenes = (
-            FolderScenes(pairs, limit, self.size, table)
+            FolderScenes(pairs, limit, side, table)
             for pairs, limit in zip((layout.train, layout.test), self.limits, strict=True)
         )
         return AnnotatedParts(next(scenes), next(scenes), names)

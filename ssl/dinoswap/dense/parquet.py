@@ -15,7 +15,8 @@ from dinoswap.dense.base import AnnotatedParts, AnnotatedSource
 
 class AnnotatedParquet(AnnotatedSource):
     """Reads Parquet files in the folder `path`, whose names begin with "train", "val" or "test". Images are `size`
-    pixels square; values from `first_class` on are `classes` classes, all others are not judged."""
+    pixels square, None for the side that whole images are evaluated at; values from `first_class` on are `classes`
+    classes, all others are not judged."""
 
     def __init__(
         self,
@@ -23,7 +24,7 @@ class AnnotatedParquet(AnnotatedSource):
         path: str,
         image_column: str,
         mask_column: str,
-        size: int,
+        size: int | None,
         first_class: int,
         classes: int | None,
         train: int | None,
@@ -35,10 +36,11 @@ class AnnotatedParquet(AnnotatedSource):
         self.columns, self.first_class, self.classes = (image_column, mask_column), first_class, classes
 
     def parts(self, train: Images, test: Images | None, size: int, patch: int) -> AnnotatedParts:
-        check_settings(self.size, *self.limits, patch)
+        side = size if self.size is None else self.size
+        check_settings(side, *self.limits, patch)
         table = classes_by_value(self.first_class, self.classes)
         made = [
-            ParquetScenes(self._files(*prefixes), self.columns, limit, self.size, table)
+            ParquetScenes(self._files(*prefixes), self.columns, limit, side, table)
             for prefixes, limit in zip((("train",), ("val", "test")), self.limits, strict=True)
         ]
         return AnnotatedParts(made[0], made[1], [str(number) for number in range(self.classes)])

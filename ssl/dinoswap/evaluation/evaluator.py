@@ -30,7 +30,7 @@ from dinoswap.evaluation.baselines import BASELINES, DENSE_BASELINES
 from dinoswap.evaluation.dense import Encoder, SceneReader, measure_dense
 from dinoswap.evaluation.features import EvalImages, FrozenBackbone, Reader, evaluating, extract
 from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
-from dinoswap.evaluation.summary import Columns, Results, cell, columns_of, filled, percentages, summary_table
+from dinoswap.evaluation.summary import Columns, Results, at_size, cell, columns_of, filled, percentages, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.files.pictures import Picture, save_png
 from dinoswap.metric.base import DenseMetric, ImageMetric, Metric
@@ -136,24 +136,25 @@ class Evaluator:
         self.device, self.autocast = device, autocast
         self.workers = workers
         self.preemption = Preemption()  # a run sets its own while it trains
-        self._scenes: dict[DenseMetric, tuple[SceneReader | None, SceneReader] | None] = {}
+        self._scenes: dict[tuple[DenseMetric, int], tuple[SceneReader | None, SceneReader] | None] = {}
 
     def prepare(self, patch: int) -> None:
         """Lists the scenes of the families that bring some, so that what is wrong with them is told before anything is
         computed. Raises ValueError for what a family refuses."""
         for metric in self.metrics.values():
             if isinstance(metric, DenseMetric):
-                self._scene_readers(metric, patch)
+                for size in (self.size, *self.settings.more_sizes):
+                    self._scene_readers(metric, size, patch)
 
     @property
     def scene_counts(self) -> dict[str, list[int]]:
-        """Returns the numbers of training and test scenes of the families that were prepared, by the family's class.
-        Ranks evaluate together only where these are the same on all of them."""
+        """Returns the numbers of training and test scenes of the families that were prepared, by class and size. Ranks
+        evaluate together only where these are the same on all of them."""
         return {
-            f"the scenes of {type(metric).__name__}": [
+            f"the scenes of {type(metric).__name__} at {size} pixels": [
                 len(reader.scenes) for reader in readers or () if reader is not None
             ]
-            for metric, readers in self._scenes.items()
+            for (metric, size), readers in self._scenes.items()
         }
 
     def in_loop(self, model: SelfDistillation, hyper: Hyper, probe: Batch) -> Evaluation:
@@ -163,7 +164,7 @@ class Evaluator:
         `probe` is a uint8 batch, the same in every evaluation of a run.
         """
         metrics = [metric for metric in self.metrics.values() if metric.in_loop]
-        evaluation = self._measured(metrics, self._quick, {TRAINED: backbone_of(model.teacher)}, with_baselines=False)
+        evaluation = self._measured(metrics, self._quick, {TRAINED: backbone_of(model.teacher)}, complete=False)
         self.diagnose_objectives(evaluation, model, hyper, probe)
         return evaluation
 
@@ -190,7 +191,7 @@ class Evaluator:
         `random_init` and of features that need no network; pictures. Raises StopAsked after a signal."""
         metrics, split = [*self.metrics.values()], self._split(self.settings.images)
         networks = {TRAINED: backbone} | ({} if random_init is None else {RANDOM: random_init})
-        evaluation = self._measured(metrics, split, networks, with_baselines=True)
+        evaluation = self._measured(metrics, split, networks, complete=True)
         if split.corrupt:
             evaluation.warn(f"{split.corrupt} images that cannot be decoded were left out")
         if accuracies := percentages(filled(evaluation.results, evaluation.columns)):
@@ -212,10 +213,11 @@ class Evaluator:
         return _Split(train, train if self.test is None else images(self.test))
 
     def _measured(
-        self, metrics: Sequence[Metric], split: _Split, networks: Mapping[str, nn.Module], *, with_baselines: bool
+        self, metrics: Sequence[Metric], split: _Split, networks: Mapping[str, nn.Module], *, complete: bool
     ) -> Evaluation:
         """Returns what these families measure, and the picture of patch tokens. The first of `networks` is the one that
-        is evaluated; all others, and the baselines, get the families that compare."""
+        is evaluated; all others, and the baselines, get the families that compare. Baselines and further sizes are part
+        of a `complete` evaluation."""
         of_images = [metric for metric in metrics if isinstance(metric, ImageMetric)]
         supervised = any(metric.supervised for metric in of_images) and split.labelled
         kinds = tuple(dict.fromkeys(kind for metric in of_images for kind in metric.reads)) or ("cls",)
@@ -223,35 +225,41 @@ class Evaluator:
         readers: dict[str, Reader] = {row: network.features for row, network in frozen.items() if row == TRAINED}
         if supervised:
             readers |= {row: network.features for row, network in frozen.items()}
-            readers |= {row: partial(whole, read) for row, read in (BASELINES if with_baselines else {}).items()}
+            readers |= {row: partial(whole, read) for row, read in (BASELINES if complete else {}).items()}
         test = extract(split.test, readers, self.preemption)
         finite = all(bool(values.isfinite().all()) for values in test.features[TRAINED].values())
         train = extract(split.train, readers, self.preemption) if supervised and finite else None
         if train is not None and len(torch.unique(train.labels)) < 2:
             train = None
-        evaluation = Evaluation(corrupt=split.reasons(), finite=finite, columns=columns_of(metrics))
+        more_sizes = self.settings.more_sizes if complete else ()
+        evaluation = Evaluation(corrupt=split.reasons(), finite=finite, columns=columns_of(metrics, more_sizes))
         rows, warnings = self._on_main(lambda: measure(of_images, train, test))
         evaluation.warn(*warnings)
         dense = [metric for metric in metrics if isinstance(metric, DenseMetric)] if finite else []
-        measured = [self._add_dense(metric, evaluation, frozen, rows, with_baselines) for metric in dense]
+        measured = [
+            self._add_dense(metric, size, evaluation, frozen, rows, complete)
+            for metric in dense
+            for size in (self.size, *more_sizes)
+        ]
         evaluation.metrics = named(rows)
         if train is not None or any(measured):
             evaluation.results = rows
-        self._add_examples(evaluation, frozen[TRAINED], split.test, test.rows)
+        self._add_examples(evaluation, frozen[TRAINED], split.test, test.rows, more_sizes)
         return evaluation
 
     def _add_dense(
         self,
         metric: DenseMetric,
+        size: int,
         evaluation: Evaluation,
         frozen: Mapping[str, FrozenBackbone],
         rows: dict[str, dict[str, float]],
         with_baselines: bool,
     ) -> bool:
-        """Adds to `rows` what a family measures on its scenes, and to `evaluation` its pictures and verdict; returns
-        whether there are scenes."""
-        patch = cast(VisionTransformer, frozen[TRAINED].backbone).patch_size
-        readers = self._scene_readers(metric, patch)
+        """Adds to `rows` what a family measures on its scenes at one size, and to `evaluation` its pictures and, where
+        it is the first size, its verdict; returns whether there are scenes."""
+        patch, further = cast(VisionTransformer, frozen[TRAINED].backbone).patch_size, size != self.size
+        readers = self._scene_readers(metric, size, patch)
         if readers is None:
             return False
         encoders: dict[str, Encoder] = {row: network.patch_map for row, network in frozen.items()}
@@ -259,18 +267,21 @@ class Evaluator:
             encoders |= {row: _with_patch(read, patch) for row, read in DENSE_BASELINES.items()}
         found = measure_dense(metric, readers, encoders, self._on_main, self.preemption)
         for row, values in found.rows.items():
-            rows.setdefault(row, {}).update(values)
-        evaluation.pictures |= found.pictures
+            named_by_size = {at_size(name, size) if further else name: value for name, value in values.items()}
+            rows.setdefault(row, {}).update(named_by_size)
+        evaluation.pictures |= {f"{name}_{size}" if further else name: shown for name, shown in found.pictures.items()}
         evaluation.corrupt |= found.corrupt
-        evaluation.warn(metric.verdict(found.rows[TRAINED]))
+        evaluation.warn(None if further else metric.verdict(found.rows[TRAINED]))
         return True
 
-    def _scene_readers(self, metric: DenseMetric, patch: int) -> tuple[SceneReader | None, SceneReader] | None:
-        """Returns the readers of a family's training and test scenes, the same in all evaluations, or None where these
-        images allow no scenes."""
-        if metric not in self._scenes:
-            parts = metric.scenes(self.train, self.test, self.size, patch)
-            keep = KEEP_BYTES if metric.in_loop else 0
+    def _scene_readers(
+        self, metric: DenseMetric, size: int, patch: int
+    ) -> tuple[SceneReader | None, SceneReader] | None:
+        """Returns the readers of a family's training and test scenes at one size, the same in all evaluations, or None
+        where these images allow no scenes. Raises ValueError for scenes whose views are the same at a further size."""
+        if (metric, size) not in self._scenes:
+            parts = metric.scenes(self.train, self.test, size, patch)
+            keep = KEEP_BYTES if metric.in_loop and size == self.size else 0
 
             def reader(scenes: Scenes) -> SceneReader:
                 return SceneReader(scenes, self.settings.batch_size, keep, self.workers)
@@ -278,25 +289,32 @@ class Evaluator:
             readers = None
             if parts is not None:
                 readers = (None if parts.train is None else reader(parts.train), reader(parts.test))
-            self._scenes[metric] = readers
-        return self._scenes[metric]
+                _require_of_its_size(parts.test, size, self._scenes.get((metric, self.size)))
+            self._scenes[metric, size] = readers
+        return self._scenes[metric, size]
 
     def _frozen(self, backbone: nn.Module, kinds: Sequence[str]) -> FrozenBackbone:
         return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast, kinds)
 
     def _add_examples(
-        self, evaluation: Evaluation, backbone: FrozenBackbone, images: EvalImages, rows: Sequence[int]
+        self,
+        evaluation: Evaluation,
+        backbone: FrozenBackbone,
+        images: EvalImages,
+        rows: Sequence[int],
+        more_sizes: Sequence[int],
     ) -> None:
         """Adds a few images to `evaluation`, spread evenly over `rows`, and pictures of their patch tokens: principal
-        components, at twice the resolution too, and similarities."""
+        components, at twice the resolution and at further sizes too, and similarities."""
         shown = rows[:: max(len(rows) // SHOWN, 1)][:SHOWN]
-        crops, larger = self._on_main(lambda: _stacked(images, shown, (1, 2)))
-        evaluation.examples = crops
-        tokens, of_larger = backbone.patch_map(crops), backbone.patch_map(larger)
-        if tokens.isfinite().all() and of_larger.isfinite().all():
-            evaluation.pictures["pca"] = visualise.pca_figure(crops, tokens)
-            evaluation.pictures["pca_2x"] = visualise.pca_figure(larger, of_larger)
-            evaluation.pictures["similarity"] = visualise.similarity_figure(crops, tokens)
+        sizes = {"pca": self.size, "pca_2x": 2 * self.size, **{f"pca_{size}": size for size in more_sizes}}
+        by_size = self._on_main(lambda: _stacked(images, shown, list(sizes.values())))
+        tokens = [backbone.patch_map(crops) for crops in by_size]
+        evaluation.examples = by_size[0]
+        if all(part.isfinite().all() for part in tokens):
+            for name, crops, part in zip(sizes, by_size, tokens, strict=True):
+                evaluation.pictures[name] = visualise.pca_figure(crops, part)
+            evaluation.pictures["similarity"] = visualise.similarity_figure(by_size[0], tokens[0])
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """Calls `work`, which must have no side effects, on the first rank and returns its result on all ranks. A
@@ -309,10 +327,20 @@ class Evaluator:
         return on_main(interruptible)
 
 
-def _stacked(images: EvalImages, rows: Sequence[int], scales: Sequence[int]) -> list[Tensor]:
-    """Returns clean crops of these rows at several times the size of the evaluation, uint8 [n, 3, S, S] each."""
-    by_scale = zip(*(images.crops(row, scales) for row in rows), strict=True)
-    return [torch.from_numpy(np.stack(crops)) for crops in by_scale]
+def _stacked(images: EvalImages, rows: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
+    """Returns clean crops of these rows at several sizes S, uint8 [n, 3, S, S] each."""
+    by_size = zip(*(images.crops(row, sizes) for row in rows), strict=True)
+    return [torch.from_numpy(np.stack(crops)) for crops in by_size]
+
+
+def _require_of_its_size(scenes: Scenes, size: int, first: tuple[SceneReader | None, SceneReader] | None) -> None:
+    """Raises ValueError for scenes at a further size whose views have as many pixels as those at the first size."""
+    if first is not None and first[1].scenes.shape == scenes.shape:
+        height, width = scenes.shape[1:]
+        raise ValueError(
+            f"evaluation.more_sizes: has {size}, but these scenes are {width} x {height} pixels at each size; where "
+            "evaluation.dense.size says so, null lets them have the sizes of the evaluation"
+        )
 
 
 def _with_patch(read: Callable[[Tensor, int], Tensor], patch: int) -> Encoder:

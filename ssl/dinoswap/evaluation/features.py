@@ -129,13 +129,13 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
 
     def crop(self, row: int) -> NDArray[np.uint8]:
         """Returns the clean crop of a row, uint8 [3, S, S]. Raises CorruptImage where it cannot be decoded."""
-        return self.crops(row, [1])[0]
+        return self.crops(row, [self.size])[0]
 
-    def crops(self, row: int, scales: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """Returns the clean crop of a row at several times the size, uint8 [3, scale * S, scale * S] each. Raises
-        CorruptImage where it cannot be decoded."""
+    def crops(self, row: int, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Returns the clean crop of a row at several sizes S, uint8 [3, S, S] each. Raises CorruptImage where it cannot
+        be decoded."""
         pixels = self.images.load(row)
-        crops = [clean_crop(pixels, scale * self.size, scale * self.resize) for scale in scales]
+        crops = [clean_crop(pixels, size, round(size * self.resize / self.size)) for size in sizes]
         return [crop.transpose(2, 0, 1) for crop in crops]  # [S, S, 3] -> [3, S, S]
 
     def __getitem__(self, row: int) -> NDArray[np.uint8] | str:

@@ -1,11 +1,11 @@
 """The table of results: a network beside its baselines, on the same split."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.table import Table
 
-from dinoswap.metric.base import Metric, Score
+from dinoswap.metric.base import DenseMetric, Metric, Score
 
 PER_CENT = "%"
 Results = Mapping[str, Mapping[str, float]]
@@ -28,10 +28,21 @@ Columns = Mapping[str, Column]
 """Columns of the table by their heading."""
 
 
-def columns_of(metrics: Iterable[Metric]) -> Columns:
-    """Returns the columns of the table, in the order in which the families of metrics name them."""
-    scores = [(name, score) for metric in metrics for name, score in metric.scores.items() if score.column]
-    return {score.column: Column(tuple(filter(None, (name, score.of_whole))), score) for name, score in scores}
+def columns_of(metrics: Iterable[Metric], more_sizes: Sequence[int] = ()) -> Columns:
+    """Returns the columns of the table, in the order in which the families of metrics name them: those of patch tokens
+    also at further sizes."""
+    columns: dict[str, Column] = {}
+    for metric in metrics:
+        scores = [(name, score) for name, score in metric.scores.items() if score.column]
+        columns |= {score.column: Column(tuple(filter(None, (name, score.of_whole))), score) for name, score in scores}
+        for size in more_sizes if isinstance(metric, DenseMetric) else ():
+            columns |= {f"{score.column} {size}": Column((at_size(name, size),), score) for name, score in scores}
+    return columns
+
+
+def at_size(name: str, size: int) -> str:
+    """Returns the name of a number of patch tokens at a further size."""
+    return f"{name}/{size}"
 
 
 def cell(scores: Mapping[str, float], names: Iterable[str]) -> float | None:

@@ -102,7 +102,8 @@ class DenseMetric(Metric):
     @abstractmethod
     def scenes(self, train: "Images", test: "Images | None", size: int, patch: int) -> SceneParts | None:
         """Returns the scenes, or None where the images do not allow any, as when they have no labels. `size` is the
-        side in pixels that whole images are evaluated at, `patch` that of a patch, of which sides are multiples."""
+        side in pixels that whole images are evaluated at, `patch` that of a patch, of which sides are multiples. It is
+        called for each size that is evaluated: the views of the same scenes, which `size` scales."""
 
     def keep(self, tokens: "Tensor", truth: Sequence[NDArray[Any]], first: int) -> "Mapping[str, Tensor]":
         """Returns what is kept of a batch of training scenes to be fitted on, equal names for each batch, which are
