@@ -1,5 +1,7 @@
 """The report says what the statistics say of the runs, no more, and shows names as they are."""
 
+import base64
+import io
 import json
 import math
 import random
@@ -15,15 +17,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from fake_study import CIRCUMSTANCES, COLLAPSED_VALUE, SOUND, Ending, write_runs, write_study
+from PIL import Image
 
 from dinoswap.config.schema import ConfigError
+from dinoswap.files.pictures import laid_out, save_png
 from dinoswap.run.record import read_record
 from dinoswap.studies.ledger import Entry, RunStatus
 from dinoswap.studies.report import analyse, write_again, write_report
-from dinoswap.studies.report.collect import Run, diagnose
+from dinoswap.studies.report.collect import Run, collect, diagnose
 from dinoswap.studies.report.markup import Table, latex_text, markdown, markdown_text
 from dinoswap.studies.report.words import interval
 from dinoswap.studies.statistics import Decision, Estimate, attribute, factorial, family, paired_effect
@@ -357,6 +362,34 @@ def test_a_report_is_made_again_from_its_own_rows(arms: tuple[Study, Path, Path]
     files = [path.relative_to(html.parent) for path in html.parent.rglob("*.*")]
     assert len(files) == 16 and len(list(again.rglob("*.*"))) == 16
     assert [str(f) for f in files if (again / f).read_bytes() != (html.parent / f).read_bytes()] == []
+
+
+def test_pictures_of_runs_are_shown_a_row_for_each_cell(tmp_path: Path) -> None:
+    """Of the seed that most cells have, the first scene, whatever else lies in the folders."""
+    study = write_study(tmp_path, CROSSED)
+    write_runs(study, tmp_path / "runs", crossed_ending)
+    shades: dict[str, int] = {}
+    for number, run in enumerate(collect(study, tmp_path / "runs").runs):
+        (run.folder / "pictures").mkdir()
+        save_png(run.folder / "pictures" / "curves.png", np.zeros((9, 9, 3), dtype=np.uint8))
+        if run.entry.seed == 0 and run.entry.cell == "reference":
+            continue
+        scenes = [np.full((40, 50, 3), shade, dtype=np.uint8) for shade in (10 * number, 250)]
+        save_png(run.folder / "pictures" / "depth_64.png", laid_out([scenes, scenes], ["image", "truth"]))
+        if run.entry.seed == 1:
+            shades[run.entry.cell] = 10 * number
+    broken = next(iter(shades))
+    html = write_report(study, tmp_path / "runs", tmp_path / "out")
+    links = [link for link in Page(html.read_text()).all("xlink:href") if (link or "").startswith("data:image/png")]
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(str(link).partition(",")[2])))) for link in links]
+    assert [set(picture[-1, :, 0].tolist()) - {255} for picture in shown] == [{shade} for shade in shades.values()]
+    assert {picture.shape[:2] for picture in shown} == {(56, 116)}, "titles and one of two scenes"
+    assert "by the run of seed 1 of each cell" in html.read_text() and "depth 64." in html.read_text()
+    again = write_again(html.with_name("report.json"), tmp_path / "out")
+    assert len([link for link in Page(again.read_text()).all("xlink:href") if "data:" in (link or "")]) == len(shades)
+    for run in collect(study, tmp_path / "runs").of_cell(broken):
+        (run.folder / "pictures" / "depth_64.png").write_bytes(b"no picture")
+    assert f"Without such a picture: {broken}." in write_report(study, tmp_path / "runs", tmp_path / "out").read_text()
 
 
 def test_a_crossed_report_is_made_again_and_other_files_are_refused(tmp_path: Path) -> None:

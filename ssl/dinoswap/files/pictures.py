@@ -55,3 +55,11 @@ def laid_out(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Pic
             canvas.paste(Image.fromarray(picture), (left, HEADER + index * row_height))
         left += width
     return np.asarray(canvas)
+
+
+def first_row(picture: Picture) -> Picture:
+    """Returns the first row of pictures that were laid out, below their titles where they have some: up to the first
+    lines, as many as a gap has, that are white below more lines than titles take."""
+    drawn = (picture != 255).any((1, 2))
+    ends = (y for y in range(HEADER + 1, len(picture) - GAP + 1) if drawn[y - 1] and not drawn[y : y + GAP].any())
+    return picture[: next(ends, len(picture))]

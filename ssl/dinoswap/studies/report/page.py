@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dinoswap.studies.report import curves, figures, tables
+from dinoswap.studies.report import curves, figures, pictures, tables
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.markup import Table
@@ -69,6 +69,7 @@ def _of_results(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Secti
     if results[0].outcomes["value"].notna().any():
         yield Section("seeds", "Run by run", [], [figures.paired_seeds(results[0].outcomes, cells, results[0].metric)])
     yield _learning(analysis, drawn)
+    yield from _pictures(analysis, drawn)
     cost = curves.cost_plot(collected, results[0].metric)
     yield Section("cost", "Quality against cost", [], [cost] if cost else [], [tables.cells(analysis)])
     yield Section("failures", "Collapsed, diverged and failed runs", [], [], [tables.failures(analysis)])
@@ -129,9 +130,18 @@ def _learning(analysis: Analysis, drawn: Mapping[str, Plot]) -> Section:
     return Section("curves", "Learning curves", text, plots)
 
 
+def _pictures(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Section]:
+    """Yields a section where runs have drawn pictures of patch tokens."""
+    again = [replace(plot, title=pictures.title(name)) for name, plot in drawn.items() if pictures.is_picture(name)]
+    plots = pictures.pictures(analysis.collected, _coloured(analysis)) or again
+    if plots:
+        text = ["Pictures of the runs themselves: numbers compare cells, these show what a number means."]
+        yield Section("pictures", "What patch tokens tell", text, plots)
+
+
 def _coloured(analysis: Analysis) -> list[str]:
-    """Returns the cells that have a colour in learning curves: the reference, then the other corner of a crossed design
-    (and all cells where they are few), or the cells with the largest effects."""
+    """Returns the cells that have a colour in learning curves, and pictures: the reference, then the other corner of a
+    crossed design (and all cells where they are few), or the cells with the largest effects."""
     design = analysis.collected.design
     if analysis.crossed:
         _, end = corners(analysis.study)
