@@ -10,6 +10,8 @@ from dinoswap import __version__
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.first_check import require_writable
 from dinoswap.config.schema import ConfigError
+from dinoswap.files.checkpoint_folder import CheckpointError
+from dinoswap.run.run_folder import followed
 from dinoswap.studies.design import Design, make_design
 from dinoswap.studies.ledger import STARTED_UNASKED, UNDER_WAY, Entry, State, entries, read_json, run_statuses
 from dinoswap.studies.measurable import require_measurable
@@ -25,6 +27,7 @@ DESCRIPTION = """\
 plan     the cells, what is done and missing, what it will cost, the smallest difference it can detect
 run      start what is missing or was stopped, and wait; Ctrl-C stops local runs and leaves cluster jobs alone
 status   where each run stands
+evaluate measure what completed runs did not, as 'metric=[...]' asks for now
 report   tables, plots, HTML; of a report.json in place of STUDY: the same runs, judged again
 
 Overrides change all runs (recipe=smoke), the study (seeds=5), or how runs are launched:
@@ -128,6 +131,30 @@ def status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Judges completed runs by further metrics and returns the exit status."""
+    from dinoswap.studies.judged import is_of_judging, judge
+
+    asked = [line for line in arguments.overrides if is_of_judging(line)]
+    arguments.overrides = [line for line in arguments.overrides if line not in asked]  # the others name the runs
+    _, _, wanted = read_design(arguments)
+    failed = False
+    for entry, found in zip(wanted, run_statuses([entry.folder for entry in wanted]), strict=True):
+        if found.state != "completed":
+            print(f"{entry.name}: {found.state}")
+            continue
+        try:
+            added = judge(followed(entry.folder), entry.config["evaluation"], asked)
+        except ConfigError:
+            raise
+        except (CheckpointError, ValueError, OSError) as error:
+            failed = True
+            print(f"{entry.name}: {error}", file=sys.stderr)
+        else:
+            print(f"{entry.name}: {f'{len(added)} numbers added' if added else 'has been measured'}", flush=True)
+    return EXIT_FAILED if failed else 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     """Writes the report and returns the exit status. Prints the report's path and, last, the answer in a sentence."""
     from dinoswap.studies.report import write_again, write_report
@@ -146,7 +173,7 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"plan": plan, "run": run, "status": status, "report": report}
+COMMANDS = {"plan": plan, "run": run, "status": status, "evaluate": evaluate, "report": report}
 
 
 if __name__ == "__main__":
