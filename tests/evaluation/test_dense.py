@@ -1,5 +1,6 @@
 """Families that bring scenes of their own, through the evaluator: all rows, in the loop, on images that allow less."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from dinoswap.config.configuration import plain
 from dinoswap.config.measured import build_metrics, score_of
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.dense.base import Scene, SceneParts
+from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import evaluator as evaluator_module
 from dinoswap.evaluation.baselines import (
     DENSE_BASELINES,
@@ -22,7 +24,7 @@ from dinoswap.evaluation.baselines import (
     patch_pixels,
     patch_position,
 )
-from dinoswap.evaluation.dense import SceneReader
+from dinoswap.evaluation.dense import SceneReader, measure_dense
 from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.evaluation.summary import Column
 from dinoswap.metric.base import DenseMetric, Metric, Score
@@ -157,6 +159,40 @@ def test_scenes_are_not_kept_where_they_are_many(monkeypatch: pytest.MonkeyPatch
     assert [len(batch) for batch in reader] == [2, 2, 1]
     assert [len(batch) for batch in reader] == [2, 2, 1]
     assert scenes.loads == 10
+
+
+def test_neither_scenes_nor_tokens_are_held_for_longer_than_a_batch() -> None:
+    """At most those of one batch while the next one is made, however many there are."""
+    held: dict[str, list[weakref.ref[Any]]] = {"scenes": [], "tokens": []}
+    most = {"scenes": 0, "tokens": 0}
+
+    def note(kind: str, array: NDArray[Any]) -> NDArray[Any]:
+        held[kind].append(weakref.ref(array))
+        most[kind] = max(most[kind], sum(reference() is not None for reference in held[kind]))
+        return array
+
+    class Watched(Counted):
+        def load(self, index: int) -> Scene:
+            scene = super().load(index)
+            return Scene(note("scenes", scene.views), scene.truth)
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.from_numpy(note("tokens", np.zeros((len(images), 4, 4, 8), dtype=np.float32)))
+
+    family = Levels(in_loop=False, train=Watched(60), test=Watched(60))
+    readers = SceneReader(family.parts.train, 4), SceneReader(family.parts.test, 4)  # type: ignore[arg-type]
+    found = measure_dense(family, readers, {"trained": encode}, lambda work: work(), Preemption())
+    assert found.rows["trained"] == {"level": 0, "seen": 60}
+    assert len(held["tokens"]) == 2 * 15 + 1, "and those of the pictures"
+    assert most["tokens"] <= 2 and most["scenes"] <= 8
+
+
+def test_a_batch_of_large_scenes_is_smaller() -> None:
+    scenes, few = Counted(64), []
+    for shape in ((1, 32, 32), (1, 224, 224), (2, 224, 224), (1, 448, 448), (1, 2048, 4096)):
+        scenes.shape = shape
+        few.append(SceneReader(scenes, 16).batch_size)
+    assert few == [16, 16, 8, 4, 1]
 
 
 # --- the families that ship -------------------------------------------------------------------------------------------

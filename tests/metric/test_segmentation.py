@@ -1,6 +1,7 @@
 """Segmentation by patch tokens, against loops over pixels, scikit-learn, and tokens that are the class itself."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ class Shades(Images):
         return str(row)
 
 
-def metric(**settings: int) -> Segmentation:
+def metric(**settings: Any) -> Segmentation:
     dense = Mosaic(train=20, test=10, side=2, regions=(2, 5))
     return Segmentation(**({"in_loop": False, "patches": 20000, "dense": dense} | settings))
 
@@ -187,6 +188,15 @@ def test_tokens_that_know_nothing_score_chance(family: Segmentation, parts: Scen
     assert 8 < values["seg_accuracy"] < 30
     assert 8 < values["seg_knn_accuracy"] < 30
     assert values["seg_miou"] < 15
+
+
+def test_of_more_scenes_than_patches_as_many_are_read_as_patches_are_wanted() -> None:
+    family = metric(patches=100, dense=Mosaic(train=700, test=3, side=2, regions=(2, 3)))
+    parts = family.scenes(Shades(60, test=False), Shades(30, test=True), 32, 4)
+    assert parts is not None and parts.train is not None
+    assert (len(parts.train), parts.train.shape, len(parts.test)) == (100, (1, 64, 64), 3)
+    kept = family.keep(torch.zeros(1, 1, 4, 4, 2), [parts.train.load(0).truth], 0)
+    assert len(kept["labels"]) == 1
 
 
 def test_patches_are_drawn_evenly_from_all_scenes_and_ignored_ones_left_out() -> None:

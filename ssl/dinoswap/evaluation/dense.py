@@ -31,13 +31,19 @@ SHOWN = 6
 """Number of scenes in a picture."""
 
 
+PIXELS = 224**2
+"""A batch has as many pixels as `batch_size` images of so many at most: scenes may be large, and what a network makes
+of a batch takes about a hundred bytes for each pixel."""
+
+
 class SceneReader(Dataset[Scene | CorruptImage]):
-    """Reads scenes in batches of about `batch_size` images, and keeps them when they take at most `keep_bytes`. A scene
-    that cannot be decoded is missing in its batch and noted in `corrupt`."""
+    """Reads scenes in batches of about `batch_size` images, fewer where they have more than PIXELS, and keeps them when
+    they take at most `keep_bytes`. A scene that cannot be decoded is missing in its batch and noted in `corrupt`."""
 
     def __init__(self, scenes: Scenes, batch_size: int, keep_bytes: int = 0, workers: int = 0) -> None:
         self.scenes, self.workers = scenes, workers
-        self.batch_size = max(batch_size // scenes.shape[0], 1)
+        views, height, width = scenes.shape
+        self.batch_size = max(batch_size * PIXELS // (views * max(height * width, PIXELS)), 1)
         self.keep = len(scenes) * 3 * math.prod(scenes.shape) <= keep_bytes
         self.corrupt: dict[str, str] = {}  # image -> reason
         self._kept: list[list[Scene]] = []

@@ -47,11 +47,14 @@ class Depth(DenseMetric):
         self.per_scene = patches
 
     def scenes(self, train: "Images", test: "Images | None", size: int, patch: int) -> SceneParts | None:
+        from dinoswap.metric.patches import at_most
+
         parts = self.depth.parts(train, test, size, patch)
         if parts is None:
             return None
-        self.valid, self.per_scene = parts.valid, max(self.patches // len(parts.train), 1)
-        return SceneParts(parts.train, parts.test)
+        train_scenes = at_most(parts.train, self.patches)
+        self.valid, self.per_scene = parts.valid, self.patches // len(train_scenes)
+        return SceneParts(train_scenes, parts.test)
 
     def keep(self, tokens: "Tensor", truth: Sequence[NDArray[Any]], first: int) -> Mapping[str, "Tensor"]:
         from dinoswap.metric.patch_regression import patches_of_known_depth

@@ -9,6 +9,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinoswap import rng
+from dinoswap.dense.base import Scene, Scenes
+
+
+class SomeScenes:
+    """Those scenes of a list whose numbers are in `rows`, int64 [n]."""
+
+    def __init__(self, scenes: Scenes, rows: NDArray[np.int64]) -> None:
+        self.scenes, self.rows, self.shape = scenes, rows, scenes.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, index: int) -> Scene:
+        return self.scenes.load(int(self.rows[index]))
+
+
+def at_most(scenes: Scenes, patches: int) -> Scenes:
+    """Returns the scenes, or as many of them as patches are wanted, since each gives at least one."""
+    if len(scenes) <= patches:
+        return scenes
+    return SomeScenes(scenes, rng.fixed_subset(len(scenes), patches))
 
 
 def in_patches(truth: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:

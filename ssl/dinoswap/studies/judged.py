@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dinoswap.config.facts import DataFacts, build_source
 from dinoswap.config.measured import build_metrics
 from dinoswap.config.sections import OF_METRICS
+from dinoswap.config.typed_paths import key_of
 from dinoswap.evaluate import check_evaluation, with_overrides
 from dinoswap.files.lock import exclusive
 from dinoswap.files.writing import write_atomically
@@ -21,7 +22,6 @@ from dinoswap.metric.base import DenseMetric
 from dinoswap.run import provenance
 from dinoswap.run.metrics import load_record
 from dinoswap.run.subject import config_of, newest
-from dinoswap.studies.overrides import key_of
 
 if TYPE_CHECKING:  # this imports torch, which a refused command does without
     from dinoswap.evaluation.evaluator import Evaluation
