@@ -39,7 +39,7 @@ class Centering(nn.Module):
         mean is ignored, as the step of its batch is skipped."""
         rows = logits.shape[0]
         mean = logits.sum(0, keepdim=True, dtype=self.center.dtype) / max(rows, 1)
-        ranks = all_reduce_sum(mean.new_tensor(float(rows > 0)))
+        ranks = all_reduce_sum(mean.new_full((), rows > 0))
         mean = all_reduce_sum(mean) / ranks.clamp(min=1)
         updated = self.center * self.momentum + mean * (1 - self.momentum)
         usable = mean.isfinite().all() & (ranks > 0)

@@ -47,9 +47,9 @@ class SinkhornKnopp(nn.Module):
             peak[rows] = block.amax(dim=1)
             q[rows] = block.sub_(peak[rows].unsqueeze(1)).exp_()
         # On a rank without rows the maximum is -inf, which all_reduce_max replaces by that of another rank
-        largest = peak.max() if peak.numel() else peak.new_tensor(-torch.inf)
+        largest = peak.max() if peak.numel() else peak.new_full((), -torch.inf)
         u = (peak - all_reduce_max(largest)).exp_() * MIDDLE
-        prototypes_per_row = q.shape[1] / all_reduce_sum(q.new_tensor(float(q.shape[0]))).clamp_(min=1)
+        prototypes_per_row = q.shape[1] / all_reduce_sum(q.new_full((), q.shape[0])).clamp_(min=1)
         least = torch.finfo(q.dtype).tiny * q.shape[1]  # mass of an unused prototype, so that q @ v stays finite
         for _ in range(self.iterations):
             v = 1 / all_reduce_sum(q.T @ u).clamp_(min=least)

@@ -38,7 +38,7 @@ class SinkhornFloored(nn.Module):
         with full_precision(logits.device.type):
             q = logits.to(torch.float32, copy=True).div_(temperature)  # the only tensor beside the logits
             # On a rank without rows the maximum is -inf, which all_reduce_max replaces by that of another rank
-            largest = q.max() if q.numel() else q.new_tensor(-torch.inf)
+            largest = q.max() if q.numel() else q.new_full((), -torch.inf)
             q.sub_(all_reduce_max(largest)).exp_()
             for _ in range(self.iterations):
                 q.div_(all_reduce_sum(q.sum(0, keepdim=True)) + self.eps)
