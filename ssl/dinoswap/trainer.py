@@ -89,13 +89,13 @@ class Trainer:
         seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
         before = [buffer.clone() for buffer in self.buffers]
         logs = self._gradients(batches, hyper)
-        updated = [buffer.clone() for buffer in self.buffers]
         self.scaler.unscale_(self.optimizer)
         self._agree_on_overflow()
         norms = self.clip(self.optimizer.param_groups)
         drop_frozen_gradients(self.optimizer.param_groups, hyper)
         severity = self.guard.severity(logs["loss"], norms, self.scaler.scale(torch.ones((), device=self.device)))
         nonfinite = (severity > 0).float()
+        after = [torch.where(nonfinite > 0, old, new) for old, new in zip(before, self.buffers, strict=True)]
         self._set_buffers(before)
         self.guard.resolve()  # of the step before, whose state is overwritten from here on
         self.guard.watch(step, batches, severity)
@@ -103,7 +103,7 @@ class Trainer:
         self.optimizer.step()
         self.scaler.update()
         self.ema.update(hyper["momentum"], nonfinite)
-        self._set_buffers([torch.where(nonfinite > 0, b, m) for b, m in zip(before, updated, strict=True)])
+        self._set_buffers(after)
         return {**logs, **{f"grad_norm/{name}": norm for name, norm in norms.items()}, "nonfinite": nonfinite}
 
     def _gradients(self, batches: Sequence[Batch], hyper: Hyper) -> dict[str, Tensor]:
@@ -135,8 +135,8 @@ class Trainer:
                 found_inf.copy_(all_reduce_max(found_inf))
 
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
-        for buffer, value in zip(self.buffers, values, strict=True):
-            buffer.copy_(value)
+        if self.buffers:  # torch refuses to copy none
+            torch._foreach_copy_(self.buffers, values)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all state that a checkpoint holds: model, optimiser, loss scaler, count of non-finite steps."""

@@ -67,3 +67,12 @@ def test_many_updates_are_the_geometric_series() -> None:
         average.update(0.9, NOT_SKIPPED)
     expected = target + 0.9**20 * (start - target)
     torch.testing.assert_close(teacher.state_dict()["backbone.weight"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.3, 0.992, 0.9999])
+def test_one_call_is_the_loop_over_parameters_to_the_bit(momentum: float) -> None:
+    teacher, student = networks()
+    of_student = dict(student.named_parameters())
+    expected = {name: p.detach().lerp(of_student[name], 1 - momentum) for name, p in teacher.named_parameters()}
+    EMA(teacher, student).update(momentum, NOT_SKIPPED)
+    assert all(torch.equal(p, expected[name]) for name, p in teacher.named_parameters())
