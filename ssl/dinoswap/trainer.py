@@ -134,7 +134,7 @@ class Trainer:
             for found_inf in self.scaler._found_inf_per_device(self.optimizer).values():
                 found_inf.copy_(all_reduce_max(found_inf))
 
-    def _set_buffers(self, values: Sequence[Tensor]) -> None:
+    def _set_buffers(self, values: list[Tensor]) -> None:
         if self.buffers:  # torch refuses to copy none
             torch._foreach_copy_(self.buffers, values)
 
