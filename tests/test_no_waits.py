@@ -45,7 +45,7 @@ def test_a_preset_waits_for_nothing(preset: str) -> None:
     for step in range(2):
         with no_waits() as late:
             arm.trainer.step(step, batches)
-        assert [file.name for file in late] == ["nonfinite.py"]  # the severity, which the next step reads
+        assert [file.name for file in late] == ["late_reading.py"]  # the severity, which the next step reads
 
 
 @pytest.mark.parametrize("overrides", EACH_OPTION + BESIDE, ids=" ".join)

@@ -61,6 +61,22 @@ def test_a_step_is_logged_exactly_and_its_loss_terms_are_shown(tmp_path: Path) -
     assert "grad_norm" not in told.display.line()
 
 
+def test_a_logged_step_is_written_later_and_before_all_else(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with journal(tmp_path) as told:
+        told.log(1, LOGS, HYPER)
+        assert not read(path)  # the device may still be at work
+        told.write_logged()
+        told.log(2, LOGS, HYPER)
+        told.evaluated(2, evaluation())
+        told.log(3, LOGS, HYPER)
+        told.sync()
+        assert [(row["step"], "loss" in row) for row in read(path)] == [(1, True), (2, True), (2, False), (3, True)]
+        assert told.lines == 4
+        told.log(4, LOGS, HYPER)
+    assert [row["step"] for row in read(path)][-1] == 4
+
+
 def test_an_evaluation_is_written_once_and_a_verdict_waits_for_the_warm_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

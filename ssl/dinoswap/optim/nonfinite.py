@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dinoswap.distributed import all_reduce_max
+from dinoswap.optim.late_reading import LateReading
 from dinoswap.values import Batch
 
 KEPT_REPLAYS = 3
@@ -36,7 +37,7 @@ class NonFiniteGuard:
         self.keep: Callable[[int, Sequence[Batch]], Path] | None = None
         self.in_a_row = 0
         self.total = 0
-        self._pending: tuple[int, Sequence[Batch], Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[int, Sequence[Batch], LateReading] | None = None
 
     def severity(self, loss: Tensor, norms: Mapping[str, Tensor], loss_scale: Tensor) -> Tensor:
         """Returns a float32 scalar on the device, the maximum over ranks: 0 when loss and gradient norms are finite,
@@ -47,22 +48,16 @@ class NonFiniteGuard:
 
     def watch(self, step: int, batches: Sequence[Batch], severity: Tensor) -> None:
         """Starts to copy the severity of a step to the host, where the next `resolve` reads it."""
-        on_host = severity.to("cpu", non_blocking=True)
-        event = None
-        if severity.is_cuda:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._pending = (step, batches, on_host, event)
+        self._pending = (step, batches, LateReading(severity))
 
     def resolve(self) -> None:
         """Counts and logs the watched step if it was not finite. Call it before the state changes. Raises Diverged at
         the limit."""
         if self._pending is None:
             return
-        step, batches, severity, event = self._pending
+        step, batches, reading = self._pending
         self._pending = None
-        if event is not None:
-            event.synchronize()
+        severity = reading.value()
         if severity < 2:
             self.in_a_row = 0 if severity == 0 else self.in_a_row
             return

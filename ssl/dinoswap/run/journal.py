@@ -15,6 +15,7 @@ from dinoswap.evaluation.measure import TRAINED
 from dinoswap.evaluation.summary import cell, percentages
 from dinoswap.evaluation.visualise import curves_figure
 from dinoswap.metric.diagnostics import FEW_STEPS
+from dinoswap.optim.late_reading import LateReading
 from dinoswap.run.metrics import MetricsLog, read
 from dinoswap.run.progress import Display
 from dinoswap.run.trackers import Trackers
@@ -43,6 +44,7 @@ class Journal:
     ) -> None:
         self.folder, self.display, self.objectives, self.warm_up = folder, display, objectives, warm_up
         self.trackers = trackers
+        self._pending: tuple[int, list[str], LateReading, dict[str, float]] | None = None
         # The other ranks log to nowhere: their metrics are the same
         self.metrics = MetricsLog(folder / "metrics.jsonl" if is_main() else Path(os.devnull))
         if is_main():
@@ -54,14 +56,28 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.metrics.close()
+        try:
+            self.write_logged()
+        finally:
+            self.metrics.close()
 
     def log(self, step: int, logs: Mapping[str, Tensor], hyper: Mapping[str, float]) -> None:
         """Logs the means of `logs` over all ranks, and the schedules' values `hyper`. All scalars of the step take one
-        transfer from the device."""
-        numbers = all_reduce_mean(torch.stack([value.float() for value in logs.values()])).tolist()
-        values = dict(zip(logs, numbers, strict=True))
-        self._write(step, {**values, **hyper, "images_per_second": self.display.images_per_second})
+        transfer from the device, which `write_logged` reads."""
+        self.write_logged()
+        means = all_reduce_mean(torch.stack([value.float() for value in logs.values()]))
+        others = {**hyper, "images_per_second": self.display.images_per_second}
+        self._pending = (step, list(logs), LateReading(means), others)
+
+    def write_logged(self) -> None:
+        """Writes and shows the step that was logged last, unless it is done. Called when the next step is on its way,
+        so that the host need not wait for the device; whatever else is written or saved comes after it."""
+        if self._pending is None:
+            return
+        step, names, reading, others = self._pending
+        self._pending = None
+        values = dict(zip(names, reading.value().tolist(), strict=True))
+        self._write(step, {**values, **others})
         self.display.report(
             step, {name: value for name, value in values.items() if name == "loss" or self._is_term(name)}
         )
@@ -72,6 +88,7 @@ class Journal:
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Logs the metrics and pictures of an evaluation after `step`, and its warning."""
+        self.write_logged()
         if not self.has_evaluation(step):  # there is one when a run stopped just after its final evaluation resumes
             self._write(step, evaluation.metrics)
         for name, picture in evaluation.pictures.items():
@@ -102,6 +119,7 @@ class Journal:
 
     def sync(self) -> None:
         """Waits until all lines of metrics.jsonl are on the disk."""
+        self.write_logged()
         if is_main():
             self.metrics.sync()
 

@@ -174,6 +174,7 @@ class Run:
             self._evaluate(journal)
         for step, batches, waited in self._steps(start):
             logs = self.trainer.step(step, batches)
+            journal.write_logged()  # of the step before, now that the device has work
             self.steps = step + 1
             self.display.update(self.steps, waited)
             self._after_step(journal, logs, preemption)
