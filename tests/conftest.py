@@ -7,6 +7,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/fixtures.py, from every folder of tests
 
+from compositions import remember_compositions
+
+remember_compositions()
+
 # A command that a shell started in the background ignores SIGINT, under nohup SIGHUP too, and so does all that it
 # starts: but tests send them
 signal.signal(signal.SIGINT, signal.default_int_handler)

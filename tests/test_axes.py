@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from axis_arms import AXES, OPTIONS, PAIRWISE, PRESETS, Arm, PairwiseArm, differing_keys, pairs_of, teacher_of
-from dinoswap.config.command_line import chosen_options
-from dinoswap.config.configuration import VERSION_BASE, config_dir, flatten, plain
+from dinoswap.config.command_line import chosen_options, compose_config
+from dinoswap.config.configuration import flatten
 from dinoswap.config.settings import check
 from dinoswap.optim.param_groups import Group
 from renew_golden import PAIRS
@@ -27,12 +26,11 @@ COMPARED = [preset for preset in PRESETS if preset != "aligned"]  # which has no
 def composed() -> dict[tuple[str, Switch], dict[str, object]]:
     """The flat config of every preset with every switch, each of them accepted."""
     configs = {}
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        for preset in COMPARED:
-            for switch in [(), *SWITCHES]:
-                config = plain(compose("train", ["recipe=smoke", f"preset={preset}", *switch]))
-                check(config)
-                configs[preset, switch] = flatten(config)
+    for preset in COMPARED:
+        for switch in [(), *SWITCHES]:
+            config = compose_config(["recipe=smoke", f"preset={preset}", *switch])
+            check(config)
+            configs[preset, switch] = flatten(config)
     return configs
 
 

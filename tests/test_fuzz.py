@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from dinoswap.config import command_line
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.configuration import config_dir, flatten
 from dinoswap.config.schema import ConfigError
@@ -127,16 +126,7 @@ def needed(choosing: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def outcomes() -> dict[int, tuple[list[str], dict[str, Any] | ConfigError]]:
     """Of each configuration, by number: its overrides, and its config or why it is refused."""
-    compose = functools.cache(composed)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(command_line, "compose", lambda name, lines, **_: compose(name, tuple(lines)).copy())
-        return {number: (lines := drawn(number), outcome(lines)) for number in range(CONFIGS)}
-
-
-def composed(name: str, lines: tuple[str, ...]) -> Any:
-    from hydra import compose
-
-    return compose(name, list(lines), return_hydra_config=True)
+    return {number: (lines := drawn(number), outcome(lines)) for number in range(CONFIGS)}
 
 
 def outcome(overrides: list[str]) -> dict[str, Any] | ConfigError:
