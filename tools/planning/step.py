@@ -78,6 +78,8 @@ def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bo
 def frozen_flops(model: SelfDistillation, batch: Batch, hyper: Hyper) -> dict[str, float]:
     """Those of the forward passes of frozen networks, by objective."""
     found = dict.fromkeys(frozen_networks(model), 0.0)
+    if not found:
+        return {}  # a forward pass takes seconds where a network is large
     counter = FlopCounterMode(display=False)
 
     def counting(name: str, sign: int) -> Any:
