@@ -1,13 +1,15 @@
-"""Training runs as processes of their own, to be killed: everything is imported once, in a server that forks them."""
+"""Commands as processes of their own, and runs to be killed: all is imported once, in a server that forks them."""
 
+import importlib
 import itertools
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -104,15 +106,41 @@ class RankProcesses:
 def _train(arguments: list[str], output: str, kill_at_sync: int | None, rank: dict[str, str]) -> None:
     os.setsid()
     os.environ.update(rank)
-    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
+    _print_to(output)
     if kill_at_sync is not None:
         _die_at_sync(kill_at_sync)
     sys.argv = ["dinoswap-train", *arguments]
     from dinoswap.train import main
 
     main()
+
+
+def command(module: str, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path) -> tuple[int, str]:
+    """`python -m dinoswap.<module> <arguments>` in this environment, whose PYTHONPATH is searched: its exit status, and
+    what it printed."""
+    with tempfile.NamedTemporaryFile() as output:
+        asked = (module, list(arguments), dict(environment), str(cwd), output.name)
+        process = _context.Process(target=_typed, args=asked)
+        process.start()
+        process.join(timeout=280)
+        printed = Path(output.name).read_text()
+    assert process.exitcode is not None, f"it hangs:\n{printed}"
+    return process.exitcode, printed
+
+
+def _typed(module: str, arguments: list[str], environment: dict[str, str], cwd: str, output: str) -> None:
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    os.chdir(cwd)
+    _print_to(output)
+    sys.argv = [module, *arguments]
+    sys.exit(importlib.import_module(f"dinoswap.{module}").main())
+
+
+def _print_to(output: str) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
 
 
 def _die_at_sync(number: int) -> None:

@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import load_file
 
 import dinoswap
+import train_processes
 from dinoswap.config.configuration import config_dir
 
 SITE = Path(__file__).parent / "site"
@@ -37,11 +38,7 @@ def environment(site: Path = SITE) -> dict[str, str]:
 
 
 def command(module: str, *arguments: str, site: Path = SITE, cwd: Path | None = None) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", f"dinoswap.{module}", *arguments],
-        env=environment(site), capture_output=True, text=True, timeout=300, cwd=cwd,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+    return train_processes.command(module, arguments, environment(site), cwd or Path.cwd())
 
 
 def rows_of(results: Path) -> list[dict[str, Any]]:
@@ -116,9 +113,20 @@ def test_its_version_is_in_the_record_and_decides_which_run_it_is(results: Path,
     shutil.copytree(SITE, site)
     metadata = site / "guest_options-1.2.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.2", "Version: 1.3"))
-    status, output = command("train", *RUN, f"results_dir={tmp_path}", site=site)
-    assert status == 0, output
-    assert records(tmp_path)[0]["run_id"] != record["run_id"]
+    (folder,) = results.glob("runs/*/*/*")
+    assert planned_with(SITE) == folder.relative_to(results / "runs")
+    assert planned_with(site) != folder.relative_to(results / "runs")
+
+
+def planned_with(site: Path) -> Path:
+    """The folder of RUN, below that of all runs, with the package of this site."""
+    program = (
+        "import sys; from dinoswap.config.command_line import compose_config; "
+        "from dinoswap.run.run_folder import planned_folder; print(planned_folder(compose_config(sys.argv[1:])))"
+    )
+    return Path(
+        subprocess.check_output([sys.executable, "-c", program, *RUN], env=environment(site), text=True).strip()
+    )
 
 
 def test_the_same_command_finds_it_complete(results: Path) -> None:
