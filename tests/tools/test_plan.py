@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,29 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.config.facts import build_source
 from dinoswap.config.sections import step_sizes
 from dinoswap.run.flops import step_flops
+from dinoswap.values import Batch
 from planning import memory, networks, speed, step
 from planning.hardware import GPUS
 from planning.values import Request
 
 HEADS = [f"heads.{head}.prototypes=64" for head in ("dino_head", "ibot_head")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_step_followed_once() -> Iterator[None]:
+    """Plans of a config that differ in GPUs of the same share, in speed or in price are made of one step, which takes
+    seconds to follow."""
+    known: dict[str, step.Life] = {}
+
+    def step_life(cfg: dict[str, Any], model: Any, batch: Batch, hyper: Any, **how: bool) -> step.Life:
+        key = json.dumps([cfg, how, {name: list(tensor.shape) for name, tensor in batch.tensors().items()}])
+        if key not in known:
+            known[key] = memory.step_life(cfg, model, batch, hyper, **how)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "step_life", step_life)
+        yield
 
 
 # --- parameters and FLOPs ---------------------------------------------------------------------------------------------
