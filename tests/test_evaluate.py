@@ -77,30 +77,40 @@ def test_a_weight_file_is_judged_like_the_run_it_is_of(run: Path, tmp_path: Path
     assert set(of_run) - set(of_weights) == {n for n in of_run if "target" in n or "prototype" in n}  # it has no heads
 
 
-@pytest.mark.parametrize("form", ["safetensors", "huggingface", "timm"])
-def test_an_export_is_judged_like_the_run_it_is_of(
-    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the heads, the resampling and the mean and std of the run, at a size that is not that of its crops."""
+ELSEWHERE = [*FEW, "evaluation.linear_probe=false", "evaluation.size=40"]
+"""At a size that is not that of the run's crops."""
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A run with heads, resampling and mean of its own, and what is measured of it."""
+    folder = tmp_path_factory.mktemp("judged")
     own = [
         "model.interpolate_offset=0",
         "model.interpolate_antialias=true",
         "data.mean=[0.3,0.6,0.5]",
         "model.num_heads=4",
     ]
-    write_run(tmp_path / "run", *own)
+    write_run(folder / "run", *own)
+    assert main([str(folder / "run"), *ELSEWHERE, "-o", str(folder / "out")]) == 0
+    return folder / "run", evaluation(folder / "out")["metrics"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "huggingface", "timm"])
+def test_an_export_is_judged_like_the_run_it_is_of(
+    form: str, judged: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, of_run = judged
     out = tmp_path / ("folder" if form == "huggingface" else "weights.safetensors")
-    assert export.main([str(tmp_path / "run"), "--format", form, "-o", str(out)]) == 0
-    settings = [*FEW, "evaluation.linear_probe=false", "evaluation.size=40"]
-    for place in (tmp_path / "run", out):
-        capsys.readouterr()
-        assert main([str(place), *settings, "-o", str(tmp_path / "out" / place.name)]) == 0
+    assert export.main([str(run), "--format", form, "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert main([str(out), *ELSEWHERE, "-o", str(tmp_path / "same")]) == 0
     assert "does not say" not in capsys.readouterr().err
-    of_run, of_weights = (evaluation(tmp_path / "out" / place.name)["metrics"] for place in (tmp_path / "run", out))
+    of_weights = evaluation(tmp_path / "same")["metrics"]
     known = [name for name in of_weights if "random_init" not in name]
     assert {name: of_weights[name] for name in known} == pytest.approx({name: of_run[name] for name in known})
-    assert main([str(out), *settings, "data.mean=[0.5,0.5,0.5]", "-o", str(tmp_path / "out" / "other")]) == 0
-    assert evaluation(tmp_path / "out" / "other")["metrics"] != of_weights
+    assert main([str(out), *ELSEWHERE, "data.mean=[0.5,0.5,0.5]", "-o", str(tmp_path / "other")]) == 0
+    assert evaluation(tmp_path / "other")["metrics"] != of_weights
 
 
 def test_what_a_file_does_not_say_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
