@@ -195,7 +195,7 @@ def table(rows: list[Numbers]) -> Table:
     for row in rows:
         told = {key: value for key, value in row.items() if not isinstance(value, list) and key not in SHOWN_APART}
         verdict = "FAILED" if row["failed"] else "skipped" if "skipped" in row else "ok"
-        found = row["failed"] or ", ".join(f"{key} {shown(value)}" for key, value in told.items())
+        found = row["failed"] or row.get("skipped") or ", ".join(f"{key} {shown(value)}" for key, value in told.items())
         made.add_row(row["check"], row["preset"], verdict, found, str(row["seconds"]))
     return made
 
