@@ -56,6 +56,14 @@ def test_an_option_waits_for_nothing(overrides: list[str]) -> None:
         arm.trainer.step(1, [batch])
 
 
+def test_a_loss_scale_waits_for_nothing() -> None:
+    arm = Arm("trainer.precision=fp16", "trainer.device=meta")
+    arm.trainer.dtype = None  # the device has no autocast, but the scale of the loss and what follows from it
+    batch = arm.batch(0).to(DEVICE)
+    with no_waits():
+        arm.trainer.step(0, [batch])
+
+
 # --- the modes --------------------------------------------------------------------------------------------------------
 
 
