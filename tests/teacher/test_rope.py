@@ -7,6 +7,7 @@ import pytest
 import torch
 from da3_fixture import MONO, TINY, turned
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dinoswap.position.base import Rotation, rotated
 from dinoswap.teacher.depth_anything.rope import DA3Position
@@ -74,3 +75,10 @@ def test_tables_are_float32_and_made_once(block: int) -> None:
     wide = rotation((2, 2), block, torch.float64)  # the same numbers, so that tokens in float64 are not rounded
     assert wide.sin.dtype == torch.float64
     assert torch.equal(wide.sin, found.sin.double())
+
+
+def test_tables_of_fake_tensors_are_not_kept() -> None:
+    """A step that is planned by its shapes leaves nothing to one that is computed."""
+    with FakeTensorMode():
+        assert isinstance(rotation((5, 7), LOCAL).sin, FakeTensor)
+    assert type(rotation((5, 7), LOCAL).sin) is Tensor

@@ -37,6 +37,12 @@ class Position:
         return [None] * len(grids)
 
 
+def may_be_kept(tokens: Tensor) -> bool:
+    """Tells whether rotations that were made for these tokens may be used for others: not where the tokens are fake
+    ones, by which only shapes are followed, nor those of a graph for all sizes."""
+    return type(tokens) is Tensor and not torch.compiler.is_exporting()
+
+
 def rotated(qkv: Tensor, rotation: Rotation) -> Tensor:
     """Returns qkv [b, T, 3, h, d] whose queries and keys are turned for the last N of the T tokens, the patches.
 

@@ -19,7 +19,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from dinoswap.position.base import Grid, Position, Rotation
+from dinoswap.position.base import Grid, Position, Rotation, may_be_kept
 
 Normalise = Literal["separate", "min", "max"]
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -96,8 +96,7 @@ class Rope(Position):
         dtype = torch.float64 if (tokens.dtype, self.dtype) == (torch.float64, torch.float32) else self.dtype
         if training and any(value is not None for value in (self.shift, self.jitter, self.rescale)):
             return [self._drawn(grid, head_width, {"device": tokens.device, "dtype": dtype}) for grid in grids]
-        # A grid of symbols, of which torch.export makes a graph for all sizes, cannot be looked up
-        still = self._rotation if torch.compiler.is_exporting() else self._still
+        still = self._still if may_be_kept(tokens) else self._rotation
         return [still(grid, head_width, tokens.device, dtype) for grid in grids]
 
     def _rotation(self, grid: Grid, head_width: int, device: torch.device, dtype: torch.dtype) -> Rotation:

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dinoswap.position.base import Grid, Position, Rotation
+from dinoswap.position.base import Grid, Position, Rotation, may_be_kept
 from dinoswap.teacher.depth_anything.variants import Architecture
 
 BASE = 100.0
@@ -44,10 +44,10 @@ class DA3Position(Position):
         if spec.rope_start is None or block < spec.rope_start:
             return [None] * len(grids)
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        return [rotation(grid, spec.is_global(block), head_width, tokens.device, dtype) for grid in grids]
+        turn = kept_rotation if may_be_kept(tokens) else rotation
+        return [turn(grid, spec.is_global(block), head_width, tokens.device, dtype) for grid in grids]
 
 
-@lru_cache(maxsize=64)
 def rotation(grid: Grid, is_global: bool, head_width: int, device: torch.device, dtype: torch.dtype) -> Rotation:
     """Returns the rotation of a grid's patches in a local or in a global block. Its angles are float32, whatever type
     its sines and cosines [P, head_width] are given in."""
@@ -56,6 +56,9 @@ def rotation(grid: Grid, is_global: bool, head_width: int, device: torch.device,
     angles = positions(grid, is_global, device)[:, :, None] * (1 / BASE**exponents)  # [P, 2, w / 2]
     angles = angles.repeat(1, 1, 2).flatten(1)  # both channels of a pair: [P, 2, w] -> [P, d]
     return Rotation(angles.sin().to(dtype), angles.cos().to(dtype), groups=2)
+
+
+kept_rotation = lru_cache(maxsize=64)(rotation)
 
 
 def positions(grid: Grid, is_global: bool, device: torch.device) -> Tensor:
