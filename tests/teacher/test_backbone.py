@@ -157,9 +157,9 @@ MUTANTS: dict[str, Change] = {
 @pytest.fixture
 def new_rotations() -> Iterator[None]:
     """None that were made before, and none of these for later tests."""
-    rope.rotation.cache_clear()
+    rope.kept_rotation.cache_clear()
     yield
-    rope.rotation.cache_clear()
+    rope.kept_rotation.cache_clear()
 
 
 @pytest.mark.usefixtures("new_rotations")
