@@ -123,8 +123,10 @@ def command(module: str, arguments: Sequence[str], environment: Mapping[str, str
         process = _context.Process(target=_typed, args=asked)
         process.start()
         process.join(timeout=280)
+        process.kill()  # where it hangs
         printed = Path(output.name).read_text()
-    assert process.exitcode is not None, f"it hangs:\n{printed}"
+        process.join()
+    assert process.exitcode != -signal.SIGKILL, f"it hangs:\n{printed}"
     return process.exitcode, printed
 
 

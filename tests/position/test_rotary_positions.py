@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dinoswap.position.base import Rotation, rotated
 from dinoswap.position.rope import Rope
@@ -97,3 +98,13 @@ def test_refused(changes: dict[str, object], message: str) -> None:
 def test_a_head_whose_width_is_no_multiple_of_four_is_refused() -> None:
     with pytest.raises(ValueError, match="embed_dim / num_heads=18 must be a multiple of 4"):
         rope().check(18)
+
+
+def test_tables_of_fake_tensors_are_not_kept() -> None:
+    """A step that is planned by its shapes leaves nothing to one that is computed, by a copy of its network."""
+    position = rope()
+    with FakeTensorMode():
+        (fake,) = position.rotations([(5, 7)], 16, torch.zeros(1), False, 0)
+    (computed,) = position.rotations([(5, 7)], 16, torch.zeros(1), False, 0)
+    assert isinstance(fake.sin, FakeTensor)
+    assert type(computed.sin) is torch.Tensor

@@ -67,11 +67,15 @@ class AnnotatedImages(ABC):
         return Scene(np.asarray(view).transpose(2, 0, 1)[None], truth)
 
 
-def check_settings(size: int, train: int | None, test: int | None, patch: int) -> None:
-    """Raises ValueError, which begins with the key, for a size that is no multiple of the patch, and limits below 1."""
+def checked_side(own: int | None, evaluated: int, patch: int, train: int | None, test: int | None) -> int:
+    """Returns the side of the images of a source: its own, or where that is None the one that whole images are
+    evaluated at. Raises ValueError, which begins with the key, for one that is no multiple of the patch, and for limits
+    below 1."""
+    size = evaluated if own is None else own
     if size < 1 or size % patch:
         near = max(size // patch * patch, patch)
         raise ValueError(f"evaluation.dense.size={size}: must be a multiple of a patch's side, {patch}, as {near} is")
     for name, limit in (("train", train), ("test", test)):
         if limit is not None and limit < 1:
             raise ValueError(f"evaluation.dense.{name}={limit}: at least one image is needed; null for all of them")
+    return size

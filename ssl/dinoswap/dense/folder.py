@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinoswap.data.images import CorruptImage, Images
-from dinoswap.dense.annotated import AnnotatedImages, check_settings, classes_by_value
+from dinoswap.dense.annotated import AnnotatedImages, checked_side, classes_by_value
 from dinoswap.dense.base import AnnotatedParts, AnnotatedSource
 
 Pairs = Sequence[tuple[Path, Path]]
@@ -46,9 +46,9 @@ class Layout:
 
 
 class AnnotatedFolder(AnnotatedSource):
-    """Reads annotated images below `path`, `size` pixels square, None for the side that whole images are evaluated at.
-    `classes` is their number, where the layout does not
-    tell it; `train` and `test` limit how many images are read, None for all."""
+    """Reads annotated images below `path`, `size` pixels square, None for the side that whole images are evaluated
+    at. `classes` is their number, where the layout does not tell it; `train` and `test` limit how many images are read,
+    None for all."""
 
     def __init__(
         self, *, path: str, size: int | None, classes: int | None, train: int | None, test: int | None
@@ -58,8 +58,7 @@ class AnnotatedFolder(AnnotatedSource):
         self.path, self.size, self.classes, self.limits = Path(path).expanduser(), size, classes, (train, test)
 
     def parts(self, train: Images, test: Images | None, size: int, patch: int) -> AnnotatedParts:
-        side = size if self.size is None else self.size
-        check_settings(side, *self.limits, patch)
+        side = checked_side(self.size, size, patch, *self.limits)
         layout = layout_of(self.path)
         if layout.names is None and self.classes is None:
             raise ValueError(f"evaluation.dense.classes=null: {self.path} does not tell how many classes there are")

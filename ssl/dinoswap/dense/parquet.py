@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pyarrow import ArrowInvalid, parquet
 
 from dinoswap.data.images import CorruptImage, Images
-from dinoswap.dense.annotated import AnnotatedImages, check_settings, classes_by_value
+from dinoswap.dense.annotated import AnnotatedImages, checked_side, classes_by_value
 from dinoswap.dense.base import AnnotatedParts, AnnotatedSource
 
 
@@ -36,8 +36,7 @@ class AnnotatedParquet(AnnotatedSource):
         self.columns, self.first_class, self.classes = (image_column, mask_column), first_class, classes
 
     def parts(self, train: Images, test: Images | None, size: int, patch: int) -> AnnotatedParts:
-        side = size if self.size is None else self.size
-        check_settings(side, *self.limits, patch)
+        side = checked_side(self.size, size, patch, *self.limits)
         table = classes_by_value(self.first_class, self.classes)
         made = [
             ParquetScenes(self._files(*prefixes), self.columns, limit, side, table)

@@ -29,8 +29,6 @@ OnMain = Callable[[Callable[[], Any]], Any]
 """A function that calls another one on the first rank and returns its result on all ranks."""
 SHOWN = 6
 """Number of scenes in a picture."""
-
-
 PIXELS = 224**2
 """A batch has as many pixels as `batch_size` images of so many at most: scenes may be large, and what a network makes
 of a batch takes about a hundred bytes for each pixel."""
