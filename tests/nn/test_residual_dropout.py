@@ -7,16 +7,22 @@ import torch
 from torch import Tensor, nn
 from vit_fixture import VIT, crops, official
 
+from dinoswap.nn.block import Block
 from dinoswap.nn.vit import Tokens, VisionTransformer
 
 FIELDS = ("cls", "registers", "patch")
+
+
+def attended(block: Block, x: Tensor) -> Tensor:
+    """The attention of one entry [b, T, D]."""
+    return block.attn(x.flatten(0, 1), [x.shape[:2]]).view(x.shape)
 
 
 def naive(backbone: VisionTransformer, entries: list[Tensor], rates: list[float]) -> list[Tensor]:
     """The tokens [b, T, D] of prepared entries behind the final norm, dropped elements drawn entry by entry."""
     for block, rate in zip(backbone.blocks, rates, strict=True):
         dropout = nn.Dropout(rate)
-        entries = [x + dropout(block.ls1.gamma * block.attn.proj(block.attn(block.norm1(x)))) for x in entries]
+        entries = [x + dropout(block.ls1.gamma * block.attn.proj(attended(block, block.norm1(x)))) for x in entries]
         entries = [x + dropout(block.ls2.gamma * block.mlp.fc2(block.mlp.hidden(block.norm2(x)))) for x in entries]
     return [backbone.norm(x) for x in entries]
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dinoswap.nn.attention import split
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.load import interpreted
@@ -111,7 +112,11 @@ def called(
     rectangle = next(key for key in file.file.files if key.startswith("in/xrect"))
     crops = {name: file[key].to(dtype) for name, key in {"32": "in/x32", "16": "in/x16", "_rect": rectangle}.items()}
     before: list[Tensor] = []
-    watch = backbone.blocks[-1].register_forward_hook(lambda *of_call: before.extend(of_call[-1]))
+
+    def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        before.extend(split(output, inputs[1]))
+
+    watch = backbone.blocks[-1].register_forward_hook(note)
     if call == "list":
         tokens = backbone([crops["32"], crops["16"]], [file["in/masks"], None], locals_from=1)
     else:

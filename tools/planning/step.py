@@ -24,7 +24,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -185,12 +184,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._weights.pop(address, None)
 
 
-def _fused(qkv: Tensor) -> Tensor:
-    """`attend` as it is on a GPU, whatever the precision."""
-    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [b, h, T, d]
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
 def live_bytes(
     model: SelfDistillation, batch: Batch, hyper: Hyper, precision: str, *, gpu: bool, accumulate: int = 1
 ) -> Life:
@@ -228,7 +221,8 @@ def _autocast(precision: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _attention(gpu: bool) -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(attention, "attend", _fused) if gpu else contextlib.nullcontext()
+    """Attention as it is on a GPU, whatever the precision."""
+    return mock.patch.object(attention, "attend", attention.fused) if gpu else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 Queries and keys may be normed, by a LayerNorm over the channels of a head for each of the two, before they are turned.
 
-Which kernel computes it is decided in one place, `attend`: torch's fused kernel, but on CPU in bf16 batched matrix
-products, because there the backward of the fused kernel is several times slower.
+Sequences of several lengths are packed: their tokens lie one after the other in one tensor, and attend to those of
+their own sequence only. Which kernel computes it is decided in one place, `attend`: torch's fused kernel, but on CPU
+batched matrix products in bf16, where the backward of the fused kernel is several times slower, and for short
+sequences.
 Follows dinov2/layers/attention.py of facebookresearch/dinov2 @ b8931f7.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,44 +23,73 @@ SCORES = torch.float32
 times larger: more for a peaked softmax, whose scores are large."""
 
 
+LONGEST = 128
+"""Number of tokens up to which matrix products are faster than the fused kernel on CPU in float32, too."""
+Shape = tuple[int, int]
+"""Number of sequences, and of tokens in each of them."""
+
+
 class MatmulAttention(torch.autograd.Function):
     """Attention as matrix products: scores in float32, weights and gradients in the input's precision."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor) -> Tensor:
-        """Returns the attention of qkv [b, T, 3, h, d], [b, T, h, d], and saves what backward needs."""
-        batch, _, _, heads, width = qkv.shape
-        packed = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # [3, b h, T, d]: one copy for q, k and v
-        q, k, v = packed
-        with torch.autocast("cpu", enabled=False):  # which would round the scores
-            scores = (q.to(SCORES) * width**-0.5) @ k.to(SCORES).transpose(1, 2)  # [b h, T, T]
-        weights = scores.softmax(-1).to(qkv.dtype)
-        ctx.save_for_backward(packed, weights)
-        mixed: Tensor = weights @ v
-        return mixed.view(batch, heads, -1, width).transpose(1, 2)  # [b h, T, d] -> [b, T, h, d]
+    def forward(ctx: Any, qkv: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """Returns the attention of packed qkv [S, 3, h, d], [S, h, d], and saves what backward needs."""
+        _, _, heads, width = qkv.shape
+        out, saved = torch.empty_like(qkv[:, 0]), []
+        for part, mixed in zip(split(qkv, shapes), split(out, shapes), strict=True):  # [b, T, 3, h, d], [b, T, h, d]
+            packed = part.permute(2, 0, 3, 1, 4).flatten(1, 2)  # [3, b h, T, d]: one copy for q, k and v
+            q, k, v = packed
+            with torch.autocast("cpu", enabled=False):  # which would round the scores
+                scores = (q.to(SCORES) * width**-0.5) @ k.to(SCORES).transpose(1, 2)  # [b h, T, T]
+            weights = scores.softmax(-1).to(qkv.dtype)
+            mixed.copy_((weights @ v).unflatten(0, (-1, heads)).transpose(1, 2))  # [b h, T, d] -> [b, T, h, d]
+            saved += [packed, weights]
+        ctx.save_for_backward(*saved)
+        ctx.shapes = shapes
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        packed, weights = ctx.saved_tensors
-        q, k, v = packed
-        batch, length, heads, width = grads[0].shape
-        grad = grads[0].transpose(1, 2).flatten(0, 1)  # [b, T, h, d] -> [b h, T, d]
-        grad_packed = torch.empty_like(packed)
-        torch.bmm(weights.transpose(1, 2), grad, out=grad_packed[2])
-        grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.transpose(1, 2), weights, -1, weights.dtype)
-        grad_scores *= width**-0.5
-        torch.bmm(grad_scores, k, out=grad_packed[0])
-        torch.bmm(grad_scores.transpose(1, 2), q, out=grad_packed[1])
-        return grad_packed.view(3, batch, heads, length, width).permute(1, 3, 0, 2, 4)  # -> [b, T, 3, h, d]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,), (tokens, heads, width) = grads, grads[0].shape
+        grad_qkv = grad.new_empty(tokens, 3, heads, width)
+        parts = zip(split(grad, ctx.shapes), split(grad_qkv, ctx.shapes), *[iter(ctx.saved_tensors)] * 2, strict=True)
+        for of_mixed, of_part, packed, weights in parts:
+            q, k, v = packed
+            of_mixed = of_mixed.transpose(1, 2).flatten(0, 1)  # [b, T, h, d] -> [b h, T, d]
+            of_packed = torch.empty_like(packed)
+            torch.bmm(weights.transpose(1, 2), of_mixed, out=of_packed[2])
+            of_scores = torch.ops.aten._softmax_backward_data(of_mixed @ v.transpose(1, 2), weights, -1, weights.dtype)
+            of_scores *= width**-0.5
+            torch.bmm(of_scores, k, out=of_packed[0])
+            torch.bmm(of_scores.transpose(1, 2), q, out=of_packed[1])
+            of_part.copy_(of_packed.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4))  # -> [b, T, 3, h, d]
+        return grad_qkv, None
 
 
-def attend(qkv: Tensor) -> Tensor:
-    """Returns the attention of each head: qkv [b, T, 3, h, d] to [b, T, h, d]."""
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
-        out: Tensor = MatmulAttention.apply(qkv)
+def split(packed: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """Returns the parts [b, T, ...] of packed tokens [S, ...], one for each shape."""
+    parts = packed.split([batch * length for batch, length in shapes]) if len(shapes) > 1 else [packed]
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def attend(qkv: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """Returns the attention of each head within each sequence: packed qkv [S, 3, h, d] to [S, h, d]."""
+    if qkv.device.type == "cpu" and (
+        qkv.dtype == torch.bfloat16 or (qkv.dtype == torch.float32 and max(length for _, length in shapes) <= LONGEST)
+    ):
+        out: Tensor = MatmulAttention.apply(qkv, shapes)
         return out
-    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [b, h, T, d]; unbound like this: one copy in backward
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return fused(qkv, shapes)
+
+
+def fused(qkv: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """Returns what `attend` does, by torch's kernel."""
+    mixed = []
+    for part in split(qkv, shapes):
+        q, k, v = (x.transpose(1, 2) for x in part.unbind(2))  # [b, h, T, d]; unbound like this: one copy in backward
+        mixed.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
 class Attention(nn.Module):
@@ -78,18 +110,19 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads, eps=1e-5) for _ in range(2))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """Returns each token's weighted mean of values, heads side by side: [b, T, D] to [b, T, D]. With a rotation the
-        last N tokens are patches whose queries and keys are turned."""
-        batch, length, dim = x.shape
-        shape = batch, length, 3, self.num_heads, dim // self.num_heads
-        qkv = self._qkv(x).view(shape)  # [b, T, 3 D] -> [b, T, 3, h, d]
+    def forward(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None] | None = None) -> Tensor:
+        """Returns each token's weighted mean of the values of its sequence, heads side by side: packed tokens [S, D] to
+        [S, D]. Where a shape has a rotation, the last N tokens of its sequences are patches whose queries and keys are
+        turned."""
+        qkv = self._qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [S, 3 D] -> [S, 3, h, d]
         if self.qk_norm:
-            query, key, value = qkv.unbind(2)
-            qkv = torch.stack([self.q_norm(query), self.k_norm(key), value], dim=2)
-        if rotation is not None:
-            qkv = rotated(qkv, rotation)
-        return attend(qkv).reshape(batch, length, dim)  # [b, T, h, d] -> [b, T, D]
+            query, key, value = qkv.unbind(1)
+            qkv = torch.stack([self.q_norm(query), self.k_norm(key), value], dim=1)
+        if rotations is not None and any(rotation is not None for rotation in rotations):
+            parts = zip(split(qkv, shapes), rotations, strict=True)
+            turned = [part if rotation is None else rotated(part, rotation) for part, rotation in parts]
+            qkv = torch.cat([part.flatten(0, 1) for part in turned])
+        return attend(qkv, shapes).flatten(1)  # [S, h, d] -> [S, D]
 
     def _qkv(self, x: Tensor) -> Tensor:
         if self.key_bias:

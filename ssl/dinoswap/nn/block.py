@@ -1,9 +1,9 @@
 """The pre-norm transformer block, x + ls1(attention(norm1 x)) then x + ls2(ffn(norm2 x)), and two kinds of dropout.
 
 Stochastic depth (`drop_path`) is the official batch-subset form: a residual branch is computed for
-k = max(int(b (1 - rate)), 1) random samples of each list entry and added with weight b / k. Draws come from torch's
-default generator: per block, all list entries for the attention branch, then all of them for the feed-forward branch.
-A `single` tensor with a rate of at most 0.1 takes the classic form instead: every sample's branch is kept with
+k = max(int(b (1 - rate)), 1) random sequences of each shape and added with weight b / k. Draws come from torch's
+default generator: per block, all shapes for the attention branch, then all of them for the feed-forward branch. A
+`single` tensor with a rate of at most 0.1 takes the classic form instead: every sequence's branch is kept with
 probability 1 - rate and divided by it.
 Follows dinov2/layers/{block,layer_scale,mlp,swiglu_ffn,drop_path}.py of facebookresearch/dinov2 @ b8931f7.
 
@@ -14,17 +14,20 @@ Follows models/vision_transformer/modern_vit.py of the legacy trainer @ 67f6a87,
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoswap.nn.attention import Attention
+from dinoswap.nn.attention import Attention, Shape
 from dinoswap.nn.norm import NormKind, make_norm
 from dinoswap.position.base import Rotation
 
 Ffn = Literal["mlp", "swiglu"]
+Branch = Callable[[Tensor, Sequence[Shape]], Tensor]
+"""From packed tokens [S, D] and their shapes to tokens [S, D]."""
 CLASSIC_RATE = 0.1
 
 
@@ -95,9 +98,12 @@ def draw_subset(batch: int, rate: float, device: torch.device) -> tuple[Tensor, 
     return torch.randperm(batch, device=device)[:kept], batch / kept
 
 
-def draw_classic(x: Tensor, rate: float) -> Tensor:
-    """Draws a factor [b] for the branch of each sample of x: 1 / (1 - rate) with probability 1 - rate, else 0."""
-    return x.new_empty(x.shape[0]).bernoulli_(1 - rate).div_(1 - rate)
+class Subset(NamedTuple):
+    """The sequences that a residual branch is computed for."""
+
+    rows: Tensor  # [S'], where their tokens lie among the S packed ones
+    shapes: list[Shape]
+    weight: Tensor  # [S', 1], of the branch of each token
 
 
 def check_rates(drop_path: float, residual_dropout: float) -> None:
@@ -118,8 +124,8 @@ def rising_rates(last: float, depth: int) -> list[float]:
 
 
 class Block(nn.Module):
-    """One transformer block for a list of token sequences [b, T, D] of any lengths. Raises ValueError for a number out
-    of range."""
+    """One transformer block for packed sequences of tokens: those of all shapes lie one after the other in one tensor,
+    which every linear map and norm takes as a whole. Raises ValueError for a number out of range."""
 
     def __init__(
         self,
@@ -157,78 +163,95 @@ class Block(nn.Module):
 
     def forward(
         self,
-        entries: Sequence[Tensor],
-        rows: Sequence[Tensor] | None = None,
+        x: Tensor,
+        shapes: Sequence[Shape],
+        rows: Tensor | None = None,
         single: bool = False,
         rotations: Sequence[Rotation | None] | None = None,
-    ) -> list[Tensor]:
-        """Returns the entries [b, T, D] after the block. With `rows`, indices [R] into b * T for each entry, only these
-        rows [R, D] are returned, and the feed-forward branch is computed for them alone. `rotations` turn the queries
-        and keys of each entry's patches."""
-        rotations = rotations or [None] * len(entries)
-        branches = [partial(self._attention, rotation=rotation) for rotation in rotations]
-        if rows is None:
-            return self._residual(self._residual(entries, branches, single), [self._ffn] * len(entries), single)
-        if self.training and (self.drop_path or self.residual_dropout):
-            return self._dropped_rows(self._residual(entries, branches, single), rows, single)
-        return [self._rows(x, r, rotation) for x, r, rotation in zip(entries, rows, rotations, strict=True)]
+    ) -> Tensor:
+        """Returns the packed tokens x [S, D] of sequences of these shapes after the block. With `rows`, indices [R]
+        into S, only these rows [R, D] are returned, and what follows the attention is computed for them alone.
+        `rotations` turn the queries and keys of the patches of each shape. A `single` tensor at a low rate of
+        stochastic depth drops every sequence by itself, as the official code does outside of lists."""
+        mix = partial(self._mixed, rotations=rotations or [None] * len(shapes))
+        if rows is not None:
+            return self._rows(x, shapes, rows, single, mix)
+        x = self._residual(x, shapes, single, lambda x, shapes: self.ls1(mix(x, shapes), self.attn.proj))
+        return self._residual(x, shapes, single, lambda x, _: self._ffn(x))
 
-    def _attention(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        out: Tensor = self.ls1(self.attn(self.norm1(x), rotation), self.attn.proj)
+    def _mixed(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None]) -> Tensor:
+        out: Tensor = self.attn(self.norm1(x), shapes, rotations)
         return out
 
     def _ffn(self, x: Tensor) -> Tensor:
         out: Tensor = self.ls2(self.mlp.hidden(self.norm2(x)), self.mlp.last)
         return out
 
-    def _residual(
-        self, entries: Sequence[Tensor], branches: Sequence[Callable[[Tensor], Tensor]], single: bool
-    ) -> list[Tensor]:
-        """Returns each entry plus its branch, under the dropout of this block."""
-        rate, pairs = self.drop_path if self.training else 0.0, list(zip(entries, branches, strict=True))
-        if not rate:
-            return [x + functional.dropout(branch(x), self.residual_dropout, self.training) for x, branch in pairs]
-        if single and rate <= CLASSIC_RATE:
-            return [x + branch(x) * draw_classic(x, rate)[:, None, None] for x, branch in pairs]
-        subsets = [draw_subset(x.shape[0], rate, x.device) for x in entries]
-        return [
-            x.index_add(0, kept, branch(x.index_select(0, kept)).to(x.dtype), alpha=weight)
-            for (x, branch), (kept, weight) in zip(pairs, subsets, strict=True)
+    def _residual(self, x: Tensor, shapes: Sequence[Shape], single: bool, branch: Branch) -> Tensor:
+        """Returns x [S, D] plus its branch, under the dropout of this block."""
+        if self._drops_subsets(single):
+            subset = self._subset(x, shapes)
+            kept = branch(x.index_select(0, subset.rows), subset.shapes)
+            return x.index_add(0, subset.rows, (kept * subset.weight).to(x.dtype))
+        out = branch(x, shapes)
+        factors = self._factors(x, shapes, single, out.dtype)
+        return x + (out if factors is None else out * factors)
+
+    def _rows(self, x: Tensor, shapes: Sequence[Shape], rows: Tensor, single: bool, mix: Branch) -> Tensor:
+        """Returns the rows [R, D] of x [S, D] after the block, under the same draws as in `_residual`."""
+        factors: Tensor | None
+        if self._drops_subsets(single):
+            subset = self._subset(x, shapes)
+            tokens = torch.arange(x.shape[0], device=x.device)
+            # Where each token lies in the subset; one that was dropped has any place and the factor 0
+            places = (tokens % len(subset.rows)).index_copy_(0, subset.rows, tokens[: len(subset.rows)])
+            factors = x.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight).index_select(0, rows)
+            mixed = mix(x.index_select(0, subset.rows), subset.shapes).index_select(0, places.index_select(0, rows))
+            branch = self.ls1(mixed, self.attn.proj)
+        else:
+            branch = self.ls1(mix(x, shapes).index_select(0, rows), self.attn.proj)
+            factors = self._factors(x, shapes, single, branch.dtype, rows)
+        read = x.index_select(0, rows)
+        read = read + (branch if factors is None else branch * factors)
+        branch = self._ffn(read)
+        factors = self._factors(x, shapes, single, branch.dtype, rows)
+        return read + (branch if factors is None else branch * factors)
+
+    def _drops_subsets(self, single: bool) -> bool:
+        return self.training and self.drop_path > (CLASSIC_RATE if single else 0)
+
+    def _subset(self, x: Tensor, shapes: Sequence[Shape]) -> Subset:
+        """Draws some of the sequences of each shape."""
+        draws = [draw_subset(batch, self.drop_path, x.device) for batch, _ in shapes]
+        kept = [(len(chosen), length) for (chosen, _), (_, length) in zip(draws, shapes, strict=True)]
+        starts = accumulate((batch * length for batch, length in shapes), initial=0)
+        rows = [
+            start + torch.arange(length, device=x.device) + chosen[:, None] * length  # [k, T]
+            for start, (chosen, _), (_, length) in zip(starts, draws, shapes, strict=False)
         ]
+        weights = [x.new_full((k * length, 1), weight) for (k, length), (_, weight) in zip(kept, draws, strict=True)]
+        return Subset(torch.cat([row.flatten() for row in rows]), kept, torch.cat(weights))
 
-    def _rows(self, x: Tensor, rows: Tensor, rotation: Rotation | None) -> Tensor:
-        """Returns the rows [R, D] of x [b, T, D] after the block. Only the attention is computed for all tokens."""
-        mixed = (
-            self.attn(self.norm1(x), rotation).flatten(0, 1).index_select(0, rows)
-        )  # [b, T, D] -> [b T, D] -> [R, D]
-        read: Tensor = x.flatten(0, 1).index_select(0, rows) + self.ls1(mixed, self.attn.proj)
-        return read + self._ffn(read)
+    def _factors(
+        self, x: Tensor, shapes: Sequence[Shape], single: bool, dtype: torch.dtype, rows: Tensor | None = None
+    ) -> Tensor | None:
+        """Returns the factors of the elements of a branch, [S, D] or [S, 1], or of its rows; None where it is not
+        dropped. They are drawn for all tokens, shape by shape, so that they do not depend on which rows are read."""
+        if not (self.training and (self.drop_path or self.residual_dropout)):
+            return None
+        if self.residual_dropout:
+            ones = (x.new_ones(batch * length, x.shape[1], dtype=dtype) for batch, length in shapes)
+            factors = torch.cat([functional.dropout(one, self.residual_dropout) for one in ones])
+        else:
+            factors = torch.cat([self._sequence_factors(x, shape, single) for shape in shapes])
+        return factors if rows is None else factors.index_select(0, rows)
 
-    def _dropped_rows(self, entries: Sequence[Tensor], rows: Sequence[Tensor], single: bool) -> list[Tensor]:
-        """Returns the rows [R, D] of each entry [b, T, D] after the feed-forward branch with dropout, which is computed
-        for these rows alone."""
-        out = []
-        for x, row_indices in zip(entries, rows, strict=True):
-            read = x.flatten(0, 1).index_select(0, row_indices)  # [b, T, D] -> [b T, D] -> [R, D]
-            branch = self._ffn(read)
-            factor = (
-                self._element_factors(x, row_indices, branch.dtype)
-                if self.residual_dropout
-                else self._factors(x, row_indices, single)
-            )
-            out.append(read + branch * factor)
-        return out
-
-    def _factors(self, x: Tensor, rows: Tensor, single: bool) -> Tensor:
-        """Returns the stochastic-depth factor of each row's sample, [R, 1], from the same draw as in `_residual`."""
-        if single and self.drop_path <= CLASSIC_RATE:
-            return draw_classic(x, self.drop_path)[rows // x.shape[1], None]
-        kept, weight = draw_subset(x.shape[0], self.drop_path, x.device)
-        return x.new_zeros(x.shape[0]).index_fill_(0, kept, weight)[rows // x.shape[1], None]
-
-    def _element_factors(self, x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns the dropout factor of each element of these rows, [R, D], from the same draw as in `_residual`. It is
-        drawn for all tokens, so that it does not depend on which rows are read."""
-        drawn = functional.dropout(torch.ones_like(x, dtype=dtype), self.residual_dropout)
-        kept = drawn.flatten(0, 1).index_select(0, rows) > 0  # [b, T, D] -> [b T, D] -> [R, D]
-        return kept.to(x.dtype) / (1 - self.residual_dropout)
+    def _sequence_factors(self, x: Tensor, shape: Shape, single: bool) -> Tensor:
+        """Returns the factor of stochastic depth of each token [b T, 1] of sequences of one shape."""
+        batch, length = shape
+        if self._drops_subsets(single):
+            kept, weight = draw_subset(batch, self.drop_path, x.device)
+            factors = x.new_zeros(batch).index_fill_(0, kept, weight)
+        else:
+            factors = x.new_empty(batch).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
+        return factors[:, None].expand(batch, length).reshape(-1, 1)

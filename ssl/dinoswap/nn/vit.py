@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dinoswap.nn.attention import Shape, split
 from dinoswap.nn.block import Block, Ffn, check_rates, rising_rates
 from dinoswap.nn.norm import NormKind, make_norm
 from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
@@ -217,37 +218,31 @@ class VisionTransformer(nn.Module):
         single: bool,
     ) -> list[Tokens]:
         entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
-        grids = [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
-        last = len(self.blocks) - 1
-        for index in range(last):
-            entries = self._run(index, entries, grids, None, single)
-        is_local = [place >= first_local for place in range(len(entries))]
+        shapes, grids = [_shape(x) for x in entries], [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
+        x = torch.cat([x.flatten(0, 1) for x in entries])  # [S, D]
+        rows = None if patch_rows is None else self._token_rows(shapes, patch_rows, x.device)
+        for index in range(len(self.blocks)):
+            x = self._run(index, x, shapes, grids, rows if index == len(self.blocks) - 1 else None, single)
+        normed, is_local = self.norm(x), [place >= first_local for place in range(len(entries))]
         if patch_rows is None:
-            tokens = self._run(last, entries, grids, None, single)
-            return [self._split(self._normed(x, local)) for x, local in zip(tokens, is_local, strict=True)]
-        rows = [self._token_rows(x, r) for x, r in zip(entries, patch_rows, strict=True)]
-        read = self._run(last, entries, grids, rows, single)
-        parts = [  # class tokens, patches
-            self._normed_rows(x, crop.shape[0], local) for x, crop, local in zip(read, crops, is_local, strict=True)
-        ]
-        return [
-            Tokens(cls, None, None if r is None else patch) for (cls, patch), r in zip(parts, patch_rows, strict=True)
-        ]
+            parts = zip(split(x, shapes), split(normed, shapes), is_local, strict=True)
+            return [self._tokens(*part) for part in parts]
+        counts = [n for (batch, _), rows in zip(shapes, patch_rows, strict=True) for n in (batch, _count(rows))]
+        raw, parts = x.split(counts), normed.split(counts)  # class tokens, patches, class tokens, ...
+        cls = [self._normed_cls(*each) for each in zip(raw[::2], parts[::2], is_local, strict=True)]
+        read = [None if rows is None else patch for rows, patch in zip(patch_rows, parts[1::2], strict=True)]
+        return [Tokens(of_cls, None, patch) for of_cls, patch in zip(cls, read, strict=True)]
 
-    def _normed(self, x: Tensor, local: bool) -> Tensor:
-        """Returns the tokens x [b, T, D] after their final norms, those of a local or of another crop."""
-        norm = self._norm_of_cls(local)
-        if norm is self.norm:
-            return norm(x)  # type: ignore[no-any-return]
-        return torch.cat([norm(x[:, : self.prefix]), self.norm(x[:, self.prefix :])], dim=1)
+    def _tokens(self, raw: Tensor, normed: Tensor, local: bool) -> Tokens:
+        """Returns the tokens raw [b, T, D] after their final norms, where `normed` is what that of patches gives."""
+        first = self._normed_cls(raw[:, : self.prefix], normed[:, : self.prefix], local)
+        return Tokens(first[:, 0], first[:, 1:], normed[:, self.prefix :])
 
-    def _normed_rows(self, x: Tensor, images: int, local: bool) -> tuple[Tensor, Tensor]:
-        """Returns class tokens [images, D] and patch tokens [M, D] of the rows x [images + M, D] after their norms."""
+    def _normed_cls(self, raw: Tensor, normed: Tensor, local: bool) -> Tensor:
+        """Returns class tokens or registers after their final norm, those of a local or of another crop, where `normed`
+        is what that of patches gives."""
         norm = self._norm_of_cls(local)
-        if norm is self.norm:
-            cls, patch = norm(x).tensor_split([images])
-            return cls, patch
-        return norm(x[:images]), self.norm(x[images:])
+        return normed if norm is self.norm else norm(raw)  # type: ignore[no-any-return]
 
     def _norm_of_cls(self, local: bool) -> nn.Module:
         """Returns the final norm of class token and registers."""
@@ -263,45 +258,58 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
         wanted = [index % depth for index in blocks]
         raw = {index: tokens for index, tokens in enumerate(self.stream(x)) if index in wanted}
-        return [self._split(self._normed(raw[index], False) if norm else raw[index]) for index in wanted]
+        return [self._tokens(x, self.norm(x), False) if norm else self._split(x) for x in (raw[i] for i in wanted)]
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """Yields the tokens [b, T, D] of crops [b, 3, H, W] after each block, without a norm. A block is computed when
         its tokens are asked for."""
         tokens, grid = self.prepare_tokens_with_masks(x), self.patch_embed.grid(*x.shape[-2:])
+        shape, packed = _shape(tokens), tokens.flatten(0, 1)
         for index in range(len(self.blocks)):
-            (tokens,) = self._run(index, [tokens], [grid], None, True)
-            yield tokens
+            packed = self._run(index, packed, [shape], [grid], None, True)
+            yield packed.unflatten(0, shape)
 
     def _run(
         self,
         index: int,
-        entries: Sequence[Tensor],
+        x: Tensor,
+        shapes: Sequence[Shape],
         grids: Sequence[tuple[int, int]],
-        rows: Sequence[Tensor] | None,
+        rows: Tensor | None,
         single: bool,
-    ) -> list[Tensor]:
-        """Returns the entries after the block of this index. Rotations are drawn before it draws its stochastic
+    ) -> Tensor:
+        """Returns the packed tokens after the block of this index. Rotations are drawn before it draws its stochastic
         depth."""
         block = self.blocks[index]
-        rotations = self.position.rotations(grids, self.head_width, entries[0], self.training, index)
+        rotations = self.position.rotations(grids, self.head_width, x, self.training, index)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, block, use_reentrant=False) if recompute else block
-        out: list[Tensor] = run(entries, rows, single, rotations)
+        out: Tensor = run(x, shapes, rows, single, rotations)
         return out
 
     def _split(self, x: Tensor) -> Tokens:
         return Tokens(x[:, 0], x[:, 1 : self.prefix], x[:, self.prefix :])
 
-    def _token_rows(self, x: Tensor, patch_rows: Tensor | None) -> Tensor:
-        """Returns indices into the b * T tokens of x [b, T, D]: those of the class tokens, then those of the patches
+    def _token_rows(self, shapes: Sequence[Shape], patch_rows: Sequence[Tensor | None], device: torch.device) -> Tensor:
+        """Returns indices into the packed tokens: for each shape those of its class tokens, then those of its patches
         `patch_rows`, which index b * N."""
-        batch, length = x.shape[:2]
-        cls = torch.arange(0, batch * length, length, device=x.device)
-        if patch_rows is None:
-            return cls
-        image = patch_rows // (length - self.prefix)
-        return torch.cat([cls, patch_rows + (image + 1) * self.prefix])
+        rows, start = [], 0
+        for (batch, length), patches in zip(shapes, patch_rows, strict=True):
+            end = start + batch * length
+            rows.append(torch.arange(start, end, length, device=device))
+            if patches is not None:
+                image = patches // (length - self.prefix)
+                rows.append(start + patches + (image + 1) * self.prefix)
+            start = end
+        return torch.cat(rows)
+
+
+def _shape(x: Tensor) -> Shape:
+    return x.shape[0], x.shape[1]
+
+
+def _count(rows: Tensor | None) -> int:
+    return 0 if rows is None else len(rows)
 
 
 def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float) -> None:

@@ -16,6 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from dinoswap.nn.attention import Shape, split
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.teacher.depth_anything.rope import DA3Position
 from dinoswap.teacher.depth_anything.variants import Architecture
@@ -46,15 +47,16 @@ class DA3Backbone(VisionTransformer):
     def _run(
         self,
         index: int,
-        entries: Sequence[Tensor],
+        x: Tensor,
+        shapes: Sequence[Shape],
         grids: Sequence[tuple[int, int]],
-        rows: Sequence[Tensor] | None,
+        rows: Tensor | None,
         single: bool,
-    ) -> list[Tensor]:
-        """Returns the entries after the block of this index. Those from `alt_start` on see the camera token."""
+    ) -> Tensor:
+        """Returns the packed tokens after the block of this index. Those from `alt_start` on see the camera token."""
         if index == self.architecture.alt_start:
-            entries = [self._with_camera(x) for x in entries]
-        return super()._run(index, entries, grids, rows, single)
+            x = torch.cat([self._with_camera(part).flatten(0, 1) for part in split(x, shapes)])
+        return super()._run(index, x, shapes, grids, rows, single)
 
     def _with_camera(self, x: Tensor) -> Tensor:
         return torch.cat([self.camera_token[:, :1].expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
