@@ -6,7 +6,7 @@ from torch import Tensor
 
 from allocations import Allocations
 from contexts import random
-from dinoswap.objectives.cross_entropy import cross_entropy
+from dinoswap.objectives.cross_entropy import cross_entropy, cross_entropy_of_views
 
 SHAPES = [  # of targets and logits
     ((7, 10), (7, 10)),
@@ -64,6 +64,23 @@ def test_gradients_are_those_of_finite_differences(
     monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", block)
     targets, logits = random(*of_targets, seed=1).abs(), random(*of_logits, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: cross_entropy(targets, x, 0.7), logits)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_views_with_targets_of_their_own(block: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients are those of each part by itself; a part may have no view."""
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", block)
+    logits = random(6, 4, 10, seed=2, dtype=torch.float32).requires_grad_()
+    targets = [random(*shape, seed=3).float().softmax(-1) for shape in ((2, 4, 10), (4, 10), (4, 10))]
+    parts = zip([2, 4, 0], targets, strict=True)
+    losses = cross_entropy_of_views(list(parts), logits + 0.0, 0.1, overwrite)
+    expected = torch.cat([plain(targets[0], logits[:2], 0.1), plain(targets[1], logits[2:], 0.1)])
+    assert torch.equal(losses, expected)
+    weights = losses.detach().cos()
+    (gradient,) = torch.autograd.grad(losses, logits, weights)
+    (of_formula,) = torch.autograd.grad(expected, logits, weights)
+    assert torch.equal(gradient, of_formula)
 
 
 def test_targets_are_constants() -> None:

@@ -10,6 +10,7 @@ The gradient may overwrite the logits, as in the official code with xformers (`b
 dinov2/loss/ibot_patch_loss.py of facebookresearch/dinov2 @ b8931f7).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,35 +28,50 @@ def cross_entropy(targets: Tensor, logits: Tensor, temperature: float, overwrite
     do not read them afterwards. An operation that has saved them for its own backward, or a second backward, then
     raises RuntimeError. Leaves are never overwritten.
     """
-    targets = targets.detach().expand_as(logits)
-    losses: Tensor = _CrossEntropy.apply(targets, logits, temperature, overwrite_logits and not _is_leaf(logits))
+    return cross_entropy_of_views([(1, targets)], logits.unsqueeze(0), temperature, overwrite_logits).squeeze(0)
+
+
+def cross_entropy_of_views(
+    targets: Sequence[tuple[int, Tensor]], logits: Tensor, temperature: float, overwrite_logits: bool = False
+) -> Tensor:
+    """Returns the losses of `cross_entropy` for logits [V, ..., K] of V views that do not all have the same targets:
+    each pair is a number of views and the targets that are broadcast to the logits of the next so many."""
+    views = [count for count, _ in targets]
+    expanded = [each.detach().expand_as(part) for (_, each), part in zip(targets, logits.split(views), strict=True)]
+    overwrite = overwrite_logits and not _is_leaf(logits)
+    losses: Tensor = _CrossEntropy.apply(logits, views, temperature, overwrite, *expanded)
     return losses
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The cross-entropy of targets and logits of the same shape, as an autograd function."""
+    """The cross-entropy of logits and targets, which are of the shape of the logits of their views."""
 
     @staticmethod
-    def forward(ctx: Any, targets: Tensor, logits: Tensor, temperature: float, overwrite: bool) -> Tensor:
-        ctx.save_for_backward(targets, logits)
-        ctx.temperature, ctx.overwrite = temperature, overwrite
-        losses = logits.new_empty(logits.shape[:-1], dtype=torch.promote_types(targets.dtype, _wide(logits.dtype)))
-        for rows in row_blocks(logits):
-            losses[rows] = -(targets[rows] * _log_softmax(logits[rows], temperature)).sum(dim=-1)
+    def forward(
+        ctx: Any, logits: Tensor, views: Sequence[int], temperature: float, overwrite: bool, *targets: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(logits, *targets)
+        ctx.views, ctx.temperature, ctx.overwrite = views, temperature, overwrite
+        losses = logits.new_empty(logits.shape[:-1], dtype=torch.promote_types(targets[0].dtype, _wide(logits.dtype)))
+        for part, target, of_part in zip(logits.split(views), targets, losses.split(views), strict=True):
+            for rows in row_blocks(part):
+                of_part[rows] = -(target[rows] * _log_softmax(part[rows], temperature)).sum(dim=-1)
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        targets, logits = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, *targets = ctx.saved_tensors
         logits = logits.detach()  # shares the version counter, so that autograd notices writes to the logits
         grad_logits = logits if ctx.overwrite else torch.empty_like(logits)
-        for rows in row_blocks(logits):
-            log_p = _log_softmax(logits[rows], ctx.temperature)
-            grad_log_p = (targets[rows] * -grad[rows].unsqueeze(-1)).to(log_p.dtype)
-            scaled = torch._log_softmax_backward_data(grad_log_p, log_p, -1, log_p.dtype)
-            grad_logits[rows] = scaled.div_(ctx.temperature)
-        return None, grad_logits, None, None
+        parts = (whole.split(ctx.views) for whole in (logits, grad, grad_logits))
+        for part, of_losses, of_part, target in zip(*parts, targets, strict=True):
+            for rows in row_blocks(part):
+                log_p = _log_softmax(part[rows], ctx.temperature)
+                grad_log_p = (target[rows] * -of_losses[rows].unsqueeze(-1)).to(log_p.dtype)
+                scaled = torch._log_softmax_backward_data(grad_log_p, log_p, -1, log_p.dtype)
+                of_part[rows] = scaled.div_(ctx.temperature)
+        return grad_logits, None, None, None, *(None for _ in targets)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

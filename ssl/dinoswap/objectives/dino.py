@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.objectives.base import Context, Objective
-from dinoswap.objectives.cross_entropy import cross_entropy
+from dinoswap.objectives.cross_entropy import cross_entropy_of_views
 from dinoswap.optim.schedules import Phases, Schedule
 from dinoswap.values import Hyper
 
@@ -81,12 +81,11 @@ class DINO(Objective):
         global_pairs, local_pairs = 2 * views_of_global, TEACHER_VIEWS * features.local_cls.shape[0]
         pairs = global_pairs + max(local_pairs, 1)
 
-        student = head(features.global_cls.flatten(0, 1)).unflatten(0, shape)  # [2, B, D] -> [2 B, D] -> [2, B, K]
-        paired = every if self.global_pairs == "all" else targets.flip(0)
-        losses = cross_entropy(paired, student, self.student_temp, overwrite_logits=True)  # [2, B]
-        terms = {"global": losses.mean() * 2 / pairs}
+        views = torch.cat([features.global_cls, features.local_cls])  # [2 + L, B, D]
+        student = head(views.flatten(0, 1)).unflatten(0, views.shape[:2])  # [(2 + L) B, D] -> [2 + L, B, K]
+        of_views = [(2, every if self.global_pairs == "all" else targets.flip(0)), (len(views) - 2, every)]
+        losses = cross_entropy_of_views(of_views, student, self.student_temp, overwrite_logits=True)  # [2 + L, B]
+        terms = {"global": losses[:2].mean() * 2 / pairs}
         if local_pairs:
-            student = head(features.local_cls.flatten(0, 1)).unflatten(0, features.local_cls.shape[:2])  # [L, B, K]
-            losses = cross_entropy(every, student, self.student_temp, overwrite_logits=True)  # [L, B]
-            terms["local"] = losses.mean(1).sum() / pairs
+            terms["local"] = losses[2:].mean(1).sum() / pairs
         return terms
