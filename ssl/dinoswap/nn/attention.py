@@ -43,7 +43,7 @@ class MatmulAttention(torch.autograd.Function):
             with torch.autocast("cpu", enabled=False):  # which would round the scores
                 scores = (q.to(SCORES) * width**-0.5) @ k.to(SCORES).transpose(1, 2)  # [b h, T, T]
             weights = scores.softmax(-1).to(qkv.dtype)
-            mixed.copy_((weights @ v).unflatten(0, (-1, heads)).transpose(1, 2))  # [b h, T, d] -> [b, T, h, d]
+            mixed.copy_(torch.unflatten(weights @ v, 0, (-1, heads)).transpose(1, 2))  # [b h, T, d] -> [b, T, h, d]
             saved += [packed, weights]
         ctx.save_for_backward(*saved)
         ctx.shapes = shapes
@@ -63,14 +63,14 @@ class MatmulAttention(torch.autograd.Function):
             of_scores *= width**-0.5
             torch.bmm(of_scores, k, out=of_packed[0])
             torch.bmm(of_scores.transpose(1, 2), q, out=of_packed[1])
-            of_part.copy_(of_packed.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4))  # -> [b, T, 3, h, d]
+            of_part.copy_(torch.unflatten(of_packed, 1, (-1, heads)).permute(1, 3, 0, 2, 4))  # -> [b, T, 3, h, d]
         return grad_qkv, None
 
 
 def split(packed: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     """Returns the parts [b, T, ...] of packed tokens [S, ...], one for each shape."""
-    parts = packed.split([batch * length for batch, length in shapes]) if len(shapes) > 1 else [packed]
-    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+    parts = torch.split(packed, [batch * length for batch, length in shapes]) if len(shapes) > 1 else [packed]
+    return [torch.unflatten(part, 0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def attend(qkv: Tensor, shapes: Sequence[Shape]) -> Tensor:
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         """Returns each token's weighted mean of the values of its sequence, heads side by side: packed tokens [S, D] to
         [S, D]. Where a shape has a rotation, the last N tokens of its sequences are patches whose queries and keys are
         turned."""
-        qkv = self._qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [S, 3 D] -> [S, 3, h, d]
+        qkv = torch.unflatten(self._qkv(x), -1, (3, self.num_heads, -1))  # [S, 3 D] -> [S, 3, h, d]
         if self.qk_norm:
             query, key, value = qkv.unbind(1)
             qkv = torch.stack([self.q_norm(query), self.k_norm(key), value], dim=1)

@@ -15,10 +15,11 @@ Follows models/vision_transformer/modern_vit.py of the legacy trainer @ 67f6a87,
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dinoswap.nn.attention import Attention, Shape
@@ -31,6 +32,28 @@ Branch = Callable[[Tensor, Sequence[Shape]], Tensor]
 CLASSIC_RATE = 0.1
 
 
+class ScaledLinear(torch.autograd.Function):
+    """gamma * (W x + b) as a linear map with the weights gamma W, which are made again for the backward pass: they are
+    neither kept between the two nor, where ranks share weights, held by all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor) -> Tensor:
+        """Returns the map of x [S, in], [S, out], in the precision of autocast where it is on."""
+        device = x.device.type  # the meta device has no autocast
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        ctx.save_for_backward(x, weight, bias, gamma)
+        return functional.linear(x, (gamma[:, None] * weight).to(x.dtype), (gamma * bias).to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, weight, bias, gamma = ctx.saved_tensors
+        of_weights, of_bias = (grad.T @ x).to(weight.dtype), grad.sum(0).to(bias.dtype)  # those of gamma W and gamma b
+        of_gamma = (of_weights * weight).sum(1) + of_bias * bias
+        return grad @ (gamma[:, None] * weight).to(x.dtype), gamma[:, None] * of_weights, gamma * of_bias, of_gamma
+
+
 class LayerScale(nn.Module):
     """A learnt factor for each output channel of a linear map, with the initial value `init`."""
 
@@ -39,11 +62,12 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        """Returns gamma * linear(x). The factor is multiplied into the weights, which saves a pass over the tokens in
-        forward and backward."""
+        """Returns gamma * linear(x) of x [S, in]. The factor is multiplied into the weights, which saves a pass over
+        the tokens in forward and backward."""
         if x.dtype == torch.float16:  # in which 1e-5 times a weight would underflow
             return functional.linear(x, linear.weight, linear.bias) * self.gamma
-        return functional.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
+        out: Tensor = ScaledLinear.apply(x, linear.weight, linear.bias, self.gamma)
+        return out
 
 
 class NoScale(nn.Module):
@@ -194,8 +218,7 @@ class Block(nn.Module):
             kept = branch(x.index_select(0, subset.rows), subset.shapes)
             return x.index_add(0, subset.rows, (kept * subset.weight).to(x.dtype))
         out = branch(x, shapes)
-        factors = self._factors(x, shapes, single, out.dtype)
-        return x + (out if factors is None else out * factors)
+        return _plus(x, out, self._factors(x, shapes, single, out.dtype))
 
     def _rows(self, x: Tensor, shapes: Sequence[Shape], rows: Tensor, single: bool, mix: Branch) -> Tensor:
         """Returns the rows [R, D] of x [S, D] after the block, under the same draws as in `_residual`."""
@@ -211,11 +234,9 @@ class Block(nn.Module):
         else:
             branch = self.ls1(mix(x, shapes).index_select(0, rows), self.attn.proj)
             factors = self._factors(x, shapes, single, branch.dtype, rows)
-        read = x.index_select(0, rows)
-        read = read + (branch if factors is None else branch * factors)
+        read = _plus(x.index_select(0, rows), branch, factors)
         branch = self._ffn(read)
-        factors = self._factors(x, shapes, single, branch.dtype, rows)
-        return read + (branch if factors is None else branch * factors)
+        return _plus(read, branch, self._factors(x, shapes, single, branch.dtype, rows))
 
     def _drops_subsets(self, single: bool) -> bool:
         return self.training and self.drop_path > (CLASSIC_RATE if single else 0)
@@ -255,3 +276,8 @@ class Block(nn.Module):
         else:
             factors = x.new_empty(batch).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
         return factors[:, None].expand(batch, length).reshape(-1, 1)
+
+
+def _plus(x: Tensor, branch: Tensor, factors: Tensor | None) -> Tensor:
+    """Returns x plus a residual branch, whose elements have these factors."""
+    return x + (branch if factors is None else branch * factors)

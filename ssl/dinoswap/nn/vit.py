@@ -225,10 +225,10 @@ class VisionTransformer(nn.Module):
             x = self._run(index, x, shapes, grids, rows if index == len(self.blocks) - 1 else None, single)
         normed, is_local = self.norm(x), [place >= first_local for place in range(len(entries))]
         if patch_rows is None:
-            parts = zip(split(x, shapes), split(normed, shapes), is_local, strict=True)
-            return [self._tokens(*part) for part in parts]
+            whole = zip(split(x, shapes), split(normed, shapes), is_local, strict=True)
+            return [self._tokens(*entry) for entry in whole]
         counts = [n for (batch, _), rows in zip(shapes, patch_rows, strict=True) for n in (batch, _count(rows))]
-        raw, parts = x.split(counts), normed.split(counts)  # class tokens, patches, class tokens, ...
+        raw, parts = torch.split(x, counts), torch.split(normed, counts)  # class tokens, patches, class tokens, ...
         cls = [self._normed_cls(*each) for each in zip(raw[::2], parts[::2], is_local, strict=True)]
         read = [None if rows is None else patch for rows, patch in zip(patch_rows, parts[1::2], strict=True)]
         return [Tokens(of_cls, None, patch) for of_cls, patch in zip(cls, read, strict=True)]
@@ -242,7 +242,7 @@ class VisionTransformer(nn.Module):
         """Returns class tokens or registers after their final norm, those of a local or of another crop, where `normed`
         is what that of patches gives."""
         norm = self._norm_of_cls(local)
-        return normed if norm is self.norm else norm(raw)  # type: ignore[no-any-return]
+        return normed if norm is self.norm else norm(raw)
 
     def _norm_of_cls(self, local: bool) -> nn.Module:
         """Returns the final norm of class token and registers."""
@@ -267,7 +267,7 @@ class VisionTransformer(nn.Module):
         shape, packed = _shape(tokens), tokens.flatten(0, 1)
         for index in range(len(self.blocks)):
             packed = self._run(index, packed, [shape], [grid], None, True)
-            yield packed.unflatten(0, shape)
+            yield torch.unflatten(packed, 0, shape)
 
     def _run(
         self,

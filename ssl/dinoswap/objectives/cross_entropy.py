@@ -37,7 +37,9 @@ def cross_entropy_of_views(
     """Returns the losses of `cross_entropy` for logits [V, ..., K] of V views that do not all have the same targets:
     each pair is a number of views and the targets that are broadcast to the logits of the next so many."""
     views = [count for count, _ in targets]
-    expanded = [each.detach().expand_as(part) for (_, each), part in zip(targets, logits.split(views), strict=True)]
+    expanded = [
+        each.detach().expand_as(part) for (_, each), part in zip(targets, torch.split(logits, views), strict=True)
+    ]
     overwrite = overwrite_logits and not _is_leaf(logits)
     losses: Tensor = _CrossEntropy.apply(logits, views, temperature, overwrite, *expanded)
     return losses
@@ -48,12 +50,12 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, views: Sequence[int], temperature: float, overwrite: bool, *targets: Tensor
+        ctx: Any, logits: Tensor, views: list[int], temperature: float, overwrite: bool, *targets: Tensor
     ) -> Tensor:
         ctx.save_for_backward(logits, *targets)
         ctx.views, ctx.temperature, ctx.overwrite = views, temperature, overwrite
         losses = logits.new_empty(logits.shape[:-1], dtype=torch.promote_types(targets[0].dtype, _wide(logits.dtype)))
-        for part, target, of_part in zip(logits.split(views), targets, losses.split(views), strict=True):
+        for part, target, of_part in zip(torch.split(logits, views), targets, torch.split(losses, views), strict=True):
             for rows in row_blocks(part):
                 of_part[rows] = -(target[rows] * _log_softmax(part[rows], temperature)).sum(dim=-1)
         return losses
@@ -64,7 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, *targets = ctx.saved_tensors
         logits = logits.detach()  # shares the version counter, so that autograd notices writes to the logits
         grad_logits = logits if ctx.overwrite else torch.empty_like(logits)
-        parts = (whole.split(ctx.views) for whole in (logits, grad, grad_logits))
+        parts = (torch.split(whole, ctx.views) for whole in (logits, grad, grad_logits))
         for part, of_losses, of_part, target in zip(*parts, targets, strict=True):
             for rows in row_blocks(part):
                 log_p = _log_softmax(part[rows], ctx.temperature)
