@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dinoswap.nn.attention import split
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.load import interpreted
 from dinoswap.position.rope import Rope
+from parity.networks import before_norm
 from parity.rows import EXACT, FORWARD, GRADIENT, Fixture, Row, Scenarios, compare, compare_gradient, worst_of
 
 SINGLE, DOUBLE = 4e-6, 1e-12  # activations, absolute: twice what the official ones in float32 are off, and float64
@@ -111,18 +111,12 @@ def called(
     """The tokens of a call, and those before the final norm, by the names that they are stored under."""
     rectangle = next(key for key in file.file.files if key.startswith("in/xrect"))
     crops = {name: file[key].to(dtype) for name, key in {"32": "in/x32", "16": "in/x16", "_rect": rectangle}.items()}
-    before: list[Tensor] = []
-
-    def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        before.extend(split(output, inputs[1]))
-
-    watch = backbone.blocks[-1].register_forward_hook(note)
-    if call == "list":
-        tokens = backbone([crops["32"], crops["16"]], [file["in/masks"], None], locals_from=1)
-    else:
-        masks = file["in/masks"] if call.endswith("_masked") else None
-        tokens = backbone([crops[call.removeprefix("single").removesuffix("_masked")]], [masks])
-    watch.remove()
+    with before_norm(backbone) as before:
+        if call == "list":
+            tokens = backbone([crops["32"], crops["16"]], [file["in/masks"], None], locals_from=1)
+        else:
+            masks = file["in/masks"] if call.endswith("_masked") else None
+            tokens = backbone([crops[call.removeprefix("single").removesuffix("_masked")]], [masks])
     names = ENTRIES if call == "list" else (call,)
     return dict(zip(names, zip(tokens, before, strict=True), strict=True))
 
@@ -141,8 +135,8 @@ def seeded_call(
 def compare_call(
     file: Fixture, prefix: str, outputs: Mapping[str, tuple[Tokens, Tensor]], tolerance: float
 ) -> Iterator[Row]:
-    for section, (tokens, before_norm) in outputs.items():
-        values = {key: getattr(tokens, name) for key, name in TOKENS.items()} | {"x_prenorm": before_norm}
+    for section, (tokens, raw) in outputs.items():
+        values = {key: getattr(tokens, name) for key, name in TOKENS.items()} | {"x_prenorm": raw}
         for key, ours in values.items():
             name = f"{prefix}{section}/{key}"
             if name in file:

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dinoswap.nn.attention import split
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.load import load_into
@@ -82,24 +84,30 @@ def check_forward(file: Fixture) -> Iterator[Row]:
         crops = next(key for name, key in inputs.items() if section.startswith(f"single{name}"))
         masks = file["in/masks"] if section.endswith("_masked") else None
         backbone = build_vit(file, **variant_of(section))
-        seen = keep_inputs(backbone.norm)
-        yield from compare_tokens(file, section, backbone(file[crops], masks), seen[0])
+        with before_norm(backbone) as before:
+            tokens = backbone(file[crops], masks)
+        yield from compare_tokens(file, section, tokens, before[0])
     backbone = build_vit(file)
-    seen = keep_inputs(backbone.norm)
-    for section, tokens, before in zip(
-        ("list_global_masked", "list_local"), packed_call(file, backbone), seen, strict=True
-    ):
-        yield from compare_tokens(file, section, tokens, before)
+    with before_norm(backbone) as before:
+        packed = packed_call(file, backbone)
+    for entry in zip(("list_global_masked", "list_local"), packed, before, strict=True):
+        yield from compare_tokens(file, *entry)
     if "forward_eval_head/x32" in file:
         cls = build_vit(file).eval()(file["in/x32"]).cls
         yield compare("forward_eval_head/x32", cls, file["forward_eval_head/x32"], FORWARD, scale=1.0)
 
 
-def keep_inputs(module: torch.nn.Module) -> list[Tensor]:
-    """The list that will hold what the module is called with."""
+@contextmanager
+def before_norm(backbone: VisionTransformer) -> Iterator[list[Tensor]]:
+    """Gives a list that will hold the tokens [b, T, D] of each entry of a call, before their final norm."""
     seen: list[Tensor] = []
-    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    return seen
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen.extend(split(output, inputs[1]))
+
+    watch = backbone.blocks[-1].register_forward_hook(keep)
+    yield seen
+    watch.remove()
 
 
 @torch.no_grad()
