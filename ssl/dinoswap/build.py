@@ -30,6 +30,7 @@ from dinoswap.distributed import Parallel, rank, require_same, together, world_s
 from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.model import ForwardPlan, SelfDistillation, shapes_of
+from dinoswap.nn.compiled import set_compiled
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import VisionTransformer, configured_vit
 from dinoswap.objectives.base import Objective
@@ -189,7 +190,8 @@ def build_trainer(cfg: Config) -> Trainer:
         require_same(together(lambda: weight_facts(cfg)), "each has to read the same weights")
     model, parallel = together(lambda: (build_model(cfg).to(device), build_parallel(cfg)))
     if settings.compile:
-        compile_blocks(model)
+        for network in (model.student, model.teacher):
+            set_compiled(network, True)
     shapes = shapes_of(model) if world_size() > 1 else None
     called = prepare_for_distributed_training(model, parallel, device)
 
@@ -241,13 +243,6 @@ def objective_schedules(model: SelfDistillation, total: int) -> dict[str, Schedu
     with as_config_error():
         own = [cast(Objective, objective).schedules(total) for objective in model.objectives.values()]
     return {name: schedule for schedules in own for name, schedule in schedules.items()}
-
-
-def compile_blocks(model: SelfDistillation) -> None:
-    """Compiles every block of student and teacher in place, which keeps the names of the parameters."""
-    for network in (model.student, model.teacher):
-        for block in cast(VisionTransformer, network["backbone"]).blocks:
-            block.compile()
 
 
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:

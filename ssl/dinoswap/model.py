@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dinoswap.nn.compiled import set_compiled
 from dinoswap.objectives.base import Context, Objective
 from dinoswap.start.base import Start
 from dinoswap.values import Batch, Features, Hyper
@@ -122,6 +123,8 @@ class SelfDistillation(nn.Module):
 
 
 def shapes_of(model: SelfDistillation) -> SelfDistillation:
-    """Returns a copy of the model on torch's meta device, which has shapes and no values. Call it before the model is
-    sharded over ranks: it cannot be copied afterwards."""
-    return copy.deepcopy(model).to("meta")
+    """Returns a copy of the model on torch's meta device, which has shapes and no values, and nothing of which is
+    compiled. Call it before the model is sharded over ranks: it cannot be copied afterwards."""
+    shapes = copy.deepcopy(model).to("meta")
+    set_compiled(shapes, False)
+    return shapes

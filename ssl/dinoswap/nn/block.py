@@ -13,7 +13,6 @@ Follows models/vision_transformer/modern_vit.py of the legacy trainer @ 67f6a87,
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dinoswap.nn.attention import Attention, Shape
+from dinoswap.nn.compiled import Compilable
 from dinoswap.nn.norm import NormKind, make_norm
 from dinoswap.position.base import Rotation
 
@@ -147,9 +147,11 @@ def rising_rates(last: float, depth: int) -> list[float]:
     return rates
 
 
-class Block(nn.Module):
+class Block(Compilable):
     """One transformer block for packed sequences of tokens: those of all shapes lie one after the other in one tensor,
-    which every linear map and norm takes as a whole. Raises ValueError for a number out of range."""
+    which every linear map and norm takes as a whole. Where it is compiled, its branches are and its dropout is not: the
+    draws stay those of torch's generator, and blocks of different rates share their graphs. Raises ValueError for a
+    number out of range."""
 
     def __init__(
         self,
@@ -197,14 +199,21 @@ class Block(nn.Module):
         into S, only these rows [R, D] are returned, and what follows the attention is computed for them alone.
         `rotations` turn the queries and keys of the patches of each shape. A `single` tensor at a low rate of
         stochastic depth drops every sequence by itself, as the official code does outside of lists."""
-        mix = partial(self._mixed, rotations=rotations or [None] * len(shapes))
+        rotations = rotations or [None] * len(shapes)
         if rows is not None:
-            return self._rows(x, shapes, rows, single, mix)
-        x = self._residual(x, shapes, single, lambda x, shapes: self.ls1(mix(x, shapes), self.attn.proj))
-        return self._residual(x, shapes, single, lambda x, _: self._ffn(x))
+            return self._rows(x, shapes, rows, single, rotations)
+        x = self._residual(x, shapes, single, lambda x, shapes: self.run(Block._attention, x, shapes, rotations))
+        return self._residual(x, shapes, single, lambda x, _: self.run(Block._ffn, x))
+
+    def _attention(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None]) -> Tensor:
+        return self._projected(self._mixed(x, shapes, rotations))
 
     def _mixed(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None]) -> Tensor:
         out: Tensor = self.attn(self.norm1(x), shapes, rotations)
+        return out
+
+    def _projected(self, mixed: Tensor) -> Tensor:
+        out: Tensor = self.ls1(mixed, self.attn.proj)
         return out
 
     def _ffn(self, x: Tensor) -> Tensor:
@@ -220,7 +229,14 @@ class Block(nn.Module):
         out = branch(x, shapes)
         return _plus(x, out, self._factors(x, shapes, single, out.dtype))
 
-    def _rows(self, x: Tensor, shapes: Sequence[Shape], rows: Tensor, single: bool, mix: Branch) -> Tensor:
+    def _rows(
+        self,
+        x: Tensor,
+        shapes: Sequence[Shape],
+        rows: Tensor,
+        single: bool,
+        rotations: Sequence[Rotation | None],
+    ) -> Tensor:
         """Returns the rows [R, D] of x [S, D] after the block, under the same draws as in `_residual`."""
         factors: Tensor | None
         if self._drops_subsets(single):
@@ -229,13 +245,14 @@ class Block(nn.Module):
             # Where each token lies in the subset; one that was dropped has any place and the factor 0
             places = (tokens % len(subset.rows)).index_copy_(0, subset.rows, tokens[: len(subset.rows)])
             factors = x.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight).index_select(0, rows)
-            mixed = mix(x.index_select(0, subset.rows), subset.shapes).index_select(0, places.index_select(0, rows))
-            branch = self.ls1(mixed, self.attn.proj)
+            mixed = self.run(Block._mixed, x.index_select(0, subset.rows), subset.shapes, rotations)
+            branch = self.run(Block._projected, mixed.index_select(0, places.index_select(0, rows)))
         else:
-            branch = self.ls1(mix(x, shapes).index_select(0, rows), self.attn.proj)
+            mixed = self.run(Block._mixed, x, shapes, rotations)
+            branch = self.run(Block._projected, mixed.index_select(0, rows))
             factors = self._factors(x, shapes, single, branch.dtype, rows)
         read = _plus(x.index_select(0, rows), branch, factors)
-        branch = self._ffn(read)
+        branch = self.run(Block._ffn, read)
         return _plus(read, branch, self._factors(x, shapes, single, branch.dtype, rows))
 
     def _drops_subsets(self, single: bool) -> bool:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinoswap.nn.compiled import Compilable
+
 
 class Prototypes(nn.Module):
     """A linear map without bias whose rows are g v / ||v||. `v` starts as nn.Linear does by default, `g` as 1."""
@@ -26,7 +28,7 @@ class Prototypes(nn.Module):
         return functional.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
-class ProjectionHead(nn.Module):
+class ProjectionHead(Compilable):
     """An MLP, L2 normalisation, and prototypes: from tokens to logits. Raises ValueError for a size below 1."""
 
     def __init__(
@@ -69,6 +71,9 @@ class ProjectionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits [R, K] of tokens [R, in_dim]; R may be 0."""
+        return self.run(ProjectionHead._logits, x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         x = self.mlp(x)
         x = functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
         logits: Tensor = self.last_layer(x)
