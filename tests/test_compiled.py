@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from axis_arms import PRESETS, Arm
 from dinoswap.model import shapes_of
 from dinoswap.nn import compiled
-from dinoswap.nn.block import Block
+from dinoswap.nn.block import Block, Pack
 from dinoswap.nn.compiled import Compilable, set_compiled
 from dinoswap.nn.projection_head import ProjectionHead
 
@@ -77,7 +77,7 @@ def test_machine_code_computes_the_same_for_all_sizes(graphs: CompileCounterWith
         for fast in (False, True):
             set_compiled(network, fast)
             network.zero_grad()
-            logits = head(block(x, shapes))
+            logits = head(*block([Pack(x, shapes, [None, None])]))
             logits.square().sum().backward()
             results.append([logits.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
         torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from vit_fixture import VIT, crops, error, official
 
-from dinoswap.nn.block import Block
+from dinoswap.nn.block import Block, Pack
 from fixtures import Fixture
 
 DROPPATH = Fixture("droppath.npz")
@@ -57,7 +57,7 @@ def test_residual_is_kept_in_the_mean() -> None:
     block = Block(16, 2, 32, layerscale=1.0, drop_path=0.5)
     x = torch.randn(5, 3, 16)
     torch.manual_seed(2)
-    out = block(x.flatten(0, 1), [(5, 3)])
+    (out,) = block([Pack(x.flatten(0, 1), [(5, 3)], [None])])
     torch.manual_seed(2)
     for branch in (partial(attention_branch, block), block._ffn):
         kept = torch.randperm(5)[:2].tolist()  # max(int(5 * 0.5), 1)
@@ -67,5 +67,5 @@ def test_residual_is_kept_in_the_mean() -> None:
 
 def test_one_sample_is_never_dropped() -> None:
     block = Block(16, 2, 32, layerscale=1.0, drop_path=0.9)
-    x, shapes = torch.randn(3, 16), [(1, 3)]
-    torch.testing.assert_close(block(x, shapes), block.eval()(x, shapes))
+    packs = [Pack(torch.randn(3, 16), [(1, 3)], [None])]
+    torch.testing.assert_close(block(packs), block.eval()(packs))

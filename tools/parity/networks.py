@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoswap.nn.attention import split
+from dinoswap.nn.block import Pack
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.load import load_into
@@ -102,8 +103,9 @@ def before_norm(backbone: VisionTransformer) -> Iterator[list[Tensor]]:
     """Gives a list that will hold the tokens [b, T, D] of each entry of a call, before their final norm."""
     seen: list[Tensor] = []
 
-    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen.extend(split(output, inputs[1]))
+    def keep(_: nn.Module, inputs: tuple[list[Pack], bool], outputs: list[Tensor]) -> None:
+        for pack, x in zip(inputs[0], outputs, strict=True):
+            seen.extend(split(x, pack.shapes))
 
     watch = backbone.blocks[-1].register_forward_hook(keep)
     yield seen

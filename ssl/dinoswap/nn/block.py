@@ -13,6 +13,7 @@ Follows models/vision_transformer/modern_vit.py of the legacy trainer @ 67f6a87,
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -122,6 +123,15 @@ def draw_subset(batch: int, rate: float, device: torch.device) -> tuple[Tensor, 
     return torch.randperm(batch, device=device)[:kept], batch / kept
 
 
+class Pack(NamedTuple):
+    """Sequences of some shapes, packed: the tokens of one after those of the other."""
+
+    x: Tensor  # [S, D]
+    shapes: Sequence[Shape]
+    rotations: Sequence[Rotation | None]  # for each shape, of the queries and keys of its patches
+    rows: Tensor | None = None  # [R], the only tokens wanted, as indices into S
+
+
 class Subset(NamedTuple):
     """The sequences that a residual branch is computed for."""
 
@@ -148,10 +158,9 @@ def rising_rates(last: float, depth: int) -> list[float]:
 
 
 class Block(Compilable):
-    """One transformer block for packed sequences of tokens: those of all shapes lie one after the other in one tensor,
-    which every linear map and norm takes as a whole. Where it is compiled, its branches are and its dropout is not: the
-    draws stay those of torch's generator, and blocks of different rates share their graphs. Raises ValueError for a
-    number out of range."""
+    """One transformer block for packed sequences of tokens: every linear map and norm takes a pack as a whole. Where it
+    is compiled, its branches are and its dropout is not: the draws stay those of torch's generator, and blocks of
+    different rates share their graphs. Raises ValueError for a number out of range."""
 
     def __init__(
         self,
@@ -187,23 +196,12 @@ class Block(Compilable):
         self.mlp = Mlp(dim, hidden_dim) if ffn == "mlp" else SwiGLU(dim, hidden_dim, ffn_align)
         self.ls2 = LayerScale(dim, layerscale) if layerscale else NoScale()
 
-    def forward(
-        self,
-        x: Tensor,
-        shapes: Sequence[Shape],
-        rows: Tensor | None = None,
-        single: bool = False,
-        rotations: Sequence[Rotation | None] | None = None,
-    ) -> Tensor:
-        """Returns the packed tokens x [S, D] of sequences of these shapes after the block. With `rows`, indices [R]
-        into S, only these rows [R, D] are returned, and what follows the attention is computed for them alone.
-        `rotations` turn the queries and keys of the patches of each shape. A `single` tensor at a low rate of
-        stochastic depth drops every sequence by itself, as the official code does outside of lists."""
-        rotations = rotations or [None] * len(shapes)
-        if rows is not None:
-            return self._rows(x, shapes, rows, single, rotations)
-        x = self._residual(x, shapes, single, lambda x, shapes: self.run(Block._attention, x, shapes, rotations))
-        return self._residual(x, shapes, single, lambda x, _: self.run(Block._ffn, x))
+    def forward(self, packs: Sequence[Pack], single: bool = False) -> list[Tensor]:
+        """Returns the tokens [S, D] of each pack after the block, or with `rows` those [R, D] alone: what follows the
+        attention is then computed for them only. A `single` tensor at a low rate of stochastic depth drops every
+        sequence by itself, as the official code does outside of lists."""
+        mixed = [self._attended(pack, single) for pack in packs]
+        return [self._fed_forward(x, pack, single) for x, pack in zip(mixed, packs, strict=True)]
 
     def _attention(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None]) -> Tensor:
         return self._projected(self._mixed(x, shapes, rotations))
@@ -220,6 +218,36 @@ class Block(Compilable):
         out: Tensor = self.ls2(self.mlp.hidden(self.norm2(x)), self.mlp.last)
         return out
 
+    def _attended(self, pack: Pack, single: bool) -> Tensor:
+        """Returns the tokens of the pack, or its rows, plus their attention."""
+        if pack.rows is None:
+            return self._residual(pack.x, pack.shapes, single, partial(self._attend, pack.rotations))
+        x, rows = pack.x, pack.rows
+        factors: Tensor | None
+        if self._drops_subsets(single):
+            subset = self._subset(x, pack.shapes)
+            tokens = torch.arange(x.shape[0], device=x.device)
+            # Where each token lies in the subset; one that was dropped has any place and the factor 0
+            places = (tokens % len(subset.rows)).index_copy_(0, subset.rows, tokens[: len(subset.rows)])
+            factors = x.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight).index_select(0, rows)
+            mixed = self.run(Block._mixed, x.index_select(0, subset.rows), subset.shapes, pack.rotations)
+            branch = self.run(Block._projected, mixed.index_select(0, places.index_select(0, rows)))
+        else:
+            mixed = self.run(Block._mixed, x, pack.shapes, pack.rotations)
+            branch = self.run(Block._projected, mixed.index_select(0, rows))
+            factors = self._factors(x, pack.shapes, single, branch.dtype, rows)
+        return _plus(x.index_select(0, rows), branch, factors)
+
+    def _fed_forward(self, x: Tensor, pack: Pack, single: bool) -> Tensor:
+        """Returns the tokens or rows x of the pack plus their feed-forward branch."""
+        if pack.rows is None:
+            return self._residual(x, pack.shapes, single, lambda x, _: self.run(Block._ffn, x))
+        branch = self.run(Block._ffn, x)
+        return _plus(x, branch, self._factors(x, pack.shapes, single, branch.dtype, pack.rows))
+
+    def _attend(self, rotations: Sequence[Rotation | None], x: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        return self.run(Block._attention, x, shapes, rotations)
+
     def _residual(self, x: Tensor, shapes: Sequence[Shape], single: bool, branch: Branch) -> Tensor:
         """Returns x [S, D] plus its branch, under the dropout of this block."""
         if self._drops_subsets(single):
@@ -228,32 +256,6 @@ class Block(Compilable):
             return x.index_add(0, subset.rows, (kept * subset.weight).to(x.dtype))
         out = branch(x, shapes)
         return _plus(x, out, self._factors(x, shapes, single, out.dtype))
-
-    def _rows(
-        self,
-        x: Tensor,
-        shapes: Sequence[Shape],
-        rows: Tensor,
-        single: bool,
-        rotations: Sequence[Rotation | None],
-    ) -> Tensor:
-        """Returns the rows [R, D] of x [S, D] after the block, under the same draws as in `_residual`."""
-        factors: Tensor | None
-        if self._drops_subsets(single):
-            subset = self._subset(x, shapes)
-            tokens = torch.arange(x.shape[0], device=x.device)
-            # Where each token lies in the subset; one that was dropped has any place and the factor 0
-            places = (tokens % len(subset.rows)).index_copy_(0, subset.rows, tokens[: len(subset.rows)])
-            factors = x.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight).index_select(0, rows)
-            mixed = self.run(Block._mixed, x.index_select(0, subset.rows), subset.shapes, rotations)
-            branch = self.run(Block._projected, mixed.index_select(0, places.index_select(0, rows)))
-        else:
-            mixed = self.run(Block._mixed, x, shapes, rotations)
-            branch = self.run(Block._projected, mixed.index_select(0, rows))
-            factors = self._factors(x, shapes, single, branch.dtype, rows)
-        read = _plus(x.index_select(0, rows), branch, factors)
-        branch = self.run(Block._ffn, read)
-        return _plus(read, branch, self._factors(x, shapes, single, branch.dtype, rows))
 
     def _drops_subsets(self, single: bool) -> bool:
         return self.training and self.drop_path > (CLASSIC_RATE if single else 0)

@@ -16,7 +16,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from dinoswap.nn.attention import Shape, split
+from dinoswap.nn.attention import split
+from dinoswap.nn.block import Pack
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.teacher.depth_anything.rope import DA3Position
 from dinoswap.teacher.depth_anything.variants import Architecture
@@ -44,19 +45,14 @@ class DA3Backbone(VisionTransformer):
         if architecture.alt_start is not None:  # of the reference view, which a single view is, and of any other
             self.camera_token = nn.Parameter(torch.randn(1, 2, architecture.embed_dim))
 
-    def _run(
-        self,
-        index: int,
-        x: Tensor,
-        shapes: Sequence[Shape],
-        grids: Sequence[tuple[int, int]],
-        rows: Tensor | None,
-        single: bool,
-    ) -> Tensor:
-        """Returns the packed tokens after the block of this index. Those from `alt_start` on see the camera token."""
+    def _run(self, index: int, packs: Sequence[Pack], grids: Sequence[tuple[int, int]], single: bool) -> list[Pack]:
+        """Returns the packs after the block of this index. Those from `alt_start` on see the camera token."""
         if index == self.architecture.alt_start:
-            x = torch.cat([self._with_camera(part).flatten(0, 1) for part in split(x, shapes)])
-        return super()._run(index, x, shapes, grids, rows, single)
+            packs = [
+                pack._replace(x=torch.cat([self._with_camera(x).flatten(0, 1) for x in split(pack.x, pack.shapes)]))
+                for pack in packs
+            ]
+        return super()._run(index, packs, grids, single)
 
     def _with_camera(self, x: Tensor) -> Tensor:
         return torch.cat([self.camera_token[:, :1].expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
