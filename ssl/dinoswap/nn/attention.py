@@ -4,8 +4,7 @@ Queries and keys may be normed, by a LayerNorm over the channels of a head for e
 
 Sequences of several lengths are packed: their tokens lie one after the other in one tensor, and attend to those of
 their own sequence only. Which kernel computes it is decided in one place, `attend`: torch's fused kernel, but on CPU
-batched matrix products in bf16, where the backward of the fused kernel is several times slower, and for short
-sequences.
+batched matrix products in bf16, where the backward of the fused kernel is several times slower.
 Follows dinov2/layers/attention.py of facebookresearch/dinov2 @ b8931f7.
 """
 
@@ -22,9 +21,6 @@ SCORES = torch.float32
 """Precision of q k^T in `MatmulAttention`. In bfloat16 a step is 2 to 3 % faster and the output error 2 to 10
 times larger: more for a peaked softmax, whose scores are large."""
 
-
-LONGEST = 128
-"""Number of tokens up to which matrix products are faster than the fused kernel on CPU in float32, too."""
 Shape = tuple[int, int]
 """Number of sequences, and of tokens in each of them."""
 
@@ -75,9 +71,7 @@ def split(packed: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
 
 def attend(qkv: Tensor, shapes: Sequence[Shape]) -> Tensor:
     """Returns the attention of each head within each sequence: packed qkv [S, 3, h, d] to [S, h, d]."""
-    if qkv.device.type == "cpu" and (
-        qkv.dtype == torch.bfloat16 or (qkv.dtype == torch.float32 and max(length for _, length in shapes) <= LONGEST)
-    ):
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
         out: Tensor = MatmulAttention.apply(qkv, shapes)
         return out
     return fused(qkv, shapes)
