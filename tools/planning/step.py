@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoswap.model import SelfDistillation
-from dinoswap.nn import attention
+from dinoswap.nn import attention, vit
 from dinoswap.run.flops import step_flops
 from dinoswap.trainer import AUTOCAST
 from dinoswap.values import Batch, Hyper
@@ -201,7 +201,7 @@ def live_bytes(
                 recorder.know(buffer)
         for tensor in inputs.tensors().values():
             recorder.know(tensor)
-        with recorder, _counted_calls(shadow, recorder.life.calls), _attention(gpu):
+        with recorder, _counted_calls(shadow, recorder.life.calls), _as_on(gpu):
             for _ in range(min(accumulate, 2)):  # a third micro-batch is like the second
                 recorder.backward = False
                 recorder.life.calls.clear()
@@ -220,9 +220,14 @@ def _autocast(precision: str) -> contextlib.AbstractContextManager[None]:
     return torch.autocast("cpu", dtype=AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
 
 
-def _attention(gpu: bool) -> contextlib.AbstractContextManager[Any]:
-    """Attention as it is on a GPU, whatever the precision."""
-    return mock.patch.object(attention, "attend", attention.fused) if gpu else contextlib.nullcontext()
+@contextlib.contextmanager
+def _as_on(gpu: bool) -> Iterator[None]:
+    """Attention and packs of crops as they are on a GPU, whatever the precision, or as they are here."""
+    if not gpu:
+        yield
+        return
+    with mock.patch.object(attention, "attend", attention.fused), mock.patch.object(vit, "packs_all", lambda _: True):
+        yield
 
 
 @contextlib.contextmanager
