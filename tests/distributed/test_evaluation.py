@@ -111,6 +111,14 @@ def left_by_a_signal_to_one(folder: Path, rank: int) -> tuple[bool, int]:
     return False, len(read)
 
 
+def of_fewer_images_than_ranks(folder: Path) -> dict[str, Any]:
+    """What each rank has of three images, which make one batch, and which part of it is its own."""
+    images = small("ddp", 0, folder).evaluator.train
+    reader = {"pixels": lambda pixels: {"first": pixels[:, :, 0, 0].float()}}
+    found = extract(EvalImages(images, 32, limit=3, batch_size=8), reader)
+    return {"of_all": found.of_all("pixels", "first"), "here": len(found.features["pixels"]["first"])}
+
+
 def waited_for(seconds: float) -> list[str]:
     """What a rank hears of work that takes longer than the timeout."""
     alone = on_main(lambda: (time.sleep(seconds if is_main() else 0), "fitted")[1])
@@ -123,6 +131,7 @@ def everything(folder: Path, rank: int) -> dict[str, Any]:
         found: dict[str, Any] = {
             "ddp": evaluations("ddp", 0, folder),
             "fsdp2": evaluations("fsdp2", 2, folder),
+            "few": of_fewer_images_than_ranks(folder),
             "left": left_by_a_signal_to_one(folder, rank),
             "waited": waited_for(LONGER),
         }
@@ -170,6 +179,12 @@ def test_each_image_is_decoded_by_one_rank(ranks: list[dict[str, Any]], alone: d
     assert sorted([*first[:-shown], *other]) == sorted(alone["decoded"][:-shown])
     assert [len(first) - shown, len(other)] == [24, 19]
     assert [len(rank["fsdp2"]["decoded"]) for rank in ranks] == [shown, 0]
+
+
+def test_a_rank_without_images_gets_the_features_of_all(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["few"]["here"] for rank in ranks] == [3, 0]
+    assert ranks[0]["few"]["of_all"].shape == (3, 3)
+    assert torch.equal(ranks[0]["few"]["of_all"], ranks[1]["few"]["of_all"])
 
 
 def test_a_signal_to_one_rank_leaves_on_both_after_the_batch(ranks: list[dict[str, Any]]) -> None:

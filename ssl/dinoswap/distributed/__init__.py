@@ -5,7 +5,7 @@ calls them, in the same order, also when it has nothing to contribute.
 """
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -169,6 +169,19 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def rows_of_ranks(rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Returns the rows [R, ...] of every rank, by rank, on every rank; `counts` are the numbers R of all ranks. Nothing
+    is pickled or padded, so that no rank holds more than these rows."""
+    parts = [
+        rows.contiguous() if number == rank() else rows.new_empty(count, *rows.shape[1:])
+        for number, count in enumerate(counts)
+    ]
+    for number, part in enumerate(parts):
+        if world_size() > 1 and len(part):
+            dist.broadcast(part, number)
+    return parts
 
 
 def _outcome(work: Callable[[], Any]) -> list[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import Images
 from dinoswap.dense.base import Scenes
-from dinoswap.distributed import on_main
+from dinoswap.distributed import any_rank, on_main
 from dinoswap.distributed.preemption import Preemption
 from dinoswap.evaluation import visualise
 from dinoswap.evaluation.baselines import BASELINES, DENSE_BASELINES
@@ -225,15 +225,15 @@ class Evaluator:
         readers: dict[str, Reader] = {row: network.features for row, network in frozen.items() if row == TRAINED}
         if supervised:
             readers |= {row: network.features for row, network in frozen.items()}
-            readers |= {row: partial(whole, read) for row, read in (BASELINES if complete else {}).items()}
+            readers |= {row: partial(whole, read, self.device) for row, read in (BASELINES if complete else {}).items()}
         test = extract(split.test, readers, self.preemption)
-        finite = all(bool(values.isfinite().all()) for values in test.features[TRAINED].values())
+        finite = not any_rank(not all(bool(part.isfinite().all()) for part in test.features[TRAINED].values()))[0]
         train = extract(split.train, readers, self.preemption) if supervised and finite else None
         if train is not None and len(torch.unique(train.labels)) < 2:
             train = None
         more_sizes = self.settings.more_sizes if complete else ()
         evaluation = Evaluation(corrupt=split.reasons(), finite=finite, columns=columns_of(metrics, more_sizes))
-        rows, warnings = self._on_main(lambda: measure(of_images, train, test))
+        rows, warnings = measure(of_images, train, test, self._on_main)
         evaluation.warn(*warnings)
         dense = [metric for metric in metrics if isinstance(metric, DenseMetric)] if finite else []
         measured = [

@@ -6,7 +6,9 @@ The kinds of features that the metrics read are kept, after the final norm: clas
 Pixels are kept for one batch: every kind of features is computed from it before the next is decoded.
 
 With R ranks each decodes every R-th batch. Which images a batch has depends neither on the number of ranks nor on which
-images can be decoded, and so no feature does. Afterwards each rank has the features of all images.
+images can be decoded, and so no feature does. Each rank keeps the features that it computed; those of all images are
+put together where they are needed, one kind of one reader at a time, as all of them may be more than a host can hold
+once for each rank.
 """
 
 import math
@@ -26,7 +28,7 @@ from dinoswap import rng
 from dinoswap.data.clean_crop import clean_crop as clean_crop
 from dinoswap.data.images import CorruptImage, Images
 from dinoswap.data.workers import in_order
-from dinoswap.distributed import any_rank, gathered, rank, world_size
+from dinoswap.distributed import any_rank, gathered, rank, rows_of_ranks, world_size
 from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.values import normalise
 
@@ -173,16 +175,33 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
 
 @dataclass(frozen=True)
 class Extracted:
-    """Features and labels of `rows`, the images that could be decoded."""
+    """Features of the images that could be decoded: those that this rank computed. `batches` has the rows of every
+    batch of all ranks, in the order of the data; the rank that computed batch i is i modulo the number of ranks."""
 
     features: Features
-    rows: list[int]
-    labels: Tensor  # int64 [n], -1 in a data set without labels
+    batches: list[list[int]]
+    labels: Tensor  # int64 [n] of all images, -1 in a data set without labels
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of all images that could be decoded."""
+        return [row for batch in self.batches for row in batch]
+
+    def of_all(self, reader: str, kind: str) -> Tensor:
+        """Returns the features of all images, [n, ...] in the order of `rows`, on every rank. Ranks call it
+        together."""
+        here, ranks = self.features[reader][kind], world_size()
+        if ranks == 1:
+            return here
+        sizes = [len(batch) for batch in self.batches]
+        shares = [sizes[number::ranks] for number in range(ranks)]
+        parts = rows_of_ranks(here, [sum(share) for share in shares])
+        batches = [iter(torch.split(part, share)) for part, share in zip(parts, shares, strict=True)]
+        return torch.cat([next(batches[number % ranks]) for number in range(len(sizes))])
 
 
 def extract(images: EvalImages, readers: Mapping[str, Reader], preemption: Preemption | None = None) -> Extracted:
-    """Returns the features of every reader, computed in one pass over the images. Ranks share the work, and each gets
-    all features.
+    """Returns the features of every reader, computed in one pass over the images, which ranks share.
 
     Raises ValueError when not one image can be decoded, and StopAsked between two batches, on every rank, when
     `preemption` has noted a signal on one of them.
@@ -190,33 +209,36 @@ def extract(images: EvalImages, readers: Mapping[str, Reader], preemption: Preem
     batches_here = iter(images)
 
     def read_next() -> tuple[list[int], Features]:
-        """Returns rows and features of the next batch. A rank without one computes features that are dropped: sharded
-        weights are gathered in the forward pass, in which all ranks take part."""
+        """Returns rows and features of the next batch. A rank without one computes features of no row: sharded weights
+        are gathered in the forward pass, in which all ranks take part."""
         if any_rank(preemption is not None and preemption.requested is not None)[0]:
             raise StopAsked
         batch = next(batches_here, None)
         if batch is not None and batch.rows:
             return batch.rows, {name: reader(batch.pixels) for name, reader in readers.items()}
-        for reader in readers.values() if world_size() > 1 else ():
-            reader(torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8))
-        return [], {}
+        if world_size() == 1:
+            return [], {}
+        black = torch.zeros(1, 3, images.size, images.size, dtype=torch.uint8)
+        of_black = {name: reader(black) for name, reader in readers.items()}
+        return [], {name: {kind: values[:0] for kind, values in kinds.items()} for name, kinds in of_black.items()}
 
     # A loop variable would keep a batch in memory while the next one is decoded
-    parts_here = [read_next() for _ in range(images.rounds)]
-    per_rank = gathered((parts_here, images.corrupt))
+    parts = [read_next() for _ in range(images.rounds)]
+    per_rank = gathered(([rows for rows, _ in parts], images.corrupt))
     for _, corrupt in per_rank:
         images.corrupt |= corrupt
     rounds = zip(*(batches for batches, _ in per_rank), strict=True)
-    parts = [part for parts_of_round in rounds for part in parts_of_round if part[0]]
-    if not parts:
+    batches = [batch for batches_of_round in rounds for batch in batches_of_round]
+    rows = [row for batch in batches for row in batch]
+    if not rows:
         first = list(images.corrupt.items())[:3]
         raise ValueError(f"evaluation: none of {len(images.corrupt)} images could be decoded {first}; check the data")
+    computed = [features for _, features in parts if features]
     features = {
-        name: {kind: torch.cat([features_of[name][kind] for _, features_of in parts]) for kind in parts[0][1][name]}
+        name: {kind: torch.cat([part[name][kind] for part in computed]) for kind in computed[0][name]}
         for name in readers
     }
-    rows = [row for decoded_rows, _ in parts for row in decoded_rows]
-    return Extracted(features, rows, images.labels(rows))
+    return Extracted(features, batches, images.labels(rows))
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from dinoswap.evaluation.baselines import BASELINES, STANDARDISED, standardise
+from dinoswap.evaluation.dense import OnMain
 from dinoswap.evaluation.features import Extracted
 from dinoswap.evaluation.summary import Results
 from dinoswap.metric.base import WHOLE, ImageMetric, Part
@@ -15,20 +18,19 @@ TRAINED, RANDOM = "trained", "random init"
 
 
 def measure(
-    metrics: Sequence[ImageMetric], train: Extracted | None, test: Extracted
+    metrics: Sequence[ImageMetric], train: Extracted | None, test: Extracted, on_main: OnMain
 ) -> tuple[dict[str, dict[str, float]], list[str | None]]:
     """Returns the scores by row of the table and then by name, and what each family finds wrong with the network.
-    Without training features there is one row, of the families that need no labels."""
+    Without training features there is one row, of the families that need no labels. All ranks call it together; the
+    features of one row are put together at a time."""
     results: dict[str, dict[str, float]] = {row: {} for row in (test.features if train is not None else (TRAINED,))}
     warnings = []
-    if train is not None:
-        train, test = standardised(train, test)
-    for metric in metrics:
-        for row, scores in results.items():
-            if not is_measured(metric, row, labelled=train is not None):
-                continue
-            memory = _part(train, row, metric) if train is not None and metric.supervised else None
-            values = metric.measure(memory, _part(test, row, metric))
+    for row, scores in results.items():
+        measured = [metric for metric in metrics if is_measured(metric, row, labelled=train is not None)]
+        memory, queries = _parts(train if any(metric.supervised for metric in measured) else None, test, row, measured)
+        for metric in measured:
+            known = _read(memory, row, metric) if memory is not None and metric.supervised else None
+            values = on_main(partial(metric.measure, known, _read(queries, row, metric)))
             metric.require_described(values)
             scores |= values
             warnings += [metric.verdict(values)] if row == TRAINED else []
@@ -43,29 +45,34 @@ def is_measured(metric: ImageMetric, row: str, labelled: bool) -> bool:
     return labelled and (row not in BASELINES or any(score.of_whole for score in metric.scores.values()))
 
 
-def standardised(train: Extracted, test: Extracted) -> tuple[Extracted, Extracted]:
-    """Returns both with the features of the baselines that are to be standardised replaced by standardised ones."""
-    pairs = {
-        row: standardise(train.features[row][WHOLE], test.features[row][WHOLE])
-        for row in STANDARDISED
-        if row in train.features
-    }
-    parts = [
-        replace(part, features={**part.features, **{row: {WHOLE: pair[place]} for row, pair in pairs.items()}})
-        for place, part in enumerate((train, test))
-    ]
-    return parts[0], parts[1]
+def _parts(
+    train: Extracted | None, test: Extracted, row: str, metrics: Sequence[ImageMetric]
+) -> tuple[Part | None, Part]:
+    """Returns all that these families read of a row, of all images: of train, where it is given, and of test."""
+    kinds = dict.fromkeys(kind for metric in metrics for kind in _kinds(row, metric))
+    queries = {kind: test.of_all(row, kind) for kind in kinds}
+    if train is None:
+        return None, Part(queries, test.labels)
+    memory = {kind: train.of_all(row, kind) for kind in kinds}
+    if row in STANDARDISED:
+        memory[WHOLE], queries[WHOLE] = standardise(memory[WHOLE], queries[WHOLE])
+    return Part(memory, train.labels), Part(queries, test.labels)
 
 
-def _part(extracted: Extracted, row: str, metric: ImageMetric) -> Part:
-    """Returns the features of one row that a family reads, with the labels."""
-    kinds = (WHOLE,) if row in BASELINES else metric.reads
-    return Part({kind: extracted.features[row][kind] for kind in kinds}, extracted.labels)
+def _read(part: Part, row: str, metric: ImageMetric) -> Part:
+    """Returns what one family reads of a row."""
+    return replace(part, features={kind: part.features[kind] for kind in _kinds(row, metric)})
 
 
-def whole(read: Callable[[Tensor], Tensor], images: Tensor) -> Mapping[str, Tensor]:
-    """Returns the features of a baseline as a reader gives them, by kind."""
-    return {WHOLE: read(images)}
+def _kinds(row: str, metric: ImageMetric) -> Sequence[str]:
+    """Returns the kinds of features that a family reads of a row."""
+    return (WHOLE,) if row in BASELINES else metric.reads
+
+
+def whole(read: Callable[[Tensor], Tensor], device: torch.device, images: Tensor) -> Mapping[str, Tensor]:
+    """Returns the features of a baseline as a reader gives them, by kind. They are computed on `device`: a core takes
+    milliseconds for an image, longer than a GPU does for the network."""
+    return {WHOLE: read(images.to(device, non_blocking=True)).cpu()}
 
 
 def named(results: Results) -> dict[str, float]:
