@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoswap.metric.neighbours import knn_accuracy
+from dinoswap.metric.neighbours import knn_accuracy, most_similar, nearest
 
 
 def blobs(count: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -42,6 +42,34 @@ def test_matches_the_loop(temperature: float) -> None:
         for top in (1, 5):
             assert result[f"top{top}_k{k}"] == pytest.approx(by_loop(*memory, *test, k, temperature, top))
     assert 100 / 7 < result["top1_k10"] < result["top5_k10"]
+
+
+@pytest.mark.parametrize("k", [1, 4, 12, 30])
+def test_of_equally_similar_images_the_first_are_taken(k: int) -> None:
+    """Whole rows of equal values, and ties that begin or end at the k-th."""
+    similarity = torch.randint(0, 6, (50, 30), generator=torch.Generator().manual_seed(0)).float()
+    similarity[0] = 1
+    values, columns = most_similar(similarity, k)
+    expected = [sorted(range(30), key=lambda column: (-row[column], column))[:k] for row in similarity.tolist()]
+    assert columns.tolist() == expected
+    assert torch.equal(values, similarity.gather(1, columns))
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_blocks_change_no_neighbour(block: int) -> None:
+    """Half of the images are there three times, with cosines that are equal to the bit."""
+    memory = torch.eye(16)[torch.randint(0, 16, (96,), generator=torch.Generator().manual_seed(1))]
+    memory[::2] = torch.nn.functional.normalize(torch.randn(48, 16, generator=torch.Generator().manual_seed(2)))
+    queries = memory[:24] + 0.1 * memory[24:48]
+    whole = most_similar(queries @ memory.T, 10)
+    parts = nearest(memory, queries.split(5), 10, block, "cpu")
+    assert torch.equal(torch.cat([rows for _, rows in parts]), whole[1])
+    torch.testing.assert_close(torch.cat([values for values, _ in parts]), whole[0])
+
+
+def test_blocks_change_no_accuracy() -> None:
+    split = *blobs(300, 7, 1.5, 1), *blobs(90, 7, 1.5, 2)
+    assert knn_accuracy(*split, chunk=16, block=50) == knn_accuracy(*split)
 
 
 def test_weights_matter() -> None:

@@ -5,8 +5,8 @@ bring scenes of their own whose patch tokens they judge. Those that need labels 
 training images, of the network and of its baselines; without labels or test images pictures and the other families
 remain.
 
-Ranks evaluate together: each reads its part of the images, and the first rank computes the results from the features of
-all and sends them to the others.
+Ranks evaluate together: each reads its part of the images. A family computes its numbers from the features of all on
+the first rank, which sends them to the others, or on all ranks, which share the work.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from dinoswap.config.sections import EvaluationSettings
 from dinoswap.data.images import Images
 from dinoswap.dense.base import Scenes
-from dinoswap.distributed import any_rank, on_main
-from dinoswap.distributed.preemption import Preemption
+from dinoswap.distributed import any_rank, on_main, world_size
+from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.evaluation import visualise
 from dinoswap.evaluation.baselines import BASELINES, DENSE_BASELINES
 from dinoswap.evaluation.dense import Encoder, SceneReader, measure_dense
@@ -233,7 +233,7 @@ class Evaluator:
             train = None
         more_sizes = self.settings.more_sizes if complete else ()
         evaluation = Evaluation(corrupt=split.reasons(), finite=finite, columns=columns_of(metrics, more_sizes))
-        rows, warnings = measure(of_images, train, test, self._on_main)
+        rows, warnings = measure(of_images, train, test, self.device, self._on_ranks)
         evaluation.warn(*warnings)
         dense = [metric for metric in metrics if isinstance(metric, DenseMetric)] if finite else []
         measured = [
@@ -315,6 +315,15 @@ class Evaluator:
             for name, crops, part in zip(sizes, by_size, tokens, strict=True):
                 evaluation.pictures[name] = visualise.pca_figure(crops, part)
             evaluation.pictures["similarity"] = visualise.similarity_figure(by_size[0], tokens[0])
+
+    def _on_ranks(self, metric: ImageMetric, work: Callable[[], T]) -> T:
+        """Calls `work` of a family on every rank where they share it, and otherwise as `_on_main` does. Ranks that
+        share it leave before they begin after a signal to one of them."""
+        if world_size() == 1 or not metric.shares_work(self.device):
+            return self._on_main(work)
+        if any_rank(self.preemption.requested is not None)[0]:
+            raise StopAsked
+        return work()
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """Calls `work`, which must have no side effects, on the first rank and returns its result on all ranks. A

@@ -8,29 +8,31 @@ import torch
 from torch import Tensor
 
 from dinoswap.evaluation.baselines import BASELINES, STANDARDISED, standardise
-from dinoswap.evaluation.dense import OnMain
 from dinoswap.evaluation.features import Extracted
 from dinoswap.evaluation.summary import Results
 from dinoswap.metric.base import WHOLE, ImageMetric, Part
 
 TRAINED, RANDOM = "trained", "random init"
 """Names of rows of the table: the network, and the same network with its initial weights."""
+OnRanks = Callable[[ImageMetric, Callable[[], Mapping[str, float]]], Mapping[str, float]]
+"""A function that calls the work of a family on the ranks that do it, and returns its result on all ranks."""
 
 
 def measure(
-    metrics: Sequence[ImageMetric], train: Extracted | None, test: Extracted, on_main: OnMain
+    metrics: Sequence[ImageMetric], train: Extracted | None, test: Extracted, device: torch.device, on_ranks: OnRanks
 ) -> tuple[dict[str, dict[str, float]], list[str | None]]:
     """Returns the scores by row of the table and then by name, and what each family finds wrong with the network.
     Without training features there is one row, of the families that need no labels. All ranks call it together; the
-    features of one row are put together at a time."""
+    features of one row are put together at a time, and `device` is where families may compute."""
     results: dict[str, dict[str, float]] = {row: {} for row in (test.features if train is not None else (TRAINED,))}
     warnings = []
     for row, scores in results.items():
         measured = [metric for metric in metrics if is_measured(metric, row, labelled=train is not None)]
-        memory, queries = _parts(train if any(metric.supervised for metric in measured) else None, test, row, measured)
+        known = train if any(metric.supervised for metric in measured) else None
+        memory, queries = _parts(known, test, row, measured, device)
         for metric in measured:
-            known = _read(memory, row, metric) if memory is not None and metric.supervised else None
-            values = on_main(partial(metric.measure, known, _read(queries, row, metric)))
+            learnt = _read(memory, row, metric) if memory is not None and metric.supervised else None
+            values = on_ranks(metric, partial(metric.measure, learnt, _read(queries, row, metric)))
             metric.require_described(values)
             scores |= values
             warnings += [metric.verdict(values)] if row == TRAINED else []
@@ -46,17 +48,17 @@ def is_measured(metric: ImageMetric, row: str, labelled: bool) -> bool:
 
 
 def _parts(
-    train: Extracted | None, test: Extracted, row: str, metrics: Sequence[ImageMetric]
+    train: Extracted | None, test: Extracted, row: str, metrics: Sequence[ImageMetric], device: torch.device
 ) -> tuple[Part | None, Part]:
     """Returns all that these families read of a row, of all images: of train, where it is given, and of test."""
     kinds = dict.fromkeys(kind for metric in metrics for kind in _kinds(row, metric))
     queries = {kind: test.of_all(row, kind) for kind in kinds}
     if train is None:
-        return None, Part(queries, test.labels)
+        return None, Part(queries, test.labels, device)
     memory = {kind: train.of_all(row, kind) for kind in kinds}
     if row in STANDARDISED:
         memory[WHOLE], queries[WHOLE] = standardise(memory[WHOLE], queries[WHOLE])
-    return Part(memory, train.labels), Part(queries, test.labels)
+    return Part(memory, train.labels, device), Part(queries, test.labels, device)
 
 
 def _read(part: Part, row: str, metric: ImageMetric) -> Part:

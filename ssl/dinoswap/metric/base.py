@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dinoswap.dense.base import Scene, SceneParts
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from dinoswap.data.images import Images
@@ -73,10 +74,11 @@ class Metric(ABC):
 @dataclass(frozen=True)
 class Part:
     """Holds the features of the training or of the test images by kind, float32 [n, D] or [n, N, D] on the CPU, and
-    their labels, int64 [n], -1 in a data set without labels."""
+    their labels, int64 [n], -1 in a data set without labels. `device` is where numbers can be computed from them."""
 
     features: "Mapping[str, Tensor]"
     labels: "Tensor"
+    device: "torch.device | str" = "cpu"
 
 
 class ImageMetric(Metric):
@@ -84,6 +86,11 @@ class ImageMetric(Metric):
     (`evaluation.features.KINDS`)."""
 
     reads: ClassVar[tuple[str, ...]]
+
+    def shares_work(self, device: "torch.device | str") -> bool:
+        """Tells whether all ranks call `measure` together, each with the same features, and return the same numbers.
+        Otherwise the first one calls it while the others wait. `device` is that of the features' parts."""
+        return False
 
     @abstractmethod
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:

@@ -4,9 +4,12 @@ k is 20 rather than the best on the test images, and all training images where t
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dinoswap.metric.base import WHOLE, ImageMetric, Part, Score
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = {"cls": "knn_", "patch_mean": "knn_patch_", WHOLE: "knn_"}
 """Kind of features -> the beginning of their metrics' names."""
@@ -24,6 +27,9 @@ class NearestNeighbours(ImageMetric):
         "knn_patch_top5": Score("higher", "%"),
     }
 
+    def shares_work(self, device: "torch.device | str") -> bool:
+        return True
+
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
         from dinoswap.metric.neighbours import PRIMARY_K, knn_accuracy
 
@@ -32,6 +38,7 @@ class NearestNeighbours(ImageMetric):
         k = min(PRIMARY_K, len(train.labels))
         values: dict[str, float] = {}
         for kind, features in test.features.items():
-            accuracy = knn_accuracy(train.features[kind], train.labels, features, test.labels, ks=(k,))
+            split = train.features[kind], train.labels, features, test.labels
+            accuracy = knn_accuracy(*split, ks=(k,), device=test.device)
             values |= {NAMES[kind] + name.removesuffix(f"_k{k}"): value for name, value in accuracy.items()}
         return values

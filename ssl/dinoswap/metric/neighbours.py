@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinoswap.distributed import all_reduce_sum, rank, together, world_size
+
 OFFICIAL_K = (10, 20, 100, 200)
 PRIMARY_K = 20
 
@@ -26,15 +28,56 @@ def check_labelled(features: Tensor, labels: Tensor, part: str) -> None:
         raise ValueError(f"{part}: features are not finite; the weights have diverged, or fp16 overflowed (try bf16)")
 
 
-def class_votes(
-    similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float
-) -> list[Tensor]:
-    """Returns for each k the votes [n, classes] of the k most similar of m memory images. `similarity` is [n, m],
-    `labels` [m]."""
-    nearest, neighbours = similarity.topk(max(ks), dim=1)  # [n, k], most similar first
-    weights, voted = (nearest / temperature).exp(), labels[neighbours]
-    empty = similarity.new_zeros(len(similarity), classes)
-    return [empty.scatter_add(1, voted[:, :k], weights[:, :k]) for k in ks]
+def most_similar(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest of each row of [n, m], all where these are fewer, and their columns, largest first and of
+    equal ones the first: [n, k] each. Which of equal ones torch.topk takes depends on device and shape."""
+    count = similarity.shape[1]
+    k = min(k, count)
+    values, columns = similarity.topk(min(k + 1, count), dim=1)
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero()[:, 0]
+    values, columns = values[:, :k], columns[:, :k]
+    if len(tied):
+        rows, least = similarity[tied], values[tied, k - 1 :]
+        place = torch.arange(count, dtype=rows.dtype, device=rows.device)  # exact up to 2 ** 24 columns
+        wanted = torch.where(rows > least, 1, torch.where(rows == least, -place, -torch.inf))
+        first = wanted.topk(k, dim=1).indices.sort(dim=1).values
+        values[tied], order = rows.gather(1, first).sort(dim=1, descending=True, stable=True)
+        columns[tied] = first.gather(1, order)
+    return values, columns
+
+
+def nearest(
+    memory: Tensor, chunks: Sequence[Tensor], k: int, block: int, device: torch.device | str
+) -> list[tuple[Tensor, Tensor]]:
+    """Returns cosines and rows of the k most similar of m memory images for each image of the chunks, as `most_similar`
+    does, on `device`: memory [m, D] and unit vectors [n, D] to [n, k] each. `block` images of the memory are compared
+    at a time, and of what has been found the k best are kept."""
+    found = [
+        (queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64))
+        for queries in chunks
+    ]
+    for start in range(0, len(memory), block):
+        directions = F.normalize(memory[start : start + block].to(device).float(), dim=1)
+        for place, queries in enumerate(chunks):
+            values, rows = most_similar(queries @ directions.T, k)  # [n, D] x [D, block] -> [n, block]
+            values, rows = (
+                torch.cat([found[place][0], values], dim=1),
+                torch.cat([found[place][1], rows + start], dim=1),
+            )
+            order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
+            found[place] = values.gather(1, order), rows.gather(1, order)
+    return found
+
+
+def class_votes(similarity: Tensor, voted: Tensor, classes: int, ks: Sequence[int], temperature: float) -> list[Tensor]:
+    """Returns for each k, in rising order, the votes [n, classes] of the k most similar images, whose similarities and
+    classes are [n, max(ks)]. They are added one after the other: a GPU would add those for a class in any order."""
+    weights, votes = (similarity / temperature).exp(), similarity.new_zeros(len(similarity), classes)
+    after: list[Tensor] = []
+    for place in range(max(ks)):
+        votes.scatter_add_(1, voted[:, place, None], weights[:, place, None])
+        after += [votes.clone()] if place + 1 in ks else []
+    return after
 
 
 @torch.no_grad()
@@ -46,12 +89,16 @@ def knn_accuracy(
     ks: Sequence[int] = OFFICIAL_K,
     temperature: float = 0.07,
     chunk: int = 1024,
+    block: int = 2**16,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Returns the per cent of correct test images by `top1_k<k>`, and `top5_k<k>` when there are over 5 classes.
 
     Features [m, D] and [n, D] of any float type and device, labels int [m] and [n]. A k above m is capped to m, and
     the key then names the k that was used: with 50 memory images the official list gives k10, k20 and k50.
-    `chunk` test images are compared at a time, so memory is O(chunk * m).
+    `chunk` test images are compared with `block` training images at a time on `device`, which holds no more of these
+    than that. Ranks call it together, with the same arguments, and each answers for a part of the chunks; what a chunk
+    is does not depend on their number, and so no accuracy does.
     Raises ValueError for features or labels that `check_labelled` refuses, and where k or the temperature is not
     positive.
     """
@@ -60,16 +107,26 @@ def knn_accuracy(
     if temperature <= 0 or not ks or min(ks) < 1:
         raise ValueError(f"ks={list(ks)}, temperature={temperature}: both must be positive")
     ks_used = sorted({min(k, len(train_labels)) for k in ks})
-    memory = F.normalize(train_features.float(), dim=1)
-    labels, truth = train_labels.long().to(memory.device), test_labels.long().to(memory.device)
+    labels, truth = train_labels.long().to(device), test_labels.long().to(device)
     classes = int(max(labels.max(), truth.max())) + 1
     tops = (1, 5) if classes > 5 else (1,)
-    hits = {f"top{top}_k{k}": 0 for top in tops for k in ks_used}
-    for rows, answer in zip(torch.split(test_features, chunk), torch.split(truth, chunk), strict=True):
-        similarity = F.normalize(rows.float().to(memory.device), dim=1) @ memory.T  # [n, D] x [D, m] -> [n, m]
-        for k, votes in zip(ks_used, class_votes(similarity, labels, classes, ks_used, temperature), strict=True):
-            weight, guess = votes.topk(tops[-1], dim=1)
-            right = (guess == answer[:, None]) & (weight > 0)  # [n, 1 or 5]; a class without a vote is no guess
-            for top in tops:
-                hits[f"top{top}_k{k}"] += int(right[:, :top].sum())
-    return {name: 100 * count / len(truth) for name, count in hits.items()}
+
+    def hits_here() -> Tensor:
+        """Returns how many of this rank's test images are classified correctly, int64 [ks, tops]."""
+        queries, answers = (torch.split(part, chunk)[rank() :: world_size()] for part in (test_features, truth))
+        chunks = [F.normalize(part.to(device).float(), dim=1) for part in queries]
+        hits = torch.zeros(len(ks_used), len(tops), dtype=torch.int64)
+        found = nearest(train_features, chunks, ks_used[-1], block, device)
+        for (similarity, rows), answer in zip(found, answers, strict=True):
+            for number, votes in enumerate(class_votes(similarity, labels[rows], classes, ks_used, temperature)):
+                weight, guess = votes.topk(tops[-1], dim=1)
+                right = (guess == answer[:, None]) & (weight > 0)  # [n, 1 or 5]; a class without a vote is no guess
+                hits[number] += torch.stack([right[:, :top].sum() for top in tops]).cpu()
+        return hits
+
+    hits = all_reduce_sum(together(hits_here)).tolist()
+    return {
+        f"top{top}_k{k}": 100 * hits[number][place] / len(truth)
+        for place, top in enumerate(tops)
+        for number, k in enumerate(ks_used)
+    }

@@ -86,7 +86,8 @@ class PatchClassifiers:
         """Returns the share of the neighbours' votes for each class: [..., D] to [..., classes]."""
         rows = torch.split(F.normalize(tokens.reshape(-1, tokens.shape[-1]), dim=1), ROWS)
         k, classes = min(PRIMARY_K, len(self.labels)), len(self.bias)
-        votes = [class_votes(part @ self.memory.T, self.labels, classes, (k,), TEMPERATURE)[0] for part in rows]
+        nearest = [(part @ self.memory.T).topk(k, dim=1) for part in rows]
+        votes = [class_votes(values, self.labels[places], classes, (k,), TEMPERATURE)[0] for values, places in nearest]
         return F.normalize(torch.cat(votes), p=1, dim=1).reshape(*tokens.shape[:-1], classes)
 
 
