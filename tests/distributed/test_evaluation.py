@@ -22,6 +22,7 @@ from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.evaluation import features
 from dinoswap.evaluation.features import EvalImages, extract
 from dinoswap.metric.neighbours import knn_accuracy
+from dinoswap.metric.penalty_grid import linear_probe
 from dinoswap.run.assemble import build_run
 from dinoswap.run.loop import Run
 from dinoswap.run.metrics import RunRecord
@@ -120,12 +121,13 @@ def of_fewer_images_than_ranks(folder: Path) -> dict[str, Any]:
     return {"of_all": found.of_all("pixels", "first"), "here": len(found.features["pixels"]["first"])}
 
 
-def neighbours() -> dict[str, float]:
-    """Accuracies among images that hardly tell their classes apart, for which a neighbour more or less decides."""
+def shared_work() -> dict[str, dict[str, float]]:
+    """Accuracies on features that hardly tell classes apart, so that a neighbour more or less decides."""
     generator = torch.Generator().manual_seed(0)
-    train, test = (torch.randn(count, 16, generator=generator) for count in (300, 111))
-    labels = [torch.randint(0, 9, (len(part),), generator=generator) for part in (train, test)]
-    return knn_accuracy(train, labels[0], test, labels[1], chunk=8, block=70)
+    labels = [torch.randint(0, 9, (count,), generator=generator) for count in (301, 111)]
+    train, test = (torch.randn(len(part), 16, generator=generator) + 0.5 * (part[:, None] % 4) for part in labels)
+    split = train, labels[0], test, labels[1]
+    return {"knn": knn_accuracy(*split, chunk=8, block=70), "linear": linear_probe(*split)}
 
 
 def waited_for(seconds: float) -> list[str]:
@@ -140,7 +142,7 @@ def everything(folder: Path, rank: int) -> dict[str, Any]:
         found: dict[str, Any] = {
             "ddp": evaluations("ddp", 0, folder),
             "fsdp2": evaluations("fsdp2", 2, folder),
-            "neighbours": neighbours(),
+            "shared": shared_work(),
             "few": of_fewer_images_than_ranks(folder),
             "left": left_by_a_signal_to_one(folder, rank),
             "waited": waited_for(LONGER),
@@ -191,8 +193,8 @@ def test_each_image_is_decoded_by_one_rank(ranks: list[dict[str, Any]], alone: d
     assert [len(rank["fsdp2"]["decoded"]) for rank in ranks] == [shown, 0]
 
 
-def test_ranks_share_the_search_for_neighbours(ranks: list[dict[str, Any]]) -> None:
-    assert [rank["neighbours"] for rank in ranks] == [neighbours()] * 2
+def test_ranks_that_share_the_work_find_what_one_does(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["shared"] for rank in ranks] == [shared_work()] * 2
 
 
 def test_a_rank_without_images_gets_the_features_of_all(ranks: list[dict[str, Any]]) -> None:

@@ -76,7 +76,7 @@ def test_table_shows_every_cell() -> None:
         "random init": {"knn_top1": 30.0, "knn_patch_top1": 31.0},
         "raw pixels": {"knn_top1": 38.75, "linear_top1": 40.0},
     }
-    columns = columns_of([NearestNeighbours(in_loop=True), LinearProbe(in_loop=False)])
+    columns = columns_of([NearestNeighbours(in_loop=True), LinearProbe(in_loop=False, solver="auto")])
     console = Console(file=io.StringIO(), width=120)
     console.print(summary_table(results, columns))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

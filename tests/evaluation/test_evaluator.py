@@ -72,7 +72,7 @@ def probe() -> Batch:
 
 FAMILIES = {
     "knn": NearestNeighbours(in_loop=True),
-    "linear": LinearProbe(in_loop=False),
+    "linear": LinearProbe(in_loop=False, solver="auto"),
     "features": FeatureStatistics(in_loop=True),
 }
 

@@ -51,7 +51,7 @@ def test_knn_with_fewer_images_than_neighbours() -> None:
 
 def test_linear_names_accuracy_and_penalty() -> None:
     train, test = parts(3, ("cls", "patch_mean"))
-    values = LinearProbe(in_loop=False).measure(train, test)
+    values = LinearProbe(in_loop=False, solver="auto").measure(train, test)
     for kind, short in (("cls", ""), ("patch_mean", "patch_")):
         expected = linear_probe(train.features[kind], train.labels, test.features[kind], test.labels)
         assert (values[f"linear_{short}top1"], values[f"linear_{short}c"]) == (expected["top1"], expected["c"])

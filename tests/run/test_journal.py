@@ -47,7 +47,7 @@ def journal(folder: Path, done: int = 0, trackers: Any = None) -> Journal:
 
 def evaluation(warning: str | None = None) -> Evaluation:
     results = {"trained": {"knn_top1": 50.0}, "raw pixels": {"knn_top1": 40.0, "linear_top1": 45.0}}
-    columns = columns_of([NearestNeighbours(in_loop=True), LinearProbe(in_loop=False)])
+    columns = columns_of([NearestNeighbours(in_loop=True), LinearProbe(in_loop=False, solver="auto")])
     pictures = {"crops": np.zeros((4, 6, 3), np.uint8)}
     return Evaluation(named(results), pictures, warning, results=results, columns=columns)
 

@@ -1,9 +1,13 @@
 """The metric family `linear`: the accuracy of a logistic regression on the class token and on the patches' mean."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dinoswap.metric.base import WHOLE, ImageMetric, Part, Score
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = {"cls": "linear_", "patch_mean": "linear_patch_", WHOLE: "linear_"}
 """Kind of features -> the beginning of their metrics' names."""
@@ -21,16 +25,28 @@ class LinearProbe(ImageMetric):
         "linear_patch_c": Score(),
     }
 
+    def __init__(self, *, in_loop: bool, solver: Literal["auto", "sklearn", "torch"]) -> None:
+        """`solver` is scikit-learn's, on the cores of the first rank, or torch's, on the device of every rank; "auto"
+        is torch's where that is not the CPU."""
+        super().__init__(in_loop=in_loop)
+        self.solver = solver
+
     def obstacle(self, evaluation: Mapping[str, Any]) -> str:
         return "" if evaluation["linear_probe"] else "evaluation.linear_probe=true"
 
+    def shares_work(self, device: "torch.device | str") -> bool:
+        on_cores = str(device) == "cpu"
+        return self.solver == "torch" or (self.solver == "auto" and not on_cores)
+
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
-        from dinoswap.metric.logistic_regression import linear_probe
+        from dinoswap.metric import logistic_regression, penalty_grid
 
         if train is None:
             return {}
+        in_torch = self.shares_work(test.device)
+        probe = partial(penalty_grid.linear_probe, device=test.device) if in_torch else logistic_regression.linear_probe
         values: dict[str, float] = {}
         for kind, features in test.features.items():
-            probe = linear_probe(train.features[kind], train.labels, features, test.labels)
-            values |= {NAMES[kind] + name: value for name, value in probe.items()}
+            found = probe(train.features[kind], train.labels, features, test.labels)
+            values |= {NAMES[kind] + name: value for name, value in found.items()}
         return values

@@ -66,6 +66,19 @@ def pick_c(
     return grid[int(np.argmax(scores))]
 
 
+def check_probe(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, grid: Sequence[float]
+) -> None:
+    """Raises ValueError for what no probe can be fitted on: what `check_labelled` refuses, fewer than two classes, and
+    a grid that is empty or not positive."""
+    check_labelled(train_features, train_labels, "train")
+    check_labelled(test_features, test_labels, "test")
+    if not grid or min(grid) <= 0:
+        raise ValueError(f"grid={list(grid)}: inverse penalties must be positive")
+    if len(torch.unique(train_labels)) < 2:
+        raise ValueError("train: images of one class only; a linear probe needs at least two classes")
+
+
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
@@ -75,16 +88,11 @@ def linear_probe(
 ) -> dict[str, float]:
     """Returns `top1`, the per cent of test images that are classified correctly, and `c`, the chosen inverse penalty.
 
-    Features [m, D] and [n, D], labels int [m] and [n]. Raises ValueError with fewer than two classes to train on.
+    Features [m, D] and [n, D], labels int [m] and [n]. Raises ValueError for what `check_probe` refuses.
     """
-    check_labelled(train_features, train_labels, "train")
-    check_labelled(test_features, test_labels, "test")
-    if not grid or min(grid) <= 0:
-        raise ValueError(f"grid={list(grid)}: inverse penalties must be positive")
+    check_probe(train_features, train_labels, test_features, test_labels, grid)
     train_x, test_x = (f.detach().float().cpu().numpy() for f in (train_features, test_features))
     train_y, test_y = (v.to(device="cpu", dtype=torch.int64).numpy() for v in (train_labels, test_labels))
-    if len(np.unique(train_y)) < 2:
-        raise ValueError("train: images of one class only; a linear probe needs at least two classes")
     c = pick_c(train_x, train_y, grid)
     correct = int((fit(train_x, train_y, c).predict(test_x) == test_y).sum())
     return {"top1": 100 * correct / len(test_y), "c": c}
