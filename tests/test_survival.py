@@ -187,8 +187,8 @@ def test_a_run_that_diverges_stops_and_keeps_what_is_needed(tmp_path: Path) -> N
     assert "4 such steps in a row" in record(run.folder)["error"]
     assert "schedule.base_lr" in run.output
     assert [row.get("nonfinite") for row in lines(run.folder)][1:] == [0, 0, 1, 1, 1, 1]
-    kept = sorted(p.name for p in (run.folder / "nonfinite").iterdir())
-    assert kept == [f"step-{step:08d}" for step in (3, 4, 5)]
+    kept = [p.name for p in (run.folder / "nonfinite").iterdir()]
+    assert kept == ["step-00000003"]
     saved = checkpoint.newest(run.folder / "checkpoints", pytest.fail)
     assert saved is not None
     assert all(weight.isfinite().all() for weight in saved.state["model"].values())

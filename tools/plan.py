@@ -13,8 +13,8 @@ batch, FLOPs and time the mean over the steps. Weights of terms are those that t
 Memory per GPU, at the moment of the step when most is live. Weights, gradients, AdamW's two moments and the EMA are
 float32. `ddp`: all of them on every GPU, and gradient buckets of the gradients' size. `fsdp2`: 1/n of each on every
 GPU; beside them two gathered units (a block, or a network without its blocks: the one at work and the next) and one
-whole gradient of such a unit. Crops are there twice: the non-finite guard keeps those of the step before. A GPU's
-context, NCCL's buffers, kernels' workspaces and fragmentation are not in it: a plan fits where a tenth is left.
+whole gradient of such a unit. A GPU's context, NCCL's buffers, kernels' workspaces and fragmentation are not in it: a
+plan fits where a tenth is left.
 
 Communication, bytes that each GPU sends per step, by rings over n GPUs. `ddp`: 2 (n - 1) / n of the gradients, once.
 `fsdp2`: (n - 1) / n of each unit for each call, forward (student and teacher) and backward (student), in

@@ -1,30 +1,35 @@
 """Repeat a non-finite step of a run, to see where it came from.
 
     python tools/replay.py RUN_FOLDER/nonfinite/step-00000123
+    python tools/replay.py RUN_FOLDER/nonfinite/step-00000123 --rank 5
 
-A run keeps batch and state of its first non-finite steps. The trainer is rebuilt from the run's config.yaml and takes
-that step again, with the same random numbers. Printed are loss terms, gradient norms before clipping, and where the
-first value that is not finite was found: in the batch, the weights, the forward pass (module by module), or a gradient.
-Exit status 1 when all is finite now, as it may be on another device.
+A run keeps the state before its first non-finite steps. Trainer and data set are rebuilt from the run's config.yaml,
+the images of the step are found by its number, and it is taken again, with the same random numbers; of several ranks
+with the images of one. Printed are loss terms, gradient norms before clipping, and where the first value that is not
+finite was found: in the batch, the weights, the forward pass (module by module), or a gradient. Exit status 1 when all
+is finite now, as it may be on another device.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from dinoswap.build import build_trainer
-from dinoswap.config.sections import begun_elsewhere
+from dinoswap.build import build_pipeline, build_trainer
+from dinoswap.config.facts import build_source
+from dinoswap.config.sections import Config, begun_elsewhere
 from dinoswap.config.settings import check
 from dinoswap.config.stored import read_config
 from dinoswap.run import checkpoint
+from dinoswap.run.loop import RANKS
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch
 
@@ -76,16 +81,18 @@ def tensors(value: object) -> Iterator[Tensor]:
         yield from tensors(each)
 
 
-def replay(path: Path) -> Replayed:
+def replay(path: Path, rank: int = 0) -> Replayed:
     """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml,
-    ConfigError for one that no run can have."""
+    ConfigError for one that no run can have, ValueError for a rank that there was not and for another checkpoint."""
     found = checkpoint.read(path)
+    if RANKS not in found.state:
+        raise ValueError(f"{path}: give a folder in RUN_FOLDER/nonfinite, as this version of the trainer writes them")
     config = begun_elsewhere(read_config(path.parents[1] / "config.yaml"))
     check(config)
     trainer = build_trainer(config)
-    trainer.load_state_dict(found.state["trainer"])
+    trainer.load_state_dict(found.state)
     watch = Watch(trainer)
-    batches = [Batch.of_tensors(batch).to(trainer.device) for batch in found.state["batches"]]
+    batches = batches_of(config, trainer, found.step - 1, rank, found.state[RANKS])
     for number, batch in enumerate(batches):
         watch.look({f"{name} of micro-batch {number}": value for name, value in batch.tensors().items()})
     watch.look({f"weight {name}": value for name, value in trainer.model.state_dict().items()})
@@ -93,11 +100,24 @@ def replay(path: Path) -> Replayed:
     return Replayed(found.step, {name: float(value) for name, value in logs.items()}, next(iter(watch.found), None))
 
 
+def batches_of(config: Config, trainer: Trainer, step: int, rank: int, ranks: int) -> list[Batch]:
+    """The normalised micro-batches that a rank had in a step, which is counted from 0."""
+    if not 0 <= rank < ranks:
+        raise ValueError(f"--rank {rank}: the step had {ranks} ranks, from 0")
+    of_all = build_pipeline(config, trainer.model)(build_source(config).train())
+    dataset = replace(of_all, rank=rank, world_size=ranks)
+    mean, std = (torch.tensor(config["data"][key], device=trainer.device) for key in ("mean", "std"))
+    micro_steps = range(step * dataset.accumulate, (step + 1) * dataset.accumulate)
+    return [dataset[micro].to(trainer.device).normalised(mean, std) for micro in micro_steps]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="RUN_FOLDER/nonfinite/step-XXXXXXXX")
+    parser.add_argument("--rank", type=int, default=0, help="whose images of the step are taken")
+    arguments = parser.parse_args()
     try:
-        replayed = replay(parser.parse_args().path)
+        replayed = replay(arguments.path, arguments.rank)
     except (checkpoint.CheckpointError, OSError, ValueError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2

@@ -98,7 +98,7 @@ class Trainer:
         after = [torch.where(nonfinite > 0, old, new) for old, new in zip(before, self.buffers, strict=True)]
         self._set_buffers(before)
         self.guard.resolve()  # of the step before, whose state is overwritten from here on
-        self.guard.watch(step, batches, severity)
+        self.guard.watch(step, severity)
         self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # the fused step is a no-op where it is 1
         self.optimizer.step()
         self.scaler.update()

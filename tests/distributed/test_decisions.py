@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dinoswap.config.configuration import plain
 from dinoswap.distributed import any_rank, is_main
@@ -69,8 +70,9 @@ def train_by_the_clock(folder: Path, rank: int) -> dict[str, list[int]]:
     return found
 
 
-def stopped_by_a_signal(folder: Path, rank: int) -> tuple[list[int], str]:
-    """The steps saved by a run of which rank 1 gets a signal in its third step, and what it says."""
+def stopped_by_a_signal(folder: Path, rank: int) -> tuple[list[int], str, str]:
+    """The steps saved by a run of which rank 1 gets a signal in its third step, and what it says; and the folder in
+    which it keeps a non-finite step."""
     with pytest.MonkeyPatch.context() as patch:
         steps, run = saved_steps(patch), small(folder / "signal", "trainer.checkpoint_minutes=0")
         step = run.trainer.step
@@ -83,7 +85,8 @@ def stopped_by_a_signal(folder: Path, rank: int) -> tuple[list[int], str]:
         patch.setattr(run.trainer, "step", signalled)
         with pytest.raises(Preempted) as caught:
             run.train()
-    return steps, str(caught.value)
+    saved, path = list(steps), run.save_replay(3)
+    return saved, str(caught.value), str(path)
 
 
 def everything(folder: Path, rank: int) -> dict[str, Any]:
@@ -118,3 +121,20 @@ def test_a_signal_to_one_rank_saves_once_on_all(ranks: list[dict[str, Any]]) -> 
     assert first[0] == other[0] == [3]
     assert other[1] == "SIGTERM: saved after step 3"
     assert first[1] == "a signal to another rank: saved after step 3"
+
+
+def test_a_non_finite_step_is_kept_once(ranks: list[dict[str, Any]]) -> None:
+    """By all ranks in one folder: the state before it, of which each writes a part, and how many ranks there were."""
+    first, other = (Path(found["stopped"][2]) for found in ranks)
+    assert first == other
+    assert [path.name for path in first.parent.parent.glob("nonfinite*")] == ["nonfinite"]
+    assert first.name == "step-00000004"
+    sizes = [path.stat().st_size for path in first.glob("*.safetensors")]
+    assert len(sizes) == 2
+    assert max(sizes) < 0.6 * sum(sizes)
+    saved = checkpoint.read(first.parents[1] / "checkpoints/step-00000003")
+    kept = checkpoint.read(first)
+    before, after = (checkpoint.named_tensors(found.state) for found in (saved, kept))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert kept.state[loop.RANKS] == 2

@@ -1,10 +1,11 @@
-"""Non-finite steps: caught on the device, reported one step later, kept with the state that they met, repeatable."""
+"""Non-finite steps: caught on the device, reported one step later, kept by number with the state that they met, and
+repeatable."""
 
 import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +15,9 @@ from omegaconf import OmegaConf
 
 from dinoswap.optim.nonfinite import KEPT_REPLAYS, Diverged, NonFiniteGuard
 from dinoswap.run import checkpoint
+from dinoswap.run.loop import RANKS
 from dinoswap.trainer import Trainer
-from dinoswap.values import Batch
-from small_models import CENTERING, composed, load_tool, small_batch, small_trainer, state_tensors
+from small_models import CENTERING, composed, load_tool, small_run, state_tensors
 
 GOOD, OVERFLOW, BAD = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(2.0)
 UNSCALED, SCALED = torch.tensor(1.0), torch.tensor(2.0)
@@ -38,7 +39,7 @@ def test_one_bad_value_is_enough() -> None:
 
 def watch(guard: NonFiniteGuard, flags: Sequence[torch.Tensor], first: int = 0) -> None:
     for step, flag in enumerate(flags, start=first):
-        guard.watch(step, [], flag)
+        guard.watch(step, flag)
         guard.resolve()
 
 
@@ -61,16 +62,16 @@ def test_the_count_survives_a_restart() -> None:
 
 
 def test_the_first_few_are_kept_and_all_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Of those in a row, which meet the same state, the first."""
     guard, kept = NonFiniteGuard(100), []
-    guard.keep = lambda step, batches: kept.append(step) or Path(f"kept-{step}")
+    guard.keep = lambda step: kept.append(step) or Path(f"kept-{step}")
     with caplog.at_level(logging.WARNING):
-        watch(guard, [GOOD, BAD, BAD, GOOD, BAD, BAD])
-    assert kept == [1, 2, 4]
-    assert len(kept) == KEPT_REPLAYS
+        watch(guard, [GOOD, BAD, BAD, OVERFLOW, GOOD, BAD, GOOD, BAD])
+    assert kept == [1, 5]
+    assert guard.total == KEPT_REPLAYS + 1
     reports = [r.getMessage() for r in caplog.records]
-    assert [r.split(":")[0] for r in reports] == ["step 2", "step 3", "step 5", "step 6"]  # as in metrics.jsonl
-    assert "kept-4" in reports[2]
-    assert "kept" not in reports[3]
+    assert [r.split(":")[0] for r in reports] == ["step 2", "step 3", "step 6", "step 8"]  # as in metrics.jsonl
+    assert [("kept" in report) for report in reports] == [True, False, True, False]
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
@@ -81,68 +82,91 @@ def tool() -> ModuleType:
     return load_tool("replay")
 
 
-OVERRIDES = ["model.drop_path=0.3", *CENTERING]
+OVERRIDES = ["data.batch_size=8", "trainer.accumulate=2", *CENTERING]
 
 
-def run_with(bad: Batch, folder: Path, precision: str) -> tuple[Trainer, dict[str, float], dict[str, torch.Tensor]]:
-    """Two good steps, a bad one, a good one. The trainer, the logs of the bad step and the state that it met."""
-    overrides = [*OVERRIDES, f"trainer.precision={precision}"]
-    OmegaConf.save(composed(["recipe=smoke", *overrides]), folder / "config.yaml")
-    trainer = small_trainer(*overrides)
+def run_to_the_bad_step(
+    folder: Path, spoil: Callable[[Trainer], object], *overrides: str
+) -> tuple[Trainer, dict[str, float], dict[str, torch.Tensor]]:
+    """Two good steps, one from the state that `spoil` leaves, one more. The trainer, the logs of the bad step and the
+    state that it met."""
+    overrides = (*OVERRIDES, *overrides)
+    OmegaConf.save(composed(["recipe=smoke", "trainer.device=cpu", *overrides]), folder / "config.yaml")
+    trainer, batches = small_run([*overrides])
 
-    def keep(step: int, batches: Sequence[Batch]) -> Path:
-        state = {"batches": [b.tensors() for b in batches], "trainer": trainer.state_dict()}
-        return checkpoint.save(folder / "nonfinite", step + 1, state, config={}, keep=3)
+    def keep(step: int) -> Path:
+        return checkpoint.save(folder / "nonfinite", step + 1, {**trainer.state_dict(), RANKS: 1}, config={}, keep=3)
 
     trainer.guard.keep = keep
     for step in (1, 2):
-        trainer.step(step, [small_batch(step)])
+        trainer.step(step, batches(step))
+    spoil(trainer)
     met = state_tensors(trainer)
-    logs = trainer.step(3, [small_batch(3), bad])
-    trainer.step(4, [small_batch(4)])
+    logs = trainer.step(3, batches(3))
+    trainer.step(4, batches(4))
     return trainer, {name: float(value) for name, value in logs.items()}, met
+
+
+def make_huge(trainer: Trainer) -> None:
+    """Finite, and the teacher is left alone."""
+    with torch.no_grad():
+        trainer.model.student["backbone"].norm.weight.fill_(3e38)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_non_finite_step_can_be_repeated_exactly(tool: ModuleType, precision: str, tmp_path: Path) -> None:
-    bad = small_batch(9)
-    bad.local_crops.mul_(1e30)  # finite, and the teacher, which sees no local crops, stays so
-    trainer, logs, met = run_with(bad, tmp_path, precision)
+    """From the state and the number of the step."""
+    own = [f"trainer.precision={precision}", "model.drop_path=0.3"]
+    _, logs, met = run_to_the_bad_step(tmp_path, make_huge, *own)
     path = tmp_path / "nonfinite" / "step-00000004"
-    kept = checkpoint.read(path).state["trainer"]["model"]
+    kept = checkpoint.read(path).state["model"]
     assert all(torch.equal(kept[name], met[name]) for name in kept)
-    assert not torch.equal(kept["student.backbone.cls_token"], trainer.model.student["backbone"].cls_token)
-    assert not torch.equal(kept["objectives.dino.targets.center"], trainer.model.objectives["dino"].targets.center)
 
     replayed = tool.replay(path)
     assert replayed.step == 4
     assert replayed.logs["nonfinite"] == logs["nonfinite"] == 1
-    assert math.isfinite(logs["dino/global"])
     assert math.isnan(logs["dino/local"])
     assert replayed.logs == pytest.approx(logs, rel=0, abs=0, nan_ok=True)
-    assert replayed.origin.startswith("output of student.backbone.")
+    assert replayed.origin.startswith("output of student.backbone.norm ")
 
 
-def test_replay_finds_a_bad_batch_and_prints(
+def test_replay_finds_a_bad_weight_and_prints(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = small_batch(9)
-    bad.global_crops[1, 2, 0, 5, 5] = torch.nan
-    run_with(bad, tmp_path, "fp32")
+    run_to_the_bad_step(tmp_path, lambda trainer: trainer.model.student["backbone"].norm.weight.data.fill_(torch.nan))
     monkeypatch.setattr(sys, "argv", ["replay.py", str(tmp_path / "nonfinite" / "step-00000004")])
     assert tool.main() == 0
     printed = capsys.readouterr().out
-    assert "first value that is not finite: global_crops of micro-batch 1" in printed
+    assert "first value that is not finite: weight student.backbone.norm.weight" in printed
     assert "dino/local" in printed
     assert "grad_norm/backbone" in printed
+
+
+def test_the_images_of_each_rank_are_replayed(tool: ModuleType, tmp_path: Path) -> None:
+    """Of a step of two ranks, which had half of them each."""
+    trainer, _, _ = run_to_the_bad_step(tmp_path, make_huge)
+    state = {**trainer.state_dict(), RANKS: 2}
+    path = checkpoint.save(tmp_path / "nonfinite", 6, state, config={}, keep=3)
+    _, batches = small_run(OVERRIDES)
+    whole = torch.stack([batch.indices for batch in batches(5)]).view(2, 2, -1)  # micro-batches, ranks, images
+    shares = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda _, step, batches: shares.append((step, batches)) or {})
+        for rank in range(2):
+            tool.replay(path, rank)
+    for rank, (step, batches_of_rank) in enumerate(shares):
+        assert step == 5
+        assert torch.equal(torch.stack([batch.indices for batch in batches_of_rank]), whole[:, rank])
+    with pytest.raises(ValueError, match="--rank 2: the step had 2 ranks, from 0"):
+        tool.replay(path, 2)
+    with pytest.raises(ValueError, match="step-00000007: give a folder in RUN_FOLDER/nonfinite"):
+        tool.replay(checkpoint.save(tmp_path / "checkpoints", 7, trainer.state_dict(), config={}, keep=1))
 
 
 def test_replay_refuses_a_config_edited_by_hand(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = small_batch(9)
-    bad.global_crops.mul_(torch.nan)
-    run_with(bad, tmp_path, "fp32")
+    run_to_the_bad_step(tmp_path, make_huge)
     config = OmegaConf.load(tmp_path / "config.yaml")
     config.crops.local_size = 15
     OmegaConf.save(config, tmp_path / "config.yaml")

@@ -55,7 +55,7 @@ def memory_parts(
         "optimiser (AdamW's moments)": 2 * STATE_BYTES * trained * share,
         "EMA teacher": STATE_BYTES * networks.count(model.teacher) * share,
         "frozen teacher": STATE_BYTES * sum(n * (share if name in shared else 1) for name, n in frozen.items()),
-        "crops of two steps": 2 * cfg["trainer"]["accumulate"] * networks.batch_bytes(batch),
+        "crops": cfg["trainer"]["accumulate"] * networks.batch_bytes(batch),
     }
     scale = {step.GRADIENTS: share}
     if request.sharding == "ddp" and request.gpus > 1:

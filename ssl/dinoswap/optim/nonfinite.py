@@ -1,14 +1,14 @@
 """Detects a non-finite loss or gradient before the step, without waiting for the device.
 
 `severity` is computed on the device and makes the fused optimiser and the EMA skip their update. The host reads it one
-step later, just before the next update: the state is then still the one that met the bad batch, so both can be kept.
+step later, just before the next update: the state is then still the one that met the bad batch, so it can be kept.
 
 In fp16 a gradient that overflows while the loss is finite is no fault as long as the loss scale can be halved: such a
 step is skipped too (`nonfinite` in metrics.jsonl), but neither counted nor kept.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dinoswap.distributed import all_reduce_max
 from dinoswap.optim.late_reading import LateReading
-from dinoswap.values import Batch
 
 KEPT_REPLAYS = 3
+"""The number of non-finite steps after which no more states are kept."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ class Diverged(RuntimeError):
 
 
 class NonFiniteGuard:
-    """Counts non-finite steps and stops the run after `limit` in a row. `keep(step, batches)`, where it is set, saves
-    batch and state for replay at the first few of them. Steps count from 0 here, and from 1 in messages, as in
-    metrics.jsonl."""
+    """Counts non-finite steps and stops the run after `limit` in a row. `keep(step)`, where it is set, saves the state
+    for replay at the first few of them, but for those in a row, which leave the state as it is. Steps count from 0
+    here, and from 1 in messages, as in metrics.jsonl."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.keep: Callable[[int, Sequence[Batch]], Path] | None = None
+        self.keep: Callable[[int], Path] | None = None
         self.in_a_row = 0
         self.total = 0
-        self._pending: tuple[int, Sequence[Batch], LateReading] | None = None
+        self._pending: tuple[int, LateReading] | None = None
 
     def severity(self, loss: Tensor, norms: Mapping[str, Tensor], loss_scale: Tensor) -> Tensor:
         """Returns a float32 scalar on the device, the maximum over ranks: 0 when loss and gradient norms are finite,
@@ -46,16 +46,16 @@ class NonFiniteGuard:
         hopeless = ~loss.detach().isfinite() | (loss_scale <= 1)
         return all_reduce_max((~finite).float() * (1 + hopeless))
 
-    def watch(self, step: int, batches: Sequence[Batch], severity: Tensor) -> None:
+    def watch(self, step: int, severity: Tensor) -> None:
         """Starts to copy the severity of a step to the host, where the next `resolve` reads it."""
-        self._pending = (step, batches, LateReading(severity))
+        self._pending = (step, LateReading(severity))
 
     def resolve(self) -> None:
         """Counts and logs the watched step if it was not finite. Call it before the state changes. Raises Diverged at
         the limit."""
         if self._pending is None:
             return
-        step, batches, reading = self._pending
+        step, reading = self._pending
         self._pending = None
         severity = reading.value()
         if severity < 2:
@@ -64,8 +64,8 @@ class NonFiniteGuard:
         self.in_a_row += 1
         self.total += 1
         message = f"step {step + 1}: loss or gradients were not finite, so the weights were left as they are"
-        if self.keep is not None and self.total <= KEPT_REPLAYS:
-            message += f"; batch and state are in {self.keep(step, batches)}"
+        if self.keep is not None and self.in_a_row == 1 and self.total <= KEPT_REPLAYS:
+            message += f"; the state before it is in {self.keep(step)}"
         _log.warning(message)
         if self.in_a_row >= self.limit:
             raise Diverged(

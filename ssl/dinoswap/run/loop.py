@@ -4,7 +4,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.inventory import Inventory
 from dinoswap.data.steps import StepDataset, loader
 from dinoswap.data.workers import require_shared_memory
-from dinoswap.distributed import any_rank, is_main, on_main, rank, world_size
+from dinoswap.distributed import any_rank, is_main, on_main, world_size
 from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.evaluation.evaluator import Evaluation, Evaluator
 from dinoswap.files.lock import require_sole_writer
@@ -38,6 +38,8 @@ from dinoswap.values import Batch
 
 LOGGED = "lines_of_metrics"
 """Key in a checkpoint's state of the number of lines that metrics.jsonl had."""
+RANKS = "ranks"
+"""Key in the state before a non-finite step of the number of ranks that made it."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,12 +93,11 @@ class Run:
         self.saved_step, self.saved_at = self.steps, time.monotonic()
         self.write_record()
 
-    def save_replay(self, step: int, batches: Sequence[Batch]) -> Path:
-        """Saves batches and state of the non-finite step `step`, counted from 0, for `tools/replay.py`, and returns the
-        folder. Each rank has a folder of its own."""
-        folder = self.folder / ("nonfinite" if is_main() else f"nonfinite.rank{rank()}")
-        state = {"batches": [batch.tensors() for batch in batches], "trainer": self.trainer.state_dict()}
-        return checkpoint.save(folder, step + 1, state, config=self.config, keep=KEPT_REPLAYS)
+    def save_replay(self, step: int) -> Path:
+        """Saves the state before the non-finite step `step`, counted from 0, for `tools/replay.py`, and returns the
+        folder. The step's number and the number of ranks say what its batches were."""
+        folder, state = self.folder / "nonfinite", {**self.trainer.state_dict(), RANKS: world_size()}
+        return checkpoint.save(folder, step + 1, state, config=self.config, keep=KEPT_REPLAYS, shared=True)
 
     def resume(self) -> int:
         """Loads the newest intact checkpoint, if there is one, and returns the number of steps done. Raises
