@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.run.job", "torch._dynamo"])  # once, in a server that forks the ranks
@@ -57,6 +58,11 @@ def _in_a_group(work: Callable[[int], Any], world_size: int, folder: Path, rank:
 def _told(work: Callable[[int], Any], variables: dict[str, str], rank: int) -> Any:
     os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))
     return work(rank)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one; all ranks ask for it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def free_port() -> int:

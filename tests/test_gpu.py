@@ -5,6 +5,7 @@ import torch
 
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.config.command_line import compose_config
+from dinoswap.run.host_copies import HostCopies
 
 DEVICE = "cuda"
 
@@ -24,3 +25,20 @@ def losses(preset: str, device: str) -> list[float]:
     mean, std = (torch.tensor(config["data"][key], device=device) for key in ("mean", "std"))
     batches = [dataset[step].to(torch.device(device)).normalised(mean, std) for step in range(3)]
     return [float(trainer.step(step, [batch])["loss"]) for step, batch in enumerate(batches)]
+
+
+def test_the_host_waits_for_no_copy_that_a_checkpoint_is_written_from() -> None:
+    """It holds the values of before what the GPU is given next."""
+    copies, weight = HostCopies(), torch.zeros(2**24, device=DEVICE)
+    copies.take({"weight": weight})
+    copies.wait()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        weight.fill_(1)
+        taken = copies.take({"weight": weight})["weight"]
+        weight.fill_(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    copies.wait()
+    assert taken.is_pinned()
+    assert bool((taken == 1).all())

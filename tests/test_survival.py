@@ -61,7 +61,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(tmp_path_factory.mktemp("reference"))
 
 
-def last_checkpoint(folder: Path) -> tuple[bytes, dict[str, tuple[dict[str, Any], bytes]]]:
+def last_checkpoint(folder: Path) -> tuple[bytes, dict[str, bytes]]:
     path = folder / f"checkpoints/step-{STEPS:08d}"
     return (path / "state.json").read_bytes(), tensor_files(path)
 
@@ -102,7 +102,7 @@ def test_the_reference_has_everything_that_could_differ(reference: Reference) ->
 
 @pytest.mark.parametrize(("precision", "workers"), [("fp32", 0), ("bf16", 2)])
 def test_killed_at_any_moment(precision: str, workers: int, reference: Reference, tmp_path: Path) -> None:
-    """While it trains, while a checkpoint is written, while it starts."""
+    """While it trains, while a checkpoint is written in the background, while it starts."""
     overrides = [*VARIANTS[precision], f"data.workers={workers}"]
     draw = random.Random(f"{precision}/{workers}")
     where, hours = [], 0.0

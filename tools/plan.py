@@ -14,7 +14,7 @@ Memory per GPU, at the moment of the step when most is live. Weights, gradients,
 float32. `ddp`: all of them on every GPU, and gradient buckets of the gradients' size. `fsdp2`: 1/n of each on every
 GPU; beside them two gathered units (a block, or a network without its blocks: the one at work and the next) and one
 whole gradient of such a unit. A GPU's context, NCCL's buffers, kernels' workspaces and fragmentation are not in it: a
-plan fits where a tenth is left.
+plan fits where a tenth is left. Checkpoints take memory of the hosts: weights, moments and EMA once more, 1/n a GPU.
 
 Communication, bytes that each GPU sends per step, by rings over n GPUs. `ddp`: 2 (n - 1) / n of the gradients, once.
 `fsdp2`: (n - 1) / n of each unit for each call, forward (student and teacher) and backward (student), in

@@ -37,13 +37,13 @@ def small(folder: Path, *overrides: str) -> Run:
 
 def saved_steps(patch: pytest.MonkeyPatch) -> list[int]:
     """Filled with the steps of the checkpoints that this process takes part in."""
-    steps, save = [], checkpoint.save
+    steps, save = [], checkpoint.Writer.save
 
-    def noted(folder: Path, step: int, *args: Any, **how: Any) -> Path:
+    def noted(writer: checkpoint.Writer, folder: Path, step: int, *args: Any, **how: Any) -> Path:
         steps.append(step)
-        return save(folder, step, *args, **how)
+        return save(writer, folder, step, *args, **how)
 
-    patch.setattr(checkpoint, "save", noted)
+    patch.setattr(checkpoint.Writer, "save", noted)
     return steps
 
 
@@ -86,6 +86,7 @@ def stopped_by_a_signal(folder: Path, rank: int) -> tuple[list[int], str, str]:
         with pytest.raises(Preempted) as caught:
             run.train()
     saved, path = list(steps), run.save_replay(3)
+    run.writer.wait()
     return saved, str(caught.value), str(path)
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from dinoswap.distributed import all_reduce_mean
-from dinoswap.distributed.sharding import whole
-from ranks import on_ranks
+from ranks import on_ranks, whole
 from small_models import CENTERING, small_run
 
 STEPS, OVERFLOWING = 5, 9

@@ -40,7 +40,7 @@ def work(spread: str, source: str | None, folder: Path, rank: int) -> dict[str, 
     else:
         path = Path(source) / f"step-{SAVED:08d}"
         trainer.load_state_dict(checkpoint.read(path, like=trainer.sharded_like()).state)
-    checkpoint.save(folder, SAVED, trainer.state_dict(), config={}, keep=1, shared=True)
+    checkpoint.save(folder, SAVED, trainer.state_dict(), config={}, keep=1)
     return {"losses": before + train(SAVED, STEPS)}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinoswap.distributed import gathered
 from dinoswap.run import checkpoint, metrics
 from ranks import on_ranks
 from train_processes import RankProcesses, free_port, last_step, lines, tensor_files, wait_until
@@ -143,14 +144,19 @@ def test_an_error_of_one_rank_is_told_by_all(tmp_path: Path) -> None:
 
 
 def save_on_a_full_disk(folder: Path, rank: int) -> str:
-    """Two checkpoints, the second one when rank 1 has no space left; what it says."""
+    """Two checkpoints, the second one when rank 1 has no space left; what it says, at the end."""
     state = {name: torch.full((100,), 1.0) for name in "abcd"}
-    checkpoint.save(folder, 1, state, config={}, keep=2, shared=True)
+    writer = checkpoint.Writer()
+    writer.save(folder, 1, state, config={}, keep=2)
+    assert sum(gathered(rank) + gathered(rank)) == 2  # the ranks go on, whatever the collectives of the writer do
+    writer.wait()
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             patch.setattr(os, "fsync", refuse)
+        writer.save(folder, 2, state, config={}, keep=2)
+        assert sum(gathered(rank) + gathered(rank)) == 2
         with pytest.raises(checkpoint.CheckpointError) as caught:
-            checkpoint.save(folder, 2, state, config={}, keep=2, shared=True)
+            writer.wait()
     return str(caught.value)
 
 

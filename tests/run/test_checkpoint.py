@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinoswap.distributed import sharding
 from dinoswap.run import checkpoint
 
 TENSORS = "shard-00001-model-00001-of-00001.safetensors"
@@ -77,15 +76,14 @@ def test_loaded_tensors_are_independent_and_aligned(tmp_path: Path) -> None:
     assert all(tensor.data_ptr() % 64 == 0 for tensor in state.values())
 
 
-def test_large_states_are_spread_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is larger than what may be held twice, but for a tensor that is."""
-    monkeypatch.setattr(sharding, "FILE_BYTES", 1000)
-    state = {name: torch.randn(count) for name, count in {"a": 100, "b": 150, "c": 1, "d": 300, "e": 2}.items()}
-    path = save(tmp_path, 1, state)
-    held = [sorted(load_file(file)) for file in sorted(path.glob("*.safetensors"))]
-    assert held == [["a", "b"], ["c"], ["d"], ["e"]]
-    loaded = checkpoint.read(path).state
-    assert all(same_bits(loaded[name], tensor) for name, tensor in state.items())
+def test_sizes_and_digests_are_those_of_the_files(tmp_path: Path) -> None:
+    """Although they are not computed from the files. A tensor takes more than one piece of a file."""
+    path = save(tmp_path, 1, {"large": torch.randn(3 * 2**20), "byte": torch.ones(1, dtype=torch.uint8)})
+    files = json.loads((path / "meta.json").read_text())["files"]
+    assert files.keys() == {TENSORS, "state.json"}
+    for name, entry in files.items():
+        content = (path / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_scalars_come_back_exactly(tmp_path: Path) -> None:
@@ -211,12 +209,12 @@ def test_a_pickle_in_the_place_of_the_tensors_is_not_executed(tmp_path: Path) ->
     assert marker.exists()  # the trap works
 
 
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_refused_write_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 10)
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(checkpoint.CheckpointError) as caught:
         save(tmp_path, 20)

@@ -10,11 +10,10 @@ from safetensors.torch import save_file
 
 from dinoswap.build import build_model
 from dinoswap.config.command_line import compose_config
-from dinoswap.distributed.sharding import whole
 from dinoswap.nn.weights.load import load_backbone
 from dinoswap.nn.weights.save import exported
 from dinoswap.run import metrics
-from ranks import on_ranks
+from ranks import on_ranks, whole
 from small_models import small_run
 from train_processes import TrainProcess, tensor_files
 

@@ -151,6 +151,20 @@ def together(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def on_all(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """Runs `work` on every rank, however long it takes, and returns the results of all ranks, by rank, on every rank.
+    Raises RankFailed on every rank, saying what was raised on which, when `work` raised on one; on a single rank, what
+    it raised. Another thread than the main one gives a `group` of its own."""
+    if world_size() == 1:
+        return [work()]
+    with patience(group):
+        result, error = _outcome(work)
+    outcomes = gathered((result, None if error is None else f"{type(error).__name__}: {error}"), group)
+    if failed := [f"rank {number}: {text}" for number, (_, text) in enumerate(outcomes) if text]:
+        raise RankFailed("; ".join(failed)) from error
+    return [of_rank for of_rank, _ in outcomes]
+
+
 def require_same(described: Mapping[str, Any], remedy: str) -> None:
     """Raises ValueError on every rank, listing the differences, unless `described` is the same on all ranks."""
     first, *others = gathered(dict(described))
@@ -161,13 +175,13 @@ def require_same(described: Mapping[str, Any], remedy: str) -> None:
             raise ValueError(f"ranks 0 and {number} differ in {listed}{' ...' * (len(keys) > SHOWN)}; {remedy}")
 
 
-def gathered(value: T) -> list[T]:
+def gathered(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """Returns the values of all ranks, by rank, on every rank. They are sent by pickle, between the processes of this
-    run only."""
+    run only. `group` is the run's own by default."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

@@ -9,26 +9,23 @@ lost, and otherwise wait.
 import contextlib
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
-from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
+from dinoswap.distributed.side_groups import side_group
+
 SHORTEST, LONGEST = 0.001, 0.5
 """Seconds between two reductions. They begin short, as most work is, and double each time."""
 
-_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
-"""The groups of these reductions, by the process group of the run, with which they end."""
-
 
 @contextlib.contextmanager
-def patience() -> Iterator[None]:
+def patience(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Waits, when the context is left, until all ranks have left it; all enter it together. Inside, each rank does its
     own work, without a collective in which another rank takes no part. An exception that is raised inside is passed on
-    at once, without waiting for the others. Raises RuntimeError when a reduction fails."""
-    group, finished, errors = _group(), threading.Event(), list[RuntimeError]()
+    at once, without waiting for the others. The reductions go through `group`, by default one for all that the main
+    thread waits for. Raises RuntimeError when a reduction fails."""
+    group, finished, errors = group or side_group("patience"), threading.Event(), list[RuntimeError]()
     thread = threading.Thread(target=_reduce_until_finished, args=(group, finished, errors), daemon=True)
     thread.start()
     try:
@@ -54,13 +51,3 @@ def _reduce_until_finished(group: dist.ProcessGroup, finished: threading.Event, 
             pause = min(2 * pause, LONGEST)
     except RuntimeError as error:
         errors.append(error)
-
-
-def _group() -> dist.ProcessGroup:
-    """Returns the group of the reductions, over gloo and with the timeout of the run's own group."""
-    world = dist.group.WORLD
-    assert world is not None
-    if world not in _groups:
-        timeout: timedelta = world._get_backend(torch.device("cpu")).options._timeout
-        _groups[world] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-    return _groups[world]

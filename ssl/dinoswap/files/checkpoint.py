@@ -91,12 +91,6 @@ def read(
         raise unreadable(path, error) from error
 
 
-def entry_of(path: Path) -> Entry:
-    """Returns the size in bytes and the SHA-256 of a file, as meta.json has them."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _read_verified(path: Path, verify: bool) -> tuple[int, dict[str, Any]]:
     """Returns the step and the content of state.json. With `verify` every file is compared with its checksum first.
     Raises CheckpointError where the checkpoint is damaged or cannot be read."""
@@ -116,8 +110,9 @@ def _verify(path: Path, entry: Entry) -> None:
     size = path.stat().st_size
     if size != entry["bytes"]:  # cheap, so it is compared before the checksum
         raise ValueError(f"{path.name} has {size:,} bytes instead of {entry['bytes']:,}")
-    if entry_of(path) != entry:
-        raise ValueError(f"{path.name} does not match its checksum")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            raise ValueError(f"{path.name} does not match its checksum")
 
 
 def _names(tree: Any) -> list[str]:

@@ -4,23 +4,27 @@
 config) and `meta.json` (size and SHA-256 of the others). The folder is written under a temporary name, every file is
 fsynced, and only the rename makes it a checkpoint. `files/checkpoint.py` reads it.
 
-Each rank writes its part of the tensors. They are read whole, or as shards for any number of ranks. A run folder has
-one run at a time, so a temporary folder in it was left by a process that died.
+The state is copied to the memory of the host, each rank its part of the tensors, and written from there while the
+training goes on. It is read whole, or as shards for any number of ranks. A run folder has one run at a time, so a
+temporary folder in it was left by a process that died.
 """
 
 import json
-import os
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinoswap.distributed import RankFailed, gathered, is_main, together
-from dinoswap.distributed.sharding import files_of_rank, whole, write_tensors
-from dinoswap.files.checkpoint import STATE, TENSOR_KEY, Checkpoint, Entry, entry_of, newest, newest_intact, read
+from dinoswap.distributed import RankFailed, is_main, rank
+from dinoswap.distributed.background import Background, OnAll
+from dinoswap.distributed.sharding import Part, own_parts
+from dinoswap.files.checkpoint import STATE, TENSOR_KEY, Checkpoint, Entry, newest, newest_intact, read
 from dinoswap.files.checkpoint_folder import (
     FORMAT,
     META,
@@ -32,55 +36,82 @@ from dinoswap.files.checkpoint_folder import (
     retain,
     set_aside_later,
 )
+from dinoswap.files.tensor_file import DTYPES, tensor_file
+from dinoswap.files.writing import write_new
+from dinoswap.run.host_copies import HostCopies
 
-__all__ = ["Checkpoint", "CheckpointError", "newest", "newest_intact", "read", "save", "set_aside_later"]
+__all__ = [
+    "Checkpoint", "CheckpointError", "Writer", "newest", "newest_intact", "read", "save", "set_aside_later",
+]  # fmt: skip
 
 RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors
 
 _ABSENT = "(default)"
-_DTYPES = {
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-}
+
+_log = logging.getLogger(__name__)
 
 
-def save(
-    folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int, shared: bool = False
-) -> Path:
-    """Writes the state after `step` steps, then delete all but the last `keep` checkpoints. Returns the new folder.
+class Writer:
+    """Writes checkpoints in the background, one at a time; a context manager, which waits for the last one.
 
-    A `shared` checkpoint is written by all ranks: they call `save` with the same folder, each writes a part of the
-    state, and the checkpoint is complete once all have. Otherwise each process writes a whole one into its own folder.
-
-    `state` nests mappings (str keys without '/') and lists of tensors, int, float, str, bool and None. Tensors that
-    share storage load as separate ones. Raises CheckpointError, on every rank, when the file system of one refuses,
-    TypeError or ValueError for a state that can't be stored.
+    Its memory on the host, of the size of this rank's part of the state, is used again for every checkpoint.
     """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least one checkpoint must be kept; set it to 1 or more")
-    tensors: dict[str, Tensor] = {}
-    tree = _split(state, "", tensors)
-    content = json.dumps({"config": config, "state": tree}).encode()
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f"{target.name}{UNFINISHED}"
-    first = is_main() or not shared
-    collectively: Callable[[Callable[[], Any]], Any] = together if shared else (lambda work: work())
-    try:
-        collectively(lambda: begin(temporary) if first else None)
-        write_tensors(temporary, tensors if shared else {n: whole(t) for n, t in tensors.items()}, alone=not shared)
-        entries = collectively(
-            lambda: {path.name: entry_of(path) for path in temporary.glob(files_of_rank(alone=not shared))}
-        )
-        files = {name: entry for part in (gathered(entries) if shared else [entries]) for name, entry in part.items()}
-        collectively(lambda: _finish(temporary, target, step, files, content) if first else None)
-    except (OSError, RankFailed) as error:
-        if first:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    def __init__(self) -> None:
+        self._copies, self._background = HostCopies(), Background()
+
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int) -> Path:
+        """Copies the state after `step` steps and begins to write it. Once it is written, all but the last `keep`
+        checkpoints are deleted. Returns the new folder, which is a checkpoint when `wait` returns.
+
+        All ranks call it together with the same folder, and each writes a part. `state` nests mappings (str keys
+        without '/') and lists of tensors, int, float, str, bool and None. Tensors that share storage load as separate
+        ones. Raises TypeError or ValueError for a state that can't be stored, and what `wait` raises.
+        """
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least one checkpoint must be kept; set it to 1 or more")
+        tensors: dict[str, Tensor] = {}
+        tree = _split(state, "", tensors)
+        content = json.dumps({"config": config, "state": tree}).encode()
         needed = len(content) + sum(tensor.nbytes for tensor in tensors.values())
-        raise CheckpointError(_failure(target, needed, error)) from error
-    if first:
-        retain(folder, step, keep)
-    return target
+        self.wait()  # for what is in the memory of the copies
+        own = own_parts(tensors)
+        copies = self._copies.take({name: part.tensor for name, part in own.items()})
+        parts = {name: Part(copies[name], part.begin) for name, part in own.items()}
+        saved = _Saved(folder / f"step-{step:08d}", step, parts, content, needed)
+
+        def write(on_all: OnAll) -> None:
+            self._copies.wait()
+            saved.write(on_all, keep)
+
+        self._background.start(write)
+        return saved.target
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that was begun last is complete. Raises CheckpointError, on every rank and once,
+        where the file system of one refused it."""
+        self._background.wait()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Waits, but not after Ctrl-C. What `wait` raises is only logged where another error ends the context."""
+        if error is None:
+            self.wait()
+        elif not isinstance(error, KeyboardInterrupt):
+            try:
+                self.wait()
+            except Exception as refused:
+                _log.warning("%s", refused)
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any], *, config: Mapping[str, Any], keep: int) -> Path:
+    """Writes a checkpoint and returns its folder once it is complete, see `Writer`."""
+    with Writer() as writer:
+        return writer.save(folder, step, state, config=config, keep=keep)
 
 
 def named_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -113,7 +144,7 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Returns `value` as JSON, and adds its tensors to `tensors` under their '/'-joined path. Raises TypeError or
     ValueError for what a checkpoint cannot hold."""
     if isinstance(value, Tensor):
-        if value.dtype not in _DTYPES or value.layout != torch.strided:
+        if value.dtype not in DTYPES or value.layout != torch.strided:
             raise TypeError(f"state {path}: no checkpoint format for a {value.layout} tensor of {value.dtype}")
         tensors[path] = value.detach()
         return {TENSOR_KEY: path}
@@ -129,19 +160,44 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"state {path}: a checkpoint can't hold a {type(value).__name__}; make it a number, string or list")
 
 
-def _finish(temporary: Path, target: Path, step: int, files: Mapping[str, Entry], content: bytes) -> None:
-    """Writes state.json and meta.json beside the tensors and renames the folder, which makes it a checkpoint."""
-    meta = {"format": FORMAT, "step": step, "files": {**files, STATE: _write(temporary / STATE, content)}}
-    _write(temporary / META, json.dumps(meta).encode())
-    place(temporary, target)
+@dataclass(frozen=True)
+class _Saved:
+    """A state that is written as a checkpoint: this rank's parts of its tensors, and the content of state.json.
+    `needed`: the bytes that all of it takes."""
+
+    target: Path
+    step: int
+    parts: Mapping[str, Part]
+    content: bytes
+    needed: int
+
+    def write(self, on_all: OnAll, keep: int) -> None:
+        """Writes the checkpoint, each rank a file of tensors, and deletes all but the last `keep`. Raises
+        CheckpointError on every rank when the file system of one refuses."""
+        temporary = self.target.with_name(f"{self.target.name}{UNFINISHED}")
+        try:
+            on_all(lambda: begin(temporary) if is_main() else None)
+            entries = on_all(lambda: write_new(temporary / _file_of(rank()), tensor_file(self.parts)))
+            files = {_file_of(number): entry for number, entry in enumerate(entries)}
+            on_all(lambda: self._finish(temporary, files) if is_main() else None)
+        except (OSError, RankFailed) as error:
+            if is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(_failure(self.target, self.needed, error)) from error
+        if is_main():
+            retain(self.target.parent, self.step, keep)
+
+    def _finish(self, temporary: Path, files: Mapping[str, Entry]) -> None:
+        """Writes state.json and meta.json beside the tensors and renames the folder, which makes it a checkpoint."""
+        state = write_new(temporary / STATE, [self.content])
+        meta = {"format": FORMAT, "step": self.step, "files": {**files, STATE: state}}
+        write_new(temporary / META, [json.dumps(meta).encode()])
+        place(temporary, self.target)
 
 
-def _write(path: Path, content: bytes) -> Entry:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return entry_of(path)
+def _file_of(rank: int) -> str:
+    """Returns the name of the file of a rank's tensors."""
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
 
 
 def _failure(target: Path, needed: int, error: Exception) -> str:

@@ -71,6 +71,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.trainer.guard.keep = self.save_replay
+        self.writer = checkpoint.Writer()
         self.display = Display(self.settings.max_steps, self.dataset.batch_size)
         self.saved_at = self.began
         self.hours_before = self.record.cost.get("core_or_gpu_hours", 0.0)
@@ -80,24 +81,23 @@ class Run:
         return self.folder / "checkpoints"
 
     def save(self, journal: Journal) -> None:
-        """Saves a checkpoint after the steps done so far, unless there is one already. Raises CheckpointError where it
-        cannot be written, Held where another process has taken the folder, and Diverged."""
+        """Begins to save a checkpoint after the steps done so far, unless one was begun already. Raises CheckpointError
+        where the one before could not be written, Held where another process has taken the folder, and Diverged."""
         if self.steps == self.saved_step:
             return
         on_main(lambda: require_sole_writer(self.folder))
         self.trainer.guard.resolve()
         journal.sync()
         state, keep = {**self.trainer.state_dict(), LOGGED: journal.lines}, self.settings.keep_checkpoints
-        step, config = self.steps, self.config
-        checkpoint.save(self.checkpoints, step, state, config=config, keep=keep, shared=True)
+        self.writer.save(self.checkpoints, self.steps, state, config=self.config, keep=keep)
         self.saved_step, self.saved_at = self.steps, time.monotonic()
         self.write_record()
 
     def save_replay(self, step: int) -> Path:
-        """Saves the state before the non-finite step `step`, counted from 0, for `tools/replay.py`, and returns the
-        folder. The step's number and the number of ranks say what its batches were."""
-        folder, state = self.folder / "nonfinite", {**self.trainer.state_dict(), RANKS: world_size()}
-        return checkpoint.save(folder, step + 1, state, config=self.config, keep=KEPT_REPLAYS, shared=True)
+        """Begins to save the state before the non-finite step `step`, counted from 0, for `tools/replay.py`, and
+        returns the folder. The step's number and the number of ranks say what its batches were."""
+        state = {**self.trainer.state_dict(), RANKS: world_size()}
+        return self.writer.save(self.folder / "nonfinite", step + 1, state, config=self.config, keep=KEPT_REPLAYS)
 
     def resume(self) -> int:
         """Loads the newest intact checkpoint, if there is one, and returns the number of steps done. Raises
@@ -158,7 +158,7 @@ class Run:
         self.trackers.start(start + 1)
         self.write_record()
         self.renew_index()
-        with Preemption() as preemption, self.display, journal:
+        with Preemption() as preemption, self.display, journal, self.writer:
             self.evaluator.preemption = preemption
             try:
                 return self._train(start, journal, preemption)
@@ -223,6 +223,7 @@ class Run:
     def _stop(self, journal: Journal, preemption: Preemption) -> NoReturn:
         """Saves the state, records why the run ends, forwards the signal to the launcher, and raises Preempted."""
         self.save(journal)
+        self.writer.wait()
         reason = f"{preemption.requested or 'a signal to another rank'}: saved after step {self.steps}"
         self.write_record("preempted", reason)
         _log.info("%s; the same command continues this run", reason)
@@ -274,6 +275,7 @@ class Run:
             self._record(journal, evaluation)
             journal.save_pictures(evaluation)
         self.display.evaluated(self.steps, evaluation.headline)
+        self.writer.wait()
         self.write_record("completed")
         return evaluation
 
