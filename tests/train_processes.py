@@ -39,9 +39,9 @@ class TrainProcess:
         kill_at_sync: int | None = None,
         rank: Mapping[str, str] | None = None,
     ) -> None:
-        """`kill_at_sync` n: it kills itself when it asks the disk to sync a checkpoint's file or folder for the nth
-        time (from 0): the three files, the unfinished folder, and, after the rename, the folder of checkpoints. `rank`
-        holds what torchrun would put into its environment."""
+        """`kill_at_sync` n: it kills itself when it asks the disk to sync a file or folder of the checkpoints that it
+        writes for the nth time (from 0): the three files, the unfinished folder, and, after the rename, the folder of
+        checkpoints. `rank` holds what torchrun would put into its environment."""
         self.folder = folder_of(overrides, results, int(rank["WORLD_SIZE"]) if rank else 1)
         self.output_path = results / f"output{rank['RANK'] if rank else ''}.txt"
         results.mkdir(parents=True, exist_ok=True)
@@ -146,10 +146,13 @@ def _print_to(output: str) -> None:
 
 
 def _die_at_sync(number: int) -> None:
-    sync, counter = os.fsync, itertools.count()
+    sync, counter, begun = os.fsync, itertools.count(), False
 
     def fsync(descriptor: int) -> None:
-        if "/checkpoints" in str(Path(f"/proc/self/fd/{descriptor}").readlink()) and next(counter) == number:
+        nonlocal begun
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        begun = begun or place.suffix == ".safetensors"
+        if begun and "/checkpoints" in str(place) and next(counter) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         sync(descriptor)
 

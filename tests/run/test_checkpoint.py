@@ -187,6 +187,43 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
 
 
+class Killed(BaseException):
+    """Ends a process at once, as far as files are concerned."""
+
+
+def test_killed_before_its_new_name_it_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each of the renames of a step that had been saved before, and is saved again."""
+    rename, renamed = os.rename, 0
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal renamed
+        if renamed == last:
+            raise Killed
+        renamed += 1
+        rename(source, target)
+
+    for last in (0, 1):
+        save(tmp_path, 20)
+        renamed = 0
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "rename", killed)
+            save(tmp_path, 20, {"second": last})
+        assert (tmp_path / "step-00000020").exists() == (last == 0)
+        checkpoint.complete(tmp_path)
+        assert newest(tmp_path) == (20, [])
+        assert checkpoint.read(tmp_path / "step-00000020").state == {"second": last}
+
+
+def test_what_is_not_whole_is_not_completed(tmp_path: Path) -> None:
+    for path in [save(tmp_path, step) for step in (10, 20, 30)]:
+        path.rename(f"{path}.tmp-unfinished")
+    (tmp_path / "step-00000010.tmp-unfinished/meta.json").write_text('{"format": 1,')
+    (tmp_path / "step-00000020.tmp-unfinished/meta.json").unlink()
+    checkpoint.complete(tmp_path)
+    whole = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".tmp-unfinished")}
+    assert whole == {"step-00000030"}
+
+
 class Trap:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -58,7 +58,7 @@ def meta_of(path: Path) -> dict[str, Any]:
                 f"checkpoint {path} has format {meta['format']!r} and this version reads {FORMAT}. Continue with the "
                 f"version that wrote it, or move it out of {path.parent} to go on from the one before"
             )
-        if path.name != f"step-{meta['step']:08d}":
+        if path.name.removesuffix(UNFINISHED) != f"step-{meta['step']:08d}":
             raise ValueError(f"it says that it is step {meta['step']}")
         return meta
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -109,9 +109,17 @@ def begin(temporary: Path) -> None:
     temporary.mkdir()
 
 
+def complete(folder: Path) -> None:
+    """Renames the checkpoint of a process that was killed when all of it was written, but for its name. Only the
+    process that writes to `folder` may call it."""
+    for path in folder.glob(f"step-*{UNFINISHED}"):
+        if _is_ours(path):
+            place(path, path.with_name(path.name.removesuffix(UNFINISHED)))
+
+
 def place(temporary: Path, target: Path) -> None:
-    """Renames the temporary folder to `target`, which makes it a checkpoint. A process killed in between leaves no
-    `target`, even where this step had been saved before: it is then computed and saved again."""
+    """Renames the temporary folder, whose last file is meta.json, to `target`, which makes it a checkpoint. What a
+    process leaves that is killed in between, `complete` makes one."""
     sync(temporary)
     if _is_ours(target):
         _discard(target)

@@ -31,6 +31,7 @@ from dinoswap.files.checkpoint_folder import (
     UNFINISHED,
     CheckpointError,
     begin,
+    complete,
     listed,
     place,
     retain,
@@ -41,7 +42,7 @@ from dinoswap.files.writing import write_new
 from dinoswap.run.host_copies import HostCopies
 
 __all__ = [
-    "Checkpoint", "CheckpointError", "Writer", "newest", "newest_intact", "read", "save", "set_aside_later",
+    "Checkpoint", "CheckpointError", "Writer", "complete", "newest", "newest_intact", "read", "save", "set_aside_later",
 ]  # fmt: skip
 
 RESERVED = (TENSOR_KEY, "__metadata__")  # the second by safetensors

@@ -102,6 +102,7 @@ class Run:
     def resume(self) -> int:
         """Loads the newest intact checkpoint, if there is one, and returns the number of steps done. Raises
         CheckpointError where there are checkpoints and none can be read, ValueError where it has another config."""
+        on_main(lambda: checkpoint.complete(self.checkpoints))
         path = on_main(lambda: checkpoint.newest_intact(self.checkpoints, _log.warning))
         if path is None:
             if self.record.steps:
