@@ -11,7 +11,7 @@ Where steps differ in the sizes of their crops (resolution=mixed), memory and co
 batch, FLOPs and time the mean over the steps. Weights of terms are those that their schedules end with.
 
 Memory per GPU, at the moment of the step when most is live. Weights, gradients, AdamW's two moments and the EMA are
-float32. `ddp`: all of them on every GPU, and gradient buckets of the gradients' size. `fsdp2`: 1/n of each on every
+float32. `ddp`: all of them on every GPU, gradients in the buckets that travel. `fsdp2`: 1/n of each on every
 GPU; beside them two gathered units (a block, or a network without its blocks: the one at work and the next) and one
 whole gradient of such a unit. A GPU's context, NCCL's buffers, kernels' workspaces and fragmentation are not in it: a
 plan fits where a tenth is left. Checkpoints take memory of the hosts: weights, moments and EMA once more, 1/n a GPU.

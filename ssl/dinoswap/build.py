@@ -171,14 +171,17 @@ def build_parallel(cfg: Config) -> Parallel | None:
 
 
 def prepare_for_distributed_training(
-    model: SelfDistillation, parallel: Parallel | None, device: torch.device
+    model: SelfDistillation, parallel: Parallel | None, device: torch.device, accumulate: int
 ) -> nn.Module:
     """Replicates or shards the model over the ranks and returns the module to call instead of it; for a single process
-    the model itself."""
+    the model itself. `accumulate` is the number of micro-batches of a step."""
     if parallel is None or world_size() == 1:
         return model
-    frozen = [network for o in model.objectives.values() for network in cast(Objective, o).inference_only_models()]
-    return parallel.prepare(model, model.student.values(), [*model.teacher.values(), *frozen], device)
+    objectives = [cast(Objective, objective) for objective in model.objectives.values()]
+    frozen = [network for objective in objectives for network in objective.inference_only_models()]
+    one_backward = accumulate == 1 and not any(objective.checks_first_batch for objective in objectives)
+    inference_only = [*model.teacher.values(), *frozen]
+    return parallel.prepare(model, model.student.values(), inference_only, device, one_backward=one_backward)
 
 
 def build_trainer(cfg: Config) -> Trainer:
@@ -193,7 +196,7 @@ def build_trainer(cfg: Config) -> Trainer:
         for network in (model.student, model.teacher):
             set_compiled(network, True)
     shapes = shapes_of(model) if world_size() > 1 else None
-    called = prepare_for_distributed_training(model, parallel, device)
+    called = prepare_for_distributed_training(model, parallel, device, settings.accumulate)
 
     def with_model() -> Trainer:
         own = {

@@ -48,6 +48,8 @@ FOUR = ["aligned", "legacy"]  # cases for four ranks
 def train(overrides: list[str]) -> dict[str, Any]:
     """What is logged of each step, weights and buffers after the last, and masked tokens of this rank at each."""
     trainer, batches = small_run([*COMMON, *overrides])
+    if any(objective.checks_first_batch for objective in trainer.model.objectives.values()):
+        trainer.check_first_batch(batches(0)[0])
     logs: dict[str, list[float]] = {}
     masked = []
     for step in range(STEPS):

@@ -189,7 +189,8 @@ def test_checkpointing_and_sharding_take_less_memory() -> None:
         assert many.memory["off"][part] == pytest.approx(one.memory["off"][part] / 8, abs=1)
     assert one.memory["off"]["weights"] == 4 * one.parameters["student"]
     assert one.memory["off"]["optimiser (AdamW's moments)"] == 8 * one.parameters["trained"]
-    assert one.memory["off"]["gradient buckets"] == 4 * one.parameters["trained"]
+    assert one.memory["off"]["gradient buckets"] == 4 * one.parameters["trained"]  # in which the gradients lie
+    assert one.memory["off"][step.GRADIENTS] == 0
 
 
 def test_a_second_micro_batch_meets_the_gradients_of_the_first() -> None:

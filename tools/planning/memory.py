@@ -60,6 +60,8 @@ def memory_parts(
     scale = {step.GRADIENTS: share}
     if request.sharding == "ddp" and request.gpus > 1:
         parts["gradient buckets"] = STATE_BYTES * trained
+        if cfg["trainer"]["accumulate"] == 1:  # else micro-batches before the last have gradients outside of buckets
+            scale[step.GRADIENTS] = 0.0
     if sharded:
         spread = Spread.of(cfg)
         sizes = {unit: size for unit, size in networks.unit_sizes(model).items() if unit.startswith("student.")}

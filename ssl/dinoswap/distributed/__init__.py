@@ -32,10 +32,16 @@ class Parallel(Protocol):
     shards: bool  # whether a rank holds a shard of each weight instead of all weights
 
     def prepare(
-        self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
+        self,
+        model: nn.Module,
+        trained: Iterable[nn.Module],
+        inference_only: Iterable[nn.Module],
+        device: torch.device,
+        *,
+        one_backward: bool,
     ) -> nn.Module:
         """Spreads `model`, whose loss trains the networks in `trained`, over the ranks, and returns the module to call
-        in its place."""
+        in its place. `one_backward`: whether there is no backward pass but that of each step's only micro-batch."""
         ...
 
 

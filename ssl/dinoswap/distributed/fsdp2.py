@@ -44,7 +44,13 @@ class FSDP2:
         self.reshard_after_forward = reshard_after_forward
 
     def prepare(
-        self, model: nn.Module, trained: Iterable[nn.Module], inference_only: Iterable[nn.Module], device: torch.device
+        self,
+        model: nn.Module,
+        trained: Iterable[nn.Module],
+        inference_only: Iterable[nn.Module],
+        device: torch.device,
+        *,
+        one_backward: bool,
     ) -> nn.Module:
         """Returns `model` after sharding each of the given networks in place, block by block if it has blocks."""
         # Tokens are views of what the last norm gives, and are never changed in place

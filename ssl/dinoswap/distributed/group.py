@@ -51,7 +51,12 @@ def process_group(timeout_minutes: float) -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_device())
         dist.init_process_group(
-            backend, store=messages.store, rank=messages.rank, world_size=messages.world_size, timeout=timeout
+            backend,
+            store=messages.store,
+            rank=messages.rank,
+            world_size=messages.world_size,
+            timeout=timeout,
+            device_id=device_of(backend),
         )
         _messages_of_group.append(messages)
         yield
@@ -103,6 +108,12 @@ def _joined(address: str | None, port: str | None, timeout: timedelta) -> tuple[
 def backend_of(devices: Iterable[str]) -> str:
     """Returns the backend for ranks that have these devices, "gpu" or "cpu"."""
     return "cpu:gloo,cuda:nccl" if set(devices) == {"gpu"} else "gloo"
+
+
+def device_of(backend: str) -> torch.device | None:
+    """Returns the GPU of this process where GPUs communicate, to which nccl then connects at once, and not at the first
+    collective, whose device it would have to guess."""
+    return torch.device("cuda", local_device()) if "nccl" in backend else None
 
 
 def explained(error: Exception) -> Exception:
