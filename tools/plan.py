@@ -11,14 +11,16 @@ Where steps differ in the sizes of their crops (resolution=mixed), memory and co
 batch, FLOPs and time the mean over the steps. Weights of terms are those that their schedules end with.
 
 Memory per GPU, at the moment of the step when most is live. Weights, gradients, AdamW's two moments and the EMA are
-float32. `ddp`: all of them on every GPU, gradients in the buckets that travel. `fsdp2`: 1/n of each on every
-GPU; beside them two gathered units (a block, or a network without its blocks: the one at work and the next) and one
-whole gradient of such a unit. A GPU's context, NCCL's buffers, kernels' workspaces and fragmentation are not in it: a
-plan fits where a tenth is left. Checkpoints take memory of the hosts: weights, moments and EMA once more, 1/n a GPU.
+float32. `ddp`: all of them on every GPU, gradients in the buckets that travel. `fsdp2`: 1/n of each on every GPU, r/n
+with r replicas; beside them two gathered units (a block, or what a backbone has besides: the one at work and the next),
+the heads, which stay gathered for a step, and one whole gradient of a unit or head. A GPU's context, NCCL's buffers,
+kernels' workspaces and fragmentation are not in it: a plan fits where a tenth is left. Checkpoints take memory of the
+hosts: weights, moments and EMA once more, 1/n a GPU, r/n with r replicas.
 
 Communication, bytes that each GPU sends per step, by rings over n GPUs. `ddp`: 2 (n - 1) / n of the gradients, once.
-`fsdp2`: (n - 1) / n of each unit for each call, forward (student and teacher) and backward (student), in
-distributed.param_dtype, and of its gradients in distributed.reduce_dtype. Sinkhorn and centring: their vectors of K.
+`fsdp2`: (n - 1) / n of each unit for each call, forward (student and teacher) and backward (student), and of each head
+once, in distributed.param_dtype, and of gradients in distributed.reduce_dtype. With replicas these n are the GPUs of
+one, and gradients go between replicas as with ddp. Sinkhorn and centring: their vectors of K.
 
 Time. seconds = FLOPs / (peak x utilisation) + communication that is not hidden; FLOPs are those of the published
 algorithm and, with checkpointing, what is computed again. All-reduces of ddp hide behind the backward pass (half of the
@@ -44,7 +46,7 @@ from dinoswap.config.command_line import compose_config
 from dinoswap.config.exit_codes import EXIT_USAGE
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import step_sizes
-from dinoswap.config.settings import check
+from dinoswap.config.settings import check, check_ranks
 from dinoswap.files.writing import write_atomically
 from dinoswap.model import SelfDistillation
 from planning import networks, step
@@ -77,6 +79,8 @@ def make_plan(
             f"data.batch_size={images}: {gpus} GPUs times trainer.accumulate={cfg['trainer']['accumulate']} cut it "
             f"into {slices} equal parts; try data.batch_size={max(round(images / slices), 1) * slices}, or other --gpus"
         )
+    if cfg["distributed"] and gpus > 1:
+        check_ranks(cfg, gpus)
     model = networks.meta_model(cfg)
     sizes, hyper = step_sizes(cfg), networks.final_hyper(cfg, model)
     batches = [networks.meta_batch(cfg, model, slices, each) for each in sizes]

@@ -26,7 +26,7 @@ from dinoswap.da3.enabled import check_width
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
 from dinoswap.data.steps import Pipeline, StepDataset
-from dinoswap.distributed import Parallel, rank, require_same, together, world_size
+from dinoswap.distributed import Networks, Parallel, rank, require_same, together, world_size
 from dinoswap.distributed.environment import launched_ranks
 from dinoswap.evaluation.evaluator import Evaluator
 from dinoswap.model import ForwardPlan, SelfDistillation, shapes_of
@@ -178,10 +178,13 @@ def prepare_for_distributed_training(
     if parallel is None or world_size() == 1:
         return model
     objectives = [cast(Objective, objective) for objective in model.objectives.values()]
-    frozen = [network for objective in objectives for network in objective.inference_only_models()]
-    one_backward = accumulate == 1 and not any(objective.checks_first_batch for objective in objectives)
-    inference_only = [*model.teacher.values(), *frozen]
-    return parallel.prepare(model, model.student.values(), inference_only, device, one_backward=one_backward)
+    networks = Networks(
+        trained=[*model.student.values()],
+        averaged=[*model.teacher.values()],
+        frozen=[network for objective in objectives for network in objective.inference_only_models()],
+        one_backward=accumulate == 1 and not any(objective.checks_first_batch for objective in objectives),
+    )
+    return parallel.prepare(model, networks, device)
 
 
 def build_trainer(cfg: Config) -> Trainer:

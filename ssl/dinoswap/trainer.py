@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dinoswap.config.sections import Precision
 from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.environment import local_device
+from dinoswap.distributed.sharding import sharded_modules
 from dinoswap.model import SelfDistillation
 from dinoswap.optim.ema import EMA
 from dinoswap.optim.nonfinite import NonFiniteGuard
@@ -62,6 +63,7 @@ class Trainer:
         self.optimizer = optimizer
         self.schedules = schedules
         self.clip = clip
+        self.sharded = sharded_modules(model)
         self.ema = EMA(model.teacher, model.student)
         self.buffers = list(model.buffers())  # a forward pass may change them, such as centres
         self.dtype = AUTOCAST.get(precision)
@@ -118,6 +120,8 @@ class Trainer:
                 self.scaler.scale(loss / len(batches)).backward()
             for name, value in {"loss": loss.detach(), **terms}.items():
                 logs[name] = logs.get(name, 0) + value / len(batches)
+        for module in self.sharded:
+            module.reshard()  # what is still gathered holds the weights from before the step
         return logs
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -74,7 +74,7 @@ def test_whatever_else_is_set_is_in_it() -> None:
     assert {key for key in left_out if not key.startswith("objectives.clustering.")} == {  # there is no such objective
         *("seed", "study", "results_dir", "objective_metric", "da3.ckpt_path", "da3.use_fsdp"),
         *(f"data.{name}" for name in ("path", "test_path", "labels", "workers", "download")),
-        *("distributed.timeout_minutes", "distributed.reshard_after_forward"),
+        *(f"distributed.{name}" for name in ("timeout_minutes", "reshard_after_forward", "replicas")),
         "tracker.tensorboard._target_",
         *(f"evaluation.metric.{family}.in_loop" for family in ("knn", "linear", "features")),
         *(f"trainer.{each}" for each in ("log_every", "eval_every", "checkpoint_every", "checkpoint_minutes")),

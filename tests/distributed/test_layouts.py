@@ -22,14 +22,20 @@ from ranks import on_ranks
 from small_models import load_tool, small_run
 
 COMMON = ["preset=aligned", "objectives.koleo.gather=true"]
-LAYOUTS = {"one": ("none", 1), "two, copies": ("ddp", 2), "two, shares": ("fsdp2", 2), "four, shares": ("fsdp2", 4)}
+LAYOUTS = {
+    "one": (["distributed=none"], 1),
+    "two, copies": (["distributed=ddp"], 2),
+    "two, shares": (["distributed=fsdp2"], 2),
+    "four, shares": (["distributed=fsdp2"], 4),
+    "four, two replicas": (["distributed=fsdp2", "distributed.replicas=2"], 4),
+}
 SAVED, STEPS = 3, 5
 
 
-def work(spread: str, source: str | None, folder: Path, rank: int) -> dict[str, Any]:
+def work(spread: list[str], source: str | None, folder: Path, rank: int) -> dict[str, Any]:
     """Go on from the checkpoint in `source` to step STEPS, or begin; leaves one at `folder` after SAVED steps."""
     torch.set_num_threads(1)
-    trainer, batches = small_run([*COMMON, f"distributed={spread}"])
+    trainer, batches = small_run([*COMMON, *spread])
 
     def train(first: int, last: int) -> list[float]:
         return [float(all_reduce_mean(trainer.step(step, batches(step))["loss"])) for step in range(first, last)]
@@ -98,6 +104,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, lis
     [
         ("two, shares", "one"),
         ("two, shares", "four, shares"),
+        ("two, shares", "four, two replicas"),
         ("two, shares", "two, copies"),
         ("two, shares", "two, shares"),
         ("one", "two, shares"),

@@ -22,6 +22,7 @@ import plan
 from dinoswap.build import build_pipeline, build_trainer
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.facts import build_source
+from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import step_sizes
 from dinoswap.run.flops import step_flops
 from dinoswap.values import Batch
@@ -225,10 +226,30 @@ def test_fsdp2_gathers_each_unit_once() -> None:
     found = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2")
     own = found.parameters
     assert found.communication["all-gather forward"] == 3 / 4 * 4 * own["student"]
-    assert found.communication["all-gather backward"] == found.communication["all-gather forward"]
+    assert found.communication["all-gather backward"] == 3 / 4 * 4 * own["student backbone"]  # heads stay gathered
     assert found.communication["reduce-scatter of gradients"] == found.communication["all-gather forward"]
     assert found.communication["all-gather of the EMA teacher"] == 3 / 4 * 4 * own["EMA teacher"]
     assert plan.make_plan(["recipe=smoke"]).communication == {}
+
+
+def test_a_shared_head_is_gathered_once_for_all_its_calls() -> None:
+    found = plan.make_plan(
+        ["recipe=smoke", "objectives.ibot.head=dino_head", "trainer.accumulate=2"], gpus=4, sharding="fsdp2"
+    )
+    head, backbone = (found.parameters[f"student {name}"] for name in ("dino_head", "backbone"))
+    assert found.communication["all-gather forward"] == 3 / 4 * 4 * (2 * backbone + head)
+    assert found.communication["reduce-scatter of gradients"] == 3 / 4 * 4 * (2 * backbone + 4 * head)
+
+
+def test_replicas_gather_in_smaller_rings_and_hold_more() -> None:
+    base = ["recipe=smoke", "distributed=fsdp2"]
+    one, two = (plan.make_plan([*base, f"distributed.replicas={replicas}"], gpus=4) for replicas in (1, 2))
+    student = two.parameters["student"]
+    assert two.communication["all-gather forward"] == 1 / 2 * 4 * student
+    assert two.communication["all-reduce of gradients between replicas"] == 2 * 1 / 2 * 4 * student / 2
+    assert two.memory["off"]["weights"] == pytest.approx(2 * one.memory["off"]["weights"], abs=2)
+    with pytest.raises(ConfigError, match=r"distributed.replicas=3: must divide the 4 ranks"):
+        plan.make_plan([*base, "distributed.replicas=3"], gpus=4)
 
 
 def test_a_gram_teacher_is_shared_as_the_student_is() -> None:
@@ -262,7 +283,7 @@ def test_time_follows_utilisation_and_cost_follows_time() -> None:
 
 
 def test_communication_that_compute_does_not_hide_takes_time() -> None:
-    few = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=0.5)
+    few = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=1.0)
     slow = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=1e-6)
     assert few.seconds["not hidden"] > 0.5 * few.seconds["communication"]
     assert slow.seconds["not hidden"] < 0.1 * slow.seconds["communication"]

@@ -18,12 +18,16 @@ class Spread:
     gathered: str = "fp32"
     reduced: str = "fp32"
     reshard: bool = True
+    replicas: int = 1
 
     @classmethod
     def of(cls, cfg: Config) -> "Spread":
         own = cfg.get("distributed") or {}
         return cls(
-            own.get("param_dtype", "fp32"), own.get("reduce_dtype", "fp32"), own.get("reshard_after_forward", True)
+            own.get("param_dtype", "fp32"),
+            own.get("reduce_dtype", "fp32"),
+            own.get("reshard_after_forward", True),
+            own.get("replicas", 1),
         )
 
 
@@ -45,8 +49,8 @@ def memory_parts(
     cfg: Config, model: SelfDistillation, batch: Batch, life: step.Life, request: Request
 ) -> dict[str, int]:
     """Bytes per GPU by part, at the peak."""
-    sharded = request.sharding == "fsdp2" and request.gpus > 1
-    share = 1 / request.gpus if sharded else 1.0
+    sharded, spread = request.sharding == "fsdp2" and request.gpus > 1, Spread.of(cfg)
+    share = spread.replicas / request.gpus if sharded else 1.0
     trained = networks.count(model.student, trained_only=True)
     shared = networks.shared_networks(model)
     frozen = {name: networks.count(network) for name, network in networks.frozen_networks(model).items()}
@@ -63,10 +67,12 @@ def memory_parts(
         if cfg["trainer"]["accumulate"] == 1:  # else micro-batches before the last have gradients outside of buckets
             scale[step.GRADIENTS] = 0.0
     if sharded:
-        spread = Spread.of(cfg)
-        sizes = {unit: size for unit, size in networks.unit_sizes(model).items() if unit.startswith("student.")}
-        largest, gathered, reduced = max(sizes.values()), BYTES[spread.gathered], BYTES[spread.reduced]
-        parts["gathered units"] = gathered * (2 * largest if spread.reshard else sum(sizes.values()))
+        sizes, kept = networks.unit_sizes(model), networks.kept_units(model)
+        own = {unit: size for unit, size in sizes.items() if unit.startswith("student.")}
+        freed = [size for unit, size in own.items() if unit not in kept]
+        largest, gathered, reduced = max(own.values()), BYTES[spread.gathered], BYTES[spread.reduced]
+        at_work = 2 * max(freed) if spread.reshard else sum(freed)
+        parts["gathered units"] = gathered * (at_work + sum(sizes[unit] for unit in kept))
         parts["gradient of one unit"] = (gathered + reduced) * largest
         if spread.gathered != "fp32":
             scale[step.WEIGHT_CASTS] = 0.0  # weights arrive in the precision of the products

@@ -145,6 +145,13 @@ def units(model: SelfDistillation) -> dict[str, nn.Module]:
     return found
 
 
+def kept_units(model: SelfDistillation) -> list[str]:
+    """The units that stay gathered for a step: networks without blocks, but for frozen ones."""
+    sides = {"student": model.student, "teacher": model.teacher}
+    networks = {f"{side}.{name}": network for side, own in sides.items() for name, network in own.items()}
+    return [name for name, network in networks.items() if not hasattr(network, "blocks")]
+
+
 def unit_sizes(model: SelfDistillation) -> dict[str, int]:
     """Parameters of each unit."""
     sizes = {name: count(module) for name, module in units(model).items()}

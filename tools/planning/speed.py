@@ -11,32 +11,47 @@ from planning.hardware import GPUS, NODE
 from planning.memory import BYTES, STATE_BYTES, Spread
 from planning.values import Config, Request
 
+BETWEEN = "all-reduce of gradients between replicas"
+
 
 def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int], request: Request) -> dict[str, float]:
     """Bytes that each GPU sends per step. `calls`: forward calls of each unit in one micro-batch, Life.calls."""
     if request.sharding == "none" or request.gpus == 1:
         return {}
-    ring, accumulate = (request.gpus - 1) / request.gpus, int(cfg["trainer"]["accumulate"])
+    ring, accumulate = _ring(request.gpus), int(cfg["trainer"]["accumulate"])
     of_targets = sum(vector_bytes(objective, model) for objective in networks.objectives(model).values())
     vectors = 2 * ring * accumulate * of_targets
     if request.sharding == "ddp":
         trained = networks.count(model.student, trained_only=True)
         return {"all-reduce of gradients": 2 * ring * STATE_BYTES * trained, "vectors of K": vectors}
-    spread, sizes, shared = Spread.of(cfg), networks.unit_sizes(model), networks.shared_networks(model)
+    spread, shared = Spread.of(cfg), networks.shared_networks(model)
+    shards = request.gpus // spread.replicas
+    sizes, kept = networks.unit_sizes(model), networks.kept_units(model)
+    called = {unit: accumulate * calls.get(unit, 0) for unit in sizes}
+    forward = {unit: min(times, 1) if unit in kept else times for unit, times in called.items()}
+    backward = {unit: 0 if unit in kept else times for unit, times in called.items()}
 
-    def called(side: str) -> float:
-        return ring * accumulate * sum(calls.get(u, 0) * n for u, n in sizes.items() if u.startswith(f"{side}."))
+    def parameters(side: str, times: Mapping[str, int]) -> int:
+        """Those of the units of one side, each so many times."""
+        return sum(times[unit] * size for unit, size in sizes.items() if unit.startswith(f"{side}."))
 
-    gathered = BYTES[spread.gathered]
+    gathered, reduced = _ring(shards) * BYTES[spread.gathered], _ring(shards) * BYTES[spread.reduced]
+    between = 2 * _ring(spread.replicas) * BYTES[spread.reduced] / shards
     sent = {
-        "all-gather forward": gathered * called("student"),
-        "all-gather backward": gathered * called("student") * spread.reshard,
-        "all-gather of the EMA teacher": gathered * called("teacher"),
-        "all-gather of the frozen teacher": gathered * sum(called(f"frozen.{name}") for name in shared),
-        "reduce-scatter of gradients": BYTES[spread.reduced] * called("student"),
+        "all-gather forward": gathered * parameters("student", forward),
+        "all-gather backward": gathered * parameters("student", backward) * spread.reshard,
+        "all-gather of the EMA teacher": gathered * parameters("teacher", forward),
+        "all-gather of the frozen teacher": gathered * sum(parameters(f"frozen.{name}", forward) for name in shared),
+        "reduce-scatter of gradients": reduced * parameters("student", called),
+        BETWEEN: between * parameters("student", called),
         "vectors of K": vectors,
     }
     return {name: value for name, value in sent.items() if value}
+
+
+def _ring(ranks: int) -> float:
+    """The share of what a ring of ranks gathers that each of them sends."""
+    return (ranks - 1) / ranks
 
 
 def vector_bytes(objective: Any, model: SelfDistillation) -> int:
@@ -59,8 +74,9 @@ def step_seconds(
     work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / peak[precision]
     work += sum(n / peak[sections[name].get("precision", precision)] for name, n in flops.frozen.items())
     compute = micro_batches * work / request.utilisation
-    bandwidth = gpu.nvlink if request.gpus <= NODE else gpu.network
-    times = {name: sent / bandwidth for name, sent in communication.items()}
+    shards = request.gpus // Spread.of(cfg).replicas
+    rings = dict.fromkeys(communication, shards) | dict.fromkeys((BETWEEN, "vectors of K"), request.gpus)
+    times = {name: sent / (gpu.nvlink if rings[name] <= NODE else gpu.network) for name, sent in communication.items()}
     vectors = times.pop("vectors of K", 0.0)
     hidden_behind = compute / 2 if request.sharding == "ddp" else compute
     exposed = max(0.0, sum(times.values()) - hidden_behind) + vectors

@@ -61,11 +61,21 @@ def check_da3(cfg: Config) -> None:
 def check_distributed(cfg: Config) -> None:
     """Raises ConfigError for settings that the chosen way of distributing the model does not support."""
     section, precision = cfg["distributed"], cfg["trainer"]["precision"]
-    shards = bool(section) and cast(Parallel, construct_option(section, "distributed")).shards
-    if cfg["da3"].get("use_fsdp") and not shards:
+    parallel = cast(Parallel, construct_option(section, "distributed")) if section else None
+    if parallel is not None and world_size() > 1:
+        check_ranks(cfg, world_size())
+    if cfg["da3"].get("use_fsdp") and not (parallel is not None and parallel.shards):
         raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
     if (param_dtype := section.get("param_dtype", "fp32")) not in ("fp32", precision):
         raise ConfigError(
             f"distributed.param_dtype={param_dtype}: does not go with trainer.precision={precision}; make "
             "the two the same, or gather weights in fp32"
         )
+
+
+def check_ranks(cfg: Config, ranks: int) -> None:
+    """Raises ConfigError where the option of the group `distributed` cannot spread a model over so many ranks."""
+    try:
+        cast(Parallel, construct_option(cfg["distributed"], "distributed")).check_ranks(ranks)
+    except ValueError as error:
+        raise ConfigError(f"distributed.{error}") from error

@@ -6,6 +6,7 @@ calls them, in the same order, also when it has nothing to contribute.
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -25,23 +26,29 @@ class RankFailed(RuntimeError):
     """Raised when another rank failed, was killed, or does not answer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The networks of a model by what becomes of their weights, and what else decides how they are spread."""
+
+    trained: Sequence[nn.Module]
+    averaged: Sequence[nn.Module]  # over steps, from trained ones
+    frozen: Sequence[nn.Module]  # as far as they are to be sharded where the others are
+    one_backward: bool  # whether there is no backward pass but that of each step's only micro-batch
+
+
 class Parallel(Protocol):
     """Defines the interface of an option of the `distributed` group."""
 
     timeout_minutes: float
     shards: bool  # whether a rank holds a shard of each weight instead of all weights
 
-    def prepare(
-        self,
-        model: nn.Module,
-        trained: Iterable[nn.Module],
-        inference_only: Iterable[nn.Module],
-        device: torch.device,
-        *,
-        one_backward: bool,
-    ) -> nn.Module:
-        """Spreads `model`, whose loss trains the networks in `trained`, over the ranks, and returns the module to call
-        in its place. `one_backward`: whether there is no backward pass but that of each step's only micro-batch."""
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ValueError where the option cannot spread a model over so many ranks, 2 or more."""
+        ...
+
+    def prepare(self, model: nn.Module, networks: Networks, device: torch.device) -> nn.Module:
+        """Spreads `model`, of which `networks` are a part, over the ranks, and returns the module to call in its
+        place."""
         ...
 
 

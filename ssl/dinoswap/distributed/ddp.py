@@ -7,11 +7,12 @@ buckets that travel.
 """
 
 import warnings
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from dinoswap.distributed import Networks
 
 
 class DDP:
@@ -29,20 +30,15 @@ class DDP:
         self.bucket_mb = bucket_mb
         self.static_graph = static_graph
 
-    def prepare(
-        self,
-        model: nn.Module,
-        trained: Iterable[nn.Module],
-        inference_only: Iterable[nn.Module],
-        device: torch.device,
-        *,
-        one_backward: bool,
-    ) -> nn.Module:
+    def check_ranks(self, ranks: int) -> None:
+        """Raises nothing: any number of ranks will do."""
+
+    def prepare(self, model: nn.Module, networks: Networks, device: torch.device) -> nn.Module:
         """Returns `model`, wrapped. Buffers are not synchronised, because their updates are the same on all ranks.
 
         torch counts the gradients of the first backward pass, whether or not ranks exchange them in it, and expects as
-        many in each pass in which they do (https://github.com/pytorch/pytorch/pull/187732). So without `one_backward`
-        it is not told that the graph is static."""
+        many in each pass in which they do (https://github.com/pytorch/pytorch/pull/187732). So where a step is not
+        `one_backward` it is not told that the graph is static."""
         with warnings.catch_warnings():  # torch 2.14 renames an argument that 2.9 knows by this name only
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
@@ -51,5 +47,5 @@ class DDP:
                 bucket_cap_mb=self.bucket_mb,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
-                static_graph=self.static_graph and one_backward,
+                static_graph=self.static_graph and networks.one_backward,
             )

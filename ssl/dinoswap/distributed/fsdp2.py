@@ -1,20 +1,28 @@
 """Shards each weight, its gradient, its moments and its average over the ranks.
 
 This is torch's fully_shard (FSDP2): a block's weights are gathered when it runs and freed afterwards, gradients are
-averaged and scattered. Student and EMA teacher are sharded alike, so the average is updated shard by shard. Each
-network is a root of its own, because heads are called several times in a step, and teachers have no backward pass.
+averaged and scattered. Student and EMA teacher are sharded alike, so the average is updated shard by shard. The model
+is the root of all its networks: they share streams, and while one computes the weights of the next are gathered.
+
+Networks without blocks, as heads are, may be called several times in a step. Their weights are gathered at the first
+call and kept until the gradients of the step are complete, see `Trainer`.
+
+With `replicas` ranks form groups of consecutive ones. A group holds a whole sharded state, and weights are gathered
+within it; gradients are averaged over its ranks and then between the groups (HSDP).
 """
 
 import warnings
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from dinoswap.distributed import world_size
+from dinoswap.distributed import Networks, world_size
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,43 +38,88 @@ class FSDP2:
         param_dtype: Dtype,
         reduce_dtype: Dtype,
         reshard_after_forward: bool,
+        replicas: int,
     ) -> None:
         """Shards are always float32; weights are gathered and computed in `param_dtype`, and gradients are averaged in
         `reduce_dtype`. Without `reshard_after_forward`, gathered weights stay until the backward pass, which takes more
-        memory and less traffic. A rank that does not answer for `timeout_minutes` counts as failed. Raises ValueError
-        when the timeout is not above 0."""
+        memory and less traffic. There are `replicas` copies of the sharded state. A rank that does not answer for
+        `timeout_minutes` counts as failed. Raises ValueError for a value out of range."""
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes={timeout_minutes}: must be above 0")
+        if replicas < 1:
+            raise ValueError(f"replicas={replicas}: must be at least 1, the whole state once")
         self.timeout_minutes = timeout_minutes
         self.policy = MixedPrecisionPolicy(
             param_dtype=DTYPES[param_dtype], reduce_dtype=DTYPES[reduce_dtype], cast_forward_inputs=False
         )
         self.reshard_after_forward = reshard_after_forward
+        self.replicas = replicas
 
-    def prepare(
-        self,
-        model: nn.Module,
-        trained: Iterable[nn.Module],
-        inference_only: Iterable[nn.Module],
-        device: torch.device,
-        *,
-        one_backward: bool,
-    ) -> nn.Module:
-        """Returns `model` after sharding each of the given networks in place, block by block if it has blocks."""
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ValueError where the ranks do not form `replicas` groups of several ranks."""
+        if ranks % self.replicas:
+            raise ValueError(f"replicas={self.replicas}: must divide the {ranks} ranks; start more, or set 1")
+        if ranks == self.replicas:
+            raise ValueError(
+                f"replicas={self.replicas}: each of the {ranks} ranks would hold everything; choose distributed=ddp, "
+                "or fewer replicas"
+            )
+
+    def prepare(self, model: nn.Module, networks: Networks, device: torch.device) -> nn.Module:
+        """Returns `model` after sharding each of the networks in place, block by block if it has blocks."""
         # Tokens are views of what the last norm gives, and are never changed in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        mesh = init_device_mesh(device.type, (world_size(),))
-        # Without a backward pass nothing else would drop what was gathered, and the average would go unnoticed
-        kinds = [(trained, self.reshard_after_forward), (inference_only, True)]
-        for network, reshard in [(network, reshard) for networks, reshard in kinds for network in networks]:
-            for part in (*blocks_of(network), network):
-                fully_shard(part, mesh=mesh, mp_policy=self.policy, reshard_after_forward=reshard)
+        mesh = self._mesh(device)
+        for network in networks.trained:
+            self._shard(network, mesh, reshard=self.reshard_after_forward, keep=True)
+        for network in networks.averaged:
+            self._shard(network, mesh, reshard=True, keep=True)
+        for network in networks.frozen:
+            self._shard(network, mesh, reshard=True, keep=False)
+        _prefetch_backward(networks.trained)
+        others = {parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)}
+        root = fully_shard(model, mesh=mesh, mp_policy=self.policy, ignored_params=others)
+        root._get_fsdp_state()._lazy_init()  # or a network that is called before the model would be a root of its own
         return model
 
+    def _mesh(self, device: torch.device) -> DeviceMesh:
+        ranks = world_size()
+        if self.replicas == 1:
+            return init_device_mesh(device.type, (ranks,))
+        shape = (self.replicas, ranks // self.replicas)
+        return init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards"))
 
-def blocks_of(network: nn.Module) -> Iterable[nn.Module]:
+    def _shard(self, network: nn.Module, mesh: DeviceMesh, *, reshard: bool, keep: bool) -> None:
+        """Shards a network. With `reshard` its weights are freed after the forward pass. With `keep`, those of a
+        network without blocks are not, nor after the backward pass."""
+        blocks = blocks_of(network)
+        keep = keep and not blocks
+        for part in (*blocks, network):
+            fully_shard(part, mesh=mesh, mp_policy=self.policy, reshard_after_forward=reshard and not keep)
+        if keep:
+            cast(FSDPModule, network).set_reshard_after_backward(False)
+        for now, then in pairwise([network, *blocks]):
+            cast(FSDPModule, now).set_modules_to_forward_prefetch([cast(FSDPModule, then)])
+
+
+def _prefetch_backward(networks: Sequence[nn.Module]) -> None:
+    """Has the weights of a network's part gathered while the part before it in the backward pass computes: after the
+    networks without blocks come those with blocks, and after their first block what they have besides. torch's default
+    goes by the order of all calls, in which the teacher's lie between."""
+    for network in networks:
+        if blocks := blocks_of(network):
+            _prefetch_along([network, *reversed(blocks), network])
+            for head in networks:
+                if not blocks_of(head):
+                    _prefetch_along([head, network])
+
+
+def _prefetch_along(parts: Sequence[nn.Module]) -> None:
+    for now, then in pairwise(parts):
+        cast(FSDPModule, now).set_modules_to_backward_prefetch([cast(FSDPModule, then)])
+
+
+def blocks_of(network: nn.Module) -> Sequence[nn.Module]:
     """Returns the blocks of a vision transformer, also of one that is wrapped; nothing for another network."""
-    lists = (
-        blocks for module in network.modules() if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList)
-    )
-    return next(lists, ())
+    lists = (getattr(module, "blocks", None) for module in network.modules())
+    return next(([*blocks] for blocks in lists if isinstance(blocks, nn.ModuleList)), [])

@@ -7,14 +7,16 @@ parts of any files that make up its current shards, by torch.distributed.checkpo
 import heapq
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dinoswap.distributed import all_reduce_sum, rank, world_size
@@ -35,9 +37,17 @@ def own_share(tensor: Tensor) -> Tensor:
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Returns the L2 norms [len(tensors)] of the full tensors, computed from this rank's shards and one collective."""
     local_norms = torch.stack(torch._foreach_norm([own_share(tensor) for tensor in tensors]))
-    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+    sharded = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
+    if sharded is None:
         return local_norms
-    return all_reduce_sum(local_norms.square()).sqrt()
+    sizes = zip(sharded.device_mesh.shape, sharded.placements, strict=True)
+    copies = prod(size for size, placement in sizes if placement.is_replicate())  # of each shard
+    return (all_reduce_sum(local_norms.square()) / copies).sqrt()
+
+
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    """Returns the modules of a model whose weights are gathered when they are called."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -47,14 +57,21 @@ def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
     loads = [(0, number) for number in range(world_size())]
     for name, tensor in sorted(tensors.items(), key=lambda named: -named[1].nbytes):
         if isinstance(tensor, DTensor):
-            (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
-            parts[name] = Part(tensor.to_local(), tuple(chunk.offsets))
+            if _of_first_replica(tensor):
+                (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+                parts[name] = Part(tensor.to_local(), tuple(chunk.offsets))
             continue
         load, number = loads[0]
         heapq.heapreplace(loads, (load + tensor.nbytes, number))
         if number == rank():
             parts[name] = Part(tensor, (0,) * tensor.ndim)
     return parts
+
+
+def _of_first_replica(tensor: DTensor) -> bool:
+    """Tells whether this rank's shard is the first of its copies."""
+    places = zip(tensor.device_mesh.get_coordinate() or (), tensor.placements, strict=True)
+    return all(place == 0 for place, placement in places if placement.is_replicate())
 
 
 def read_tensors(folder: Path, names: Iterable[str], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
