@@ -19,6 +19,7 @@ from dinoswap.config.sections import (
     build_resolution,
     build_start,
     evaluation_settings,
+    gathered_dtype,
     loading_settings,
     step_sizes,
 )
@@ -171,18 +172,21 @@ def build_parallel(cfg: Config) -> Parallel | None:
 
 
 def prepare_for_distributed_training(
-    model: SelfDistillation, parallel: Parallel | None, device: torch.device, accumulate: int
+    cfg: Config, model: SelfDistillation, parallel: Parallel | None, device: torch.device
 ) -> nn.Module:
     """Replicates or shards the model over the ranks and returns the module to call instead of it; for a single process
-    the model itself. `accumulate` is the number of micro-batches of a step."""
+    the model itself."""
     if parallel is None or world_size() == 1:
         return model
     objectives = [cast(Objective, objective) for objective in model.objectives.values()]
+    checked_before = any(objective.checks_first_batch for objective in objectives)
     networks = Networks(
         trained=[*model.student.values()],
         averaged=[*model.teacher.values()],
         frozen=[network for objective in objectives for network in objective.inference_only_models()],
-        one_backward=accumulate == 1 and not any(objective.checks_first_batch for objective in objectives),
+        products=gathered_dtype(cfg),
+        stream="fp32",
+        one_backward=cfg["trainer"]["accumulate"] == 1 and not checked_before,
     )
     return parallel.prepare(model, networks, device)
 
@@ -199,7 +203,7 @@ def build_trainer(cfg: Config) -> Trainer:
         for network in (model.student, model.teacher):
             set_compiled(network, True)
     shapes = shapes_of(model) if world_size() > 1 else None
-    called = prepare_for_distributed_training(model, parallel, device, settings.accumulate)
+    called = prepare_for_distributed_training(cfg, model, parallel, device)
 
     def with_model() -> Trainer:
         own = {

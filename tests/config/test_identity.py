@@ -96,6 +96,20 @@ def test_what_a_way_of_spreading_rounds_is_in_it() -> None:
     assert identity(rounded) == identity(SMOKE) | {"distributed.reduce_dtype": "bf16"}
 
 
+@pytest.mark.parametrize(
+    ("precision", "gathered", "said"),
+    [("bf16", "null", "bf16"), ("bf16", "bf16", "bf16"), ("bf16", "fp32", None), ("fp16", "null", None)],
+)
+def test_weights_are_gathered_in_bf16_where_the_trainer_computes_in_it(
+    precision: str, gathered: str, said: str | None
+) -> None:
+    """Which is another run than that of one process, as norms and prototypes are rounded too."""
+    overrides = ["recipe=smoke", f"trainer.precision={precision}"]
+    found = identity(compose_config([*overrides, "distributed=fsdp2", f"distributed.param_dtype={gathered}"]))
+    more = {} if said is None else {"distributed.param_dtype": said}
+    assert found == identity(compose_config(overrides)) | more
+
+
 def test_the_run_id_does_not_depend_on_the_order_of_overrides() -> None:
     overrides = ["recipe=smoke", "targets@objectives.dino.targets=centering", "schedule.momentum=0.9", "seed=3"]
     assert run_id(identity(compose_config(overrides))) == run_id(identity(compose_config(overrides[::-1])))

@@ -36,5 +36,6 @@ def test_several_processes_without_a_way_to_share_the_work(monkeypatch: pytest.M
 
 def test_it_is_no_part_of_what_a_run_is() -> None:
     """So that a run goes on with another number of ranks, spread in another way."""
-    configs = [plain(composed([f"distributed={name}"])) for name in ("none", "ddp", "fsdp2")]
+    spread = ["distributed=none", "distributed=ddp", "distributed=fsdp2 distributed.param_dtype=fp32"]
+    configs = [plain(composed([f"trainer.precision={name}", *s.split()])) for name in ("fp32", "bf16") for s in spread]
     assert not any(key.startswith("distributed") for config in configs for key in identity(config))

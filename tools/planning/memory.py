@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dinoswap.config.sections import gathered_dtype
 from dinoswap.model import SelfDistillation
 from dinoswap.values import Batch, Hyper
 from planning import networks, step
@@ -13,18 +14,18 @@ STATE_BYTES = 4  # weights, gradients, moments and averages are float32 in every
 
 @dataclass(frozen=True)
 class Spread:
-    """How fsdp2 is set, by default as its group has it."""
+    """How fsdp2 is set, as its group has it where the config has another option."""
 
-    gathered: str = "fp32"
-    reduced: str = "fp32"
-    reshard: bool = True
-    replicas: int = 1
+    gathered: str
+    reduced: str
+    reshard: bool
+    replicas: int
 
     @classmethod
     def of(cls, cfg: Config) -> "Spread":
         own = cfg.get("distributed") or {}
         return cls(
-            own.get("param_dtype", "fp32"),
+            gathered_dtype(cfg),
             own.get("reduce_dtype", "fp32"),
             own.get("reshard_after_forward", True),
             own.get("replicas", 1),

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.moved import as_introduced
 from dinoswap.config.schema import ConfigError, full_key
+from dinoswap.config.sections import gathered_dtype
 
 # Keys, and whole sections, that cannot change the result. So they are neither in a run's name nor compared at a resume.
 VOLATILE = (
@@ -75,7 +76,7 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
     """Returns the keys of a resolved config that decide the result and differ from the default that they were
     introduced with."""
     known = defaults(config_dir() / "identity.json") if known is None else known
-    leaves = list(described(config))
+    leaves = list(described({**config, "distributed": spread(config)}))
     removable = {key for key in known[ROOT] if key.rpartition(".")[0] == "objectives"}.union(FIRST_FAMILIES)
     removed = removable - {leaf.key for leaf in leaves}  # as by ~objectives.koleo, or metric=[knn]
     changes: dict[str, Any] = dict.fromkeys(removed)
@@ -84,6 +85,13 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
             key, value = as_introduced(leaf.key, leaf.value)
             changes[key] = canonical(value)
     return dict(sorted(changes.items()))
+
+
+def spread(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the section `distributed` of a config, with the type that weights are gathered in where it is named by
+    trainer.precision alone."""
+    section: Mapping[str, Any] = config.get("distributed", {})
+    return {**section, "param_dtype": gathered_dtype(config)} if "param_dtype" in section else section
 
 
 def default_of(leaf: Leaf, known: Known) -> Any:

@@ -17,6 +17,7 @@ from dinoswap.start.base import Start
 
 Config = Mapping[str, Any]
 Precision = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 
 SECTIONS = (
     "forward",
@@ -169,6 +170,13 @@ def step_sizes(cfg: Config) -> list[StepSizes]:
     """Returns the crop sizes that the steps of a config may have. Raises ConfigError for a wrong value."""
     crops = construct(CropSettings, cfg["crops"], "crops")
     return build_resolution(cfg).sizes(crops.global_size, crops.local_size)
+
+
+def gathered_dtype(cfg: Config) -> Dtype:
+    """Returns the type that weights of matrix products are gathered in where they are sharded: the one that
+    distributed.param_dtype names, and where it names none bf16 if the trainer computes in it, else fp32."""
+    named = cfg["distributed"].get("param_dtype")
+    return cast(Dtype, named or ("bf16" if cfg["trainer"]["precision"] == "bf16" else "fp32"))
 
 
 def build_start(cfg: Config) -> Start:

@@ -7,7 +7,7 @@ calls them, in the same order, also when it has nothing to contribute.
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dinoswap.distributed.patience import patience
 
 T = TypeVar("T")
-
+Dtype = Literal["fp32", "bf16", "fp16"]
 
 SHOWN = 5
 """The largest number of differences between ranks that a message lists."""
@@ -33,6 +33,8 @@ class Networks:
     trained: Sequence[nn.Module]
     averaged: Sequence[nn.Module]  # over steps, from trained ones
     frozen: Sequence[nn.Module]  # as far as they are to be sharded where the others are
+    products: Dtype  # what weights of matrix products are gathered in, where the option does not say
+    stream: Dtype  # what is added in the residual stream
     one_backward: bool  # whether there is no backward pass but that of each step's only micro-batch
 
 
