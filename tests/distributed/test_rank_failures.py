@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dinoswap.distributed import gathered
+from dinoswap.files import checkpoint as checkpoint_files
 from dinoswap.run import checkpoint, metrics
 from ranks import on_ranks
 from train_processes import RankProcesses, free_port, last_step, lines, tensor_files, wait_until
@@ -171,6 +172,40 @@ def test_the_disk_of_one_rank_is_full(tmp_path: Path) -> None:
         assert "step-00000001 is the last complete checkpoint and is intact" in message
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
     assert checkpoint.newest(folder, pytest.fail) is not None
+
+
+def damaged_on_one_rank(folder: Path, rank: int) -> tuple[str, list[str], str]:
+    """Of two checkpoints, to which it had no tensor to write, rank 1 finds what it verifies of the second damaged: the
+    name of the newest intact one, the reports, and the error where its disk does not hand over the first."""
+    for step in (1, 2):
+        checkpoint.save(folder, step, {"only": torch.full((100,), 1.0)}, config={}, keep=2)
+    reports, verify = list[str](), checkpoint_files._verify
+
+    def verified(path: Path, entry: checkpoint_files.Entry) -> None:
+        if rank == 1 and path.parent.name == "step-00000002":
+            raise ValueError("flipped")
+        if rank == 1 and stale:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        verify(path, entry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_files, "_verify", verified)
+        stale = False
+        found = checkpoint.newest_intact(folder, reports.append)
+        assert found is not None
+        stale = True
+        with pytest.raises(checkpoint.CheckpointError) as caught:
+            checkpoint.newest_intact(folder, pytest.fail)
+    return found.name, reports, str(caught.value)
+
+
+def test_what_one_rank_finds_damaged_all_pass_over(tmp_path: Path) -> None:
+    first, second = on_ranks(partial(damaged_on_one_rank, tmp_path / "checkpoints"), tmp_path)
+    assert first == second
+    name, (report,), error = first
+    assert name == "step-00000001"
+    assert report.endswith("step-00000002 is damaged (ValueError: flipped); going on from step-00000001")
+    assert "step-00000001 cannot be read (OSError: [Errno 116] Stale" in error
 
 
 @pytest.mark.parametrize("spread", ["fsdp2"], indirect=True)

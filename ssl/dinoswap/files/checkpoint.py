@@ -16,11 +16,14 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dinoswap.distributed import on_all, on_main, rank, world_size
 from dinoswap.distributed.sharding import read_tensors
 from dinoswap.files.checkpoint_folder import CheckpointError, Damaged, listed, meta_of, unreadable
 
 STATE, TENSORS = "state.json", "*.safetensors"
 TENSOR_KEY = "$tensor"  # {"$tensor": name} stands in state.json where the state holds a tensor
+
+EVERY_FILE, NO_FILE = slice(None), slice(0)
 
 Entry = dict[str, int | str]
 
@@ -45,16 +48,17 @@ def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
 
 def newest_intact(folder: Path, report: Callable[[str], None]) -> Path | None:
     """Returns the newest checkpoint of which every byte verifies, None where there is none at all. `report` is called
-    with a sentence for each damaged checkpoint that was passed over.
+    with a sentence for each damaged checkpoint that was passed over. All ranks call it together: each verifies a share
+    of the files, and all come to the same result.
 
     Raises CheckpointError, with the reason for each, where all checkpoints are damaged: the user has to decide to start
     over. Also raises it for the first checkpoint that the disk does not hand over or that another version wrote, which
     is no reason to go back to an older one.
     """
     damaged = []
-    for path in reversed(listed(folder).values()):
+    for path in reversed(on_main(lambda: listed(folder)).values()):
         try:
-            _read_verified(path, verify=True)
+            _verify_together(path)
         except Damaged as error:
             damaged.append(str(error))
         else:
@@ -79,10 +83,9 @@ def read(
     """Reads one checkpoint folder. Raises CheckpointError, with the reason, unless it is whole and undamaged.
 
     Where `like` has a sharded tensor under the '/'-joined name, only this rank's shard of it is read. Without `verify`
-    no checksum is computed: for ranks that read what the first one has verified. With `part` only that entry of the
-    state is read.
+    no checksum is computed, for what has been verified before. With `part` only that entry of the state is read.
     """
-    step, content = _read_verified(path, verify)
+    step, content = _read_verified(path, EVERY_FILE if verify else NO_FILE)
     try:
         state = content["state"] if part is None else {part: content["state"][part]}
         tensors = read_tensors(path, _names(state), like)
@@ -91,14 +94,30 @@ def read(
         raise unreadable(path, error) from error
 
 
-def _read_verified(path: Path, verify: bool) -> tuple[int, dict[str, Any]]:
-    """Returns the step and the content of state.json. With `verify` every file is compared with its checksum first.
-    Raises CheckpointError where the checkpoint is damaged or cannot be read."""
+def _verify_together(path: Path) -> None:
+    """Verifies a checkpoint, this rank every n-th file. Raises CheckpointError on all ranks, the same one, where a rank
+    finds it damaged or cannot read it; the latter counts more, as it may be intact."""
+
+    def refused() -> CheckpointError | None:
+        try:
+            _read_verified(path, slice(rank(), None, world_size()))
+        except CheckpointError as error:
+            return error
+        return None
+
+    errors = [error for error in on_all(refused) if error is not None]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, Damaged))
+
+
+def _read_verified(path: Path, verified: slice) -> tuple[int, dict[str, Any]]:
+    """Returns the step and the content of state.json. The `verified` ones among the files are compared with their
+    checksums first. Raises CheckpointError where the checkpoint is damaged or cannot be read."""
     meta = meta_of(path)
     try:
         if unknown := {file.name for file in path.glob(TENSORS)} - meta["files"].keys():
             raise ValueError(f"it did not have {', '.join(sorted(unknown))} when it was written")
-        for name, entry in meta["files"].items() if verify else ():
+        for name, entry in list(meta["files"].items())[verified]:
             _verify(path / name, entry)
         content: dict[str, Any] = json.loads((path / STATE).read_bytes())
         return meta["step"], content

@@ -103,7 +103,7 @@ class Run:
         """Loads the newest intact checkpoint, if there is one, and returns the number of steps done. Raises
         CheckpointError where there are checkpoints and none can be read, ValueError where it has another config."""
         on_main(lambda: checkpoint.complete(self.checkpoints))
-        path = on_main(lambda: checkpoint.newest_intact(self.checkpoints, _log.warning))
+        path = checkpoint.newest_intact(self.checkpoints, _log.warning)
         if path is None:
             if self.record.steps:
                 _log.warning("none of the %d steps done before was saved: beginning at step 0", self.record.steps)
