@@ -1,11 +1,17 @@
-"""A step on a GPU is that of the CPU. `pytest -m gpu` runs it; all other tests have the GPU hidden from them."""
+"""A step on a GPU is that of the CPU, and so is what features are judged by. `pytest -m gpu` runs it; all other tests
+have the GPU hidden from them."""
 
 import pytest
 import torch
 
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.config.command_line import compose_config
+<<<<<<< HEAD
 from dinoswap.run.host_copies import HostCopies
+=======
+from dinoswap.metric.base import Part
+from options import build_option
+>>>>>>> 6739065 (metric=linear_sgd: dinov2's grid of linear classifiers trained by SGD on frozen features, its rates shared by the ranks)
 
 DEVICE = "cuda"
 
@@ -27,6 +33,7 @@ def losses(preset: str, device: str) -> list[float]:
     return [float(trainer.step(step, [batch])["loss"]) for step, batch in enumerate(batches)]
 
 
+<<<<<<< HEAD
 def test_the_host_waits_for_no_copy_that_a_checkpoint_is_written_from() -> None:
     """It holds the values of before what the GPU is given next."""
     copies, weight = HostCopies(), torch.zeros(2**24, device=DEVICE)
@@ -42,3 +49,21 @@ def test_the_host_waits_for_no_copy_that_a_checkpoint_is_written_from() -> None:
     copies.wait()
     assert taken.is_pinned()
     assert bool((taken == 1).all())
+=======
+@pytest.mark.parametrize(("family", "changes"), [("knn", {}), ("linear", {"solver": "torch"}), ("linear_sgd", {})])
+def test_accuracies_are_those_of_the_cpu(family: str, changes: dict[str, str]) -> None:
+    """But for an image or two between two classes."""
+    metric = build_option(f"metric/{family}", **changes)
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(7, 32, generator=generator)
+    labels = [torch.randint(0, 7, (count,), generator=generator) for count in (3000, 1500)]
+    noise = {kind: [torch.randn(len(part), 32, generator=generator) for part in labels] for kind in metric.reads}
+    found = []
+    for device in ("cpu", DEVICE):
+        train, test = (
+            Part({kind: centres[part] + 2 * noise[kind][place] for kind in metric.reads}, part, device)
+            for place, part in enumerate(labels)
+        )
+        found.append(metric.measure(train, test))
+    assert found[0] == pytest.approx(found[1], abs=0.2)
+>>>>>>> 6739065 (metric=linear_sgd: dinov2's grid of linear classifiers trained by SGD on frozen features, its rates shared by the ranks)

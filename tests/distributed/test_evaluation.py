@@ -4,7 +4,7 @@ a signal to one leaves them on both."""
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from dinoswap.distributed.group import process_group
 from dinoswap.distributed.preemption import Preemption, StopAsked
 from dinoswap.evaluation import features
 from dinoswap.evaluation.features import EvalImages, extract
+from dinoswap.metric.base import Part
+from dinoswap.metric.linear_sgd import LinearSgd
 from dinoswap.metric.neighbours import knn_accuracy
 from dinoswap.metric.penalty_grid import linear_probe
 from dinoswap.run.assemble import build_run
@@ -121,13 +123,19 @@ def of_fewer_images_than_ranks(folder: Path) -> dict[str, Any]:
     return {"of_all": found.of_all("pixels", "first"), "here": len(found.features["pixels"]["first"])}
 
 
-def shared_work() -> dict[str, dict[str, float]]:
+def shared_work() -> dict[str, Mapping[str, float]]:
     """Accuracies on features that hardly tell classes apart, so that a neighbour more or less decides."""
     generator = torch.Generator().manual_seed(0)
     labels = [torch.randint(0, 9, (count,), generator=generator) for count in (301, 111)]
     train, test = (torch.randn(len(part), 16, generator=generator) + 0.5 * (part[:, None] % 4) for part in labels)
     split = train, labels[0], test, labels[1]
-    return {"knn": knn_accuracy(*split, chunk=8, block=70), "linear": linear_probe(*split)}
+    parts = [Part({"cls": split[n][:, :9], "patch_mean": split[n][:, 9:]}, split[n + 1]) for n in (0, 2)]
+    sgd = LinearSgd(in_loop=False, epochs=4, batch_size=32, learning_rates=(0.01, 0.1, 1.0))
+    return {
+        "knn": knn_accuracy(*split, chunk=8, block=70),
+        "linear": linear_probe(*split),
+        "linear_sgd": sgd.measure(*parts),
+    }
 
 
 def waited_for(seconds: float) -> list[str]:

@@ -81,6 +81,7 @@ def test_every_number_of_every_family_is_described() -> None:
 
 def test_names_directions_and_labels() -> None:
     names = {"knn_top1", "knn_patch_top1", "knn_top5", "knn_patch_top5", "linear_top1", "linear_patch_top1"}
+    names |= {"linear_sgd_top1"}
     names |= {"seg_miou", "seg_accuracy", "seg_knn_miou", "seg_knn_accuracy"}
     others = {"rankme", "feature_std", "mean_cosine", "correspondence", "correspondence_photometric"}
     others |= {f"depth{head}_{name}" for head in ("", "_bins") for name in ("rmse", "abs_rel", "delta1")}
