@@ -6,12 +6,9 @@ import torch
 
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.config.command_line import compose_config
-<<<<<<< HEAD
-from dinoswap.run.host_copies import HostCopies
-=======
 from dinoswap.metric.base import Part
+from dinoswap.run.host_copies import HostCopies
 from options import build_option
->>>>>>> 6739065 (metric=linear_sgd: dinov2's grid of linear classifiers trained by SGD on frozen features, its rates shared by the ranks)
 
 DEVICE = "cuda"
 
@@ -33,7 +30,6 @@ def losses(preset: str, device: str) -> list[float]:
     return [float(trainer.step(step, [batch])["loss"]) for step, batch in enumerate(batches)]
 
 
-<<<<<<< HEAD
 def test_the_host_waits_for_no_copy_that_a_checkpoint_is_written_from() -> None:
     """It holds the values of before what the GPU is given next."""
     copies, weight = HostCopies(), torch.zeros(2**24, device=DEVICE)
@@ -49,7 +45,8 @@ def test_the_host_waits_for_no_copy_that_a_checkpoint_is_written_from() -> None:
     copies.wait()
     assert taken.is_pinned()
     assert bool((taken == 1).all())
-=======
+
+
 @pytest.mark.parametrize(("family", "changes"), [("knn", {}), ("linear", {"solver": "torch"}), ("linear_sgd", {})])
 def test_accuracies_are_those_of_the_cpu(family: str, changes: dict[str, str]) -> None:
     """But for an image or two between two classes."""
@@ -66,4 +63,3 @@ def test_accuracies_are_those_of_the_cpu(family: str, changes: dict[str, str]) -
         )
         found.append(metric.measure(train, test))
     assert found[0] == pytest.approx(found[1], abs=0.2)
->>>>>>> 6739065 (metric=linear_sgd: dinov2's grid of linear classifiers trained by SGD on frozen features, its rates shared by the ranks)

@@ -37,7 +37,7 @@ def outcome(one_pack: bool, variant: dict[str, Any], rows: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("rows", [None, ROWS], ids=["all tokens", "rows"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
 def test_one_pack_or_many(variant: dict[str, Any], rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one, many = (outcome(one_pack, variant, rows, monkeypatch) for one_pack in (True, False))
     assert len(one) == len(many) > 20
