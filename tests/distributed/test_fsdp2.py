@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor.debug import CommDebugMode
 
 from dinoswap.distributed import all_reduce_mean
@@ -56,10 +56,10 @@ def types_of(trainer: Trainer) -> dict[str, set[torch.dtype]]:
     seen: dict[str, set[torch.dtype]] = {"tokens": set(), "block": set(), "norm": set(), "head": set()}
 
     def note(kind: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             seen[kind].update(p.dtype for p in module.parameters())
             if kind == "block":
-                seen["tokens"].add(arguments[0].dtype)
+                seen["tokens"].update(pack.x.dtype for pack in arguments[0])
 
         return hook
 

@@ -15,11 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dinoswap.distributed import all_reduce_sum, rank, world_size
+
+
+class _Reader(HuggingFaceStorageReader):
+    """A reader that lists its folder once. torch's `load` asks for the metadata again, and of an error of the disk at
+    that moment it logs a traceback and raises AssertionError."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._known: Metadata | None = None
+
+    def read_metadata(self) -> Metadata:
+        if self._known is None:
+            self._known = super().read_metadata()
+        return self._known
 
 
 class Part(NamedTuple):
@@ -81,7 +96,7 @@ def read_tensors(folder: Path, names: Iterable[str], like: Mapping[str, Tensor])
     Other tensors are read in full, on the CPU. Raises LookupError for a name that is not there, OSError and ValueError
     for unreadable files.
     """
-    reader = HuggingFaceStorageReader(str(folder))
+    reader = _Reader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
     tensors = {name: _room(stored[name], like.get(name)) for name in names}
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
