@@ -7,6 +7,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/fixtures.py, from every folder of tests
 
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # before torch reads it: no processes that outlive a test
+
 from compositions import remember_compositions
 
 remember_compositions()

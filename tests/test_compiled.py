@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 import torch
-import torch._inductor.config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -29,7 +28,6 @@ def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         return torch.compile(method, dynamic=True, backend=counter)
 
     monkeypatch.setattr(compiled, "_compiled", counted)
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no processes that outlive the test
     yield counter
     torch._dynamo.reset()
 
