@@ -24,10 +24,11 @@ class Dinov3File(TrainStepFile):
 
     swaps_crops = False
 
-    def rounding(self, scenario: str) -> float:
-        """Ten where queries and keys are rounded to bfloat16: one that lies between two of its numbers may be rounded
+    def weight_tolerance(self, scenario: str) -> float:
+        """More where queries and keys are rounded to bfloat16: one that lies between two of its numbers may be rounded
         the other way, which moves it by 2^-9. In float32 instead, weights are 4e-3 off."""
-        return 10.0 if self.meta["configs"][scenario]["student"]["pos_embed_rope_dtype"] == "bf16" else 1.0
+        rounded = self.meta["configs"][scenario]["student"]["pos_embed_rope_dtype"] == "bf16"
+        return 2e-5 if rounded else super().weight_tolerance(scenario)
 
     def our_name(self, name: str) -> str:
         return our_name(super().our_name(name))

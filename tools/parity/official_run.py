@@ -22,6 +22,7 @@ from dinoswap.optim.schedules import Schedules
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, Hyper
 from dinoswap.weight_decay.all_groups import AllGroups
+from parity.recorder import WEIGHT
 from parity.rows import Fixture, plain_name
 from parity.tables import cosine_section
 
@@ -65,9 +66,9 @@ class TrainStepFile:
     """Whether stored targets of class tokens have the two crops swapped, in the order of the student's rows that they
     are paired with."""
 
-    def rounding(self, scenario: str) -> float:
-        """How many times as far as elsewhere numbers may be off, as the scenario rounds what others do not."""
-        return 1.0
+    def weight_tolerance(self, scenario: str) -> float:
+        """How far a weight may be off after any number of steps."""
+        return WEIGHT[self.dtype]
 
     def our_name(self, name: str) -> str:
         """Ours for an official name of a parameter."""

@@ -69,11 +69,6 @@ def short(at: str) -> str:
     return at.rsplit("/", 1)[1]
 
 
-def allowed(file: TrainStepFile, at: str, tolerances: dict[torch.dtype, float]) -> float:
-    """The tolerance of a number of scenario/it0 or scenario/after1."""
-    return tolerances[file.dtype] * file.rounding(at.rsplit("/", 1)[0])
-
-
 def check_masks_weight(file: TrainStepFile, scenario: str, iteration: int, batch: Batch) -> Iterator[Row]:
     key = f"{file.batch_key(scenario, iteration)}/masks_weight"
     if key in file.own:
@@ -83,7 +78,7 @@ def check_masks_weight(file: TrainStepFile, scenario: str, iteration: int, batch
 def check_losses(file: TrainStepFile, at: str, logs: dict[str, Tensor], config: dict[str, Any]) -> Iterator[Row]:
     for key, ours in file.terms(logs, config).items():
         if f"{at}/{key}" in file.own:
-            yield compare(f"{short(at)}/{key}", ours, file[f"{at}/{key}"], allowed(file, at, LOSS), scale=1.0)
+            yield compare(f"{short(at)}/{key}", ours, file[f"{at}/{key}"], LOSS[file.dtype], scale=1.0)
 
 
 def check_targets(file: TrainStepFile, at: str, recorder: Recorder, images: int) -> Iterator[Row]:
@@ -93,7 +88,7 @@ def check_targets(file: TrainStepFile, at: str, recorder: Recorder, images: int)
             if name == "dino" and file.swaps_crops:
                 ours = ours.unflatten(0, (2, images)).flip(0).flatten(0, 1)
             theirs = file[key].reshape(-1, ours.shape[-1])
-            yield compare(f"{short(at)}/{name}_teacher_probs", ours, theirs, allowed(file, at, PROBABILITY), scale=1.0)
+            yield compare(f"{short(at)}/{name}_teacher_probs", ours, theirs, PROBABILITY[file.dtype], scale=1.0)
     for name, center in recorder.centers.items():
         key = f"{at}/{name}_center_used"
         if key in file.own:
@@ -101,7 +96,7 @@ def check_targets(file: TrainStepFile, at: str, recorder: Recorder, images: int)
 
 
 def check_gradients(file: TrainStepFile, at: str, logs: dict[str, Tensor], recorder: Recorder) -> Iterator[Row]:
-    tolerance, ours = allowed(file, at, NORM), recorder.gradients
+    tolerance, ours = NORM[file.dtype], recorder.gradients
     yield from worst_of(f"{short(at)}/grad_norm", (
         compare(name, torch.linalg.vector_norm(ours[name]), norm, tolerance, scale=1e-2)
         for name, norm in file.below(f"{at}/grad_norm/").items()
@@ -129,7 +124,7 @@ def check_schedules(
 
 def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[Row]:
     """Every weight, then the optimiser's moments."""
-    tolerance = allowed(file, at, WEIGHT)
+    tolerance = file.weight_tolerance(at.rsplit("/", 1)[0])
     for network in ("student", "teacher"):
         weights = getattr(recorder.trainer.model, network).state_dict()
         stored = file.below(f"{at}/{network}/")
@@ -139,7 +134,7 @@ def check_weights(file: TrainStepFile, at: str, recorder: Recorder) -> Iterator[
         ours, theirs = (file.used({f"backbone.{k}": v for k, v in w.items()}, at) for w in (weights, stored))
         yield from recorder.compare_weights(f"{short(at)}/gram_teacher", ours, theirs, tolerance)
     for kind in MOMENTS:
-        yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), allowed(file, at, NORM))
+        yield from recorder.compare_moments(short(at), kind, file.below(f"{at}/{kind}/"), NORM[file.dtype])
 
 
 def check_groups(trainer: Trainer, file: TrainStepFile, official: list[dict[str, Any]]) -> Iterator[Row]:
