@@ -11,8 +11,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from axis_arms import PRESETS, Arm
 from dinoswap.model import shapes_of
 from dinoswap.nn import compiled
-from dinoswap.nn.block import Block, Pack
+from dinoswap.nn.block import Block
 from dinoswap.nn.compiled import Compilable, set_compiled
+from dinoswap.nn.packs import Pack
 from dinoswap.nn.projection_head import ProjectionHead
 
 

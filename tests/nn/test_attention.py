@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinoswap.nn.attention import Attention, MatmulAttention, Shape, attend, fused
+from dinoswap.nn.attention import Attention, MatmulAttention, attend, fused
+from dinoswap.nn.packs import Shape
 from dinoswap.nn.vit import VisionTransformer
 
 SHAPES = [(3, 21), (5, 8), (1, 30)]  # sequences, and tokens in each

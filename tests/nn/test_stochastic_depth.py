@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from vit_fixture import VIT, crops, error, official
 
-from dinoswap.nn.block import Block, Pack
+from dinoswap.nn.block import Block
+from dinoswap.nn.packs import Pack
 from fixtures import Fixture
 
 DROPPATH = Fixture("droppath.npz")

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoswap.nn.attention import split
-from dinoswap.nn.block import Pack
+from dinoswap.nn.packs import Pack, split
 from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.load import load_into

@@ -1,6 +1,6 @@
 """The metric family `linear_sgd`: the accuracy of the best of many linear classifiers, which SGD trains together.
 
-As in eval/linear.py of facebookresearch/dinov2 @ b8931f7 there is a classifier for each learning rate of a grid, on the
+As in eval/linear.py of facebookresearch/dinov2 @ 05c66df there is a classifier for each learning rate of a grid, on the
 class token and on it beside the mean of the patches, trained for the same steps. What differs: there the images are
 augmented and computed again in each step, and half of the classifiers read the class tokens of the last four blocks;
 here all read the frozen features of the evaluation, which are of the last block and of the images as they are.

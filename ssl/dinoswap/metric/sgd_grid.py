@@ -1,7 +1,7 @@
 """Linear classifiers of frozen features, one for each learning rate and input, trained together by SGD.
 
 Momentum is 0.9, there is no weight decay, the learning rates fall to 0 by a cosine, weights begin at deviations of 0.01
-and constants at 0, as in facebookresearch/dinov2 @ b8931f7. The classifiers of one input are one tensor, whose gradient
+and constants at 0, as in facebookresearch/dinov2 @ 05c66df. The classifiers of one input are one tensor, whose gradient
 is that of the sum of their losses, each times its learning rate: so one step with the rate of the cosine is a step of
 each with its own. Here the classifiers of an input begin with the same weights and see the same batches.
 """

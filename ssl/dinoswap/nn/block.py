@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from dinoswap.nn.attention import Attention, Shape
+from dinoswap.nn.attention import Attention
 from dinoswap.nn.compiled import Compilable
 from dinoswap.nn.norm import NormKind, make_norm
+from dinoswap.nn.packs import Pack, Shape
 from dinoswap.position.base import Rotation
 
 Ffn = Literal["mlp", "swiglu"]
@@ -121,15 +122,6 @@ def draw_subset(batch: int, rate: float, device: torch.device) -> tuple[Tensor, 
     """Draws the samples [k] that a residual branch is computed for. Returns them and the branch's weight batch / k."""
     kept = max(int(batch * (1 - rate)), 1)
     return torch.randperm(batch, device=device)[:kept], batch / kept
-
-
-class Pack(NamedTuple):
-    """Sequences of some shapes, packed: the tokens of one after those of the other."""
-
-    x: Tensor  # [S, D]
-    shapes: Sequence[Shape]
-    rotations: Sequence[Rotation | None]  # for each shape, of the queries and keys of its patches
-    rows: Tensor | None = None  # [R], the only tokens wanted, as indices into S
 
 
 class Subset(NamedTuple):

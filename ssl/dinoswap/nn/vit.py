@@ -6,24 +6,21 @@ Follows models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7, with 
 rotary positions and other norms that of facebookresearch/dinov3 @ 6876159.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dinoswap.nn.attention import Shape, split
-from dinoswap.nn.block import Block, Ffn, Pack, check_rates, rising_rates
+from dinoswap.nn.block import Block, Ffn, check_rates, rising_rates
 from dinoswap.nn.norm import NormKind, make_norm
+from dinoswap.nn.packs import Pack, Shape, grouped, packed, packs_all, split
 from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
 from dinoswap.nn.sizes import InitialScale, Size, initial_scale, size_arguments
 from dinoswap.position.base import Position
 from dinoswap.position.learned import LearnedPosition
-
-T = TypeVar("T")
 
 LEARNED = LearnedPosition()
 
@@ -223,12 +220,12 @@ class VisionTransformer(nn.Module):
         entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
         grids = [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
         counts = [len(entries)] if packs_all(entries[0].device) else [1] * len(entries)
-        packs = [_packed(part) for part in _grouped(entries, counts)]
+        packs = [packed(part) for part in grouped(entries, counts)]
         for index in range(len(self.blocks)):
             if patch_rows is not None and index == len(self.blocks) - 1:
                 packs = [
                     pack._replace(rows=self._token_rows(pack.shapes, rows, pack.x.device))
-                    for pack, rows in zip(packs, _grouped(patch_rows, counts), strict=True)
+                    for pack, rows in zip(packs, grouped(patch_rows, counts), strict=True)
                 ]
             packs = self._run(index, packs, grids, single)
         normed = [self.norm(pack.x) for pack in packs]
@@ -238,7 +235,7 @@ class VisionTransformer(nn.Module):
             after = (part for pack, x in zip(packs, normed, strict=True) for part in split(x, pack.shapes))
             return [self._tokens(*entry) for entry in zip(before, after, is_local, strict=True)]
         read: list[tuple[Tensor, Tensor, Tensor]] = []  # class tokens, these and patches after the norm
-        for pack, x, rows in zip(packs, normed, _grouped(patch_rows, counts), strict=True):
+        for pack, x, rows in zip(packs, normed, grouped(patch_rows, counts), strict=True):
             lengths = [n for (batch, _), of in zip(pack.shapes, rows, strict=True) for n in (batch, _count(of))]
             raw, parts = torch.split(pack.x, lengths), torch.split(x, lengths)  # class tokens, patches, class ...
             read += zip(raw[::2], parts[::2], parts[1::2], strict=True)
@@ -277,7 +274,7 @@ class VisionTransformer(nn.Module):
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """Yields the tokens [b, T, D] of crops [b, 3, H, W] after each block, without a norm. A block is computed when
         its tokens are asked for."""
-        packs, grid = [_packed([self.prepare_tokens_with_masks(x)])], self.patch_embed.grid(*x.shape[-2:])
+        packs, grid = [packed([self.prepare_tokens_with_masks(x)])], self.patch_embed.grid(*x.shape[-2:])
         for index in range(len(self.blocks)):
             (pack,) = packs = self._run(index, packs, [grid], True)
             yield torch.unflatten(pack.x, 0, pack.shapes[0])
@@ -286,7 +283,7 @@ class VisionTransformer(nn.Module):
         """Returns the packs after the block of this index. Rotations are drawn before it draws its stochastic depth."""
         block = self.blocks[index]
         rotations = self.position.rotations(grids, self.head_width, packs[0].x, self.training, index)
-        turned = _grouped(rotations, [len(pack.shapes) for pack in packs])
+        turned = grouped(rotations, [len(pack.shapes) for pack in packs])
         packs = [pack._replace(rotations=own) for pack, own in zip(packs, turned, strict=True)]
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, block, use_reentrant=False) if recompute else block
@@ -307,25 +304,6 @@ class VisionTransformer(nn.Module):
                 rows.append(start + patches + (image + 1) * self.prefix)
             start = end
         return torch.cat(rows)
-
-
-def packs_all(device: torch.device) -> bool:
-    """Tells whether crops of all sizes are one pack: where kernels are launched, fewer and larger ones are faster. On a
-    CPU each size is a pack, as its caches hold the tokens of the smaller ones."""
-    return device.type != "cpu"
-
-
-def _packed(entries: Sequence[Tensor]) -> Pack:
-    """Returns the tokens [b, T, D] of some crops as one pack."""
-    shapes = [(x.shape[0], x.shape[1]) for x in entries]
-    tokens = [x.flatten(0, 1) for x in entries]
-    return Pack(torch.cat(tokens) if len(tokens) > 1 else tokens[0], shapes, [None] * len(shapes))
-
-
-def _grouped(items: Iterable[T], counts: Sequence[int]) -> list[list[T]]:
-    """Returns the items in lists of so many each."""
-    left = iter(items)
-    return [list(islice(left, count)) for count in counts]
 
 
 def _count(rows: Tensor | None) -> int:

@@ -16,8 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from dinoswap.nn.attention import split
-from dinoswap.nn.block import Pack
+from dinoswap.nn.packs import Pack, split
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.teacher.depth_anything.rope import DA3Position
 from dinoswap.teacher.depth_anything.variants import Architecture
