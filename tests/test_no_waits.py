@@ -22,17 +22,20 @@ BESIDE = [
         "objectives.gram.stats=true", "objectives.gram.per_image=false", "objectives.gram.negatives=clear",
         "objectives.gram.tokens=unmasked", "objectives.gram.refresh_every=1", "optimizer.clip=per_tensor",
         "targets@objectives.dino.targets=centering", "targets@objectives.ibot.targets=centering",
+        "trainer.precision=bf16_params",
     ],
     [
         "preset=dinov3", "model.drop_path=0.05", "objectives.koleo.group=2", "objectives.koleo.gather=true",
         "position.shift=0.1", "position.jitter=1.1", "position.rescale=1.1", "schedule.freeze_last_layer=2",
         "schedule.freeze_by=drop_gradients", "model.activation_checkpointing=true", "optimizer.clip_grad=null",
         "targets@objectives.dino.targets=sinkhorn_5", "model.norm=rmsnorm",
+        "trainer.precision=bf16_params",
     ],
     [
         "da3=enabled", *teacher_of("enabled"), "da3.grid_matching=resize_tokens", "da3.centre_momentum=0.9",
         "model.ffn=swiglu", "model.cls_norm=true", "model.interpolate_antialias=true", "resolution=mixed",
         "objectives.dino.global_pairs=all", "objectives.koleo.over_crops=mean", "masking.mask_sample_probability=0",
+        "trainer.precision=bf16_params",
     ],
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The training step against loops that follow its formulas."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from dinoswap.config.sections import TrainerSettings
+from dinoswap.rng import seed_torch
 from dinoswap.run import checkpoint
 from dinoswap.trainer import Trainer, resolve_device
 from options import build_settings
 from small_models import CENTERING, named_parameters, small_batch, small_trainer, state_tensors
 
 STEP = 4  # of 10; warm-up ends after the first
-PRECISIONS = ["fp32", "bf16", "fp16"]
+PRECISIONS = ["fp32", "bf16", "fp16", "bf16_params"]
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -158,11 +160,43 @@ def test_precisions_agree_loosely() -> None:
         logs[precision] = first_good_step(trainer)
         assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
         assert trainer.step(STEP + 1, [small_batch(1)])["loss"].isfinite()
-    for precision in ("bf16", "fp16"):
+    for precision in PRECISIONS[1:]:
         for name, value in logs["fp32"].items():
             assert float(logs[precision][name]) == pytest.approx(float(value), rel=0.05), (precision, name)
             if "grad_norm" in name:
                 assert logs[precision][name] != value, "it was not computed in another precision"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.drop_path=0.3", "model.activation_checkpointing=true"],
+        ["preset=dinov3", "model.norm=rmsnorm", "model.drop_path=0.1"],
+        ["preset=aligned", "gram=ema", "heads.dino_head.weight_norm=false"],
+    ],
+    ids=["official", "dinov3", "aligned"],
+)
+def test_parameters_in_bf16_compute_what_a_model_in_bf16_does(overrides: list[str]) -> None:
+    """To the last bit, and change weights in float32."""
+    trainer = small_trainer("trainer.precision=bf16_params", "optimizer.clip_grad=null", *overrides)
+    model, batch = copy.deepcopy(trainer.model).bfloat16(), small_batch(0)
+    before = {name: p.clone() for name, p in named_parameters(trainer).items()}
+    seed_torch(trainer.seed, "step", STEP, 0)
+    loss, terms = model(batch, trainer.schedules.at(STEP))
+    loss.backward()
+    logs = trainer.step(STEP, [batch])
+    assert logs["loss"] == loss
+    assert logs["loss"].dtype == torch.float32
+    assert {name: logs[name] for name in terms} == terms
+    of_model = dict(model.student.named_parameters())
+    for name, gradient in gradients(trainer).items():
+        expected = of_model[name].grad
+        assert expected is not None
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, expected.float()), name
+    moved = [name for name, p in named_parameters(trainer).items() if not torch.equal(p.bfloat16().float(), p)]
+    assert len(moved) > 30
+    assert any(not torch.equal(p, before[name]) for name, p in named_parameters(trainer).items())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

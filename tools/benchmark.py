@@ -36,7 +36,7 @@ from dinoswap.files.writing import write_atomically
 from dinoswap.nn.precision import EMULATED, slowdown
 from dinoswap.run.flops import step_flops
 from dinoswap.run.provenance import in_words, measured_on
-from dinoswap.trainer import AUTOCAST, Trainer, resolve_device
+from dinoswap.trainer import PRODUCTS, Trainer, resolve_device
 from dinoswap.values import Batch
 
 COMMON = ["model.registers=4", "model.layerscale=0.1", "model.drop_path=0", "trainer.max_steps=1000"]
@@ -129,7 +129,7 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     images = batches[0].images
     flops = statistics.mean(step_flops(trainer.model, batch, trainer.schedules.final()) for batch in batches)
     precision = cfg["trainer"]["precision"]
-    dtype = AUTOCAST.get(precision, torch.float32)
+    dtype = PRODUCTS.get(precision, torch.float32)
     for step in range(2):
         trainer.step(step, [on_device[step % BATCHES]])
     peaks, times = [], []
@@ -248,7 +248,7 @@ def main() -> int:
     parser.add_argument(
         "--precision",
         nargs="+",
-        choices=["fp32", *AUTOCAST],
+        choices=["fp32", *PRODUCTS],
         help="default: fp32, and bf16 where the device has instructions for it",
     )
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each row")

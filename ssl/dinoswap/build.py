@@ -22,6 +22,7 @@ from dinoswap.config.sections import (
     gathered_dtype,
     loading_settings,
     step_sizes,
+    stream_dtype,
 )
 from dinoswap.da3.enabled import check_width
 from dinoswap.data.images import Images, ImageSource
@@ -185,7 +186,7 @@ def prepare_for_distributed_training(
         averaged=[*model.teacher.values()],
         frozen=[network for objective in objectives for network in objective.inference_only_models()],
         products=gathered_dtype(cfg),
-        stream="fp32",
+        stream=stream_dtype(cfg),
         one_backward=cfg["trainer"]["accumulate"] == 1 and not checked_before,
     )
     return parallel.prepare(model, networks, device)

@@ -219,7 +219,7 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
     from dinoswap.backbone import read
     from dinoswap.distributed import gathered, is_main, on_main, require_same
     from dinoswap.evaluation.features import EvalImages, FrozenBackbone, clean_crop
-    from dinoswap.trainer import AUTOCAST, resolve_device
+    from dinoswap.trainer import PRODUCTS, resolve_device
 
     source, loading = build_source(config), loading_settings(config)
     queries = [decoded(path, loading.decoding) for path in arguments.query]
@@ -236,7 +236,7 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
     mean, std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
     network = backbone.network.to(device)
     tokens = math.prod(network.patch_embed.grid(size, size)), network.embed_dim
-    frozen = FrozenBackbone(network, mean, std, device, AUTOCAST.get(trainer.precision), kinds)
+    frozen = FrozenBackbone(network, mean, std, device, PRODUCTS.get(trainer.precision), kinds)
     on_main(lambda: begin(arguments.out, about))
     with Progress(console=Console(stderr=True), disable=not is_main()) as progress:
         for part, images in (("train", source.train()), ("test", source.test())):

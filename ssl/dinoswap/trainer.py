@@ -12,6 +12,7 @@ from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.environment import local_device
 from dinoswap.distributed.sharding import sharded_modules
 from dinoswap.model import SelfDistillation
+from dinoswap.nn.precision import parameters_in
 from dinoswap.optim.ema import EMA
 from dinoswap.optim.nonfinite import NonFiniteGuard
 from dinoswap.optim.param_groups import Group, apply_schedules, drop_frozen_gradients
@@ -21,6 +22,12 @@ from dinoswap.rng import seed_torch
 from dinoswap.values import Batch, Hyper
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The types that operations of a step are cast to one by one."""
+PARAMETERS = {"bf16_params": torch.bfloat16}
+"""The types that a step has its parameters in, and so all that it computes, but for what is wider by itself: statistics
+of norms, softmax, losses, targets."""
+PRODUCTS = AUTOCAST | PARAMETERS
+"""The types that matrix products are computed in, where that is not float32."""
 Clip = Callable[[list[Group]], dict[str, Tensor]]
 
 
@@ -66,14 +73,15 @@ class Trainer:
         self.sharded = sharded_modules(model)
         self.ema = EMA(model.teacher, model.student)
         self.buffers = list(model.buffers())  # a forward pass may change them, such as centres
-        self.dtype = AUTOCAST.get(precision)
+        self.dtype = PRODUCTS.get(precision)
+        self.half_parameters = precision in PARAMETERS
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.seed = seed
         self.device = device
         self.guard = NonFiniteGuard(max_nonfinite_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """A context that computes in the precision of the run."""
+        """A context of autocast that computes products in the precision of the run."""
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
 
     def check_first_batch(self, batch: Batch) -> list[str]:
@@ -114,8 +122,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, start=1):
-            with self._exchange(last=number == len(batches)):
-                with self.autocast():
+            with self._exchange(last=number == len(batches)), self._parameters():
+                with contextlib.nullcontext() if self.half_parameters else self.autocast():
                     loss, terms = self.called(batch, hyper)
                 self.scaler.scale(loss / len(batches)).backward()
             for name, value in {"loss": loss.detach(), **terms}.items():
@@ -130,6 +138,12 @@ class Trainer:
         gradients."""
         wait: Callable[[], contextlib.AbstractContextManager[None]] | None = getattr(self.called, "no_sync", None)
         return contextlib.nullcontext() if last or wait is None else wait()
+
+    def _parameters(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the parameters are those that a step computes with. Shards are gathered as such."""
+        if self.sharded or not self.half_parameters or self.dtype is None:
+            return contextlib.nullcontext()
+        return parameters_in(self.dtype, self.model)
 
     def _agree_on_overflow(self) -> None:
         """Makes all ranks see an overflow on any of them. A single shard of a gradient may overflow, and the loss scale

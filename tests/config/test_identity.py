@@ -98,12 +98,15 @@ def test_what_a_way_of_spreading_rounds_is_in_it() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "gathered", "said"),
-    [("bf16", "null", "bf16"), ("bf16", "bf16", "bf16"), ("bf16", "fp32", None), ("fp16", "null", None)],
+    [
+        *[("bf16", "null", "bf16"), ("bf16", "bf16", "bf16"), ("bf16", "fp32", None), ("fp16", "null", None)],
+        *[("bf16_params", "null", None), ("bf16_params", "bf16", None)],
+    ],
 )
 def test_weights_are_gathered_in_bf16_where_the_trainer_computes_in_it(
     precision: str, gathered: str, said: str | None
 ) -> None:
-    """Which is another run than that of one process, as norms and prototypes are rounded too."""
+    """Which is another run than that of one process: norms and prototypes are rounded too, unless they are anyway."""
     overrides = ["recipe=smoke", f"trainer.precision={precision}"]
     found = identity(compose_config([*overrides, "distributed=fsdp2", f"distributed.param_dtype={gathered}"]))
     more = {} if said is None else {"distributed.param_dtype": said}

@@ -50,7 +50,7 @@ def build(config: Mapping[str, Any], folder: Path) -> None:
     [
         ("trainer.max_steps=abc", "must be a whole number, not text"),
         ("trainer.max_steps=0", "must be at least 1"),
-        ("trainer.precision=bf17", "must be one of fp32, bf16, fp16. Did you mean 'bf16'?"),
+        ("trainer.precision=bf17", "must be one of fp32, bf16, fp16, bf16_params. Did you mean 'bf16'?"),
         ("trainer.device=cudda", "Expected one of cpu, cuda"),
         ("trainer.checkpoint_minutes=-1.0", "must be 0 (only at the end) or more"),
         ("masking.mask_sample_probability=1.5", "must lie between 0 and 1"),

@@ -10,6 +10,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from dinoswap.distributed import all_reduce_mean
 from dinoswap.distributed.fsdp2 import FSDP2
+from dinoswap.evaluation.features import FrozenBackbone
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.trainer import Trainer
 from options import build_option
@@ -48,7 +49,17 @@ def test_heads_are_gathered_once_in_a_step(tmp_path: Path) -> None:
     }
 
 
-HALF = ["trainer.precision=bf16", "objectives.koleo.gather=true", "model.drop_path=0"]
+COMMON = ["objectives.koleo.gather=true", "model.drop_path=0"]
+BF16, FP32 = torch.bfloat16, torch.float32
+HALF = {  # settings, how ranks share the work, and the types of tokens, and of weights of products, in a step
+    "bf16": (["trainer.precision=bf16"], ["distributed=fsdp2"], FP32, BF16),
+    "bf16, gathered in fp32": (
+        *(["trainer.precision=bf16"], ["distributed=fsdp2", "distributed.param_dtype=fp32"]),
+        *(FP32, FP32),
+    ),
+    "bf16_params": (["trainer.precision=bf16_params"], ["distributed=fsdp2"], BF16, BF16),
+    "bf16_params, copies": (["trainer.precision=bf16_params"], ["distributed=ddp"], BF16, BF16),
+}
 
 
 def types_of(trainer: Trainer) -> dict[str, set[torch.dtype]]:
@@ -71,34 +82,37 @@ def types_of(trainer: Trainer) -> dict[str, set[torch.dtype]]:
 
 
 def half_precision(overrides: list[str]) -> dict[str, Any]:
-    """Three steps: what is logged, the types while they are computed, and those that are kept."""
-    trainer, batches = small_run([*HALF, *overrides])
+    """Three steps: what is logged, the types while they are computed and those that are kept; then class tokens of the
+    teacher, as evaluations compute them."""
+    trainer, batches = small_run([*COMMON, *overrides])
     types = types_of(trainer)
     logs = [trainer.step(step, batches(step)) for step in range(3)]
     values = {name: [float(all_reduce_mean(of_step[name])) for of_step in logs] for name in logs[0]}
-    return {"logs": values, "types": types, "kept": {p.dtype for p in trainer.model.parameters()}}
+    seen = {kind: set(found) for kind, found in types.items()}
+    kept = {p.dtype for p in trainer.model.parameters()}
+    statistics = torch.full((3,), 0.5)
+    backbone = FrozenBackbone(trainer.model.teacher["backbone"], statistics, statistics, autocast=trainer.dtype)
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return {"logs": values, "types": seen, "kept": kept, "cls": backbone.features(images)["cls"]}
 
 
-GATHERED = {None: torch.bfloat16, "fp32": torch.float32}
+def half_precisions(rank: int) -> dict[str, Any]:
+    return {name: half_precision([*settings, *spread]) for name, (settings, spread, *_) in HALF.items()}
 
 
-def half_precisions(rank: int) -> dict[str | None, Any]:
-    return {
-        name: half_precision(["distributed=fsdp2", f"distributed.param_dtype={name or 'null'}"]) for name in GATHERED
-    }
-
-
-def test_weights_of_products_are_gathered_in_their_type(tmp_path: Path) -> None:
-    """Tokens stay in float32 under autocast, and what is computed is what one process computes, to bf16's rounding."""
-    alone = half_precision([])
+def test_ranks_compute_in_half_precision_what_one_process_does(tmp_path: Path) -> None:
+    """To bf16's rounding. Under autocast tokens stay in float32."""
+    alone = {" ".join(settings): half_precision(settings) for settings, *_ in HALF.values()}
     (found, _) = on_ranks(half_precisions, tmp_path)
-    for name, of_blocks in GATHERED.items():
-        types = {"tokens": {torch.float32}, "block": {of_blocks}, "norm": {torch.float32}, "head": {of_blocks}}
-        assert found[name]["types"] == types
-        assert found[name]["kept"] == {torch.float32}
-        for term, values in alone["logs"].items():
+    for name, (settings, _, tokens, products) in HALF.items():
+        wanted = alone[" ".join(settings)]
+        assert found[name]["types"] == {"tokens": {tokens}, "norm": {tokens}, "block": {products}, "head": {products}}
+        assert found[name]["kept"] == {FP32}
+        assert found[name]["cls"].dtype == FP32
+        torch.testing.assert_close(found[name]["cls"], wanted["cls"], atol=0.05, rtol=0.02)
+        for term, values in wanted["logs"].items():
             assert found[name]["logs"][term] == pytest.approx(values, rel=0.02), (name, term)
-    assert found[None]["logs"] != found["fp32"]["logs"]
+    assert found["bf16"]["logs"] != found["bf16, gathered in fp32"]["logs"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from small_models import composed
         (["da3=enabled", "da3.use_fsdp=true"], "da3.use_fsdp=true: .*; choose distributed=fsdp2"),
         (["distributed=ddp", "distributed.timeout_minutes=0.0"], "distributed.timeout_minutes=0.0: must be above 0"),
         (["distributed=ddp", "distributed.bucket_mb=0"], "distributed.bucket_mb=0: must be at least 1"),
-        (["distributed=fsdp2", "distributed.param_dtype=bf16"], "param_dtype=bf16: .* trainer.precision=fp32; make"),
+        (
+            ["distributed=fsdp2", "distributed.param_dtype=bf16"],
+            "param_dtype=bf16: .*precision=fp32; use fp32, or null",
+        ),
+        (
+            ["distributed=fsdp2", "trainer.precision=bf16_params", "distributed.param_dtype=fp32"],
+            "param_dtype=fp32: .* trainer.precision=bf16_params; use bf16, or null",
+        ),
         (["distributed=fsdp2", "distributed.param_dtype=bf61"], "distributed.param_dtype=bf61: .*Did you mean 'bf16'"),
         (["distributed=ddp", "+distributed.buckets=3"], "distributed.buckets=3: there is no such key"),
     ],

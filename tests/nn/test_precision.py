@@ -1,10 +1,13 @@
-"""What is said of a number format that the device has no instructions for."""
+"""Parameters in half precision, and what is said of a number format that the device has no instructions for."""
+
+import copy
 
 import pytest
 import torch
+from torch import nn
 
 from dinoswap.nn import precision
-from dinoswap.nn.precision import emulation_notice, slowdown
+from dinoswap.nn.precision import emulation_notice, parameters_in, slowdown
 from dinoswap.run.provenance import in_words, instruction_set, measured_on
 
 CPU = torch.device("cpu")
@@ -43,3 +46,36 @@ def test_a_table_of_times_says_which_instructions_there_were(monkeypatch: pytest
     assert instruction_set().endswith(", limited to AVX2")
     assert instruction_set() in in_words(measured_on())
     assert in_words({"cpu": "a CPU", "threads": 2, "torch": "2.9"}).startswith("a CPU (instruction set not noted), 2")
+
+
+def tied() -> nn.Sequential:
+    """Two layers with one weight, and one that is frozen."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.Linear(4, 2).requires_grad_(False))
+    network[2].weight = network[0].weight
+    return network
+
+
+def test_gradients_pass_through_parameters_in_half_precision() -> None:
+    """They are those of a network that has no others."""
+    network, x = tied(), torch.randn(5, 4)
+    half = copy.deepcopy(network).bfloat16()
+    half(x.bfloat16()).sum().backward()
+    with parameters_in(torch.bfloat16, network):
+        assert network[2].weight is network[0].weight
+        network(x.bfloat16()).sum().backward()
+    for ours, theirs in zip(network.parameters(), half.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        if ours.requires_grad:
+            assert ours.grad is not None and theirs.grad is not None
+            assert torch.equal(ours.grad, theirs.grad.float())
+
+
+def test_a_network_gets_its_parameters_back() -> None:
+    network = tied()
+    before = [*network.named_parameters(remove_duplicate=False)]
+    with pytest.raises(KeyError), parameters_in(torch.bfloat16, network):
+        raise KeyError
+    after = [*network.named_parameters(remove_duplicate=False)]
+    assert [name for name, _ in after] == [name for name, _ in before]
+    assert all(one is other for (_, one), (_, other) in zip(after, before, strict=True))

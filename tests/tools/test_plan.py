@@ -202,6 +202,19 @@ def test_a_second_micro_batch_meets_the_gradients_of_the_first() -> None:
     assert parts.memory["off"][step.ACTIVATIONS] < whole.memory["off"][step.ACTIVATIONS]
 
 
+def test_parameters_in_bf16_have_one_copy_and_tokens_take_less() -> None:
+    base = ["recipe=smoke", "model.depth=4", "data.batch_size=64"]
+    autocast, copied = (plan.make_plan([*base, f"trainer.precision={name}"]) for name in ("bf16", "bf16_params"))
+    assert copied.memory["off"][step.WEIGHT_CASTS] == 2 * (
+        copied.parameters["student"] + copied.parameters["EMA teacher"]
+    )
+    assert copied.memory["off"][step.ACTIVATIONS] < 0.9 * autocast.memory["off"][step.ACTIVATIONS]
+    assert copied.seconds["compute"] == autocast.seconds["compute"]
+    shards = plan.make_plan([*base, "trainer.precision=bf16_params", "distributed=fsdp2"], gpus=2)
+    assert shards.memory["off"][step.WEIGHT_CASTS] == 0  # they are gathered as such
+    assert shards.communication["all-gather forward"] == 1 / 2 * 2 * shards.parameters["student"]
+
+
 def test_the_frozen_teacher_is_counted_with_its_precision() -> None:
     base = ["recipe=smoke", "da3=enabled"]
     fp32, bf16 = (plan.make_plan([*base, f"da3.precision={precision}"]) for precision in ("fp32", "bf16"))

@@ -6,6 +6,7 @@ from typing import Any
 from dinoswap.clustering.patch_prototypes import BANK
 from dinoswap.model import SelfDistillation
 from dinoswap.targets.centering import Centering
+from dinoswap.trainer import PRODUCTS
 from planning import networks, step
 from planning.hardware import GPUS, NODE
 from planning.memory import BYTES, STATE_BYTES, Spread
@@ -69,7 +70,7 @@ def step_seconds(
 ) -> dict[str, float]:
     """Of one step: compute, communication, what of it is not hidden, and their sum."""
     gpu, micro_batches = GPUS[request.gpu], slices // request.gpus
-    peak = {"fp32": gpu.fp32, "bf16": gpu.half, "fp16": gpu.half}
+    peak = {"fp32": gpu.fp32} | dict.fromkeys(PRODUCTS, gpu.half)
     precision, sections = cfg["trainer"]["precision"], {**cfg["objectives"], "da3": cfg["da3"]}
     work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / peak[precision]
     work += sum(n / peak[sections[name].get("precision", precision)] for name, n in flops.frozen.items())

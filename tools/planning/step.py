@@ -30,12 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinoswap.model import SelfDistillation
 from dinoswap.nn import attention, vit
+from dinoswap.nn.precision import parameters_in
 from dinoswap.run.flops import step_flops
-from dinoswap.trainer import AUTOCAST
+from dinoswap.trainer import AUTOCAST, PARAMETERS
 from dinoswap.values import Batch, Hyper
 from planning.networks import frozen_networks, prototypes, units, with_checkpointing
 
-WEIGHT_CASTS = "autocast copies of weights"
+WEIGHT_CASTS = "copies of weights in half precision"
 WEIGHT_PRODUCTS = "folded weights"
 GRADIENTS = "gradients"
 LOGITS = "K-sized logits and targets"
@@ -205,10 +206,11 @@ def live_bytes(
             for _ in range(min(accumulate, 2)):  # a third micro-batch is like the second
                 recorder.backward = False
                 recorder.life.calls.clear()
-                with _autocast(precision):
-                    loss, terms = shadow(inputs, hyper)
-                recorder.backward = True
-                loss.backward()
+                with _parameters(precision, shadow):
+                    with _autocast(precision):
+                        loss, terms = shadow(inputs, hyper)
+                    recorder.backward = True
+                    loss.backward()
                 del loss, terms
         for parameter in shadow.parameters():
             if parameter.grad is not None:
@@ -218,6 +220,10 @@ def live_bytes(
 
 def _autocast(precision: str) -> contextlib.AbstractContextManager[None]:
     return torch.autocast("cpu", dtype=AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
+
+
+def _parameters(precision: str, model: SelfDistillation) -> contextlib.AbstractContextManager[None]:
+    return parameters_in(PARAMETERS[precision], model) if precision in PARAMETERS else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -38,7 +38,9 @@ class LinearPrototypeBank(nn.Linear):
         }
 
     def forward(self, teacher: Tensor, student: Tensor) -> Assigned:  # type: ignore[override]
-        """Returns the logits of L2-normalised tokens, teacher [R, dim] and student [S, dim], and KoLeo of the bank."""
+        """Returns the logits of L2-normalised tokens, teacher [R, dim] and student [S, dim], and KoLeo of the bank. The
+        products are in the precision of the weights."""
+        teacher, student = (tokens.to(self.weight.dtype) for tokens in (teacher, student))
         return Assigned(
             teacher=super().forward(teacher),
             student=functional.linear(student, self.weight.detach(), self.bias.detach()),

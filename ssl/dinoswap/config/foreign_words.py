@@ -17,7 +17,7 @@ LOGGERS = (
     " written in any case"
 )
 CONFIG = "a preset or recipe is chosen by name (preset=official recipe=vits16), keys are set as key=value"
-AMP = "trainer.precision=bf16, fp16 or fp32"
+AMP = "trainer.precision=bf16, fp16, bf16_params or fp32"
 CLASSES = "labels are used by evaluation only, and their number is found"
 LEARNING_RATE = "schedule.base_lr, which schedule.lr_scaling scales with the batch"
 

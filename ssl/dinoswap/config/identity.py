@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from dinoswap.config.configuration import config_dir
 from dinoswap.config.moved import as_introduced
 from dinoswap.config.schema import ConfigError, full_key
-from dinoswap.config.sections import gathered_dtype
+from dinoswap.config.sections import gathered_dtype, stream_dtype
 
 # Keys, and whole sections, that cannot change the result. So they are neither in a run's name nor compared at a resume.
 VOLATILE = (
@@ -88,10 +88,13 @@ def identity(config: Mapping[str, Any], known: Known | None = None) -> dict[str,
 
 
 def spread(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the section `distributed` of a config, with the type that weights are gathered in where it is named by
-    trainer.precision alone."""
+    """Returns the section `distributed` of a config, with the type that weights are gathered in, whichever key decides
+    it, and fp32 where they are computed in that type by one process too: then nothing more is rounded."""
     section: Mapping[str, Any] = config.get("distributed", {})
-    return {**section, "param_dtype": gathered_dtype(config)} if "param_dtype" in section else section
+    if "param_dtype" not in section:
+        return section
+    gathered = gathered_dtype(config)
+    return {**section, "param_dtype": "fp32" if gathered == stream_dtype(config) else gathered}
 
 
 def default_of(leaf: Leaf, known: Known) -> Any:

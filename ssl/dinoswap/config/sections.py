@@ -16,7 +16,7 @@ from dinoswap.resolution.base import Resolution, StepSizes
 from dinoswap.start.base import Start
 
 Config = Mapping[str, Any]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "bf16_params"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 SECTIONS = (
@@ -176,7 +176,12 @@ def gathered_dtype(cfg: Config) -> Dtype:
     """Returns the type that weights of matrix products are gathered in where they are sharded: the one that
     distributed.param_dtype names, and where it names none bf16 if the trainer computes in it, else fp32."""
     named = cfg["distributed"].get("param_dtype")
-    return cast(Dtype, named or ("bf16" if cfg["trainer"]["precision"] == "bf16" else "fp32"))
+    return cast(Dtype, named or ("bf16" if cfg["trainer"]["precision"] in ("bf16", "bf16_params") else "fp32"))
+
+
+def stream_dtype(cfg: Config) -> Dtype:
+    """Returns the type of the tokens between blocks, and of what is added to them."""
+    return "bf16" if cfg["trainer"]["precision"] == "bf16_params" else "fp32"
 
 
 def build_start(cfg: Config) -> Start:

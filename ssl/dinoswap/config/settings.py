@@ -66,10 +66,11 @@ def check_distributed(cfg: Config) -> None:
         check_ranks(cfg, world_size())
     if cfg["da3"].get("use_fsdp") and not (parallel is not None and parallel.shards):
         raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
-    if (param_dtype := section.get("param_dtype")) not in (None, "fp32", precision):
+    fitting = ["bf16"] if precision == "bf16_params" else [*dict.fromkeys(("fp32", precision))]
+    if (param_dtype := section.get("param_dtype")) not in (None, *fitting):
         raise ConfigError(
-            f"distributed.param_dtype={param_dtype}: does not go with trainer.precision={precision}; make "
-            "the two the same, or gather weights in fp32"
+            f"distributed.param_dtype={param_dtype}: does not go with trainer.precision={precision}; use "
+            f"{' or '.join(fitting)}, or null for what goes with it"
         )
 
 

@@ -221,7 +221,8 @@ class Block(Compilable):
             tokens = torch.arange(x.shape[0], device=x.device)
             # Where each token lies in the subset; one that was dropped has any place and the factor 0
             places = (tokens % len(subset.rows)).index_copy_(0, subset.rows, tokens[: len(subset.rows)])
-            factors = x.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight).index_select(0, rows)
+            of_tokens = subset.weight.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight)
+            factors = of_tokens.index_select(0, rows)
             mixed = self.run(Block._mixed, x.index_select(0, subset.rows), subset.shapes, pack.rotations)
             branch = self.run(Block._projected, mixed.index_select(0, places.index_select(0, rows)))
         else:
@@ -261,7 +262,8 @@ class Block(Compilable):
             start + torch.arange(length, device=x.device) + chosen[:, None] * length  # [k, T]
             for start, (chosen, _), (_, length) in zip(starts, draws, shapes, strict=False)
         ]
-        weights = [x.new_full((k * length, 1), weight) for (k, length), (_, weight) in zip(kept, draws, strict=True)]
+        of_shapes = zip(kept, draws, strict=True)
+        weights = [x.new_full((k * length, 1), weight, dtype=_wide(x)) for (k, length), (_, weight) in of_shapes]
         return Subset(torch.cat([row.flatten() for row in rows]), kept, torch.cat(weights))
 
     def _factors(
@@ -283,12 +285,17 @@ class Block(Compilable):
         batch, length = shape
         if self._drops_subsets(single):
             kept, weight = draw_subset(batch, self.drop_path, x.device)
-            factors = x.new_zeros(batch).index_fill_(0, kept, weight)
+            factors = x.new_zeros(batch, dtype=_wide(x)).index_fill_(0, kept, weight)
         else:
-            factors = x.new_empty(batch).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
+            factors = x.new_empty(batch, dtype=_wide(x)).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
         return factors[:, None].expand(batch, length).reshape(-1, 1)
 
 
 def _plus(x: Tensor, branch: Tensor, factors: Tensor | None) -> Tensor:
-    """Returns x plus a residual branch, whose elements have these factors."""
-    return x + (branch if factors is None else branch * factors)
+    """Returns x plus a residual branch, whose elements have these factors, in the type of x."""
+    return (x + (branch if factors is None else branch * factors)).to(x.dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Returns the type of factors: float32 for tokens in half precision, which would round b / k by up to 0.2 %."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -32,8 +32,8 @@ class PatchEmbed(nn.Module):
         return max(round(side / self.patch_size), 1) * self.patch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the tokens [b, N, D] of crops [b, 3, H, W], in row-major order."""
-        tokens: Tensor = self.proj(x)
+        """Returns the tokens [b, N, D] of crops [b, 3, H, W], in row-major order and in the type of the weights."""
+        tokens: Tensor = self.proj(x.to(self.proj.weight.dtype))
         return tokens.flatten(2).transpose(1, 2)  # [b, D, h, w] -> [b, N, D]
 
 

@@ -1,9 +1,12 @@
-"""Number formats of matrix products: a context without autocast, and a measurement of emulated formats."""
+"""Number formats: a context without autocast, one with parameters in half precision, and a measurement of emulated
+formats."""
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
 
 EMULATED = 2.0
 """A format is called emulated where products take this many times as long as in float32."""
@@ -16,6 +19,21 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
     """A context with autocast off. It does nothing on the meta device, where FLOPs are counted without autocast."""
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def parameters_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
+    """A context, for forward and backward passes, in which a module has copies of its parameters in `dtype`. Gradients
+    pass through them to the parameters themselves."""
+    places = [(part, name, p) for part in module.modules() for name, p in part._parameters.items() if p is not None]
+    copies: dict[Tensor, Tensor] = {p: p.to(dtype) for p in dict.fromkeys(p for _, _, p in places)}
+    for part, name, parameter in places:
+        part._parameters[name] = copies[parameter]  # type: ignore[assignment]  # it is no leaf, as a Parameter would be
+    try:
+        yield
+    finally:
+        for part, name, parameter in places:
+            part._parameters[name] = parameter
 
 
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:

@@ -18,7 +18,7 @@ from dinoswap.rng import seed_torch
 from dinoswap.run.assemble import build_run
 from dinoswap.run.checkpoint import Checkpoint
 from dinoswap.run.metrics import RunRecord
-from dinoswap.trainer import AUTOCAST, resolve_device
+from dinoswap.trainer import PRODUCTS, resolve_device
 
 PROBE_IMAGES = 64
 """Largest batch that target diagnostics are computed on: the batch of a run may have been that of a hundred GPUs."""
@@ -82,7 +82,7 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     seed_torch(config["seed"], "init/backbone")
     random_init = VisionTransformer(**architecture)
     print_inventory(take_inventory(source, 1, loading_settings(config).decoding))
-    evaluator = build_evaluator(config, source, device, AUTOCAST.get(settings.precision))
+    evaluator = build_evaluator(config, source, device, PRODUCTS.get(settings.precision))
     return evaluator.final(backbone.to(device), random_init.to(device))
 
 
