@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,21 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match=r"trainer\.device=gpu"):
         resolve_device("gpu")
+
+
+@pytest.fixture
+def torch_by_itself() -> Iterator[None]:
+    """What torch allows is afterwards as before."""
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@pytest.mark.usefixtures("torch_by_itself")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_for_products_and_convolutions_or_neither(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("highest" if allowed else "high")
+    small_trainer(f"trainer.matmul_precision={'high' if allowed else 'highest'}")
+    assert torch.backends.cuda.matmul.allow_tf32 == allowed
+    assert torch.backends.cudnn.allow_tf32 == allowed

@@ -5,8 +5,8 @@
     python tools/check_gpu.py -o FOLDER --device cpu            # tries the script where there is no GPU
 
 waits    two steps, then ten in which torch raises where the host waits for the GPU; copying the batch is a part of each
-losses   twenty steps of recipe=smoke against the CPU's, in fp32 and in bf16, each against its tolerance; without
-         dropout, whose draws differ between devices
+losses   twenty steps of recipe=smoke against the CPU's, in fp32, bf16 and bf16_params, each against its tolerance;
+         without dropout, whose draws differ between devices
 resume   a run of recipe=smoke that is killed after its first checkpoint, and continued, against one that is not
 speed    images per second and peak memory of steps of recipe=vits16 with 64 images; of recipe=smoke on a CPU
 
@@ -45,9 +45,8 @@ Numbers = dict[str, Any]
 """What a check measured. `failed` says in words what is wrong, "" nothing; `skipped` why it did not run."""
 
 STEPS = 20
-TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}
-"""The largest relative difference of a loss to that of the CPU in float32. cuDNN computes the convolution of the
-patches in TF32, with 10 bits, and bf16 has 8."""
+TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2, "bf16_params": 3e-2}
+"""The largest relative difference of a loss to that of the CPU in float32. bf16 has 8 bits."""
 RESUMED = 1e-3
 """Likewise, of a continued run to one that was not killed: sums by atomic additions have no order."""
 WITHOUT_DRAWS = ["model.drop_path=0", "model.residual_dropout=0"]

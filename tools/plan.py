@@ -25,7 +25,7 @@ one, and gradients go between replicas as with ddp. Sinkhorn and centring: their
 Time. seconds = FLOPs / (peak x utilisation) + communication that is not hidden; FLOPs are those of the published
 algorithm and, with checkpointing, what is computed again. All-reduces of ddp hide behind the backward pass (half of the
 step), gathers and scatters of fsdp2 behind all of the step, vectors of K behind nothing; bandwidth is the vendor's: of
-NVLink up to a node of 8, of a node's network cards beyond. fp32 is fp32: the trainer never switches TF32 on. Loading,
+NVLink up to a node of 8, of a node's network cards beyond. fp32 is TF32 with trainer.matmul_precision=high. Loading,
 evaluation and checkpoints are not in it.
 
 Utilisation defaults to what published runs reached by these FLOPs (results/reference/plan has each): 0.34 on A100
@@ -53,7 +53,7 @@ from planning import networks, step
 from planning.hardware import GPUS
 from planning.memory import memory_parts, step_life
 from planning.request import SHARDINGS, checked_request
-from planning.speed import communicated, step_seconds, study
+from planning.speed import communicated, products, step_seconds, study
 from planning.tables import tables
 from planning.values import Plan
 
@@ -85,7 +85,7 @@ def make_plan(
     sizes, hyper = step_sizes(cfg), networks.final_hyper(cfg, model)
     batches = [networks.meta_batch(cfg, model, slices, each) for each in sizes]
     batch = max(batches, key=networks.batch_bytes)
-    precision, checkpointing = cfg["trainer"]["precision"], cfg["model"]["activation_checkpointing"]
+    checkpointing = cfg["model"]["activation_checkpointing"]
     count = step.mean_flops(model, batches, [each.share for each in sizes], hyper, checkpointing)
     lives = {name: step_life(cfg, model, batch, hyper, checkpointing=name == "on") for name in ("off", "on")}
     life = lives["on" if checkpointing else "off"]
@@ -94,7 +94,7 @@ def make_plan(
     return Plan(
         overrides=list(overrides),
         request=request,
-        precision=precision,
+        precision=products(cfg, cfg["trainer"]),
         checkpointing=checkpointing,
         images_per_step=images,
         images_per_gpu=batch.images,

@@ -44,7 +44,7 @@ from dinoswap.resolution.base import StepSizes
 from dinoswap.rng import seed_torch
 from dinoswap.schedule.base import SchedulePlan
 from dinoswap.teacher.base import Teacher
-from dinoswap.trainer import Trainer, resolve_device
+from dinoswap.trainer import Trainer, prepared_device
 
 Config = Mapping[str, Any]
 
@@ -237,7 +237,7 @@ def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedu
     schedules = build_schedules(cfg)
     optimizer = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     with as_config_error():
-        device = resolve_device(settings.device)
+        device = prepared_device(settings)
     return settings, device, schedules, optimizer
 
 

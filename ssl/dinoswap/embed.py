@@ -219,7 +219,7 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
     from dinoswap.backbone import read
     from dinoswap.distributed import gathered, is_main, on_main, require_same
     from dinoswap.evaluation.features import EvalImages, FrozenBackbone, clean_crop
-    from dinoswap.trainer import PRODUCTS, resolve_device
+    from dinoswap.trainer import PRODUCTS, prepared_device
 
     source, loading = build_source(config), loading_settings(config)
     queries = [decoded(path, loading.decoding) for path in arguments.query]
@@ -227,11 +227,11 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
     for note in backbone.notes if is_main() else ():
         print(f"{arguments.what}: {note}", file=sys.stderr)
     trainer, evaluation = construct(TrainerSettings, config["trainer"], "trainer"), evaluation_settings(config)
-    device = resolve_device(trainer.device)
+    device = prepared_device(trainer)
     size = evaluation.size or backbone.config["size"]
     kinds = tuple(sorted(set(arguments.features)))
     settings = {"size": size, "resize": evaluation.resize, "mean": loading.mean, "std": loading.std}
-    about = describe(backbone, data, settings | {"precision": trainer.precision, "features": kinds})
+    about = describe(backbone, data, settings | {"precision": trainer.arithmetic, "features": kinds})
     require_same(about, "give all ranks the same weights, images and command")
     mean, std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
     network = backbone.network.to(device)

@@ -124,6 +124,7 @@ def save(evaluation: "Evaluation", subject: Subject, network: str, config: Confi
         "fingerprint": data.fingerprint,
         "evaluation": config["evaluation"],
         "precision": config["trainer"]["precision"],
+        "matmul_precision": config["trainer"]["matmul_precision"],
         "versions": provenance.versions(),
         "metrics": metrics,
         "warning": evaluation.warning,

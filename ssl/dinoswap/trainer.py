@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoswap.config.sections import Precision
+from dinoswap.config.sections import Precision, TrainerSettings
 from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.environment import local_device
 from dinoswap.distributed.sharding import sharded_modules
@@ -43,6 +43,14 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"trainer.device={name}: this machine has no CUDA device; use trainer.device=auto or cpu")
     return device
+
+
+def prepared_device(settings: TrainerSettings) -> torch.device:
+    """Returns the device of `resolve_device`, and has this process compute float32 products and convolutions on it as
+    trainer.matmul_precision says. torch by itself computes convolutions in TF32."""
+    torch.set_float32_matmul_precision(settings.matmul_precision)
+    torch.backends.cudnn.allow_tf32 = settings.matmul_precision == "high"
+    return resolve_device(settings.device)
 
 
 class Trainer:

@@ -47,7 +47,7 @@ def jobs(folder: Path) -> dict[str, tuple[dict[str, Any], Patch, str]]:
     """By stage: which keys rank 1 has otherwise, what is done to it besides, and a pattern of the reason."""
     lost, other = f"{folder}/missing.safetensors", f"{folder}/9/images"
     alone = "a disk of this node alone"
-    cuda = replaced(build, "resolve_device", lambda name: torch.device("cuda"))
+    cuda = replaced(build, "prepared_device", lambda settings: torch.device("cuda"))
     return {
         "command": ({"trainer.log_every": 5}, nothing, "ranks 0 and 1 differ in trainer.log_every: 1 and 5; give all"),
         "settings": ({}, replaced(assemble, "check"), alone),

@@ -295,6 +295,15 @@ def test_time_follows_utilisation_and_cost_follows_time() -> None:
     assert plan.make_plan(base).study["cost"] is None
 
 
+def test_float32_takes_the_time_of_tf32_where_it_is_allowed() -> None:
+    base = ["recipe=smoke", "da3=enabled", "trainer.matmul_precision=high"]
+    tf32, fp32 = plan.make_plan(base, gpu="a100"), plan.make_plan(base[:2], gpu="a100")
+    assert (tf32.precision, fp32.precision) == ("tf32", "fp32")
+    assert fp32.seconds["compute"] == pytest.approx(8 * tf32.seconds["compute"])  # 156 to 19.5 TFLOP/s
+    half = plan.make_plan([*base, "trainer.precision=bf16", "da3.precision=bf16"], gpu="a100")
+    assert half.seconds["compute"] == pytest.approx(tf32.seconds["compute"] / 2)
+
+
 def test_communication_that_compute_does_not_hide_takes_time() -> None:
     few = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=1.0)
     slow = plan.make_plan(["recipe=smoke"], gpus=4, sharding="fsdp2", utilisation=1e-6)

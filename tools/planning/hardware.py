@@ -14,19 +14,23 @@ class Gpu:
 
     memory: float  # bytes; what data sheets call GB are 2^30, to 1 %
     half: float  # bf16 and fp16 with tensor cores
+    tf32: float
     fp32: float  # without TF32
     nvlink: float
     network: float
     utilisation: float
     source: str
 
+    def peak(self, precision: str) -> float:
+        """Of products in fp32, tf32, or a half precision."""
+        return {"fp32": self.fp32, "tf32": self.tf32}.get(precision, self.half)
+
 
 # NVIDIA's data sheets of the SXM modules, and of DGX for the network: 8 ports of 200 Gbit/s (A100), 400 Gbit/s (later).
-# The TF32 peaks (156, 495, 495, 1100 TFLOP/s) are not used, see above.
 GPUS = {
-    "a100-40": Gpu(40 * GIB, 312e12, 19.5e12, 300e9, 200e9, 0.34, "A100 data sheet (SXM4 40 GB), DGX A100"),
-    "a100": Gpu(80 * GIB, 312e12, 19.5e12, 300e9, 200e9, 0.34, "A100 data sheet (SXM4 80 GB), DGX A100"),
-    "h100": Gpu(80 * GIB, 989e12, 67e12, 450e9, 400e9, 0.18, "H100 data sheet (SXM5), DGX H100"),
-    "h200": Gpu(141 * GIB, 989e12, 67e12, 450e9, 400e9, 0.18, "H200 data sheet (SXM), DGX H200"),
-    "b200": Gpu(180 * GIB, 2250e12, 75e12, 900e9, 400e9, 0.18, "HGX B200 data sheet, DGX B200"),
+    "a100-40": Gpu(40 * GIB, 312e12, 156e12, 19.5e12, 300e9, 200e9, 0.34, "A100 data sheet (SXM4 40 GB), DGX A100"),
+    "a100": Gpu(80 * GIB, 312e12, 156e12, 19.5e12, 300e9, 200e9, 0.34, "A100 data sheet (SXM4 80 GB), DGX A100"),
+    "h100": Gpu(80 * GIB, 989e12, 495e12, 67e12, 450e9, 400e9, 0.18, "H100 data sheet (SXM5), DGX H100"),
+    "h200": Gpu(141 * GIB, 989e12, 495e12, 67e12, 450e9, 400e9, 0.18, "H200 data sheet (SXM), DGX H200"),
+    "b200": Gpu(180 * GIB, 2250e12, 1100e12, 75e12, 900e9, 400e9, 0.18, "HGX B200 data sheet, DGX B200"),
 }

@@ -6,7 +6,6 @@ from typing import Any
 from dinoswap.clustering.patch_prototypes import BANK
 from dinoswap.model import SelfDistillation
 from dinoswap.targets.centering import Centering
-from dinoswap.trainer import PRODUCTS
 from planning import networks, step
 from planning.hardware import GPUS, NODE
 from planning.memory import BYTES, STATE_BYTES, Spread
@@ -65,15 +64,20 @@ def vector_bytes(objective: Any, model: SelfDistillation) -> int:
     return STATE_BYTES * prototypes * sums
 
 
+def products(cfg: Config, section: Mapping[str, Any]) -> str:
+    """What the products of a section are computed in: its own precision or the trainer's; tf32 where float32 is."""
+    precision = str(section.get("precision", cfg["trainer"]["precision"]))
+    return "tf32" if precision == "fp32" and cfg["trainer"]["matmul_precision"] == "high" else precision
+
+
 def step_seconds(
     cfg: Config, flops: step.Flops, communication: Mapping[str, float], request: Request, slices: int
 ) -> dict[str, float]:
     """Of one step: compute, communication, what of it is not hidden, and their sum."""
     gpu, micro_batches = GPUS[request.gpu], slices // request.gpus
-    peak = {"fp32": gpu.fp32} | dict.fromkeys(PRODUCTS, gpu.half)
-    precision, sections = cfg["trainer"]["precision"], {**cfg["objectives"], "da3": cfg["da3"]}
-    work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / peak[precision]
-    work += sum(n / peak[sections[name].get("precision", precision)] for name, n in flops.frozen.items())
+    trainer, sections = cfg["trainer"], {**cfg["objectives"], "da3": cfg["da3"]}
+    work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / gpu.peak(products(cfg, trainer))
+    work += sum(n / gpu.peak(products(cfg, sections[name])) for name, n in flops.frozen.items())
     compute = micro_batches * work / request.utilisation
     shards = request.gpus // Spread.of(cfg).replicas
     rings = dict.fromkeys(communication, shards) | dict.fromkeys((BETWEEN, "vectors of K"), request.gpus)

@@ -60,7 +60,7 @@ def speed_table(plan: Plan) -> Table:
         table.add_row("  computed again", f"{plan.recomputed_flops_per_image / 1e9:,.5g}")
     if plan.frozen_flops_per_image:
         table.add_row("  of the frozen teacher", f"{plan.frozen_flops_per_image / 1e9:,.5g}")
-    peak = gpu.fp32 if plan.precision == "fp32" else gpu.half
+    peak = gpu.peak(plan.precision)
     table.add_row("peak", f"{peak / 1e12:,.1f} TFLOP/s ({request.gpu}, {plan.precision}; {gpu.source})")
     table.add_row("utilisation", f"{request.utilisation:.2f}")
     for name, sent in plan.communication.items():

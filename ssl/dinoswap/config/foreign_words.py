@@ -46,6 +46,7 @@ _WORDS = {
     "accumulate_grad_batches gradient_accumulation_steps accum_iter grad_accum": "trainer.accumulate",
     "gradient_clip_val max_grad_norm grad_clip clip_grad_norm": "optimizer.clip_grad",
     "amp fp16 bf16 mixed_precision use_fp16 dtype": AMP,
+    "tf32 allow_tf32 use_tf32 float32_matmul_precision": "trainer.matmul_precision=high",
     "arch model_name backbone student_arch": "model.size, with model.patch_size",
     "img_size image_size input_size crop_size": "crops.global_size",
     "config config_file cfg_file yaml": CONFIG,

@@ -83,6 +83,7 @@ class TrainerSettings:
 
     max_steps: int
     precision: Precision
+    matmul_precision: Literal["highest", "high"]
     accumulate: int
     log_every: int
     eval_every: int
@@ -100,6 +101,11 @@ class TrainerSettings:
         for name in ("eval_every", "checkpoint_every", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 (only at the end) or more")
+
+    @property
+    def arithmetic(self) -> str:
+        """Returns the precision, and that of float32 products where it is not the highest."""
+        return self.precision if self.matmul_precision == "highest" else f"{self.precision}, {self.matmul_precision}"
 
 
 @dataclass(frozen=True, kw_only=True)

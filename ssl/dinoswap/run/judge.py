@@ -18,7 +18,7 @@ from dinoswap.rng import seed_torch
 from dinoswap.run.assemble import build_run
 from dinoswap.run.checkpoint import Checkpoint
 from dinoswap.run.metrics import RunRecord
-from dinoswap.trainer import PRODUCTS, resolve_device
+from dinoswap.trainer import PRODUCTS, prepared_device
 
 PROBE_IMAGES = 64
 """Largest batch that target diagnostics are computed on: the batch of a run may have been that of a hundred GPUs."""
@@ -77,7 +77,7 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     }
     check_crops(config)
     settings = construct(TrainerSettings, config["trainer"], "trainer")
-    device = resolve_device(settings.device)
+    device = prepared_device(settings)
     backbone = weights.network()
     seed_torch(config["seed"], "init/backbone")
     random_init = VisionTransformer(**architecture)
