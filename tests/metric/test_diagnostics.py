@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from allocations import Allocations
 from dinoswap.metric import diagnostics as d
 
 
@@ -63,6 +64,16 @@ def test_prototype_use_of_balanced_one_hot_targets() -> None:
 
 def test_no_rows_give_no_values() -> None:
     assert d.target_diagnostics(torch.empty(0, 16)) == {}
+
+
+def test_blocks_of_rows_give_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without another tensor of the size of the targets."""
+    targets, predicted = healthy_targets(64), healthy_targets(64).roll(1, 0).log()
+    whole = d.target_diagnostics(targets, predicted)
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 5 * targets.shape[1])
+    with Allocations() as allocations:
+        assert d.target_diagnostics(targets, predicted) == pytest.approx(whole, rel=1e-6)
+    assert not allocations.of_at_least(6 * targets.shape[1])
 
 
 @pytest.mark.parametrize("rank", [1, 5, 32])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from allocations import Allocations
 from contexts import context, random
 from dinoswap.objectives.koleo import koleo
 from fixtures import Fixture
@@ -49,6 +50,25 @@ def test_neighbours_and_groups_are_those_of_the_loop(neighbours: int, group: int
     x = random(12, 5, seed=3)
     ours = float(koleo(x, neighbours=neighbours, group=group))
     assert ours == pytest.approx(by_loop(x, neighbours, group or 12), rel=1e-6)
+
+
+@pytest.mark.parametrize(("neighbours", "group"), [(1, None), (2, None), (3, 4)])
+def test_blocks_of_rows_find_the_same_neighbours(
+    neighbours: int, group: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient are those of all rows at once, and no matrix of all pairs is made."""
+    x = random(256, 3, seed=5)
+    whole = x.clone().requires_grad_()
+    koleo(whole, neighbours=neighbours, group=group).backward()
+    monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 10 * 256)
+    in_blocks = x.clone().requires_grad_()
+    with Allocations() as allocations:
+        loss = koleo(in_blocks, neighbours=neighbours, group=group)
+        loss.backward()
+    assert float(loss.detach()) == pytest.approx(by_loop(x, neighbours, group or 256), rel=1e-6)
+    assert whole.grad is not None and in_blocks.grad is not None
+    torch.testing.assert_close(in_blocks.grad, whole.grad, rtol=1e-12, atol=0)
+    assert not allocations.of_at_least(11 * 256)
 
 
 @pytest.mark.parametrize(

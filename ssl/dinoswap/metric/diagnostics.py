@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinoswap.distributed import all_reduce_max, all_reduce_sum
+from dinoswap.nn.row_blocks import row_blocks
 
 UNIFORM = 0.995
 """Targets are called uniform when their entropy exceeds this share of ln K, as that of an untrained network may."""
@@ -30,14 +31,20 @@ LOW_RANK = 0.02
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Returns -sum_k p_k ln p_k of each row, in nats: [..., K] -> [...]."""
-    terms: Tensor = torch.special.entr(probabilities.float())
-    return terms.sum(-1)
+    """Returns -sum_k p_k ln p_k of each row, in nats: float32 [..., K] -> [...]. Terms are computed in blocks of
+    rows."""
+    found = probabilities.new_empty(probabilities.shape[:-1], dtype=torch.float32)
+    for rows in row_blocks(probabilities):
+        found[rows] = torch.special.entr(probabilities[rows].float()).sum(-1)
+    return found
 
 
 def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
     """Returns KL(p || q) of each row, in nats: probabilities p [..., K] and logarithms of q [..., K] -> [...]."""
-    return -entropy(p) - (p.float() * log_q.float()).sum(-1)
+    crossed = p.new_empty(p.shape[:-1], dtype=torch.float32)
+    for rows in row_blocks(p):
+        crossed[rows] = (p[rows].float() * log_q[rows].float()).sum(-1)
+    return -entropy(p) - crossed
 
 
 def target_diagnostics(targets: Tensor, student_log_probabilities: Tensor | None = None) -> dict[str, float]:
@@ -52,7 +59,7 @@ def target_diagnostics(targets: Tensor, student_log_probabilities: Tensor | None
     if rows == 0:
         return {}
     row_entropy = all_reduce_sum(entropy(targets).sum()) / rows
-    mean_entropy = entropy(all_reduce_sum(targets.float().sum(0)) / rows)
+    mean_entropy = entropy(all_reduce_sum(targets.sum(0, dtype=torch.float32)) / rows)
     is_used = torch.zeros(prototypes).index_fill(0, targets.argmax(1).cpu(), 1)
     values = {
         "target_entropy": row_entropy,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from math import prod
 
+import torch
 from torch import Tensor
 
 CPU_BLOCK = 2**18
@@ -17,8 +18,13 @@ Rows = tuple[int | slice, ...]
 
 def row_blocks(x: Tensor) -> Iterator[Rows]:
     """Yields indices of blocks that cover x [..., K] once. A block has as many whole rows as fit, at least one."""
-    *leading, width = x.shape
-    block = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
+    return row_blocks_of(x.shape, x.device)
+
+
+def row_blocks_of(shape: Sequence[int], device: torch.device) -> Iterator[Rows]:
+    """Yields what `row_blocks` does, for a tensor of this shape that need not be there as a whole."""
+    *leading, width = shape
+    block = CPU_BLOCK if device.type == "cpu" else GPU_BLOCK
     return _cut(leading, max(block // max(width, 1), 1))
 
 

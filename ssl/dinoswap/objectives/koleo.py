@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dinoswap.distributed import gather_rows, rank
 from dinoswap.nn.precision import full_precision
+from dinoswap.nn.row_blocks import row_blocks_of
 from dinoswap.objectives.base import Context, Objective
 
 OverCrops = Literal["sum", "mean"]
@@ -32,19 +33,30 @@ def koleo(x: Tensor, gather: bool = False, neighbours: int = 1, group: int | Non
         candidates, first = (gather_rows(x), rank() * len(x)) if gather else (x, 0)
         if len(candidates) < 2:
             return x.sum() * 0
-        with torch.no_grad():
-            similarity = x @ candidates.T
-            similarity[:, first : first + len(x)].fill_diagonal_(-torch.inf)
-            if group is not None:
-                groups = torch.arange(len(candidates), device=x.device) // group
-                similarity.masked_fill_(groups[first : first + len(x), None] != groups, -torch.inf)
-            nearest = similarity.topk(neighbours, dim=1).indices  # [B, k]
+        nearest = _nearest(x, candidates, first, neighbours, group)
         difference = x[:, None] - candidates[nearest] + EPS  # [B, k, D]
         duplicate = torch.linalg.vector_norm(difference.detach(), dim=-1, keepdim=True) < DUPLICATE
         difference = torch.where(duplicate, difference.detach(), difference)
         distance = torch.linalg.vector_norm(difference, dim=-1)
         loss: Tensor = -(distance + EPS).log().mean()
         return loss
+
+
+@torch.no_grad()
+def _nearest(x: Tensor, candidates: Tensor, first: int, neighbours: int, group: int | None) -> Tensor:
+    """Returns the indices [B, k] of the candidates [C, D] nearest to each row of x [B, D], which is the candidate
+    `first` and so on. Similarities are computed in blocks of rows: those of 65,536 prototypes would take 17 GB."""
+    groups = None if group is None else torch.arange(len(candidates), device=x.device) // group
+    nearest = []
+    for (rows,) in row_blocks_of((len(x), len(candidates)), x.device):
+        similarity = x[rows] @ candidates.T
+        own = slice(first, first + len(similarity))
+        similarity[:, own].fill_diagonal_(-torch.inf)
+        if groups is not None:
+            similarity.masked_fill_(groups[own, None] != groups, -torch.inf)
+        nearest.append(similarity.topk(neighbours, dim=1).indices)
+        first += len(similarity)
+    return torch.cat(nearest)
 
 
 class KoLeo(Objective):
