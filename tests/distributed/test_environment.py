@@ -61,6 +61,19 @@ def test_torchrun_is_believed_within_slurm(slurm: pytest.MonkeyPatch) -> None:
     assert "RANK" not in os.environ
 
 
+@pytest.mark.parametrize("own", [None, *environment.OF_ALLOCATOR])
+def test_segments_expand_unless_the_user_says_otherwise(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment.OF_ALLOCATOR:
+        monkeypatch.setenv(name, "")  # so that what is set goes with the test
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv(own, "max_split_size_mb:512")
+    environment.expand_segments()
+    found = {name: os.environ[name] for name in environment.OF_ALLOCATOR if name in os.environ}
+    expected = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert found == (expected if own is None else {own: "max_split_size_mb:512"})
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [

@@ -1,4 +1,5 @@
-"""Reads from the environment that torchrun or SLURM set which process of a run this one is.
+"""Reads from the environment that torchrun or SLURM set which process of a run this one is, and sets there how torch
+allocates memory.
 
 torchrun sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; for the tasks of a SLURM step they are derived
 from SLURM's own variables. MASTER_ADDR and MASTER_PORT that the user has set stay as they are.
@@ -10,6 +11,8 @@ import re
 import torch
 
 FIRST_PORT, PORTS = 20000, 20000
+OF_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""The variables that torch reads when it first allocates memory on a GPU, an older name and a newer one."""
 
 
 def launched_ranks() -> int:
@@ -19,6 +22,14 @@ def launched_ranks() -> int:
     if "WORLD_SIZE" not in os.environ and tasks > 1:
         os.environ.update(slurm_variables())
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def expand_segments() -> None:
+    """Has torch grow the segments that it allocates on a GPU, unless the user has set one of its variables. Tensors
+    whose size changes from step to step, as the number of masked tokens does, leave gaps in segments of a fixed size.
+    Call it before anything is on a GPU."""
+    if not any(name in os.environ for name in OF_ALLOCATOR):
+        os.environ[OF_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def slurm_variables() -> dict[str, str]:

@@ -28,6 +28,7 @@ from dinoswap.config.tracked import require_packages
 from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.workers import DataWorkerError
 from dinoswap.distributed import RankFailed, is_main, on_main, require_same, together, world_size
+from dinoswap.distributed.environment import expand_segments
 from dinoswap.distributed.group import explained, one_line, process_group
 from dinoswap.evaluation.evaluator import Evaluation
 from dinoswap.files.lock import Held, exclusive
@@ -59,6 +60,7 @@ _log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> float | None:
     """Trains, or continues, the run that `cfg` describes and returns its objective metric. Every rank calls it; the
     first one holds the lock on the folder. Raises ConfigError for a wrong config, and what `hold_and_train` raises."""
+    expand_segments()
     with contextlib.ExitStack() as group:
         with failure_recorded(lambda: launched_place(cfg), lambda: plain(cfg, strict=False)):
             config = plain(cfg)
