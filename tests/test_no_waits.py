@@ -22,7 +22,7 @@ BESIDE = [
         "objectives.gram.stats=true", "objectives.gram.per_image=false", "objectives.gram.negatives=clear",
         "objectives.gram.tokens=unmasked", "objectives.gram.refresh_every=1", "optimizer.clip=per_tensor",
         "targets@objectives.dino.targets=centering", "targets@objectives.ibot.targets=centering",
-        "trainer.precision=bf16_params",
+        "trainer.precision=bf16_params", "objectives.ibot.pad_masked=0.2",
     ],
     [
         "preset=dinov3", "model.drop_path=0.05", "objectives.koleo.group=2", "objectives.koleo.gather=true",

@@ -102,6 +102,7 @@ class Step:
             head="ibot_head",
             loss_weight=1.0,
             student_temp=STUDENT_TEMP,
+            pad_masked=None,
         )
         student, teacher = (Features(nothing, nothing, x) for x in (self.features, self.teacher_features))
         context = Context(batch, {"teacher_temp": TEACHER_TEMP}, student, teacher, self.student, self.teacher)

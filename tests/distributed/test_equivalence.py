@@ -33,6 +33,7 @@ CASES = {
     "per_token": ["clustering=masked", *(f"reduction@objectives.{o}.reduction=per_token" for o in PATCH_LOSSES)],
     "weighted_token_mean": ["reduction@objectives.ibot.reduction=weighted_token_mean"],
     "shared_head": ["objectives.ibot.head=dino_head"],
+    "padded": ["objectives.ibot.pad_masked=0.3"],
     "centering": [CENTERING[0]],
     "accumulate": ["trainer.accumulate=2"],
     "mixed": ["resolution=mixed", "resolution.global_sizes=[32,48]", "resolution.local_sizes=[8,16]"],

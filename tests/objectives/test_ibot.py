@@ -97,6 +97,36 @@ def test_without_masked_tokens_the_loss_is_a_zero_on_the_graph() -> None:
     assert torch.equal(head.weight.grad, torch.zeros(7, 5))
 
 
+def test_padding_changes_neither_loss_nor_gradients() -> None:
+    """And logits have one size, whatever the masks: that of 0.5 of 2 x 2 x 4 patches, or of the next multiple."""
+    heads = nn.ModuleDict({"ibot_head": nn.Linear(5, 7).double()})
+    teacher = nn.ModuleDict({"ibot_head": nn.Linear(5, 7).double()})
+    shapes = []
+    for network in (heads, teacher):
+        network["ibot_head"].register_forward_hook(lambda *of_call: shapes.append(len(of_call[2])))
+    for seed, masked in enumerate([0, 1, 7, 8, 9, 16]):
+        mask = torch.zeros(16, dtype=torch.bool)
+        mask[torch.randperm(16, generator=torch.Generator().manual_seed(seed))[:masked]] = True
+        tokens, of_teacher = random(masked, 5, seed=seed).requires_grad_(), random(masked, 5, seed=seed + 10)
+        given = context(patch=tokens, mask=mask.view(2, 2, 4), teacher_patch=of_teacher)
+        given = replace(given, student=heads, teacher=teacher)
+        found = []
+        for share in (None, 0.5):
+            shapes.clear()
+            objective = ibot(targets=sinkhorn(), reduction=PerSample(), pad_masked=share)
+            loss = objective(given)["masked"]
+            found.append([loss, *torch.autograd.grad(loss, [tokens, *heads.parameters()])])
+            assert shapes == [masked if share is None else max(-(-masked // 8), 1) * 8] * 2
+            assert len(objective.teacher_targets(given)) == masked
+        for plain, padded in zip(*found, strict=True):
+            torch.testing.assert_close(padded, plain, rtol=1e-6, atol=1e-12)
+
+
+def test_targets_that_know_no_padding_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pad_masked=0.2: Given takes no `rows`.*; set null"):
+        ibot(targets=Given(), reduction=PerSample(), pad_masked=0.2)
+
+
 def test_a_step_makes_three_matrices_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher's logits, the targets and the student's logits, whose place the gradient takes."""
     monkeypatch.setattr("dinoswap.nn.row_blocks.CPU_BLOCK", 2**14)
@@ -116,7 +146,11 @@ def test_a_step_makes_three_matrices_of_logits(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"student_temp": -0.1}, "student_temp=-0.1"), ({"loss_weight": -math.inf}, "loss_weight=-inf")],
+    [
+        ({"student_temp": -0.1}, "student_temp=-0.1"),
+        ({"loss_weight": -math.inf}, "loss_weight=-inf"),
+        ({"pad_masked": 0.0}, "pad_masked=0.0: a share"),
+    ],
 )
 def test_bad_values_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -165,6 +165,7 @@ def check_ibot(file: Fixture, case: str) -> Iterator[Row]:
         head="ibot_head",
         loss_weight=1.0,
         student_temp=STUDENT_TEMP,
+        pad_masked=None,
     )
     kind = "bernoulli" if "bernoulli" in case else "variable"
     if mask.any():

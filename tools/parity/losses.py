@@ -148,7 +148,7 @@ def check_ibot(file: Fixture) -> Iterator[Row]:
 
 def ibot(file: Fixture, targets: Tensor, reduction: Reduction) -> IBOT:
     temperature = float(file.meta["student_temp"])
-    return IBOT(Given(targets), reduction, head="ibot_head", loss_weight=1.0, student_temp=temperature)
+    return IBOT(Given(targets), reduction, head="ibot_head", loss_weight=1.0, student_temp=temperature, pad_masked=None)
 
 
 def ibot_context(student: Tensor, masks: Tensor) -> Context:

@@ -25,11 +25,14 @@ class Centering(nn.Module):
         self.register_buffer("center", torch.zeros(1, prototypes))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Returns the targets [rows, K] of teacher logits [rows, K]. In training mode it then updates the centre."""
+    def forward(self, logits: Tensor, temperature: float, rows: int | None = None) -> Tensor:
+        """Returns the targets [R, K] of teacher logits [R, K]. In training mode it then updates the centre. Where only
+        the first `rows` are given, the others are padding, whose targets are 0."""
         targets = logits.new_empty(logits.shape, dtype=torch.result_type(logits, self.center))
-        for rows in row_blocks(logits):
-            targets[rows] = ((logits[rows] - self.center) / temperature).softmax(dim=-1)
+        targets[len(logits) if rows is None else rows :] = 0
+        logits, filled = logits[:rows], targets[:rows]
+        for block in row_blocks(logits):
+            filled[block] = ((logits[block] - self.center) / temperature).softmax(dim=-1)
         if self.training:
             self._move_centre(logits)
         return targets

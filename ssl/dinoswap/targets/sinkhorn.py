@@ -32,15 +32,17 @@ class SinkhornKnopp(nn.Module):
         self.iterations = iterations
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Returns the targets [rows, K] of teacher logits [rows, K], normalised over the rows of all ranks. A rank may
-        have no rows."""
+    def forward(self, logits: Tensor, temperature: float, rows: int | None = None) -> Tensor:
+        """Returns the targets [R, K] of teacher logits [R, K], normalised over the rows of all ranks. A rank may have
+        no rows. Where only the first `rows` are given, the others are padding, whose targets are 0."""
+        targets = logits.new_empty(logits.shape, dtype=torch.float32)
+        targets[len(logits) if rows is None else rows :] = 0
         with full_precision(logits.device.type):
-            return self._targets(logits, temperature)
+            self._fill(targets[:rows], logits[:rows], temperature)
+        return targets
 
-    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
-        """Computes the targets with one tensor Q beside the logits, which is changed in place and returned."""
-        q = logits.new_empty(logits.shape, dtype=torch.float32)
+    def _fill(self, q: Tensor, logits: Tensor, temperature: float) -> None:
+        """Computes the targets in q [rows, K], the one tensor of this size beside the logits."""
         peak = q.new_empty(len(q))
         for rows in row_blocks(q):
             block = logits[rows].float() / temperature
@@ -57,4 +59,3 @@ class SinkhornKnopp(nn.Module):
         u = u / prototypes_per_row
         for rows in row_blocks(q):
             q[rows].mul_(v).mul_(u[rows].unsqueeze(1))
-        return q

@@ -32,15 +32,17 @@ class SinkhornFloored(nn.Module):
         self.eps = eps
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Returns the targets [rows, K] of teacher logits [rows, K], normalised over the rows of all ranks. A rank may
-        have no rows."""
+    def forward(self, logits: Tensor, temperature: float, rows: int | None = None) -> Tensor:
+        """Returns the targets [R, K] of teacher logits [R, K], normalised over the rows of all ranks. A rank may have
+        no rows. Where only the first `rows` are given, the others are padding, whose targets are 0."""
         with full_precision(logits.device.type):
-            q = logits.to(torch.float32, copy=True).div_(temperature)  # the only tensor beside the logits
+            targets = logits.to(torch.float32, copy=True).div_(temperature)  # the only tensor beside the logits
+            targets[len(logits) if rows is None else rows :] = 0
+            q = targets[:rows]
             # On a rank without rows the maximum is -inf, which all_reduce_max replaces by that of another rank
             largest = q.max() if q.numel() else q.new_full((), -torch.inf)
             q.sub_(all_reduce_max(largest)).exp_()
             for _ in range(self.iterations):
                 q.div_(all_reduce_sum(q.sum(0, keepdim=True)) + self.eps)
                 q.div_(q.sum(1, keepdim=True) + self.eps)
-            return q
+            return targets
