@@ -1,24 +1,28 @@
 # make demo    a small study on the images in the package: legacy, official and aligned on three seeds, and its report
-# make test    the whole test-suite, by JOBS=4 processes of one thread each, as half of their time is waiting; make check: ruff, mypy
+# make test    all tests but the slow ones, by JOBS=2 processes of one thread each; make check: ruff, mypy
+# make test-slow   those on SLURM, of runs that are killed, and of the README's commands, by twice as many: half is waiting
 # make golden  renew tests/golden and the table of axes after a meant change of configs or numbers
 #
 # Each does everything on a fresh machine with Python 3.11+ (another interpreter through PYTHON=): it creates .venv, and
 # uses it again until pyproject.toml changes.
 
 PYTHON ?= python3
-JOBS ?= 4
+JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check golden
+.PHONY: demo test test-slow check golden
 
 demo: $(INSTALLED)
 	$(BIN)/dinoswap-ablate run demo hydra.launcher.processes=2
 	$(BIN)/dinoswap-ablate report demo
 
-test: export OMP_NUM_THREADS ?= 1
+test test-slow: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n $$((2 * $(JOBS))) --dist loadfile --no-loadscope-reorder -m slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -64,6 +64,7 @@ def test_steps_are_those_of_networks_that_are_not_compiled(graphs: CompileCounte
     assert graphs.frame_count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graphs", ["inductor"], indirect=True)
 def test_machine_code_computes_the_same_for_all_sizes(graphs: CompileCounterWithBackend) -> None:
     """Outputs and gradients of a block and a head, whose graphs are made for the first sizes."""

@@ -44,7 +44,7 @@ OVERRIDES = [
     "crops.local_number=1",
 ]
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.run.job", "torch._dynamo"])

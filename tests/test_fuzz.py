@@ -19,6 +19,8 @@ from dinoswap.config.settings import check
 from dinoswap.run.assemble import build_run
 from dinoswap.run.metrics import RunRecord
 
+pytestmark = pytest.mark.slow
+
 CONFIGS, PER_CHOICE, TRAINED = 300, 12, 12
 GROUPS = {
     group: sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))

@@ -21,6 +21,8 @@ from dinoswap.run import checkpoint, metrics
 from small_models import CENTERING, load_tool
 from train_processes import TrainProcess, folder_of, last_step, lines, session, tensor_files, wait_until
 
+pytestmark = pytest.mark.slow
+
 STEPS = 30
 EVERY = 3  # steps between checkpoints
 SETTINGS = [

@@ -18,6 +18,8 @@ from dinoswap.run import checkpoint, metrics
 from ranks import on_ranks
 from train_processes import RankProcesses, free_port, last_step, lines, tensor_files, wait_until
 
+pytestmark = pytest.mark.slow
+
 STEPS = 16
 SETTINGS = [
     "recipe=smoke",

@@ -186,6 +186,7 @@ def test_a_run_is_judged_on_its_images(results: Path) -> None:
     assert all(0 < float(value) <= 100 for value in twins.values())
 
 
+@pytest.mark.slow
 def test_a_study_varies_its_options(tmp_path: Path) -> None:
     base = ["recipe=smoke", "data=stripes", "trainer.max_steps=2", "tracker=none", "evaluation.images=20"]
     base += ["metric=[knn,features,edges,twins]", "evaluation.dense.test=6"]

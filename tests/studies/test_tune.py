@@ -296,6 +296,7 @@ def test_a_pruned_run_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert saved.step == run["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_and_interrupted_searches_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,8 @@ import torch
 
 from small_models import load_tool
 
+pytestmark = pytest.mark.slow
+
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_prototypes.py"
 
 
