@@ -27,8 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 LONGEST = (
     "test_slurm", "test_readme", "test_survival", "test_rank_failures", "test_equivalence", "test_axes", "test_plan",
-    "test_tune", "test_evaluation", "test_launch", "test_check_parity", "test_file_errors", "test_guests", "test_export",
-    "test_compiled", "test_command_line",
+    "test_tune", "test_evaluation", "test_launch", "test_check_parity", "test_file_errors", "test_guests",
+    "test_export", "test_compiled", "test_command_line",
 )  # fmt: skip
 """Files that take a minute each, the longest first: handed out at the end, one of them would be waited for alone."""
 
