@@ -106,7 +106,7 @@ class Trainer:
         self.model.begin_step(hyper)
         seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
         before = [buffer.clone() for buffer in self.buffers]
-        logs = self._gradients(batches, hyper)
+        logs = self.gradients(batches, hyper)
         self.scaler.unscale_(self.optimizer)
         self._agree_on_overflow()
         norms = self.clip(self.optimizer.param_groups)
@@ -124,7 +124,7 @@ class Trainer:
         self._set_buffers(after)
         return {**logs, **{f"grad_norm/{name}": norm for name, norm in norms.items()}, "nonfinite": nonfinite}
 
-    def _gradients(self, batches: Sequence[Batch], hyper: Hyper) -> dict[str, Tensor]:
+    def gradients(self, batches: Sequence[Batch], hyper: Hyper) -> dict[str, Tensor]:
         """Computes the mean gradient of the micro-batches into the parameters and returns the means of the loss and of
         its terms."""
         self.optimizer.zero_grad(set_to_none=True)

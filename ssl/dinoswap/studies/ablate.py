@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 
 from dinoswap import __version__
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USAGE
@@ -29,6 +30,7 @@ run      start what is missing or was stopped, and wait; Ctrl-C stops local runs
 status   where each run stands
 evaluate measure what completed runs did not, as 'metric=[...]' asks for now
 report   tables, plots, HTML; of a report.json in place of STUDY: the same runs, judged again
+twins    what each arm would do at the reference's weights: gradients, updates, targets and losses on the same batches
 
 Overrides change all runs (recipe=smoke), the study (seeds=5), or how runs are launched:
   dinoswap-ablate run forward_masking hydra.launcher.processes=4
@@ -48,7 +50,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--probe", action="store_true", help="plan: time some steps of cells that were never run")
     made.add_argument("--sd", type=float, help="plan: standard deviation of the difference of two runs of one seed")
     made.add_argument("--once", action="store_true", help="status: print it and end")
-    made.add_argument("-o", "--out", type=Path, help="report: its folder")
+    made.add_argument(
+        "--from", dest="run", type=Path, help="twins: the run whose checkpoints are used; else one is trained"
+    )
+    made.add_argument("--batches", type=int, default=8, help="twins: batches of each gradient, steps of each update")
+    made.add_argument(
+        "--report", type=Path, help="twins: a report.json of the study, whose effects stand beside the angles"
+    )
+    made.add_argument("-o", "--out", type=Path, help="report, twins: their folder")
     return made
 
 
@@ -173,7 +182,46 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"plan": plan, "run": run, "status": status, "evaluate": evaluate, "report": report}
+def twins(arguments: argparse.Namespace) -> int:
+    """Compares what each arm computes at the reference's weights and returns the exit status. Prints the page's path
+    and, last, the answer."""
+    from dinoswap.studies.twins.trajectory import checkpoints, require_one_start, train_trajectory, trajectory_of
+
+    if arguments.batches < 1:
+        raise ConfigError(f"--batches {arguments.batches}: at least one batch is needed")
+    study, design, wanted = read_design(arguments, check=True)
+    require_one_start(study)
+    entry = trajectory_of(study, design.reference)
+    run = arguments.run or train_trajectory(
+        entry, combined(study.launcher, filter(is_hydra_override, arguments.overrides))
+    )
+    steps = checkpoints(run)
+
+    from dinoswap.studies.twins.compare import compare
+    from dinoswap.studies.twins.page import make_page, measured_effects, write_page
+
+    if arguments.report:
+        measured_effects(arguments.report)  # which is refused before anything is computed
+    with Progress(console=console(), disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task("", total=(len(steps) + 1) * len(design.cells))
+
+        def tell(name: str) -> None:
+            progress.update(bar, description=name, advance=1)
+            if progress.disable:
+                print(name, flush=True)
+
+        found = compare(design.cells, entry.seed, {0: None, **steps}, arguments.batches, tell)
+    after = ", ".join(map(str, steps))
+    source = f"The weights are the initial ones of seed {entry.seed}, and those of {run} after {after} steps."
+    root = wanted[0].folder.parents[1]
+    out = arguments.out or root.parents[1] / "reports" / study.name / "twins"
+    page = make_page(study.name, found, source, arguments.report)
+    print(write_page(found, page, {"run": str(run), "seed": entry.seed}, out))
+    print(page.answer)
+    return 0
+
+
+COMMANDS = {"plan": plan, "run": run, "status": status, "evaluate": evaluate, "report": report, "twins": twins}
 
 
 if __name__ == "__main__":

@@ -58,12 +58,12 @@ def _figures(report: Path) -> set[str]:
     return set(re.findall(rf"\]\({FIGURES}/([\w-]+)\.png\)", report.read_text())) if report.exists() else set()
 
 
-def as_html(page: Page) -> str:
+def as_html(page: Page, definitions: Mapping[str, str] = DEFINITIONS) -> str:
     """Returns the page as HTML. Text from configs and runs is escaped; in the plots, which are SVG, it already is."""
-    return rendered(Path(__file__).with_name("report.html.jinja"), page=page, definitions=DEFINITIONS)
+    return rendered(Path(__file__).with_name("report.html.jinja"), page=page, definitions=definitions)
 
 
-def as_markdown(page: Page) -> str:
+def as_markdown(page: Page, definitions: Mapping[str, str] = DEFINITIONS) -> str:
     """Returns the page as Markdown, with the plots as links to their files."""
     parts = [
         f"# {markdown_text(page.question)}",
@@ -72,7 +72,7 @@ def as_markdown(page: Page) -> str:
     ]
     for section in page.sections:
         parts += _section(section)
-    parts += ["## Definitions", *(f"**{term}.** {markdown_text(meaning)}" for term, meaning in DEFINITIONS.items())]
+    parts += ["## Definitions", *(f"**{term}.** {markdown_text(meaning)}" for term, meaning in definitions.items())]
     return "\n\n".join(parts) + "\n"
 
 
