@@ -6,6 +6,7 @@ since all plots share one document.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from matplotlib.textpath import text_to_path
 INK = "#1c1e21"
 """Text and axes; becomes the text colour of the page, as the ground becomes transparent."""
 GROUND = "#ffffff"
+BEHIND_TEXT = "#fefefe"
+"""Covers lines below a text; becomes the colour of the page's ground."""
 GREY = "#80868b"
 # Okabe and Ito's colours that people with any colour vision tell apart, less the yellow and black that one ground hides
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -53,6 +56,10 @@ STYLE: dict[Any, Any] = {
 }
 styled = mpl.rc_context(STYLE)
 """Decorates functions that draw: matplotlib looks its settings up whenever an element is made."""
+SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+"""Where a label may lie beside its point, the first where nothing is in its way: (right, up)."""
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top of a rectangle."""
 SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -125,10 +132,36 @@ def row_text(canvas: Canvas, axes: Axes, y: int, name: str, right: str = "", spa
         right = f"{right} {spare}".strip()
     place = axes.get_yaxis_transform()
     fitted = shortened(name, room - text_width(f"   {right}"))
-    label = axes.text(0, y - 0.2, fitted, transform=place, ha="left", va="bottom")
+    cover = {"boxstyle": "square,pad=0.05", "facecolor": BEHIND_TEXT, "edgecolor": "none"}
+    label = axes.text(0, y - 0.2, fitted, transform=place, ha="left", va="bottom", bbox=cover)
     label.set_in_layout(False)
     canvas.tip(label, name)
-    axes.text(1, y - 0.2, right, transform=place, ha="right", va="bottom").set_in_layout(False)
+    if right:
+        axes.text(1, y - 0.2, right, transform=place, ha="right", va="bottom", bbox=cover).set_in_layout(False)
+
+
+def place_labels(axes: Axes, labels: Mapping[str, tuple[float, float]]) -> None:
+    """Writes each label beside its point, which is given in data, on the first side where it lies on no other label and
+    on no point. The limits of the axes have to be final."""
+    pixels = {label: axes.transData.transform(point) for label, point in labels.items()}
+    em = 8 * axes.figure.dpi / 72
+    taken = [(x - em / 3, y - em / 3, x + em / 3, y + em / 3) for x, y in pixels.values()]
+    for label, (x, y) in pixels.items():
+        width, height = text_width(label) / SIZE * em, em
+        boxes = []
+        for distance, (right, up) in itertools.product((0.45, 1.2, 2.2), SIDES):
+            left = x + right * distance * em + (min(right, 0) - (right == 0) / 2) * width
+            bottom = y + up * distance * em + (min(up, 0) - (up == 0) / 2) * height
+            boxes.append((left, bottom, left + width, bottom + height))
+        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+        taken.append(box)
+        offset = ((box[0] - x) * 8 / em, (box[1] - y) * 8 / em)  # in points, as a figure is saved at another resolution
+        axes.annotate(label, labels[label], xytext=offset, textcoords="offset points", fontsize=8)
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Returns the area that two boxes share."""
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
 
 
 def text_width(text: str) -> float:
@@ -183,7 +216,8 @@ def inline(svg: str, name: str, alt: str) -> str:
             definitions.remove(sheet)  # it would hold for the whole page
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _renamed(key, value, name).replace(INK, "currentColor").replace(GROUND, "none"))
+            value = _renamed(key, value, name).replace(INK, "currentColor").replace(GROUND, "none")
+            element.set(key, value.replace(BEHIND_TEXT, "var(--ground)"))
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.attrib |= {"id": name, "role": "img", "aria-label": printable(alt), "class": "plot"}

@@ -17,6 +17,7 @@ from dinoswap.studies.report.canvas import (
     WIDTH,
     Canvas,
     Plot,
+    place_labels,
     shortened,
     styled,
     styles,
@@ -66,15 +67,19 @@ def cost_plot(collected: Collected, metric: Metric) -> Plot | None:
     """Draws the metric against each cost, means by cell, numbered in the order of the design. Returns None where no run
     has both a value and a cost."""
     canvas, shown = Canvas(5.4), {name: cost.axis for name, cost in COSTS.items() if cost.axis}
-    drawn = 0
+    drawn, labels = 0, dict[Axes, dict[str, tuple[float, float]]]()
     for axes, (name, label) in zip(canvas.axes(len(shown)), shown.items(), strict=True):
         points = _points(collected, metric, name)
         drawn += len(points)
         _scatter(canvas, axes, points)
         axes.set_xlabel(label)
         axes.set_ylabel(metric.name)
+        labels[axes] = {str(number): (cost, value) for number, _, cost, value, _ in points}
     if not drawn:
         return None
+    canvas.figure.draw_without_rendering()  # which lays the axes out
+    for axes, points_of in labels.items():
+        place_labels(axes, points_of)
     caption = (
         f"{metric.name} against what it costs, means over the seeds; vertical lines: one standard deviation between "
         "seeds. Numbers are those of the table of cells. Images per second compare on the same hardware only; FLOPs "
@@ -129,6 +134,5 @@ def _scatter(canvas: Canvas, axes: Axes, points: Sequence[tuple[int, str, float,
         axes.plot([cost, cost], [value - spread, value + spread], color=GREY, linewidth=0.8, zorder=1)
         (dot,) = axes.plot([cost], [value], marker="o", markersize=5, color=PALETTE[0])
         canvas.tip(dot, f"{number}. {cell}: {value:.4g} at {cost:.4g}")
-        axes.annotate(str(number), (cost, value), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.margins(x=0.06)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

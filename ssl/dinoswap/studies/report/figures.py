@@ -110,7 +110,7 @@ def paired_seeds(outcomes: pd.DataFrame, cells: Sequence[str], metric: Metric) -
             if y == 0 and len(table.columns) <= NAMED_SEEDS:
                 dot.set_label(f"seed {seed}")
     for y, cell in enumerate(cells):
-        axes.plot([table.loc[cell].mean()], [y], marker="|", markersize=16, color=INK, markeredgewidth=1.4)
+        axes.plot([table.loc[cell].mean()], [y], marker="|", markersize=11, color=INK, markeredgewidth=1.4)
         row_text(canvas, axes, y, f"{y + 1}. {cell}", _ends(outcomes[outcomes["cell"] == cell]))
     axes.set_xlabel(metric.name)
     if len(table.columns) <= NAMED_SEEDS:
