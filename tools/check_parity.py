@@ -16,12 +16,15 @@ which we do not form), which crop sizes each step has, and the crops of an image
 `masks` compares draws, collate and generator states of either side bit for bit. `da3` compares tokens of
 Depth Anything 3 (da3_*_io.npz) and the names and shapes in its published files (keys_*.json). --name picks one file,
 --scenario one of the scenarios, sections or cases in it.
+--device cuda compares networks, losses and steps as a GPU computes them, without TF32, against the tolerances of the
+CPU. What was drawn from the CPU's generator is left out; tables, masks and crops are made on the CPU.
 Exit status 1 when a quantity is out of tolerance, 2 when there is nothing to compare.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dinoswap.trainer import resolve_device
 from parity import (
     da3,
     dinov3_losses,
@@ -87,14 +91,39 @@ KINDS: dict[str, dict[str, Callable[[Path], Scenarios]]] = {
 }
 
 
-def rows_of(kind: str, folder: Path, name: str | None, scenario: str | None) -> Iterator[Row]:
+CPU = torch.device("cpu")
+
+
+def rows_of(
+    kind: str, folder: Path, name: str | None = None, scenario: str | None = None, device: torch.device = CPU
+) -> Iterator[Row]:
     for pattern, read in KINDS[kind].items():
         for path in sorted(folder.glob(pattern)):
             if name not in (None, path.stem, path.name):
                 continue
-            for found, rows in read(path).items():
-                if scenario in (None, found):
-                    yield from (replace(row, name=f"{path.stem}:{found}/{row.name}") for row in rows())
+            with computing_on(device if path.suffix == ".npz" and not path.match("augment*") else CPU):
+                made = [
+                    replace(row, name=f"{path.stem}:{found}/{row.name}")
+                    for found, rows in read(path).items()
+                    if scenario in (None, found)
+                    for row in rows()
+                ]
+            yield from made
+
+
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """A context that computes by deterministic algorithms on a CPU. Another device becomes torch's default, on which
+    fixtures and networks are placed: it need not have such algorithms, and computes float32 products in float32."""
+    if device == CPU:
+        torch.use_deterministic_algorithms(True)
+        yield
+        return
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    with device:
+        yield
 
 
 def report(rows: list[Row]) -> bool:
@@ -118,9 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, required=True, help="a folder of fixtures")
     parser.add_argument("--scenario", help="only this training scenario, section or case")
     parser.add_argument("--name", help="only this file (its name without the ending)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     arguments = parser.parse_args(argv)
-    torch.use_deterministic_algorithms(True)
-    rows = list(rows_of(arguments.kind, arguments.dir, arguments.name, arguments.scenario))
+    try:
+        device = resolve_device(arguments.device)
+    except ValueError as error:
+        parser.error(str(error))
+    rows = list(rows_of(arguments.kind, arguments.dir, arguments.name, arguments.scenario, device))
     if not rows:
         print(f"check_parity: no fixture of kind '{arguments.kind}' matches in {arguments.dir}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from dinoswap.nn.weights.names import some
 from dinoswap.teacher.depth_anything.backbone import DA3Backbone
 from dinoswap.teacher.depth_anything.source import below, read_weights
 from dinoswap.teacher.depth_anything.variants import OFF, PREFIXES, VARIANTS, Architecture, Shapes, from_shapes
-from parity.rows import EXACT, FORWARD, Row, Scenarios, compare
+from parity.rows import EXACT, FORWARD, Row, Scenarios, compare, placed
 
 ROUNDING = 3
 """Tolerance in units of the official code's own error, float32 against float64: kernels of other CPUs round
@@ -71,7 +71,7 @@ def check_size(path: Path, size: str, dtype: torch.dtype = torch.float32) -> Ite
     file, stem = np.load(path), path.with_name(path.stem.removesuffix("_io"))
     described = json.loads(stem.with_suffix(".json").read_text())
     backbone = build_backbone(stem.with_suffix(".safetensors"), described).to(dtype)
-    images = torch.from_numpy(file[f"in_{size}"])
+    images = placed(file[f"in_{size}"])
     ours = outputs(backbone, images.to(dtype), size)
     exact = outputs(backbone.double(), images.double(), size)
     known = described.get("checks", {}).get(f"max_abs_f32_vs_f64_{size}", 0.0)

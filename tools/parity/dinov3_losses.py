@@ -23,7 +23,17 @@ from dinoswap.reduction.per_sample import PerSample
 from dinoswap.targets.sinkhorn import SinkhornKnopp
 from parity.losses import Given, check_sinkhorn, context, ibot, ibot_context
 from parity.masks import WEIGHT, masks_weight
-from parity.rows import EXACT, FORWARD, Fixture, Row, Scenarios, compare, compare_gradient
+from parity.rows import (
+    EXACT,
+    FORWARD,
+    Fixture,
+    Row,
+    Scenarios,
+    compare,
+    compare_gradient,
+    draws_otherwise,
+    is_left_out,
+)
 
 NEGATIVES: dict[str, Negatives] = {"": "keep", "_removeneg": "clear", "_removeteacherneg": "clear_teacher"}
 GROUPS = {"all": None, "own": 6, "both": 12}
@@ -40,7 +50,12 @@ def scenarios(path: Path) -> Scenarios:
         "gram_select": check_selection,
         "two_ranks": partial(check_two_ranks, path=path),
     }
-    return {name: partial(check, file) for name, check in checks.items() if file.below(f"{name}/")}
+    on_cpu = {"two_ranks": {"its ranks are processes that compute on the CPU": draws_otherwise()}}
+    return {
+        name: partial(check, file)
+        for name, check in checks.items()
+        if file.below(f"{name}/") and not is_left_out(path, name, on_cpu.get(name, {}))
+    }
 
 
 def check_dino(file: Fixture) -> Iterator[Row]:

@@ -14,7 +14,9 @@ from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, Hyper
 from parity.dinov3_tables import phases, schedule_section
 from parity.official_run import TrainStepFile, architecture_of
+from parity.rows import DRAWN, draws_otherwise
 
+AUGMENTED = ("shift_coords", "jitter_coords", "rescale_coords")
 FOLLOW_FROM_CONFIG = ("rope_embed.periods", "qkv.bias_mask")
 """Buffers of the official networks that ours do without."""
 
@@ -119,8 +121,11 @@ def our_name(name: str) -> str:
 
 def reasons_to_leave_out(file: Dinov3File, scenario: str) -> dict[str, bool]:
     """Whether each applies to a scenario."""
+    config = file.meta["configs"][scenario]
+    drawn = [value for key, value in config["student"].items() if key.endswith((*AUGMENTED, "drop_path_rate"))]
     return {
-        "no option stands for distillation.enabled": file.meta["configs"][scenario]["distillation"]["enabled"],
+        "no option stands for distillation.enabled": config["distillation"]["enabled"],
+        DRAWN: draws_otherwise() and any(drawn),
         "weights and activations in bf16 are for orientation": file.path.stem.endswith("_bf16"),
     }
 
@@ -222,7 +227,7 @@ def our_config(file: Dinov3File, scenario: str, config: dict[str, Any]) -> dict[
     ours["trainer"] |= {
         "max_steps": int(optim["epochs"] * train["OFFICIAL_EPOCH_LENGTH"]),
         "precision": "fp32",
-        "device": "cpu",
+        "device": str(torch.get_default_device()),
         "max_nonfinite_steps": 1,
     }
     ours["data"]["batch_size"] = train["batch_size_per_gpu"]
@@ -234,7 +239,8 @@ def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Tr
     with tempfile.TemporaryDirectory() as folder:
         if "path" in ours["objectives"].get("gram", {}):
             ours["objectives"]["gram"]["path"] = f"{folder}/gram.pth"
-            torch.save(file.released("gram_teacher", scenario), f"{folder}/gram.pth")
+            weights = {name: value.cpu() for name, value in file.released("gram_teacher", scenario).items()}
+            torch.save(weights, f"{folder}/gram.pth")
         trainer = built(ours)
     seed_forwards(trainer)
     trainer.model.to(file.dtype)

@@ -1,7 +1,8 @@
 """A scenario of train_step_{legacy,fixed}*.npz, and the trainer that our legacy preset builds for it.
 
 What a scenario's arguments set is what a recipe decides: sizes, lengths, rates, temperatures. Everything else is the
-preset's, so that it is the preset that is compared. The runs had no dropout, and float32 or float64 on the CPU.
+preset's, so that it is the preset that is compared. The runs had no dropout, and float32 or float64 on the CPU; ours
+are on torch's default device.
 """
 
 import json
@@ -170,11 +171,12 @@ def initial_sizes(stored: StoredScenario) -> list[str]:
 
 @cache
 def legacy_config(*overrides: str) -> dict[str, Any]:
-    return compose_config(["preset=legacy", "trainer.precision=fp32", "trainer.device=cpu", *overrides])
+    return compose_config(["preset=legacy", "trainer.precision=fp32", *overrides])
 
 
 def build_scenario(stored: StoredScenario) -> Trainer:
-    trainer = build_trainer(legacy_config(*scenario_overrides(stored)))
+    device = f"trainer.device={torch.get_default_device()}"
+    trainer = build_trainer(legacy_config(*scenario_overrides(stored), device))
     trainer.model.to(stored.dtype)
     weights = stored.initial_weights(clustering="prototype_bank" in trainer.model.student)
     trainer.model.load_state_dict(weights)

@@ -169,7 +169,7 @@ def check_hyper(stored: StoredScenario, iteration: int, trainer: Trainer, names:
         for short, field in (("lr", "lr"), ("wd", "weight_decay")):
             theirs = stored.get(f"it{iteration}/{optimizer}_group_{short}")
             if theirs is not None:
-                expected = [theirs[groups[name]["number"]] for name in known]
+                expected = [float(theirs[groups[name]["number"]]) for name in known]
                 label = f"it{iteration}/{optimizer}_group_{short} of {len(known)} parameters"
                 yield compare(label, [ours[name][field] for name in known], expected, SCHEDULE)
     hyper = trainer.schedules.at(iteration)

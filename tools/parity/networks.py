@@ -15,6 +15,7 @@ from dinoswap.nn.projection_head import ProjectionHead
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.load import load_into
 from parity.rows import (
+    DRAWN,
     EXACT,
     FORWARD,
     GRADIENT,
@@ -23,6 +24,8 @@ from parity.rows import (
     Scenarios,
     compare,
     compare_gradient,
+    draws_otherwise,
+    is_left_out,
     plain_name,
     worst_of,
 )
@@ -157,7 +160,11 @@ def droppath_scenarios(path: Path) -> Scenarios:
     """Weights and inputs are those of vit_dinov2.npz beside it."""
     file, vit = Fixture(path), path.with_name("vit_dinov2.npz")
     rates = sorted({key.split("/")[1] for key in file.file.files if re.match(r"v2/rate[\d.]+/", key)})
-    found: Scenarios = {rate: partial(check_droppath, file, vit, rate) for rate in rates if vit.exists()}
+    found: Scenarios = {
+        rate: partial(check_droppath, file, vit, rate)
+        for rate in rates
+        if vit.exists() and not is_left_out(path, rate, {DRAWN: draws_otherwise()})
+    }
     for key in (k for k in file.file.files if k.endswith("_per_block_rates") and k.startswith("v2/")):
         found[key] = partial(check_rates, file, key)
     return found

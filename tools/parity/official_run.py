@@ -206,6 +206,6 @@ def build_trainer(file: TrainStepFile, scenario: str, config: dict[str, Any]) ->
         Clip(optim["clip_grad"] or None, "per_module"),
         precision="fp32",
         seed=0,
-        device=torch.device("cpu"),
+        device=torch.get_default_device(),
         max_nonfinite_steps=1,
     )

@@ -33,13 +33,16 @@ class Row:
         return self.error <= self.tolerance  # false for NaN
 
 
+DRAWN = "its draws are those of the CPU's generator"
+"""Why a scenario is left out on another device."""
+
 Scenarios = dict[str, Callable[[], Iterator[Row]]]
 """What a fixture file offers, by name; each computes its rows when called."""
 
 
 def compare(name: str, ours: Any, theirs: Any, tolerance: float, scale: float | None = None) -> Row:
     """Largest difference of two arrays. With `scale` the error is relative to max(scale, |theirs|)."""
-    a, b = (np.asarray(x.detach() if isinstance(x, Tensor) else x, dtype=np.float64) for x in (ours, theirs))
+    a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in (ours, theirs))
     if a.shape != b.shape:
         return Row(f"{name} (shapes {a.shape}, {b.shape})", np.inf, np.inf, np.inf, tolerance)
     if a.size == 0:
@@ -76,8 +79,19 @@ def plain_name(name: str) -> str:
     return re.sub(r"blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
+def draws_otherwise() -> bool:
+    """Whether the generator of torch's default device makes other draws of a seed than that of the CPU, with which
+    fixtures were made."""
+    return torch.get_default_device().type != "cpu"
+
+
+def placed(array: np.ndarray) -> Tensor:
+    """An array as a tensor on torch's default device."""
+    return torch.from_numpy(array).to(torch.get_default_device())
+
+
 class Fixture:
-    """An npz with its meta data."""
+    """An npz with its meta data. Tensors are placed on torch's default device."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +104,7 @@ class Fixture:
     def __getitem__(self, key: str) -> Tensor:
         """Images, stored as float16, come as float32."""
         array = np.asarray(self.file[key])
-        return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array)
+        return placed(array.astype(np.float32) if array.dtype == np.float16 else array)
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """What is stored under a prefix, by the rest of its name."""
