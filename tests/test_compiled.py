@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from axis_arms import PRESETS, Arm
+from axis_arms import PRESETS, SMALL, Arm
+from dinoswap.build import build_trainer
+from dinoswap.config.command_line import compose_config
+from dinoswap.config.schema import ConfigError
+from dinoswap.config.settings import check
 from dinoswap.model import shapes_of
 from dinoswap.nn import compiled
 from dinoswap.nn.block import Block
@@ -93,3 +97,60 @@ def test_shapes_are_never_compiled() -> None:
     parts = [module for module in model.student.modules() if isinstance(module, Compilable)]
     assert parts and all(part.compiled for part in parts)
     assert not any(part.compiled for part in shapes_of(model).modules() if isinstance(part, Compilable))
+
+
+# --- CUDA graphs: which calls are replayed, and when; whether they compute the same, only a GPU can tell --------------
+
+
+def test_calls_whose_sizes_stay_are_replayed_in_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, list[tuple[str, tuple[int, ...]]]] = {"_compiled": [], "_replayed": []}
+
+    def noting(kind: str) -> Callable[..., Callable[..., Tensor]]:
+        def compile_(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def called(module: torch.nn.Module, x: Tensor, *others: object) -> Tensor:
+                calls[kind].append((method.__name__, tuple(x.shape)))
+                return method(module, x, *others)
+
+            return called
+
+        return compile_
+
+    marks: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(None))
+    for kind in calls:
+        monkeypatch.setattr(compiled, kind, noting(kind))
+    overrides = ["preset=official", "model.drop_path=0.3", "trainer.accumulate=2"]
+    plain, graphed = Arm(*overrides), Arm(*overrides)
+    for network in (graphed.trainer.model.student, graphed.trainer.model.teacher):
+        set_compiled(network, "cudagraphs")
+    graphed.trainer.cuda_graphs = True
+    replayed = []
+    for step in range(2):
+        batches = [graphed.batch(2 * step + micro) for micro in range(2)]
+        assert torch.equal(graphed.trainer.step(step, batches)["loss"], plain.trainer.step(step, batches)["loss"])
+        replayed.append(calls["_replayed"][:])
+        calls["_replayed"].clear()
+    assert replayed[0] == replayed[1]  # sizes too, although the masks are others
+    assert {name for name, _ in replayed[0]} == {"_attention", "_mixed", "_ffn"}
+    assert {name for name, _ in calls["_compiled"]} == {"_projected", "_ffn", "_logits"}
+    assert len(marks) == 2  # micro-batches add to gradients that graphs returned
+    graphed.trainer.model.teacher_targets(batches[0], graphed.trainer.schedules.at(0))
+    assert not calls["_replayed"]
+
+
+def test_graphs_are_what_torch_calls_reduced_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda method, **options: asked.update({method: options}))
+    for method in (compiled._compiled, compiled._replayed):
+        method.__wrapped__(method)
+    assert [options.get("mode") for options in asked.values()] == [None, "reduce-overhead"]
+    assert all(options["dynamic"] for options in asked.values())
+
+
+def test_graphs_are_refused_where_they_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.compile=cudagraphs: .* trainer\.device=cpu is the CPU"):
+        build_trainer(compose_config([*SMALL, "trainer.compile=cudagraphs"]))
+    with pytest.raises(ConfigError, match=r"trainer\.compile=cudagraphs: .* distributed=fsdp2 gathers"):
+        check(compose_config([*SMALL, "trainer.compile=cudagraphs", "distributed=fsdp2"]))
+    with pytest.raises(ConfigError, match=r"trainer\.compile=graphs: must be true or false or cudagraphs"):
+        check(compose_config([*SMALL, "trainer.compile=graphs"]))

@@ -202,7 +202,7 @@ def build_trainer(cfg: Config) -> Trainer:
     model, parallel = together(lambda: (build_model(cfg).to(device), build_parallel(cfg)))
     if settings.compile:
         for network in (model.student, model.teacher):
-            set_compiled(network, True)
+            set_compiled(network, settings.compile)
     shapes = shapes_of(model) if world_size() > 1 else None
     called = prepare_for_distributed_training(cfg, model, parallel, device)
 
@@ -225,6 +225,7 @@ def build_trainer(cfg: Config) -> Trainer:
             max_nonfinite_steps=settings.max_nonfinite_steps,
             called=called,
             shapes=shapes,
+            cuda_graphs=settings.compile == "cudagraphs",
         )
 
     return together(with_model)
@@ -238,6 +239,11 @@ def trainer_settings(cfg: Config) -> tuple[TrainerSettings, torch.device, Schedu
     optimizer = construct(OptimizerSettings, cfg["optimizer"], "optimizer")
     with as_config_error():
         device = prepared_device(settings)
+    if settings.compile == "cudagraphs" and device.type != "cuda":
+        raise ConfigError(
+            f"trainer.compile=cudagraphs: a graph is replayed by a GPU, and trainer.device={settings.device} is the "
+            f"{device.type.upper()} here; use trainer.compile=true, or false"
+        )
     return settings, device, schedules, optimizer
 
 

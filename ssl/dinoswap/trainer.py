@@ -12,6 +12,7 @@ from dinoswap.distributed import all_reduce_max, rank, world_size
 from dinoswap.distributed.environment import local_device
 from dinoswap.distributed.sharding import sharded_modules
 from dinoswap.model import SelfDistillation
+from dinoswap.nn.compiled import replayed_step
 from dinoswap.nn.precision import parameters_in
 from dinoswap.optim.ema import EMA
 from dinoswap.optim.nonfinite import NonFiniteGuard
@@ -69,12 +70,15 @@ class Trainer:
         max_nonfinite_steps: int,
         called: nn.Module | None = None,
         shapes: SelfDistillation | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """`called` is called instead of `model`: torch's DistributedDataParallel around it, for example. `shapes` is a
-        copy of the whole model on the meta device, for counting FLOPs."""
+        copy of the whole model on the meta device, for counting FLOPs. With `cuda_graphs` steps replay those of
+        modules that are compiled so."""
         self.model = model
         self.called = model if called is None else called
         self.shapes = model if shapes is None else shapes
+        self.cuda_graphs = cuda_graphs
         self.optimizer = optimizer
         self.schedules = schedules
         self.clip = clip
@@ -106,7 +110,8 @@ class Trainer:
         self.model.begin_step(hyper)
         seed_torch(self.seed, "step", step, rank())  # stochastic depth draws from the default generators
         before = [buffer.clone() for buffer in self.buffers]
-        logs = self.gradients(batches, hyper)
+        with replayed_step() if self.cuda_graphs else contextlib.nullcontext():
+            logs = self.gradients(batches, hyper)
         self.scaler.unscale_(self.optimizer)
         self._agree_on_overflow()
         norms = self.clip(self.optimizer.param_groups)

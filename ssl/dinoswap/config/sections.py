@@ -91,7 +91,7 @@ class TrainerSettings:
     checkpoint_minutes: float
     keep_checkpoints: int
     max_nonfinite_steps: int
-    compile: bool
+    compile: bool | Literal["cudagraphs"]
     device: str
 
     def __post_init__(self) -> None:

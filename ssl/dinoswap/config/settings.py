@@ -67,6 +67,11 @@ def check_distributed(cfg: Config) -> None:
     if cfg["da3"].get("use_fsdp") and not (parallel is not None and parallel.shards):
         raise ConfigError("da3.use_fsdp=true: there are no shares to cut the teacher into; choose distributed=fsdp2")
     fitting = ["bf16"] if precision == "bf16_params" else [*dict.fromkeys(("fp32", precision))]
+    if parallel is not None and parallel.shards and cfg["trainer"]["compile"] == "cudagraphs":
+        raise ConfigError(
+            "trainer.compile=cudagraphs: a graph reads weights at one place, and distributed=fsdp2 gathers them anew "
+            "for each call; use trainer.compile=true, or distributed=ddp"
+        )
     if (param_dtype := section.get("param_dtype")) not in (None, *fitting):
         raise ConfigError(
             f"distributed.param_dtype={param_dtype}: does not go with trainer.precision={precision}; use "

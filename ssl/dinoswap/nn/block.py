@@ -223,10 +223,10 @@ class Block(Compilable):
             places = (tokens % len(subset.rows)).index_copy_(0, subset.rows, tokens[: len(subset.rows)])
             of_tokens = subset.weight.new_zeros(x.shape[0], 1).index_copy_(0, subset.rows, subset.weight)
             factors = of_tokens.index_select(0, rows)
-            mixed = self.run(Block._mixed, x.index_select(0, subset.rows), subset.shapes, pack.rotations)
+            mixed = self.replay(Block._mixed, x.index_select(0, subset.rows), subset.shapes, pack.rotations)
             branch = self.run(Block._projected, mixed.index_select(0, places.index_select(0, rows)))
         else:
-            mixed = self.run(Block._mixed, x, pack.shapes, pack.rotations)
+            mixed = self.replay(Block._mixed, x, pack.shapes, pack.rotations)
             branch = self.run(Block._projected, mixed.index_select(0, rows))
             factors = self._factors(x, pack.shapes, single, branch.dtype, rows)
         return _plus(x.index_select(0, rows), branch, factors)
@@ -234,12 +234,12 @@ class Block(Compilable):
     def _fed_forward(self, x: Tensor, pack: Pack, single: bool) -> Tensor:
         """Returns the tokens or rows x of the pack plus their feed-forward branch."""
         if pack.rows is None:
-            return self._residual(x, pack.shapes, single, lambda x, _: self.run(Block._ffn, x))
+            return self._residual(x, pack.shapes, single, lambda x, _: self.replay(Block._ffn, x))
         branch = self.run(Block._ffn, x)
         return _plus(x, branch, self._factors(x, pack.shapes, single, branch.dtype, pack.rows))
 
     def _attend(self, rotations: Sequence[Rotation | None], x: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        return self.run(Block._attention, x, shapes, rotations)
+        return self.replay(Block._attention, x, shapes, rotations)
 
     def _residual(self, x: Tensor, shapes: Sequence[Shape], single: bool, branch: Branch) -> Tensor:
         """Returns x [S, D] plus its branch, under the dropout of this block."""
