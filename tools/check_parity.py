@@ -24,7 +24,7 @@ Exit status 1 when a quantity is out of tolerance, 2 when there is nothing to co
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,15 +115,15 @@ def rows_of(
 def computing_on(device: torch.device) -> Iterator[None]:
     """A context that computes by deterministic algorithms on a CPU. Another device becomes torch's default, on which
     fixtures and networks are placed: it need not have such algorithms, and computes float32 products in float32."""
-    if device == CPU:
-        torch.use_deterministic_algorithms(True)
-        yield
-        return
-    torch.use_deterministic_algorithms(False)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(device == CPU)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    with device:
-        yield
+    try:
+        with nullcontext() if device == CPU else device:
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def report(rows: list[Row]) -> bool:
