@@ -1,5 +1,5 @@
-"""A device that is the CPU and pretends to be another one. Its tensors have values, and refuse those of the CPU, as those
-of a GPU do. It has the name of torch's meta device."""
+"""A device that is the CPU and pretends to be another one. Its tensors have values, and refuse those of the CPU, as
+those of a GPU do. It has the name of torch's meta device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
 """Does a run on this machine's GPU do what it does on the CPU, and how fast? The first thing to run where there is one.
 
-    python tools/check_gpu.py -o FOLDER                         # all checks, in about five minutes on one GPU
+    python tools/check_gpu.py -o FOLDER                         # all checks, in five to ten minutes on one GPU
     python tools/check_gpu.py -o FOLDER --checks parity waits --presets official
     python tools/check_gpu.py -o FOLDER --parity /data/fixtures # other folders official, legacy, dinov3, da3
     python tools/check_gpu.py -o FOLDER --device cpu            # tries the script where there is no GPU, on less
@@ -17,8 +17,9 @@ resume   a run of recipe=smoke that is killed (kill -9) after its first checkpoi
 speed    images per second and peak memory of ViT-S/16, B/16 and L/14 in bf16 at the largest batch that fits, eager and
          compiled, and what tools/plan.py says of them; of recipe=smoke on a CPU
 
-No network is needed. Each check has a time limit; one that fails, hangs or crashes does not stop the others. After each
-FOLDER/check_gpu.json, with every number, and FOLDER/README.md are written. The exit status is 1 where one failed.
+No network is needed. What matters most comes first, speed last. Each check has a time limit; one that fails, hangs or
+crashes does not stop the others. After each FOLDER/check_gpu.json, with every number, and FOLDER/README.md are written.
+The exit status is 1 where one failed.
 """
 
 import argparse

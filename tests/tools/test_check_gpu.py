@@ -220,11 +220,11 @@ def test_what_is_promised_follows_from_what_was_found(rows: list[Numbers], said:
 def test_the_largest_batch_is_found_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     for memory, found in ((100, 96), (90, 64), (8, 8)):
         measured = speed.largest(lambda images, most=memory: {"images": images} if images <= most else None)
-        assert measured == {"images": found}
+        assert measured == {"images": found, "limit": "memory"}
     with pytest.raises(RuntimeError, match="not even 8 images"):
         speed.largest(lambda _: None)
     monkeypatch.setattr(speed, "SECONDS", -1.0)
-    assert speed.largest(lambda images: {"images": images}) == {"images": 8}
+    assert speed.largest(lambda images: {"images": images}) == {"images": 8, "limit": "time"}
 
 
 def test_speed_stands_beside_its_plan() -> None:

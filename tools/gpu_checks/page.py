@@ -13,6 +13,7 @@ APART = ("check", "of", "failed", "skipped", "seconds", "larger")
 SPEED = {
     "of": "recipe",
     "images": "images",
+    "limit": "limited by",
     "images per second": "images / s",
     "planned images per second": "planned",
     "peak GB": "peak GB",
@@ -92,9 +93,9 @@ def speed_section(rows: Sequence[Numbers]) -> list[str]:
     lines = [
         "## Speed",
         "",
-        "Steps in bf16 of the largest batch that fits, of random crops. Behind what tools/plan.py plans for this GPU,",
-        "its share of the measured. GB are 10^9 bytes, FLOPs those of the published algorithm, and the peak is that",
-        "of the data sheet, or where the GPU is not in the table of plans that of a square product.",
+        "Steps in bf16 of the largest batch that fits, or that time was left for, of random crops. Behind what",
+        "tools/plan.py plans for this GPU, its share of the measured. GB are 10^9 bytes, FLOPs those of the published",
+        "algorithm, and the peak is that of the data sheet, or of a square product where this GPU has no plan.",
         "",
         table_line(header),
         "|---" * len(header) + "|",

@@ -24,7 +24,7 @@ from planning.values import Config
 
 COMPILED = " compiled"
 RECIPES = ("vits16", "vitb16", "vitl14")
-FIRST, SECONDS = 8, 25.0
+FIRST, SECONDS = 8, 20.0
 """The first number of images, and the seconds after which no larger one is tried, those of compiling not counted."""
 WARM, TIMED = 2, 5
 ON_CPU = "smoke"
@@ -54,7 +54,7 @@ def speed(subject: str, device: torch.device) -> Numbers:
 
 
 def largest(measure: Callable[[int], Numbers | None]) -> Numbers:
-    """What is measured of the largest number of images that fits: twice as many each time until memory or time is at an
+    """What is measured of the largest number of images: twice as many each time until memory or time (`limit`) is at an
     end, then halfway between the last that fits and the first that does not."""
     best: Numbers = {}
     images, began = FIRST, 0.0
@@ -62,10 +62,10 @@ def largest(measure: Callable[[int], Numbers | None]) -> Numbers:
         best, images = found, 2 * images
         began = began or time.perf_counter()
         if time.perf_counter() - began > SECONDS:
-            return best
+            return best | {"limit": "time"}
     if not best:
         raise RuntimeError(f"not even {FIRST} images fit into the memory of this GPU")
-    return measure(3 * images // 4) or best
+    return (measure(3 * images // 4) or best) | {"limit": "memory"}
 
 
 def measured(trainer: Trainer, config: Config, images: int) -> Numbers | None:
