@@ -6,9 +6,11 @@ import torch
 
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.config.command_line import compose_config
+from dinoswap.data.transfer import Transfer
 from dinoswap.metric.base import Part
 from dinoswap.run.host_copies import HostCopies
 from options import build_option
+from small_models import small_batch
 
 DEVICE = "cuda"
 
@@ -45,6 +47,25 @@ def test_the_host_waits_for_no_copy_that_a_checkpoint_is_written_from() -> None:
     copies.wait()
     assert taken.is_pinned()
     assert bool((taken == 1).all())
+
+
+def test_a_batch_arrives_while_the_device_computes() -> None:
+    """Only what reads the batch waits for it."""
+    batch, device = small_batch(0).pin_memory(), torch.device(DEVICE)
+    transfer = Transfer(device)
+    transfer.copy(batch)  # makes room in the memory of the stream
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2**31)  # cycles: about a second
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        arriving = transfer.copy(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert transfer.beside is not None
+    transfer.beside.synchronize()
+    assert not torch.cuda.current_stream().query()
+    for name, tensor in arriving.tensors().items():
+        assert torch.equal(tensor.cpu(), batch.tensors()[name]), name
 
 
 @pytest.mark.parametrize(("family", "changes"), [("knn", {}), ("linear", {"solver": "torch"}), ("linear_sgd", {})])

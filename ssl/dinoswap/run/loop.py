@@ -17,6 +17,7 @@ from dinoswap.config.sections import TrainerSettings
 from dinoswap.data.corrupt import CorruptLog
 from dinoswap.data.inventory import Inventory
 from dinoswap.data.steps import StepDataset, loader
+from dinoswap.data.transfer import Transfer
 from dinoswap.data.workers import require_shared_memory
 from dinoswap.distributed import any_rank, is_main, on_main, world_size
 from dinoswap.distributed.preemption import Preemption, StopAsked
@@ -192,13 +193,14 @@ class Run:
         if self.workers:
             require_shared_memory(self.probes, self.workers)
         batches = iter(loader(self.dataset, start, stop, self.workers, device.type == "cuda"))
+        transfer = Transfer(device)
         for step in range(start, stop):
             start_time = time.perf_counter()
             micro_batches = [next(batches) for _ in range(accumulate)]
             waited = time.perf_counter() - start_time
             for batch in micro_batches:
                 self.corrupt.add(batch.corrupt)
-            yield step, [batch.to(device).normalised(mean, std) for batch in micro_batches], waited
+            yield step, [transfer.copy(batch).normalised(mean, std) for batch in micro_batches], waited
 
     def _after_step(self, journal: Journal, logs: Mapping[str, Tensor], preemption: Preemption) -> None:
         """Logs, evaluates and saves a checkpoint, each where it is due. Raises StopAsked where a signal asked for it.
