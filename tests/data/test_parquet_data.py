@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -7,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_fakes import encoded, one_pipeline, picture
 
+from dinoswap.data import block_cache
 from dinoswap.data.images import CorruptImage
 from dinoswap.data.order import Order
 from dinoswap.data.steps import StepDataset, loader
+from dinoswap.data.table_files import ParquetTable
 from options import open_source
 
 open_parquet = partial(open_source, "parquet")
@@ -119,6 +125,59 @@ def test_forked_workers_read_the_same(tmp_path, memory_gb):
     plain, forked = (list(loader(steps, 0, 6, workers, False)) for workers in (0, 1))
     for a, b in zip(plain, forked, strict=True):
         assert a.indices.equal(b.indices) and a.global_crops.equal(b.global_crops)
+
+
+@pytest.fixture
+def blocks_read(monkeypatch):
+    """(file, block) of each block that is read from a Parquet file."""
+    read, blocks = ParquetTable.read, []
+
+    def noted(table, column, block):
+        blocks.append((table.path.name, block))
+        return read(table, column, block)
+
+    monkeypatch.setattr(ParquetTable, "read", noted)
+    return blocks
+
+
+def test_workers_share_the_blocks_of_a_node(tmp_path, blocks_read):
+    for i in range(2):
+        write(tmp_path / f"data/part-{i}.parquet", range(100 * i, 100 * i + 20), group=2)
+    cache = tmp_path / "cache"
+    workers = [open_parquet(str(tmp_path / "data"), memory_gb=0.0, cache=str(cache)).split("train") for _ in range(4)]
+    begin, allocated = threading.Barrier(4), pa.total_allocated_bytes()
+
+    def rows_of(images):
+        begin.wait()
+        return [images.load(row) for row in range(40)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(rows_of, workers))
+    for images in found:
+        np.testing.assert_array_equal(images, [picture(100 * (row // 20) + row % 20) for row in range(40)])
+    assert sorted(blocks_read) == [(f"part-{i}.parquet", block) for i in range(2) for block in range(10)]
+    assert {path.name for path in cache.rglob("*") if path.is_file()} == {"block.arrow"}
+    assert pa.total_allocated_bytes() <= allocated  # what is kept is mapped
+
+
+def test_a_block_of_another_state_of_its_file_is_read_again(tmp_path, blocks_read):
+    for rows in (range(8), range(50, 58)):
+        path = write(tmp_path / "a.parquet", rows, group=4)
+        for _ in range(2):
+            train = open_parquet(str(path), memory_gb=0.0, cache=str(tmp_path / "cache")).split("train")
+            assert_rows(train, rows)
+    assert blocks_read == [("a.parquet", 0), ("a.parquet", 1)] * 2
+
+
+def test_a_full_disk_is_told_with_the_key(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(block_cache, "write_atomically", full)
+    path = write(tmp_path / "a.parquet", range(8))
+    train = open_parquet(str(path), memory_gb=0.0, cache=str(tmp_path / "cache")).split("train")
+    with pytest.raises(OSError, match=r"No space left on device: data\.cache=.* as much room as the encoded images"):
+        train.load(0)
 
 
 def test_rows_without_bytes_are_corrupt(tmp_path):

@@ -32,6 +32,7 @@ VOLATILE = (
     "data.path",
     "data.test_path",
     "data.labels",
+    "data.cache",
     "data.download",
     "da3.ckpt_path",
     "da3.use_fsdp",

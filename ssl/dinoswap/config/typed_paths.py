@@ -26,6 +26,7 @@ PATHS = (
     "data.path",
     "data.test_path",
     "data.labels",
+    "data.cache",
     "da3.ckpt_path",
     "objectives.gram.path",
     "start.path",
@@ -33,7 +34,7 @@ PATHS = (
     "evaluation.depth.path",
     "results_dir",
 )
-NULLABLE = ("data.test_path", "data.labels", "objectives.gram.path", "study")
+NULLABLE = ("data.test_path", "data.labels", "data.cache", "objectives.gram.path", "study")
 """Keys that may be absent: `null` as their value is no text."""
 LITERAL = (*PATHS, "study")
 

@@ -10,11 +10,13 @@ labels (negative or null labels mean none, as on the hub).
 Up to `memory_gb` the encoded images are held in memory, which forked workers share. Beyond that, blocks of rows (row
 groups, or slices of those above 256 MB) are read when needed and the last few are kept: the order then shuffles within
 windows of as many blocks, and every worker reads every block of the window, so that row groups of at most some 10 MB
-are advisable. Arrow files are mapped and need neither.
+are advisable. With `cache`, a folder on a disk of the node, each block is read once, whichever worker of whichever
+rank needs it first, and mapped by all (block_cache.py). Arrow files are mapped and need none of this.
 """
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from dinoswap.data.decoding import DEFAULT, Decoding
 from dinoswap.data.filesystem import below_root, by_part, find_files, open_readable
@@ -37,11 +39,13 @@ class ParquetData(ImageSource):
         image_column: str | None = None,
         label_column: str | None = None,
         memory_gb: float = 2.0,
+        cache: str | None = None,
         decoding: Decoding = DEFAULT,
     ) -> None:
         if memory_gb < 0:
             raise ValueError(f"data.memory_gb={memory_gb}: gigabytes of encoded images to hold, at least 0")
         self.memory_gb, self.decoding = memory_gb, decoding
+        self.cache = None if cache is None else Path(cache).expanduser()
         candidates, self.ignored = find_files(path, SUFFIXES)
         files = without_caches(candidates, self.ignored)
         self.names = dict(zip(files, map(str, below_root(files)), strict=True))
@@ -85,7 +89,7 @@ class ParquetData(ImageSource):
             tables, names = self._tables(part), [self.names[file] for file in self.parts[part]]
             check_images(tables, self.columns.image)
             labels = self._labels(tables, names, part)
-            args = (self.columns.image, labels, self.memory_gb, self.decoding)
+            args = (self.columns.image, labels, self.memory_gb, self.decoding, self.cache)
             self._opened[part] = ParquetImages(tables, names, *args)
         return self._opened[part]
 

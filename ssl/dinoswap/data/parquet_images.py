@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dinoswap.data.block_cache import cached_block
 from dinoswap.data.decoding import CorruptImage, Decoding, Pixels, decode
 from dinoswap.data.file_tree import read_image
 from dinoswap.data.filesystem import Unreadable, sampled
 from dinoswap.data.images import Images
 from dinoswap.data.labels import Named
 from dinoswap.data.order import SHUFFLE_WINDOW
-from dinoswap.data.table_files import TableFile, is_text
+from dinoswap.data.table_files import ArrowTable, TableFile, is_text
 
 _TRIED_PATHS = 8
 _SHOWN = 200  # characters of what should be a path
@@ -25,7 +26,8 @@ _SHOWN = 200  # characters of what should be a path
 
 class ParquetImages(Images):
     """Holds the rows of `tables`, one table after the other. `names` are those of their files, relative to the root of
-    the data set. Only the metadata of the tables is read until an image is requested."""
+    the data set. Only the metadata of the tables is read until an image is requested. Blocks of Parquet files beyond
+    `memory_gb` are kept in the folder `cache`, unless that is None."""
 
     def __init__(
         self,
@@ -35,9 +37,10 @@ class ParquetImages(Images):
         labels: Named,
         memory_gb: float,
         decoding: Decoding,
+        cache: Path | None = None,
     ) -> None:
         sizes = [table.blocks(column) for table in tables]
-        self.tables, self.names, self.column, self.decoding = tables, names, column, decoding
+        self.tables, self.names, self.column, self.decoding, self.cache = tables, names, column, decoding, cache
         self._blocks = [(table, block) for table, rows in enumerate(sizes) for block in range(len(rows))]
         self._file_ends = np.cumsum([sum(rows) for rows in sizes])
         self._block_ends = np.cumsum([count for rows in sizes for count in rows])
@@ -113,13 +116,19 @@ class ParquetImages(Images):
             file, index = self._blocks[block]
             table = self.tables[file]
             try:
-                self._kept[block] = Cells.of(table.read(self.column, index), table.path.parent)
+                self._kept[block] = Cells.of(self._cells(table, index), table.path.parent)
             except Unreadable as error:
                 self._kept[block] = f"the rows around it cannot be read: {error}"
         self._kept.move_to_end(block)
         if not self._in_memory and len(self._kept) > SHUFFLE_WINDOW:
             self._kept.popitem(last=False)
         return self._kept[block]
+
+    def _cells(self, table: TableFile, block: int) -> Any:
+        """Returns the column of a block of `table` as a chunked array. Raises Unreadable for damaged pages."""
+        if self.cache is None or self._in_memory or isinstance(table, ArrowTable):
+            return table.read(self.column, block)
+        return cached_block(self.cache, table, self.column, block)
 
     def _check_paths(self) -> None:
         """Raises ValueError when none of a few rows can be loaded."""
