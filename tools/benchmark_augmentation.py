@@ -5,7 +5,7 @@
 Per image and size: milliseconds of CPU time (median over rounds) of the PIL pipeline, of ours, of ours with the
 normalisation to float32 that the PIL pipeline includes (here it is done once per batch, on the device), of
 `augmentation=legacy` with as many crops, and of decoding the JPEG; then the ratio PIL / ours, median over rounds with
-its range, without and with the decoding.
+its range, without and with the decoding, and the images per second of a core that decodes and augments, PIL and ours.
 """
 
 import argparse
@@ -119,6 +119,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "ratio": statistics.median(ratios),
         "range": [min(ratios), max(ratios)],
         "ratio_with_decode": statistics.median(decoded),
+        "pil_images_per_second": 1000 / (medians["pil_ms"] + medians["decode_ms"]),
+        "images_per_second": 1000 / (medians["ours_ms"] + medians["decode_ms"]),
     }
 
 
@@ -135,6 +137,7 @@ def main() -> None:
             f"  (normalised {r['ours_normalised_ms']:5.2f}, legacy {r['legacy_ms']:5.2f}, decode {r['decode_ms']:.2f})"
             f"  ratio {r['ratio']:.2f} [{r['range'][0]:.2f}-{r['range'][1]:.2f}],"
             f" {r['ratio_with_decode']:.2f} with decode"
+            f"  images/s per core {r['pil_images_per_second']:.1f}, {r['images_per_second']:.1f}"
         )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
