@@ -1,13 +1,16 @@
 """A step on a GPU is that of the CPU, and so is what features are judged by. `pytest -m gpu` runs it; all other tests
 have the GPU hidden from them."""
 
+import numpy as np
 import pytest
 import torch
 
+from dinoswap.augmentation.photometric import UNIFORMS, RandomPhotometry
 from dinoswap.build import build_pipeline, build_source, build_trainer
 from dinoswap.config.command_line import compose_config
 from dinoswap.data.transfer import Transfer
 from dinoswap.metric.base import Part
+from dinoswap.photometry import changed
 from dinoswap.run.host_copies import HostCopies
 from options import build_option
 from small_models import small_batch
@@ -66,6 +69,23 @@ def test_a_batch_arrives_while_the_device_computes() -> None:
     assert not torch.cuda.current_stream().query()
     for name, tensor in arriving.tensors().items():
         assert torch.equal(tensor.cpu(), batch.tensors()[name]), name
+
+
+def test_photometric_changes_are_those_of_the_cpu() -> None:
+    """But for a pixel or two whose hue is at the border of two steps."""
+    recipe = RandomPhotometry(0.8, 0.4, 0.4, 0.2, 0.1, 0.2, blur=0.5, solarize=0.2)
+    rows = np.random.default_rng(0).random((64, UNIFORMS)).tolist()
+    numbers = torch.stack([recipe.draw(row).numbers() for row in rows])[None]
+    pixels = torch.randint(0, 256, (1, 64, 3, 96, 96), dtype=torch.uint8)
+    given = pixels.to(DEVICE), numbers.to(DEVICE)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = changed(*given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    levels = (found.cpu() - changed(pixels, numbers)).abs()
+    assert (levels > 1).float().mean() <= 1e-4
+    assert levels.mean() <= 1e-3
 
 
 @pytest.mark.parametrize(("family", "changes"), [("knn", {}), ("linear", {"solver": "torch"}), ("linear_sgd", {})])

@@ -29,7 +29,7 @@ FLOORS = {
     3: "model clustering da3 gram metric dense depth",
     2: "objectives forward teacher optim schedule layer_decay weight_decay data start",
     1: "nn position resolution masking reduction targets augmentation tracker",
-    0: "values rng distributed files web __version__",
+    0: "values photometry rng distributed files web __version__",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinoswap.photometry import changed
+
 Hyper = Mapping[str, float]
 """Value of every schedule at one step, by name: lr, last_layer_lr, weight_decay, momentum, teacher_temp, ..."""
 
@@ -23,12 +25,14 @@ Hyper = Mapping[str, float]
 @dataclass(frozen=True)
 class Views:
     """The crops of one image, uint8 [3, H, W] each. `clean_crops` have the geometry of the mask-carrying crops without
-    any photometric change, by their width in pixels; there are none unless an objective needs them."""
+    any photometric change, by their width in pixels; there are none unless an objective needs them. `photometry` holds
+    the rows of the changes that are yet to be made, see photometry.py, by the field of the crops."""
 
     global_crops: list[Tensor]
     local_crops: list[Tensor]
     extra_crops: list[Tensor]
     clean_crops: dict[int, list[Tensor]]
+    photometry: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Batch:
     masked_crops: Tensor  # int64 [C], those of the P * B crops that have a masked token, ascending
     indices: Tensor  # int64 [B], rows of the data set
     clean_crops: Mapping[int, Tensor] = field(default_factory=dict)  # by width: [P, B, 3, height, width]
+    photometry: Mapping[str, Tensor] = field(default_factory=dict)  # yet to be made, by field: [crops, B, numbers]
     corrupt: tuple[tuple[int, str], ...] = ()  # (row, reason) of images that were replaced
 
     @property
@@ -62,17 +67,24 @@ class Batch:
         return torch.nonzero_static(~self.mask.flatten(), size=count)[:, 0]  # nonzero would wait for the GPU
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns all tensors by field name, the clean crops by `clean_crops.<width>`."""
-        single = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("clean_crops", "corrupt")}
-        return single | {f"clean_crops.{width}": crops for width, crops in self.clean_crops.items()}
+        """Returns all tensors by field name, the clean crops by `clean_crops.<width>`, and the changes that are yet to
+        be made by `photometry.<field>`."""
+        mapped: dict[str, Mapping[Any, Tensor]] = {"clean_crops": self.clean_crops, "photometry": self.photometry}
+        single = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*mapped, "corrupt")}
+        return single | {f"{name}.{key}": tensor for name, held in mapped.items() for key, tensor in held.items()}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Batch":
         """Returns the batch whose `tensors()` these are. Also takes those of earlier versions, which had the clean
         crops of one size in `clean_crops`, [0, B, 3, 0, 0] where there were none."""
         clean = [name for name in tensors if name.startswith("clean_crops")]
-        single: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in clean}
-        return cls(**single, clean_crops={t.shape[-1]: t for t in map(tensors.__getitem__, clean) if len(t)})
+        changes = {name: name.partition(".")[2] for name in tensors if name.startswith("photometry.")}
+        single: dict[str, Any] = {name: t for name, t in tensors.items() if name not in clean and name not in changes}
+        return cls(
+            **single,
+            clean_crops={t.shape[-1]: t for t in map(tensors.__getitem__, clean) if len(t)},
+            photometry={key: tensors[name] for name, key in changes.items()},
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `change` made to every tensor, which keeps their shapes."""
@@ -88,8 +100,14 @@ class Batch:
         return self.map(lambda t: t.pin_memory())
 
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
-        """Returns the batch with uint8 crops through `normalise` and everything else unchanged."""
-        return self.map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
+        """Returns the batch with the changes of `photometry` made, uint8 crops through `normalise` and everything else
+        unchanged."""
+        made: dict[str, Any] = {
+            name: normalise(changed(getattr(self, name), numbers), mean, std)
+            for name, numbers in self.photometry.items()
+        }
+        batch = replace(self, **made, photometry={})
+        return batch.map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
 
 
 def masked_positions(mask: Tensor) -> dict[str, Tensor]:
@@ -102,7 +120,7 @@ def masked_positions(mask: Tensor) -> dict[str, Tensor]:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Returns uint8 pixels [..., 3, H, W] as float32 in units of `std` around `mean` (both [3], for pixels in 0..1)."""
+    """Returns levels 0..255 [..., 3, H, W] as float32 in units of `std` around `mean`, both [3] for pixels in 0..1."""
     return (pixels.float() - mean.view(3, 1, 1) * 255).div_(std.view(3, 1, 1) * 255)
 
 

@@ -29,7 +29,7 @@ class LegacyAugmentation(MultiCrop):
     crops, as the legacy trainer has it. Scales: shares of its area. Flips, `jitter`, `grayscale`, `global2_solarize`
     are probabilities; `brightness`, `contrast`, `saturation` are the largest relative changes and `hue` the largest
     turn (1 = the full colour circle) of the jitter. Arguments that begin with `extra_` apply to the extra crop
-    alone. Raises ValueError for a value out of range."""
+    alone. `photometry_on_device`: see `MultiCrop`. Raises ValueError for a value out of range."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class LegacyAugmentation(MultiCrop):
         extra_saturation: float,
         extra_hue: float,
         extra_grayscale: float,
+        photometry_on_device: bool,
         extra_crops: int = 0,
         clean_sizes: Sequence[int] = (),
     ) -> None:
@@ -90,4 +91,13 @@ class LegacyAugmentation(MultiCrop):
         global2 = Recipe(large, crop(global_crops_scale), photometry(solarize=global2_solarize, solarize_threshold=64))
         extra = Recipe(large, crop(global_crops_scale, vertical_flip=extra_vertical_flip), extra_photometry)
         local = Recipe(small, crop(local_crops_scale), photometry())
-        super().__init__((global1, global2), extra, local, extra_crops, local_crops_number, clean_sizes, square)
+        super().__init__(
+            (global1, global2),
+            extra,
+            local,
+            extra_crops,
+            local_crops_number,
+            clean_sizes,
+            square,
+            photometry_on_device=photometry_on_device,
+        )

@@ -16,6 +16,7 @@ from torch import Tensor
 from dinoswap.augmentation import geometry, photometric
 from dinoswap.augmentation.geometry import Crop, Pixels, RandomCrop
 from dinoswap.augmentation.photometric import Photometry, RandomPhotometry
+from dinoswap.photometry import RADIUS
 from dinoswap.values import Views
 
 Draw = tuple[Crop, Photometry]
@@ -36,7 +37,8 @@ class MultiCrop:
     each of `clean_sizes`: widths in pixels, in ascending order, at the aspect of the view. With `resize` = (height,
     width) the image is first resized to this size, whatever its aspect. With `share_jitter` the whole image gets the
     jitter and grayscale of global 1, and all views but the clean ones are cut from that, without any of their own.
-    Raises ValueError for a number out of range."""
+    With `photometry_on_device` views are cut out only, and the numbers of their photometric changes go along. Raises
+    ValueError for a number out of range."""
 
     def __init__(
         self,
@@ -48,7 +50,13 @@ class MultiCrop:
         clean_sizes: Sequence[int],
         resize: tuple[int, int] | None = None,
         share_jitter: bool = False,
+        photometry_on_device: bool = False,
     ) -> None:
+        if share_jitter and photometry_on_device:
+            raise ValueError(
+                "photometry_on_device=true: only crops get to the device, and share_jitter=true changes the whole "
+                "image; set one of them to false"
+            )
         if extra_crops not in (0, 1):
             raise ValueError(f"extra_crops={extra_crops}: use 1 for a third global crop, 0 for none")
         if local_crops_number < 0:
@@ -56,9 +64,16 @@ class MultiCrop:
         if list(clean_sizes) != sorted({size for size in clean_sizes if size >= 1}):
             raise ValueError(f"clean_sizes={list(clean_sizes)}: use different numbers of pixels in ascending order")
         self._recipes = [*global_recipes, *[extra_recipe] * extra_crops, *[local_recipe] * local_crops_number]
+        smallest = min(min(recipe.size) for recipe in self._recipes)
+        if photometry_on_device and smallest <= RADIUS:
+            raise ValueError(
+                f"photometry_on_device=true: crops of {smallest} pixels are too small for its blur, which reads "
+                f"{RADIUS} pixels to each side; set it to false"
+            )
         self._extra_crops = extra_crops
         self._resize = resize
         self._share_jitter = share_jitter
+        self._on_device = photometry_on_device
         self._carriers = range(2, 3) if extra_crops else range(2)
         self._clean_sizes = tuple(clean_sizes)
 
@@ -107,16 +122,22 @@ class MultiCrop:
                 return cuts[view]
             return geometry.resized_crop(image, draws[view][0], (round(height * width / own_width), width))
 
-        views = [_planes(photometric.apply(cut, own)) for cut, own in zip(cuts, photometries, strict=True)]
-        globals_end = 2 + self._extra_crops
+        if self._on_device:
+            views, numbers = cuts, self._by_role([own.numbers() for own in photometries])
+        else:
+            views, numbers = [photometric.apply(cut, own) for cut, own in zip(cuts, photometries, strict=True)], {}
         return Views(
-            global_crops=views[:2],
-            extra_crops=views[2:globals_end],
-            local_crops=views[globals_end:],
+            **self._by_role([_planes(view) for view in views]),
             clean_crops={
                 width: [_planes(clean(view, width)) for view in self._carriers] for width in self._clean_sizes
             },
+            photometry=numbers,
         )
+
+    def _by_role(self, views: list[Tensor]) -> dict[str, list[Tensor]]:
+        """Returns what each view has, by the field of `Views` that the view is in."""
+        end = 2 + self._extra_crops
+        return {"global_crops": views[:2], "extra_crops": views[2:end], "local_crops": views[end:]}
 
 
 def _planes(pixels: Pixels) -> Tensor:

@@ -29,7 +29,8 @@ class OfficialAugmentation(MultiCrop):
     `grayscale`, `*_blur` and `global2_solarize` are probabilities; `brightness`, `contrast`, `saturation` are the
     largest relative changes and `hue` the largest turn (1 = the full colour circle) of the jitter. With `share_jitter`
     jitter and grayscale are drawn once for the whole image, before it is cropped, with the numbers that global 1 has
-    without. The extra crop follows global 1. Raises ValueError for a value out of range."""
+    without. `photometry_on_device`: see `MultiCrop`. The extra crop follows global 1. Raises ValueError for a value out
+    of range."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class OfficialAugmentation(MultiCrop):
         local_blur: float,
         global2_solarize: float,
         share_jitter: bool,
+        photometry_on_device: bool,
         extra_crops: int = 0,
         clean_sizes: Sequence[int] = (),
     ) -> None:
@@ -76,5 +78,12 @@ class OfficialAugmentation(MultiCrop):
         global2 = Recipe(large, crop(global_crops_scale), photometry(blur=global2_blur, solarize=global2_solarize))
         local = Recipe(small, crop(local_crops_scale), photometry(blur=local_blur))
         super().__init__(
-            (global1, global2), global1, local, extra_crops, local_crops_number, clean_sizes, share_jitter=share_jitter
+            (global1, global2),
+            global1,
+            local,
+            extra_crops,
+            local_crops_number,
+            clean_sizes,
+            share_jitter=share_jitter,
+            photometry_on_device=photometry_on_device,
         )

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from dinoswap.augmentation.geometry import Pixels
+from dinoswap.photometry import numbers_of
 
 cv2.setNumThreads(0)  # data workers are processes: a thread pool in each would compete with the others
 
@@ -40,6 +42,11 @@ class Photometry:
     def colours(self) -> "Photometry":
         """Returns the jitter and the grayscale alone."""
         return Photometry(self.jitter, self.grayscale)
+
+    def numbers(self) -> Tensor:
+        """Returns the row that stands for these changes where they are made to whole batches, see photometry.py."""
+        blur = None if self.blur_sigma is None else (self.blur_sigma, self.blur_kernel)
+        return numbers_of(self.jitter, self.grayscale, blur, self.solarize_threshold)
 
     def without_colours(self) -> "Photometry":
         """Returns the blur and the solarization alone."""

@@ -110,12 +110,18 @@ def collate(views: Sequence[Views], mask: NDArray[np.bool_], rows: list[int], co
         **masked_positions(torch.from_numpy(mask)),
         indices=torch.tensor(rows),
         clean_crops={width: _stack([view.clean_crops[width] for view in views]) for width in views[0].clean_crops},
+        photometry={
+            name: _stack([view.photometry[name] for view in views])
+            for name, rows in views[0].photometry.items()
+            if rows
+        },
         corrupt=tuple(corrupt),
     )
 
 
 def _stack(crops: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Returns crops[image][crop], each [3, h, w], as [crops, B, 3, h, w]; [0, B, 3, 0, 0] when there are no crops."""
+    """Returns crops[image][crop], each [3, h, w], as [crops, B, 3, h, w]; [0, B, 3, 0, 0] when there are no crops. Rows
+    of numbers are stacked likewise."""
     count = len(crops[0])
     if count == 0:
         return torch.empty(0, len(crops), 3, 0, 0, dtype=torch.uint8)
