@@ -45,8 +45,9 @@ def summary(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
-def told(passed_over: Sequence[PassedOver]) -> list[str]:
-    lines = [f"  {each.line}" for each in passed_over[:SHOWN]]
+def skipped_lines(passed_over: Sequence[PassedOver]) -> list[str]:
+    """Returns the lines on the first `SHOWN` folders that were passed over, and one on how many more there are."""
+    lines = [f"  {skipped.line}" for skipped in passed_over[:SHOWN]]
     more = len(passed_over) - SHOWN
     return [*lines, f"  and {more} more"] if more > 0 else lines
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(runs.frame)} runs in {options.runs}", *summary(runs.frame), sep="\n")
     passed_over = runs.passed_over + (curves.passed_over if curves else [])
     if passed_over:
-        print(f"passed over: {len(passed_over)}", *told(passed_over), sep="\n")
+        print(f"passed over: {len(passed_over)}", *skipped_lines(passed_over), sep="\n")
     print(f"written: {', '.join(map(str, written))}")
     return 0 if len(runs.frame) else 1
 

@@ -148,10 +148,10 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     path = folder / "cost.json"
     if not path.exists():
         return []
-    found = json.loads(path.read_text())
-    if found["machine"] != measured_on():
-        sys.exit(f"{path} was measured on {found['machine']}, this is {measured_on()}: give another folder")
-    rows: list[dict[str, Any]] = found["rows"]
+    report = json.loads(path.read_text())
+    if report["machine"] != measured_on():
+        sys.exit(f"{path} was measured on {report['machine']}, this is {measured_on()}: give another folder")
+    rows: list[dict[str, Any]] = report["rows"]
     return rows
 
 

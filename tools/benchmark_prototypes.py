@@ -133,20 +133,22 @@ def alone(form: str, earlier: Path | None, options: list[str]) -> dict[str, floa
     """`measure` in a process of its own; of form `earlier` with the package in that folder."""
     environment = {**os.environ, **({"PYTHONPATH": str(earlier)} if form == "earlier" else {})}
     command = [sys.executable, __file__, "--measure", form, *options]
-    found: dict[str, float] = json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
-    return found
+    measured: dict[str, float] = json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
+    return measured
 
 
 def measure_in_turns(forms: list[str], rounds: int, run: Callable[[str], dict[str, float]]) -> list[dict[str, Any]]:
     """A row for each form; ratios are to the first one."""
-    found = [{form: run(form) for form in forms} for _ in range(rounds)]
+    measurements = [{form: run(form) for form in forms} for _ in range(rounds)]
     rows = []
     for form in forms:
         row: dict[str, Any] = {"form": form}
         for key in ("memory_bytes", "seconds"):
-            row[key] = statistics.median(one[form][key] for one in found)
-            row[f"{key}_ratio"] = statistics.median(one[form][key] / one[forms[0]][key] for one in found)
-        row["rounds"] = [one[form] for one in found]
+            row[key] = statistics.median(measurement[form][key] for measurement in measurements)
+            row[f"{key}_ratio"] = statistics.median(
+                measurement[form][key] / measurement[forms[0]][key] for measurement in measurements
+            )
+        row["rounds"] = [measurement[form] for measurement in measurements]
         rows.append(row)
     return rows
 
@@ -178,8 +180,8 @@ def main() -> int:
     given = parser.parse_args()
     sizes = {"rows": given.rows, "prototypes": given.prototypes, "dim": given.dim}
     if given.measure:
-        found = measure(given.measure, given.device, given.steps, precision=given.precisions[0], **sizes)
-        print(json.dumps(found))
+        measured = measure(given.measure, given.device, given.steps, precision=given.precisions[0], **sizes)
+        print(json.dumps(measured))
         return 0
     forms = ["official", *(["earlier"] if given.earlier else []), "ours"]
     rows = []

@@ -54,9 +54,9 @@ def measure(overrides: list[str], turns: int) -> dict[str, Any]:
     for turn in range(turns + 1):
         batch = batches[turn % BATCHES]
         every = replace(batch, mask=torch.ones_like(batch.mask), masked_crops=torch.arange(batch.mask[..., 0].numel()))
-        found = {"step": timed_step(trainer, turn, batch), "masked": forward(batch), "all": forward(every)}
+        durations = {"step": timed_step(trainer, turn, batch), "masked": forward(batch), "all": forward(every)}
         if turn:  # the first one warms up
-            for name, seconds in found.items():
+            for name, seconds in durations.items():
                 times[name].append(seconds)
     crops = [len(batch.masked_crops) for batch in batches]
     return {

@@ -24,13 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", required=True)
     arguments = parser.parse_args(argv)
     try:
-        found = Subject.find(arguments.run).checkpoint
-        tensors = named_tensors(found.state)
+        checkpoint = Subject.find(arguments.run).checkpoint
+        tensors = named_tensors(checkpoint.state)
         write_atomically(arguments.out, save(tensors))
     except (ConfigError, CheckpointError, OSError) as error:
         print(f"consolidate: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    print(f"{arguments.out}: {len(tensors)} tensors after {found.step} steps")
+    print(f"{arguments.out}: {len(tensors)} tensors after {checkpoint.step} steps")
     return 0
 
 

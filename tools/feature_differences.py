@@ -60,16 +60,17 @@ class Pair:
             return {in_pixels(size): difference(*(f(self.images(size)) for f in (ours, theirs))) for size in self.sizes}
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
+def difference(computed: Tensor, expected: Tensor) -> float:
     """The largest difference in units of the largest magnitude."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((computed - expected).abs().max() / expected.abs().max())
 
 
 def in_pixels(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def said(arguments: Mapping[str, Any]) -> str:
+def suffix_of(arguments: Mapping[str, Any]) -> str:
+    """Returns the arguments as they follow the name of a model in a table: ", name=value" for each."""
     return "".join(f", {name}={value}" for name, value in arguments.items())
 
 
@@ -133,7 +134,7 @@ def of_transformers(model: str, changes: dict[str, Any], sizes: Sequence[Size]) 
         return libraries.ours(load_backbone(folder).network().eval()), theirs
 
     beside = {name: value for name, value in changes.items() if name not in libraries.SMALL}
-    return Pair(f"transformers {model}Model{said(beside)}", "transformers", sizes, build)
+    return Pair(f"transformers {model}Model{suffix_of(beside)}", "transformers", sizes, build)
 
 
 def read_by_us() -> list[Pair]:

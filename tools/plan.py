@@ -83,10 +83,10 @@ def make_plan(
         check_ranks(cfg, gpus)
     model = networks.meta_model(cfg)
     sizes, hyper = step_sizes(cfg), networks.final_hyper(cfg, model)
-    batches = [networks.meta_batch(cfg, model, slices, each) for each in sizes]
+    batches = [networks.meta_batch(cfg, model, slices, size) for size in sizes]
     batch = max(batches, key=networks.batch_bytes)
     checkpointing = cfg["model"]["activation_checkpointing"]
-    count = step.mean_flops(model, batches, [each.share for each in sizes], hyper, checkpointing)
+    count = step.mean_flops(model, batches, [size.share for size in sizes], hyper, checkpointing)
     lives = {name: step_life(cfg, model, batch, hyper, checkpointing=name == "on") for name in ("off", "on")}
     life = lives["on" if checkpointing else "off"]
     communication = communicated(cfg, model, life.calls, request)
@@ -103,7 +103,7 @@ def make_plan(
         flops_per_image=count.algorithm / batch.images,
         recomputed_flops_per_image=count.recomputed / batch.images,
         frozen_flops_per_image=sum(count.frozen.values()) / batch.images,
-        memory={name: memory_parts(cfg, model, batch, each, request) for name, each in lives.items()},
+        memory={name: memory_parts(cfg, model, batch, of_step, request) for name, of_step in lives.items()},
         largest_logits=life.most(step.LOGITS),
         communication=communication,
         seconds=seconds,

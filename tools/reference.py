@@ -51,9 +51,9 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 def values(runs: list[dict[str, Any]], row: str, column: str) -> list[float]:
     for name in COLUMNS[column].names:
-        found = [run["metrics"].get(f"{ROWS[row]}/{name}") for run in runs]
-        if None not in found:
-            return found
+        per_run = [run["metrics"].get(f"{ROWS[row]}/{name}") for run in runs]
+        if None not in per_run:
+            return per_run
     return []
 
 

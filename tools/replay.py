@@ -47,13 +47,15 @@ class Watch:
     """Notes what is not finite, in the order in which it is computed."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.found: list[str] = []
+        self.nonfinite: list[str] = []
         self._clip, trainer.clip = trainer.clip, self.clip
         for name, module in trainer.model.named_modules():  # one ends after those inside it: the innermost is first
             module.register_forward_hook(partial(self._look_at_output, name))
 
     def look(self, values: Mapping[str, Any]) -> None:
-        self.found += [name for name, value in values.items() if not all(t.isfinite().all() for t in tensors(value))]
+        self.nonfinite += [
+            name for name, value in values.items() if not all(t.isfinite().all() for t in tensors(value))
+        ]
 
     def _look_at_output(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
         self.look({f"output of {name or 'the whole model'} ({type(module).__name__})": output})
@@ -77,27 +79,27 @@ def tensors(value: object) -> Iterator[Tensor]:
         inside = value
     elif is_dataclass(value):
         inside = [getattr(value, f.name) for f in fields(value)]
-    for each in inside:
-        yield from tensors(each)
+    for element in inside:
+        yield from tensors(element)
 
 
 def replay(path: Path, rank: int = 0) -> Replayed:
     """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml,
     ConfigError for one that no run can have, ValueError for a rank that there was not and for another checkpoint."""
-    found = checkpoint.read(path)
-    if RANKS not in found.state:
+    saved = checkpoint.read(path)
+    if RANKS not in saved.state:
         raise ValueError(f"{path}: give a folder in RUN_FOLDER/nonfinite, as this version of the trainer writes them")
     config = begun_elsewhere(read_config(path.parents[1] / "config.yaml"))
     check(config)
     trainer = build_trainer(config)
-    trainer.load_state_dict(found.state)
+    trainer.load_state_dict(saved.state)
     watch = Watch(trainer)
-    batches = batches_of(config, trainer, found.step - 1, rank, found.state[RANKS])
+    batches = batches_of(config, trainer, saved.step - 1, rank, saved.state[RANKS])
     for number, batch in enumerate(batches):
         watch.look({f"{name} of micro-batch {number}": value for name, value in batch.tensors().items()})
     watch.look({f"weight {name}": value for name, value in trainer.model.state_dict().items()})
-    logs = trainer.step(found.step - 1, batches)
-    return Replayed(found.step, {name: float(value) for name, value in logs.items()}, next(iter(watch.found), None))
+    logs = trainer.step(saved.step - 1, batches)
+    return Replayed(saved.step, {name: float(value) for name, value in logs.items()}, next(iter(watch.nonfinite), None))
 
 
 def batches_of(config: Config, trainer: Trainer, step: int, rank: int, ranks: int) -> list[Batch]:

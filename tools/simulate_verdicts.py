@@ -212,14 +212,14 @@ def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studie
     metric = design.study.metrics[0]
     for study in range(studies):
         result = judge(design.study, design.cells, frame.assign(value=y[:, study]), metric)
-        found = {"main": [d.effect.p for d in result.decisions], "shares": [d.effect.p for d in result.shares]}
-        wanted = {
+        reported = {"main": [d.effect.p for d in result.decisions], "shares": [d.effect.p for d in result.shares]}
+        expected = {
             "main": tested.p[CHOSEN][:, study],
             "shares": [] if tested.shares is None else tested.shares[:, study],
         }
-        for name, p in found.items():
-            if not np.allclose(p, wanted[name], rtol=1e-6, atol=1e-12):
-                raise SystemExit(f"{design.name}: the report's p of {name} are {p}, simulated {wanted[name]}")
+        for name, p in reported.items():
+            if not np.allclose(p, expected[name], rtol=1e-6, atol=1e-12):
+                raise SystemExit(f"{design.name}: the report's p of {name} are {p}, simulated {expected[name]}")
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dic
         null = test(y)
         check(design, frame, y, null, checked)
         smallest = detectable(design, seeds, spread)
-        true, found = (test(with_effect(design, frame, y, size)).p for size in (TRUE, smallest))
+        true, detected = (test(with_effect(design, frame, y, size)).p for size in (TRUE, smallest))
         yield {
             "design": design.name,
             "seeds": seeds,
@@ -245,7 +245,7 @@ def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dic
             "interactions": any_finding(null.interactions),
             "power": found_last(true[CHOSEN]),
             "detectable": smallest,
-            "found": found_last(found[CHOSEN]),
+            "found": found_last(detected[CHOSEN]),
             "others": {n: (any_finding(p), found_last(true[n])) for n, p in null.p.items() if n != CHOSEN},
         }
 
@@ -266,8 +266,8 @@ def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
-def markdown(found: list[dict[str, Any]], studies: int, checked: int, command: str) -> str:
-    names = list(dict.fromkeys(name for row in found for name in row["others"]))
+def markdown(results: list[dict[str, Any]], studies: int, checked: int, command: str) -> str:
+    names = list(dict.fromkeys(name for row in results for name in row["others"]))
     head = ["design", "seeds", "sd between seeds", "effects that vary", "**false findings**", "of shares"]
     head += [
         "of interactions",
@@ -277,7 +277,7 @@ def markdown(found: list[dict[str, Any]], studies: int, checked: int, command: s
         *(f"{name} (power)" for name in names),
     ]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * 2}---|{'---:|' * (len(head) - 4)}"]
-    for row in found:
+    for row in results:
         numbers = [
             f"**{percent(row['false'])}**",
             *(percent(row[name]) for name in ("shares", "interactions", "power")),
@@ -298,15 +298,15 @@ def main() -> int:
     parser.add_argument("--studies", type=int, default=10_000, help="of each line")
     parser.add_argument("--checked", type=int, default=3, help="of these, judged by the report as well")
     arguments = parser.parse_args()
-    found = []
+    results = []
     for design, counts in designs():
         for seeds in counts:
             for row in rows(design, seeds, arguments.studies, arguments.checked):
-                found.append(row)
+                results.append(row)
                 print(*(f"{key}={value}" for key, value in row.items()), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = f"python tools/simulate_verdicts.py {shlex.join(sys.argv[1:])}"
-    text = markdown(found, arguments.studies, arguments.checked, command)
+    text = markdown(results, arguments.studies, arguments.checked, command)
     write_atomically(arguments.out / "README.md", text)
     return 0
 

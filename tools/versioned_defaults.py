@@ -58,12 +58,12 @@ def _composed(folder: Path) -> Iterator[list[str]]:
 
 def _options(folder: Path) -> Values:
     """The keys of each option's own YAML by the name of its class: of sinkhorn and sinkhorn_5 the former's."""
-    found: Values = {}
+    defaults: Values = {}
     for option in map(_load, _files(folder)):
         if "_target_" in option:
             values = {key: value for key, value in flatten(option).items() if key not in ("_target_", "defaults")}
-            found.setdefault(str(option["_target_"]).rpartition(".")[2], values)
-    return found
+            defaults.setdefault(str(option["_target_"]).rpartition(".")[2], values)
+    return defaults
 
 
 def _files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from dinoswap.evaluation.features import default_resize
 from dinoswap.nn.vit import Tokens, VisionTransformer
 from dinoswap.nn.weights.layout import infer_architecture
 from dinoswap.nn.weights.load import load_backbone
-from dinoswap.nn.weights.written import unsaid
+from dinoswap.nn.weights.written import explicit_arguments
 from dinoswap.run.record import read_record
 from dinoswap.run.subject import Subject
 
@@ -36,9 +36,9 @@ class Backbone(nn.Module):
         """`beside` is what `config` has beside the arguments of the network."""
         super().__init__()
         self.network = network
-        said = unsaid(network)
-        shown = infer_architecture(network.state_dict(), said["num_heads"], tuple(said["img_size"]))
-        self.config: dict[str, Any] = {**shown, **said, **beside}
+        explicit = explicit_arguments(network)
+        inferred = infer_architecture(network.state_dict(), explicit["num_heads"], tuple(explicit["img_size"]))
+        self.config: dict[str, Any] = {**inferred, **explicit, **beside}
         self.notes = list(notes)
 
     def forward(self, images: Tensor) -> Tokens:
@@ -115,7 +115,9 @@ def _of_file(subject: Subject, network: str, num_heads: int | None) -> Backbone:
         raise ConfigError(f"network={network}: {subject.path} holds one network; give a run folder")
     weights, data = load_backbone(subject.path, num_heads), subject.config["data"]
     beside = {"mean": list(data["mean"]), "std": list(data["std"]), "size": weights.crop, "source": subject.path.name}
-    unsaid_of_images = [f"{name} {beside[name]}" for name in ("mean", "std", "size") if name not in weights.preparation]
-    assumed = ", ".join([*weights.assumed, *unsaid_of_images])
+    assumed_of_images = [
+        f"{name} {beside[name]}" for name in ("mean", "std", "size") if name not in weights.preparation
+    ]
+    assumed = ", ".join([*weights.assumed, *assumed_of_images])
     notes = [*weights.notes, *([f"does not say, so as in published models: {assumed}"] if assumed else [])]
     return Backbone(weights.network(), beside, notes)

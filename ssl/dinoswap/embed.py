@@ -289,18 +289,18 @@ def draw_neighbours(
     pixels = torch.from_numpy(np.stack([crop for _, crop in queries])).permute(0, 3, 1, 2)
     vectors = frozen.features(pixels)[kind].numpy()
     files = (_file(out, "train", first) for first in range(0, len(images.rows), PART))
-    found, classes = nearest(files, kind, vectors, count), images.images.classes
-    if not found[0]:
+    per_query, classes = nearest(files, kind, vectors, count), images.images.classes
+    if not per_query[0]:
         raise ValueError(f"{out}: no image of the train part could be decoded, so none is near; check the data")
     rows = []
-    for (name, crop), neighbours in zip(queries, found, strict=True):
+    for (name, crop), neighbours in zip(queries, per_query, strict=True):
         rows.append([(crop, [f"by {kind}", name])])
         for neighbour in neighbours:
             label = "" if neighbour.label is None else classes[neighbour.label] if classes else neighbour.label
             text = [f"{neighbour.similarity:.3f}  {label}", neighbour.name]
             rows[-1].append((images.crop(neighbour.row).transpose(1, 2, 0), text))
     save_png(out / PICTURE, neighbours_figure(rows))
-    print(f"{out / PICTURE}: the {len(found[0])} nearest training images, by the cosine of {kind}")
+    print(f"{out / PICTURE}: the {len(per_query[0])} nearest training images, by the cosine of {kind}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

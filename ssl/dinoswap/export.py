@@ -72,9 +72,11 @@ def timm(backbone: "Backbone", out: Path, block_chunks: int) -> Written:
     """Returns timm's layout, and says with which arguments timm builds the network."""
     from dinoswap.nn.weights import timm
     from dinoswap.nn.weights.save import in_metadata
-    from dinoswap.nn.weights.written import unsaid
+    from dinoswap.nn.weights.written import explicit_arguments
 
-    metadata = in_metadata(unsaid(backbone.network) | _beside(backbone))  # for whom reads it again; timm does not
+    metadata = in_metadata(
+        explicit_arguments(backbone.network) | _beside(backbone)
+    )  # for whom reads it again; timm does not
     weights, call = timm.export(backbone.network)
     images = f"of images normalised by mean={tuple(backbone.config['mean'])}, std={tuple(backbone.config['std'])}"
     says = [f'{call}, checkpoint_path="{out}")', images]

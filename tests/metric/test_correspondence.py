@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dinoswap.data.images import Images
 from dinoswap.metric.correspondence import Correspondence
-from dinoswap.metric.view_pairs import ViewPairs, found, nearest, right_places
+from dinoswap.metric.view_pairs import ViewPairs, match_counts, nearest, right_places
 
 SIZE, GRID = 48, 12
 
@@ -92,7 +92,7 @@ def test_counts_are_those_of_a_loop() -> None:
                         for r, c in spots
                     ]
                     hits[view - 1] += near[int(np.argmax(cosines))]
-    assert found(tokens, boxes).tolist() == pytest.approx([*hits, chance, total])
+    assert match_counts(tokens, boxes).tolist() == pytest.approx([*hits, chance, total])
     assert total > 60
     assert 0 < hits[0] < total
 

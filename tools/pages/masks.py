@@ -71,9 +71,9 @@ def drawn(name: str, steps: int) -> Drawn:
 
 
 def masking(out: Path, steps: int) -> str:
-    found = {option: drawn(option.name, steps) for option in words.options("masking")}
-    draw_masking(out / "masking.png", found)
-    rows = [(f"`{option.name}`", *numbers(of)) for option, of in found.items()]
+    by_option = {option: drawn(option.name, steps) for option in words.options("masking")}
+    draw_masking(out / "masking.png", by_option)
+    rows = [(f"`{option.name}`", *numbers(sample)) for option, sample in by_option.items()]
     text = f"""
 A crop of {SIDE} pixels has {GRID[0]} x {GRID[1]} patches; a mask says which of them the student does not see. Left:
 how often each patch is hidden when a crop carries a mask (brighter: more often). Middle: examples, coloured patches
@@ -104,19 +104,19 @@ def numbers(of: Drawn) -> list[str]:
     return [str(len(of.masks)), *(f"{100 * share:.1f} %" for share in shares)]
 
 
-def draw_masking(path: Path, found: dict[Option, Drawn]) -> None:
-    figure = new_figure(1.75 * len(found))
-    grid = figure.subplots(len(found), EXAMPLES + 2, width_ratios=[1.25, *[1] * EXAMPLES, 1.9])
-    for row, (option, of) in zip(grid, found.items(), strict=True):
+def draw_masking(path: Path, by_option: dict[Option, Drawn]) -> None:
+    figure = new_figure(1.75 * len(by_option))
+    grid = figure.subplots(len(by_option), EXAMPLES + 2, width_ratios=[1.25, *[1] * EXAMPLES, 1.9])
+    for row, (option, sample) in zip(grid, by_option.items(), strict=True):
         row[0].set_ylabel(option.name, fontsize=10, color=colour(option.sides), weight="bold")
-        picture = row[0].imshow(of.masks.mean(0), vmin=0, vmax=0.75, cmap="viridis")
+        picture = row[0].imshow(sample.masks.mean(0), vmin=0, vmax=0.75, cmap="viridis")
         row[0].set(xticks=[], yticks=[])
         figure.colorbar(picture, ax=row[0], ticks=[0, 0.25, 0.5, 0.75], fraction=0.05).ax.tick_params(labelsize=7)
         shades = ListedColormap(["#eeeeee", colour(option.sides)])
-        for axes, index in zip(row[1:-1], spread(of), strict=True):
-            show(axes, of.masks[index], cmap=shades, vmin=0, vmax=1)
-            axes.set_xlabel(f"{of.counts[index]} hidden, target {of.targets[index]:.0f}", fontsize=7)
-        draw_histogram(row[-1], of, colour(option.sides))
+        for axes, index in zip(row[1:-1], spread(sample), strict=True):
+            show(axes, sample.masks[index], cmap=shades, vmin=0, vmax=1)
+            axes.set_xlabel(f"{sample.counts[index]} hidden, target {sample.targets[index]:.0f}", fontsize=7)
+        draw_histogram(row[-1], sample, colour(option.sides))
     grid[0, 0].set_title("how often hidden", fontsize=9)
     grid[0, 1].set_title("examples", fontsize=9, loc="left")
     grid[0, -1].set_title("share of a crop that is hidden", fontsize=9)
@@ -174,9 +174,9 @@ def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:
 
 def clustering(out: Path) -> str:
     batch = batch_of(words.built("forward", "unified"))
-    found = words.options("clustering")
+    options = words.options("clustering")
     figure = new_figure(2.95)
-    for axes, option in zip(figure.subplots(1, len(found)), found, strict=True):
+    for axes, option in zip(figure.subplots(1, len(options)), options, strict=True):
         learns, own = learning(option.name, batch)
         mask = batch.mask[0, 0].numpy().reshape(GRID) & (not own)
         show(axes, tinted(mask_drawn(pixels(batch.global_crops[0, 0]), mask), learns[0]))

@@ -67,13 +67,13 @@ class Recorder(nn.Module):
 def passes(plan: Any, network: str, batch: Batch) -> list[Pass]:
     backbone = Recorder()
     features = getattr(plan, network)(backbone, batch, False)
-    found = []
+    recorded = []
     for index, (crops, mask) in enumerate(backbone.entries):
         stacks = {role: getattr(batch, f"{role}_crops").flatten(0, 1) for role in SHOWN}
         (role,) = (role for role, stack in stacks.items() if torch.equal(crops, stack))
         losses = {losses for name, losses in LOSSES.items() if (getattr(features, name) == index).any()}
-        found.append(Pass(role, mask is not None, tuple(sorted(losses))))
-    return found
+        recorded.append(Pass(role, mask is not None, tuple(sorted(losses))))
+    return recorded
 
 
 def batch_of(plan: Any) -> Batch:
@@ -107,11 +107,11 @@ Look at how many large crops the student has to process, and at whether its clas
 
 
 def draw(path: Path) -> None:
-    found = words.options("forward")
-    height = ROW * len(found)
+    options = words.options("forward")
+    height = ROW * len(options)
     figure = new_figure(WIDTH * height / RIGHT, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
-    for row, option in enumerate(found):
+    for row, option in enumerate(options):
         draw_option(axes, option, -ROW * row)
     axes.set(xlim=(-0.15, RIGHT - 0.15), ylim=(1.4 - height, 1.4))
     axes.set_axis_off()

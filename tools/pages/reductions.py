@@ -26,10 +26,10 @@ def weights(name: str) -> NDArray[np.float64]:
 
 
 def reduction(out: Path) -> str:
-    found = words.options(words.REDUCTION["iBOT"])
+    options = words.options(words.REDUCTION["iBOT"])
     figure = new_figure(4.4)
-    grid = figure.subplots(2, len(found), sharex=True, sharey="row")
-    for column, option in enumerate(found):
+    grid = figure.subplots(2, len(options), sharex=True, sharey="row")
+    for column, option in enumerate(options):
         top, bottom = grid[:, column]
         per_token = weights(option.name)
         per_crop = per_token * COUNTS

@@ -137,12 +137,12 @@ def units(model: SelfDistillation) -> dict[str, nn.Module]:
     networks |= {f"teacher.{name}": network for name, network in model.teacher.items()}
     for name, frozen in frozen_networks(model).items():
         networks |= {f"frozen.{name}.{index}": network for index, network in enumerate(frozen)}
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, network in networks.items():
-        found[name] = network
+        modules[name] = network
         for index, block in enumerate(getattr(network, "blocks", ())):
-            found[f"{name}.blocks.{index}"] = block
-    return found
+            modules[f"{name}.blocks.{index}"] = block
+    return modules
 
 
 def kept_units(model: SelfDistillation) -> list[str]:

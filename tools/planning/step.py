@@ -77,14 +77,14 @@ def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bo
 
 def frozen_flops(model: SelfDistillation, batch: Batch, hyper: Hyper) -> dict[str, float]:
     """Those of the forward passes of frozen networks, by objective."""
-    found = dict.fromkeys(frozen_networks(model), 0.0)
-    if not found:
+    flops = dict.fromkeys(frozen_networks(model), 0.0)
+    if not flops:
         return {}  # a forward pass takes seconds where a network is large
     counter = FlopCounterMode(display=False)
 
     def counting(name: str, sign: int) -> Any:
         def hook(*_: Any) -> None:
-            found[name] += sign * counter.get_total_flops()
+            flops[name] += sign * counter.get_total_flops()
 
         return hook
 
@@ -97,7 +97,7 @@ def frozen_flops(model: SelfDistillation, batch: Batch, hyper: Hyper) -> dict[st
         model(batch, hyper)
     for handle in handles:
         handle.remove()
-    return found
+    return flops
 
 
 @dataclass

@@ -92,7 +92,7 @@ def weight_facts(cfg: Mapping[str, Any]) -> dict[str, str]:
     or CheckpointError where they cannot be read."""
     digests = {}
     for key, path_key in WEIGHTS.items():
-        section = functools.reduce(lambda found, name: found.get(name) or {}, path_key.split(".")[:-1], cfg)
+        section = functools.reduce(lambda parent, name: parent.get(name) or {}, path_key.split(".")[:-1], cfg)
         name = path_key.rpartition(".")[2]
         if section.get("enabled", True) and section.get(name):
             try:

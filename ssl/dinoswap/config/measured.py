@@ -98,6 +98,6 @@ def _built(evaluation: Mapping[str, Any], family: str) -> Metric:
     """Returns a family. One that takes an argument of the name of an option in `evaluation`, such as `dense`, gets that
     option."""
     section, key = evaluation["metric"][family], f"evaluation.metric.{family}"
-    wanted = inspect.signature(option_class(section, key)).parameters
-    parts = {name: construct_option(evaluation[name], f"evaluation.{name}") for name in JUDGED_ON if name in wanted}
+    parameters = inspect.signature(option_class(section, key)).parameters
+    parts = {name: construct_option(evaluation[name], f"evaluation.{name}") for name in JUDGED_ON if name in parameters}
     return cast(Metric, construct_option(section, key, **parts))

@@ -113,11 +113,11 @@ def _voc(root: Path) -> Layout:
 
 def _cityscapes(root: Path) -> Layout:
     def pairs(part: str) -> Pairs:
-        found = []
+        annotated = []
         for image in sorted((root / "leftImg8bit" / part).glob("*/*_leftImg8bit.png")):
             name = image.name.replace("_leftImg8bit", "_gtFine_labelIds")
-            found.append((image, root / "gtFine" / part / image.parent.name / name))
-        return found
+            annotated.append((image, root / "gtFine" / part / image.parent.name / name))
+        return annotated
 
     values = {value: number for number, value in enumerate(CITYSCAPES)}
     return Layout(pairs("train"), pairs("val"), list(CITYSCAPES.values()), values=values)

@@ -67,14 +67,14 @@ def files_by_name(root: Path, folder: str, suffixes: Collection[str]) -> dict[st
         raise ValueError(
             f"path={root}: has no folder {folder}; it holds images/train, images/test, depth/train and depth/test"
         )
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted((root / folder).rglob("*")):
         if file.suffix.lower() not in suffixes or file.name.startswith("."):
             continue
         name = str(file.relative_to(root / folder).with_suffix(""))
-        if name in found:
-            raise ValueError(f"path={root}: {folder}/{name} is there twice, as {found[name].name} and {file.name}")
-        found[name] = file
-    if not found:
+        if name in files:
+            raise ValueError(f"path={root}: {folder}/{name} is there twice, as {files[name].name} and {file.name}")
+        files[name] = file
+    if not files:
         raise ValueError(f"path={root}: {folder} holds no file with one of {', '.join(sorted(suffixes)[:8])}")
-    return found
+    return files

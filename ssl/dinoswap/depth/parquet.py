@@ -38,12 +38,12 @@ class ParquetDepth(StoredDepth):
         side: int,
     ) -> None:
         super().__init__(scale, valid, train, test, side)
-        found = find_files(path, SUFFIXES, "path")
-        files = by_part(without_caches(found.files, Counter()))
+        listing = find_files(path, SUFFIXES, "path")
+        files = by_part(without_caches(listing.files, Counter()))
         files.setdefault("test", files.get("validation", []))
         if lacking := [part for part in self.limits if not files.get(part)]:
             raise ValueError(
-                f"path={path}: {len(found.files)} files, but none for the {lacking[0]} part; name them as in "
+                f"path={path}: {len(listing.files)} files, but none for the {lacking[0]} part; name them as in "
                 "train-0.parquet and test-0.parquet, or put them into folders of these names"
             )
         tables = {part: [open_table(file) for file in files[part]] for part in self.limits}

@@ -265,13 +265,13 @@ class Evaluator:
         encoders: dict[str, Encoder] = {row: network.patch_map for row, network in frozen.items()}
         if with_baselines:
             encoders |= {row: _with_patch(read, patch) for row, read in DENSE_BASELINES.items()}
-        found = measure_dense(metric, readers, encoders, self._on_main, self.preemption)
-        for row, values in found.rows.items():
+        result = measure_dense(metric, readers, encoders, self._on_main, self.preemption)
+        for row, values in result.rows.items():
             named_by_size = {at_size(name, size) if further else name: value for name, value in values.items()}
             rows.setdefault(row, {}).update(named_by_size)
-        evaluation.pictures |= {f"{name}_{size}" if further else name: shown for name, shown in found.pictures.items()}
-        evaluation.corrupt |= found.corrupt
-        evaluation.warn(None if further else metric.verdict(found.rows[TRAINED]))
+        evaluation.pictures |= {f"{name}_{size}" if further else name: shown for name, shown in result.pictures.items()}
+        evaluation.corrupt |= result.corrupt
+        evaluation.warn(None if further else metric.verdict(result.rows[TRAINED]))
         return True
 
     def _scene_readers(

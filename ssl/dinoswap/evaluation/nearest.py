@@ -25,7 +25,7 @@ def nearest(files: Iterable[Path], kind: str, queries: NDArray[np.float32], coun
     cosine similarity with it, most similar first, the first of equal ones first; fewer where there are fewer images.
     `files` have the columns row, name, label and `kind`."""
     directions = _directions(queries)
-    found: list[list[Neighbour]] = [[] for _ in queries]
+    neighbours: list[list[Neighbour]] = [[] for _ in queries]
     for file in files:
         table = parquet.read_table(file, columns=["row", "name", "label", kind])
         vectors = table[kind].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
@@ -33,8 +33,8 @@ def nearest(files: Iterable[Path], kind: str, queries: NDArray[np.float32], coun
             largest = np.argsort(-similarity, kind="stable")[:count]
             rows = table.select(["row", "name", "label"]).take(largest).to_pylist()
             here = [Neighbour(float(value), **row) for value, row in zip(similarity[largest], rows, strict=True)]
-            found[place] = sorted(found[place] + here, key=lambda neighbour: -neighbour.similarity)[:count]
-    return found
+            neighbours[place] = sorted(neighbours[place] + here, key=lambda neighbour: -neighbour.similarity)[:count]
+    return neighbours
 
 
 def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

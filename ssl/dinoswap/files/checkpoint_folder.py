@@ -70,8 +70,8 @@ def checkpoint_at(path: Path) -> Path:
     where there is none."""
     if (path / META).is_file():
         return path
-    if found := listed(path / "checkpoints"):
-        return list(found.values())[-1]
+    if checkpoints := listed(path / "checkpoints"):
+        return list(checkpoints.values())[-1]
     raise ValueError("neither a run with a checkpoint nor a checkpoint; give RUN or RUN/checkpoints/step-...")
 
 

@@ -100,12 +100,12 @@ def preparation_of(path: Path) -> dict[str, Any]:
     metadata, processor = metadata_of(path), json_beside(path, PREPARATION) if path.name in (WEIGHTS, INDEX) else {}
     crop = processor.get("crop_size") or processor.get("size") or {}
     sides = (crop.get("height"), crop.get("width")) if isinstance(crop, dict) else (crop, crop)
-    said = {
+    preparation = {
         "mean": metadata.get("mean", processor.get("image_mean")),
         "std": metadata.get("std", processor.get("image_std")),
         "size": metadata.get("img_size", sides if all(sides) else None),
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in preparation.items() if value is not None}
 
 
 def _value(text: str) -> Any:

@@ -50,9 +50,9 @@ class Correspondence(DenseMetric):
         return SceneParts(None, ViewPairs(train if test is None else test, self.images, size, self.scale))
 
     def judge(self, fitted: Any, tokens: "Tensor", truth: Sequence[NDArray[Any]]) -> "Tensor":
-        from dinoswap.metric.view_pairs import found
+        from dinoswap.metric.view_pairs import match_counts
 
-        return found(tokens, np.stack(truth))
+        return match_counts(tokens, np.stack(truth))
 
     def values(self, counts: "Tensor") -> Mapping[str, float]:
         same, changed, chance, patches = counts.tolist()

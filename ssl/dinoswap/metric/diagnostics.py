@@ -33,10 +33,10 @@ LOW_RANK = 0.02
 def entropy(probabilities: Tensor) -> Tensor:
     """Returns -sum_k p_k ln p_k of each row, in nats: float32 [..., K] -> [...]. Terms are computed in blocks of
     rows."""
-    found = probabilities.new_empty(probabilities.shape[:-1], dtype=torch.float32)
+    entropies = probabilities.new_empty(probabilities.shape[:-1], dtype=torch.float32)
     for rows in row_blocks(probabilities):
-        found[rows] = torch.special.entr(probabilities[rows].float()).sum(-1)
-    return found
+        entropies[rows] = torch.special.entr(probabilities[rows].float()).sum(-1)
+    return entropies
 
 
 def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:

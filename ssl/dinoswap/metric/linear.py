@@ -47,6 +47,6 @@ class LinearProbe(ImageMetric):
         probe = partial(penalty_grid.linear_probe, device=test.device) if in_torch else logistic_regression.linear_probe
         values: dict[str, float] = {}
         for kind, features in test.features.items():
-            found = probe(train.features[kind], train.labels, features, test.labels)
-            values |= {NAMES[kind] + name: value for name, value in found.items()}
+            scores = probe(train.features[kind], train.labels, features, test.labels)
+            values |= {NAMES[kind] + name: value for name, value in scores.items()}
         return values

@@ -48,6 +48,6 @@ class LinearSgd(ImageMetric):
 
         if train is None:
             return {}
-        found = accuracies(train, test, self.learning_rates, self.epochs, self.batch_size)
-        (rate, parts), top1 = max(found.items(), key=lambda entry: entry[1])  # of equals the first
+        by_classifier = accuracies(train, test, self.learning_rates, self.epochs, self.batch_size)
+        (rate, parts), top1 = max(by_classifier.items(), key=lambda entry: entry[1])  # of equals the first
         return {"linear_sgd_top1": top1, "linear_sgd_lr": rate, "linear_sgd_patch_mean": float(parts > 1)}

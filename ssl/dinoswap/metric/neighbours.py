@@ -39,8 +39,8 @@ def most_similar(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if len(tied):
         rows, least = similarity[tied], values[tied, k - 1 :]
         place = torch.arange(count, dtype=rows.dtype, device=rows.device)  # exact up to 2 ** 24 columns
-        wanted = torch.where(rows > least, 1, torch.where(rows == least, -place, -torch.inf))
-        first = wanted.topk(k, dim=1).indices.sort(dim=1).values
+        priority = torch.where(rows > least, 1, torch.where(rows == least, -place, -torch.inf))
+        first = priority.topk(k, dim=1).indices.sort(dim=1).values
         values[tied], order = rows.gather(1, first).sort(dim=1, descending=True, stable=True)
         columns[tied] = first.gather(1, order)
     return values, columns
@@ -52,7 +52,7 @@ def nearest(
     """Returns cosines and rows of the k most similar of m memory images for each image of the chunks, as `most_similar`
     does, on `device`: memory [m, D] and unit vectors [n, D] to [n, k] each. `block` images of the memory are compared
     at a time, and of what has been found the k best are kept."""
-    found = [
+    best = [
         (queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64))
         for queries in chunks
     ]
@@ -61,12 +61,12 @@ def nearest(
         for place, queries in enumerate(chunks):
             values, rows = most_similar(queries @ directions.T, k)  # [n, D] x [D, block] -> [n, block]
             values, rows = (
-                torch.cat([found[place][0], values], dim=1),
-                torch.cat([found[place][1], rows + start], dim=1),
+                torch.cat([best[place][0], values], dim=1),
+                torch.cat([best[place][1], rows + start], dim=1),
             )
             order = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-            found[place] = values.gather(1, order), rows.gather(1, order)
-    return found
+            best[place] = values.gather(1, order), rows.gather(1, order)
+    return best
 
 
 def class_votes(similarity: Tensor, voted: Tensor, classes: int, ks: Sequence[int], temperature: float) -> list[Tensor]:
@@ -116,8 +116,8 @@ def knn_accuracy(
         queries, answers = (torch.split(part, chunk)[rank() :: world_size()] for part in (test_features, truth))
         chunks = [F.normalize(part.to(device).float(), dim=1) for part in queries]
         hits = torch.zeros(len(ks_used), len(tops), dtype=torch.int64)
-        found = nearest(train_features, chunks, ks_used[-1], block, device)
-        for (similarity, rows), answer in zip(found, answers, strict=True):
+        neighbours = nearest(train_features, chunks, ks_used[-1], block, device)
+        for (similarity, rows), answer in zip(neighbours, answers, strict=True):
             for number, votes in enumerate(class_votes(similarity, labels[rows], classes, ks_used, temperature)):
                 weight, guess = votes.topk(tops[-1], dim=1)
                 right = (guess == answer[:, None]) & (weight > 0)  # [n, 1 or 5]; a class without a vote is no guess

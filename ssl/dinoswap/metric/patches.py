@@ -48,12 +48,16 @@ def drawn(
     """Returns tokens, float32 [m, D], of at most `limit` patches of each scene, their targets [m] and the numbers of
     their scenes, int64 [m]. Tokens are [n, rows, columns, D] of the scenes from number `first` on, targets
     [rows, columns] each, and so is `known`, which is False where a patch is left out."""
-    kept: list[Tensor] = []
-    wanted: list[NDArray[Any]] = []
+    kept_tokens: list[Tensor] = []
+    kept_targets: list[NDArray[Any]] = []
     scenes: list[NDArray[np.int64]] = []
     for number, (map_of_tokens, target, there) in enumerate(zip(tokens, targets, known, strict=True), start=first):
         chosen = rng.numpy_generator(0, "evaluation/patches", number).permutation(np.flatnonzero(there))[:limit]
-        kept.append(map_of_tokens.flatten(0, 1)[chosen])
-        wanted.append(target.ravel()[chosen])
+        kept_tokens.append(map_of_tokens.flatten(0, 1)[chosen])
+        kept_targets.append(target.ravel()[chosen])
         scenes.append(np.full(len(chosen), number))
-    return torch.cat(kept), torch.from_numpy(np.concatenate(wanted)), torch.from_numpy(np.concatenate(scenes))
+    return (
+        torch.cat(kept_tokens),
+        torch.from_numpy(np.concatenate(kept_targets)),
+        torch.from_numpy(np.concatenate(scenes)),
+    )

@@ -46,14 +46,14 @@ def accuracies(
         if not own:
             return {}
         known, asked = ([values.float().to(test.device) for values in part.features.values()] for part in (train, test))
-        found: dict[tuple[float, int], float] = {}
+        top1s: dict[tuple[float, int], float] = {}
         for kinds, classifiers in trained(known, train.labels, own, epochs, batch_size).items():
             hits = right(classifiers, torch.cat(asked[:kinds], dim=1), test.labels)
-            found |= {(rate, kinds): 100 * count / len(test.labels) for rate, count in zip(own, hits, strict=True)}
-        return found
+            top1s |= {(rate, kinds): 100 * count / len(test.labels) for rate, count in zip(own, hits, strict=True)}
+        return top1s
 
-    found = {key: top1 for part in gathered(together(of_this_rank)) for key, top1 in part.items()}
-    return dict(sorted(found.items(), key=lambda entry: entry[0][::-1]))
+    top1s = {key: top1 for part in gathered(together(of_this_rank)) for key, top1 in part.items()}
+    return dict(sorted(top1s.items(), key=lambda entry: entry[0][::-1]))
 
 
 def trained(
@@ -74,11 +74,11 @@ def trained(
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     with torch.enable_grad():
         for rows in order.to(device):
-            parts, wanted = [part[rows] for part in features], answers[rows].repeat(len(rates))
+            parts, batch_labels = [part[rows] for part in features], answers[rows].repeat(len(rates))
             total = torch.zeros((), device=device)
             for kinds, classifiers in grids.items():
                 logits = scores(classifiers, torch.cat(parts[:kinds], dim=1)).flatten(0, 1)
-                losses = F.cross_entropy(logits, wanted, reduction="none").view(len(rates), size).mean(1)
+                losses = F.cross_entropy(logits, batch_labels, reduction="none").view(len(rates), size).mean(1)
                 total = total + (rates * losses).sum()
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]

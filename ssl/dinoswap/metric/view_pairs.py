@@ -101,7 +101,7 @@ def nearest(tokens: Tensor) -> Tensor:
     return torch.stack([(first @ other.mT).argmax(-1) for other in others], 1)
 
 
-def found(tokens: Tensor, boxes: NDArray[np.float64]) -> Tensor:
+def match_counts(tokens: Tensor, boxes: NDArray[np.float64]) -> Tensor:
     """Returns, of the patches of all first crops that lie in the second one: how many are found in the second and in
     the third view, how many would be by chance, and how many there are; float64 [4]. Tokens are float32
     [n, 3, rows, columns, D], `boxes` float64 [n, 2, 3]."""

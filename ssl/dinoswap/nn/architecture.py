@@ -47,12 +47,12 @@ ADDED = {
 
 
 class Difference(NamedTuple):
-    """A key whose value would have to be `found` for the backbone to be that of the weights. `note` says what happens
-    where it is not; None where it has to be."""
+    """A key whose value is `configured` and would have to be `required` for the backbone to be that of the weights.
+    `note` says what happens where it is not; None where it has to be."""
 
     key: str
     configured: Any
-    found: Any
+    required: Any
     note: str | None = None
 
 
@@ -139,11 +139,13 @@ def completed(config: Config, weights: Mapping[str, Any]) -> Config:
     """Returns a config whose backbone is that of the weights. Raises ValueError where another option of `position` has
     to be chosen."""
     changed = copy.deepcopy(dict(config))
-    for key, _, found, _ in differences(config, weights):
+    for key, _, required, _ in differences(config, weights):
         section, _, name = key.rpartition(".")
         if not section:
-            raise ValueError(f"{key}={found}: has to be chosen for these weights, beside start.architecture=from_path")
-        changed[section][name] = found
+            raise ValueError(
+                f"{key}={required}: has to be chosen for these weights, beside start.architecture=from_path"
+            )
+        changed[section][name] = required
     return changed
 
 
@@ -152,12 +154,12 @@ def require_same(config: Config, weights: Mapping[str, Any], whose: str, hint: s
     with all that it may not have, and what to give; `whose` begins the message, `hint` ends it."""
     if not weights:
         return ["its run's config.yaml is not beside it: that heads, norms and positions are the same is not checked"]
-    found = list(differences(config, weights))
-    if wrong := [each for each in found if each.note is None]:
-        give = " ".join(f"{each.key}={typed(each.found)}" for each in wrong)
-        now = " ".join(f"{each.key}={typed(each.configured)}" for each in wrong)
+    mismatches = list(differences(config, weights))
+    if wrong := [mismatch for mismatch in mismatches if mismatch.note is None]:
+        give = " ".join(f"{mismatch.key}={typed(mismatch.required)}" for mismatch in wrong)
+        now = " ".join(f"{mismatch.key}={typed(mismatch.configured)}" for mismatch in wrong)
         raise ValueError(f"{whose}: is of another network than {now}; give {give}{hint}")
-    return [f"{each.key}={typed(each.configured)}: {each.note}" for each in found]
+    return [f"{mismatch.key}={typed(mismatch.configured)}: {mismatch.note}" for mismatch in mismatches]
 
 
 def typed(value: Any) -> str:

@@ -100,9 +100,9 @@ def _check(graph: Graph, content: bytes) -> None:
     larger = (rows + 3, columns + 1) if any_size(graph.network) else (rows, columns)
     for count, grid in ((1, (rows, columns)), (3, larger)):
         images = torch.randn(count, 3, *(side * patch for side in grid), generator=torch.Generator().manual_seed(count))
-        for name, found, expected in zip(
+        for name, computed, expected in zip(
             graph.outputs, session.run(None, {"images": images.numpy()}), graph(images), strict=True
         ):
-            error = float(np.abs(found - expected.numpy()).max() / expected.abs().max())
+            error = float(np.abs(computed - expected.numpy()).max() / expected.abs().max())
             if not error <= TOLERANCE:
                 raise ValueError(f"onnxruntime computes other {name} tokens than this network: {error:.1g} of them")

@@ -267,9 +267,9 @@ class VisionTransformer(nn.Module):
         depth = len(self.blocks)
         if any(not -depth <= index < depth for index in blocks):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
-        wanted = [index % depth for index in blocks]
-        raw = {index: tokens for index, tokens in enumerate(self.stream(x)) if index in wanted}
-        return [self._tokens(x, self.norm(x), False) if norm else self._split(x) for x in (raw[i] for i in wanted)]
+        indices = [index % depth for index in blocks]
+        raw = {index: tokens for index, tokens in enumerate(self.stream(x)) if index in indices}
+        return [self._tokens(x, self.norm(x), False) if norm else self._split(x) for x in (raw[i] for i in indices)]
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """Yields the tokens [b, T, D] of crops [b, 3, H, W] after each block, without a norm. A block is computed when

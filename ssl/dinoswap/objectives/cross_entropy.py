@@ -38,7 +38,7 @@ def cross_entropy_of_views(
     each pair is a number of views and the targets that are broadcast to the logits of the next so many."""
     views = [count for count, _ in targets]
     expanded = [
-        each.detach().expand_as(part) for (_, each), part in zip(targets, torch.split(logits, views), strict=True)
+        target.detach().expand_as(part) for (_, target), part in zip(targets, torch.split(logits, views), strict=True)
     ]
     overwrite = overwrite_logits and not _is_leaf(logits)
     losses: Tensor = _CrossEntropy.apply(logits, views, temperature, overwrite, *expanded)

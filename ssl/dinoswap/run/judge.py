@@ -60,8 +60,8 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     weights = load_backbone(path, heads)
     data = config["data"]
     prepared = {"mean": data["mean"], "std": data["std"], "size": weights.crop}
-    unsaid = [f"{name} {value}" for name, value in prepared.items() if name not in weights.preparation]
-    if assumed := [*weights.assumed, *unsaid]:
+    assumed_preparation = [f"{name} {value}" for name, value in prepared.items() if name not in weights.preparation]
+    if assumed := [*weights.assumed, *assumed_preparation]:
         print(
             f"{path} does not say, so as in published models, or as you say (--heads N, data.mean, data.std): "
             + ", ".join(assumed),

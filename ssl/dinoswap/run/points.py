@@ -29,7 +29,7 @@ def points_of(values: Mapping[str, Any], names: Collection[str] | None) -> list[
     step = values.get("step")
     if type(step) is not int or not 0 <= step < MAX_INT or len(values) > MOST:
         raise ValueError("not a step")
-    wanted = {
+    selected = {
         name: number(value) for name, value in values.items() if name != "step" and (names is None or name in names)
     }
-    return [(step, clean(name), math.nan if value is None else float(value)) for name, value in wanted.items()]
+    return [(step, clean(name), math.nan if value is None else float(value)) for name, value in selected.items()]

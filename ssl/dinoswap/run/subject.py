@@ -65,8 +65,8 @@ def config_of(path: Path) -> tuple[Config, Path | None]:
     weights = weights_in(path)
     if weights.is_file():
         config = default_config()
-        said = preparation_of(weights)
-        config["data"] |= {name: said[name] for name in ("mean", "std") if name in said}
+        preparation = preparation_of(weights)
+        config["data"] |= {name: preparation[name] for name in ("mean", "std") if name in preparation}
         return config, None
     run = path if (path / "config.yaml").is_file() else path.parent.parent
     if not (run / "config.yaml").is_file():

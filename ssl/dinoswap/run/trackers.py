@@ -57,7 +57,7 @@ class Trackers:
 
     def start(self, first_step: int) -> None:
         """Begins to track; `first_step` is the first that is trained from now on."""
-        self._deliveries = [Delivery(name, each, self._run, first_step) for name, each in self._trackers.items()]
+        self._deliveries = [Delivery(name, tracker, self._run, first_step) for name, tracker in self._trackers.items()]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by name."""
@@ -142,8 +142,8 @@ class Delivery:
             missing = len(self._calls) + self._dropped + 1  # with the one that has not returned
             self._calls.clear()
         if was_on:
-            said = f"is off: {reason}; {missing} of the calls so far were not delivered"
-            _log.warning("tracker %s %s; %s", self.name, said, self.tracker.remedy())
+            notice = f"is off: {reason}; {missing} of the calls so far were not delivered"
+            _log.warning("tracker %s %s; %s", self.name, notice, self.tracker.remedy())
 
     def _abandon(self) -> None:
         with contextlib.suppress(Exception):

@@ -93,8 +93,8 @@ def plan(arguments: argparse.Namespace) -> int:
     """Prints the plan of the study and returns the exit status."""
     from dinoswap.studies.plan import show_plan  # pandas and scipy
 
-    study, design, wanted = read_design(arguments)
-    show_plan(study, design, wanted, console(), probing=arguments.probe, sd=arguments.sd)
+    study, design, entries = read_design(arguments)
+    show_plan(study, design, entries, console(), probing=arguments.probe, sd=arguments.sd)
     return 0
 
 
@@ -105,24 +105,24 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from dinoswap.studies.launch import launch
 
-    study, _, wanted = read_design(arguments, check=True)
-    states = [run_status.state for run_status in run_statuses([entry.folder for entry in wanted])]
+    study, _, entries = read_design(arguments, check=True)
+    states = [run_status.state for run_status in run_statuses([entry.folder for entry in entries])]
     chosen = (*STARTED_UNASKED, *UNDER_WAY, *arguments.rerun)  # jobs in a cluster's queue are waited for
-    starting = [entry for entry, state in zip(wanted, states, strict=True) if state in chosen]
+    starting = [entry for entry, state in zip(entries, states, strict=True) if state in chosen]
     print(summary(states), flush=True)
     if starting:
         require_writable(starting[0].config)
         require_measurable(dict(starting[0].config), (metric.name for metric in study.metrics))
         launch(starting, combined(study.launcher, filter(is_hydra_override, arguments.overrides)))
-    return conclude(wanted)
+    return conclude(entries)
 
 
-def conclude(wanted: list[Entry]) -> int:
+def conclude(entries: list[Entry]) -> int:
     """Prints which runs did not complete and how to run them again, and returns the exit status."""
-    statuses = run_statuses([entry.folder for entry in wanted])
+    statuses = run_statuses([entry.folder for entry in entries])
     states = {run_status.state for run_status in statuses} - {"completed"}
     print(summary(run_status.state for run_status in statuses))
-    for entry, run_status in zip(wanted, statuses, strict=True):
+    for entry, run_status in zip(entries, statuses, strict=True):
         if run_status.state in states:
             print(f"{entry.name}: {run_status.words} ({entry.folder})")
     if again := " ".join(f"--rerun {state}" for state in RERUN if state in states):
@@ -134,9 +134,9 @@ def conclude(wanted: list[Entry]) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """Shows where each run stands and returns the exit status."""
-    study, _, wanted = read_design(arguments)
+    study, _, entries = read_design(arguments)
     metric = study.metrics[0].name
-    show(lambda: rows(wanted, metric), study.name, once=arguments.once, console=console())
+    show(lambda: rows(entries, metric), study.name, once=arguments.once, console=console())
     return 0
 
 
@@ -146,11 +146,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     asked = [line for line in arguments.overrides if is_of_judging(line)]
     arguments.overrides = [line for line in arguments.overrides if line not in asked]  # the others name the runs
-    _, _, wanted = read_design(arguments)
+    _, _, entries = read_design(arguments)
     failed = False
-    for entry, found in zip(wanted, run_statuses([entry.folder for entry in wanted]), strict=True):
-        if found.state != "completed":
-            print(f"{entry.name}: {found.state}")
+    for entry, run_status in zip(entries, run_statuses([entry.folder for entry in entries]), strict=True):
+        if run_status.state != "completed":
+            print(f"{entry.name}: {run_status.state}")
             continue
         try:
             added = judge(followed(entry.folder), entry.config["evaluation"], asked)
@@ -174,8 +174,8 @@ def report(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"{' '.join(arguments.overrides)}: a report.json is of one study; leave overrides out")
         page = write_again(given, arguments.out or given.parent)
     else:
-        study, _, wanted = read_design(arguments)
-        root = wanted[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>
+        study, _, entries = read_design(arguments)
+        root = entries[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>
         page = write_report(study, root, arguments.out or root.parents[1] / "reports" / study.name)
     print(page)
     print(read_json(page.with_name("report.json"))["answer"])

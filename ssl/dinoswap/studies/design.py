@@ -74,11 +74,11 @@ def make_design(study: Study, *, check: bool = True) -> Design:
         if study.design == "fractional":
             design = _fractional(study, composer)
         else:
-            wanted = WANTED[study.design](study)
-            valid, notes = _valid(study, wanted, composer)
-            if study.design in ("one_at_a_time", "leave_one_out") and valid[0].name != next(iter(wanted)):
+            candidates = CANDIDATES[study.design](study)
+            valid, notes = _valid(study, candidates, composer)
+            if study.design in ("one_at_a_time", "leave_one_out") and valid[0].name != next(iter(candidates)):
                 raise ConfigError(
-                    f"exclude: {next(iter(wanted))} is excluded or refused, and all others differ from it"
+                    f"exclude: {next(iter(candidates))} is excluded or refused, and all others differ from it"
                 )
             design = Design(valid, notes)
         _check_metrics(study, design.cells)
@@ -94,12 +94,12 @@ def _one_at_a_time(study: Study) -> dict[str, Levels]:
 
 def _leave_one_out(study: Study) -> dict[str, Levels]:
     full = {factor: list(levels)[-1] for factor, levels in study.factors.items()}
-    wanted = {"all": full}
+    cells = {"all": full}
     for cell in _star(study, full)[1:]:
         ((factor, level),) = cell.items() - full.items()
         back = level == study.reference[factor]
-        wanted[f"all but {factor}" if back else f"all, {factor}={level}"] = cell
-    return wanted
+        cells[f"all but {factor}" if back else f"all, {factor}={level}"] = cell
+    return cells
 
 
 def _factorial(study: Study) -> dict[str, Levels]:
@@ -125,7 +125,7 @@ def _named(study: Study, combinations: Iterable[Levels]) -> dict[str, Levels]:
     return named
 
 
-WANTED: Mapping[str, Callable[[Study], dict[str, Levels]]] = {
+CANDIDATES: Mapping[str, Callable[[Study], dict[str, Levels]]] = {
     "one_at_a_time": _one_at_a_time,
     "leave_one_out": _leave_one_out,
     "factorial": _factorial,
@@ -139,9 +139,9 @@ WANTED: Mapping[str, Callable[[Study], dict[str, Levels]]] = {
 def _fractional(study: Study, composer: Composer) -> Design:
     fraction = _regular(study)
     if fraction is not None:
-        wanted = _named(study, _from_rows(study, fraction.rows()))
-        valid, notes = _valid(study, wanted, composer)
-        if len(valid) == len(wanted):
+        candidates = _named(study, _from_rows(study, fraction.rows()))
+        valid, notes = _valid(study, candidates, composer)
+        if len(valid) == len(candidates):
             return Design(valid, [*fraction.describe(), *notes], fraction)
         if study.generators:
             raise ConfigError(f"generators: {'; '.join(notes)}; without generators the best valid cells are chosen")
@@ -178,12 +178,12 @@ def _from_rows(study: Study, rows: Iterable[Sequence[int]]) -> list[Levels]:
 # --- validity ---------------------------------------------------------------------------------------------------------
 
 
-def _valid(study: Study, wanted: Mapping[str, Levels], composer: Composer) -> tuple[list[Cell], list[str]]:
+def _valid(study: Study, candidates: Mapping[str, Levels], composer: Composer) -> tuple[list[Cell], list[str]]:
     """Returns the cells that can be run, each run id once, and notes on the others. Raises ConfigError as `_refuse`
     does, and where no cell is left."""
-    kept = {name: levels for name, levels in wanted.items() if not _excluded(levels, study.exclude)}
-    excluded = len(wanted) - len(kept)
-    notes = [f"{excluded} of {len(wanted)} cells are excluded by the study"] if excluded else []
+    kept = {name: levels for name, levels in candidates.items() if not _excluded(levels, study.exclude)}
+    excluded = len(candidates) - len(kept)
+    notes = [f"{excluded} of {len(candidates)} cells are excluded by the study"] if excluded else []
     valid: dict[str, Cell] = {}
     refused: dict[str, ConfigError] = {}
     for name, levels in kept.items():

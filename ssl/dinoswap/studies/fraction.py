@@ -124,10 +124,10 @@ def choose_fraction(
         return given
     if runs is not None:
         return _of_minimum_aberration(factors, runs)
-    wanted = 5 if interactions else 4
+    least_resolution = 5 if interactions else 4
     for exponent in range(len(factors).bit_length(), len(factors)):
         fraction = _of_minimum_aberration(factors, 2**exponent)
-        if fraction.resolution is not None and fraction.resolution >= wanted:
+        if fraction.resolution is not None and fraction.resolution >= least_resolution:
             return fraction
     return Fraction(tuple(factors), {})
 

@@ -79,14 +79,14 @@ def unmeasured(config: Mapping[str, Any], recorded: Collection[str]) -> list[str
     return families
 
 
-def add(folder: Path, found: "Evaluation", config: Mapping[str, Any]) -> list[str]:
+def add(folder: Path, evaluation: "Evaluation", config: Mapping[str, Any]) -> list[str]:
     """Adds to run.json the numbers that it lacks, and to the folder the pictures that it lacks, and returns the names
     of the numbers."""
     from dinoswap.files.pictures import save_png
 
     path = folder / "run.json"
     record = load_record(path)
-    new = {name: value for name, value in found.metrics.items() if name not in record["metrics"]}
+    new = {name: value for name, value in evaluation.metrics.items() if name not in record["metrics"]}
     record["metrics"] |= {name: value if math.isfinite(value) else None for name, value in new.items()}
     how = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -96,7 +96,7 @@ def add(folder: Path, found: "Evaluation", config: Mapping[str, Any]) -> list[st
     }
     record["judged"] = [*record.get("judged", []), how]
     (folder / "pictures").mkdir(exist_ok=True)
-    for name, picture in found.pictures.items():
+    for name, picture in evaluation.pictures.items():
         if not (place := folder / "pictures" / f"{name}.png").exists():
             save_png(place, picture)
     write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -165,10 +165,10 @@ def claimed(folder: Path) -> str:
 def queued_jobs(jobs: Iterable[str]) -> set[str]:
     """Returns those of the jobs that wait or run, by squeue, which every SLURM has. When squeue does not answer it
     returns all of them, with a warning: what might still run must not be started again."""
-    wanted = set(jobs)
-    if not wanted:
+    job_ids = set(jobs)
+    if not job_ids:
         return set()
-    masters = ",".join(sorted({job.split("_")[0] for job in wanted}))
+    masters = ",".join(sorted({job.split("_")[0] for job in job_ids}))
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={masters}"]
     try:
         done = subprocess.run(
@@ -178,5 +178,5 @@ def queued_jobs(jobs: Iterable[str]) -> set[str]:
         done = subprocess.CompletedProcess(command, 1, "", str(error))
     if done.returncode and "Invalid job id" not in done.stderr:
         _log.warning("%s; SLURM jobs are taken to be still there", done.stderr.strip())
-        return wanted
-    return wanted & set(done.stdout.split())
+        return job_ids
+    return job_ids & set(done.stdout.split())

@@ -113,14 +113,14 @@ def read_runs(root: str | Path, cache: bool = True) -> Loaded:
 def read_curves(runs: pd.DataFrame, names: Collection[str] | None = None) -> Loaded:
     """Returns the frame of `load_curves` for rows of `load_runs`, and what was passed over."""
     runs = runs.sort_values("steps", na_position="first").drop_duplicates(["run_id", "seed"], keep="last").sort_index()
-    wanted = None if names is None else set(names)
+    selected = None if names is None else set(names)
     codes: dict[str, int] = {}
     steps, values, kinds, lengths = array("q"), array("d"), array("q"), []
     passed_over = []
     for path in runs["path"]:
         before = len(steps)
         try:
-            for step, name, value in read_points(Path(path) / "metrics.jsonl", wanted):
+            for step, name, value in read_points(Path(path) / "metrics.jsonl", selected):
                 steps.append(step)
                 values.append(value)
                 kinds.append(codes.setdefault(name, len(codes)))

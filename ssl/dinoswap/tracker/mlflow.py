@@ -40,9 +40,9 @@ class MlflowTracker(Tracker):
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{run.results / 'mlflow.db'}"
         self._client = MlflowClient(uri)
         experiment = self._experiment(uri)
-        found = self._client.search_runs([experiment], f"tags.\"{KEY}\" = '{run.key}'", max_results=1)
-        if found:
-            self._id = found[0].info.run_id
+        existing = self._client.search_runs([experiment], f"tags.\"{KEY}\" = '{run.key}'", max_results=1)
+        if existing:
+            self._id = existing[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
             tags = {KEY: run.key, "run_id": run.run_id, "study": run.study, "folder": str(run.folder)}
@@ -51,7 +51,7 @@ class MlflowTracker(Tracker):
             params = [Param(name.replace("@", "/"), str(value)) for name, value in run.hparams.items()]
             self._client.log_batch(self._id, params=params)
         self._client.log_text(self._id, run.config, "config.yaml")
-        self._last: dict[str, int] | None = {} if found else None
+        self._last: dict[str, int] | None = {} if existing else None
 
     def _experiment(self, uri: str) -> str:
         """Returns the id of the experiment at a tracking URI, which is made where there is none."""
@@ -60,14 +60,14 @@ class MlflowTracker(Tracker):
         artifacts = None
         if uri.startswith(SQLITE):
             artifacts = Path(uri.removeprefix(SQLITE)).absolute().with_name("mlartifacts").as_uri()
-        if (found := self._client.get_experiment_by_name(self.experiment)) is None:
+        if (existing := self._client.get_experiment_by_name(self.experiment)) is None:
             try:
                 return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
             except MlflowException:  # another run has just made it
-                found = self._client.get_experiment_by_name(self.experiment)
-                if found is None:
+                existing = self._client.get_experiment_by_name(self.experiment)
+                if existing is None:
                     raise
-        return str(found.experiment_id)
+        return str(existing.experiment_id)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

@@ -18,7 +18,7 @@ from dinoswap.nn.weights.layout import Named, infer_architecture
 from dinoswap.nn.weights.names import renamed
 from dinoswap.nn.weights.written import tensors_of
 
-UNSAID = ("num_heads", "interpolate_offset", "interpolate_antialias")
+EXPLICIT = ("num_heads", "interpolate_offset", "interpolate_antialias")
 """Arguments of VisionTransformer that change its outputs and cannot be read off its tensors."""
 OF_IBOT = {"masked_embed": "mask_token", ".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}
 
@@ -35,14 +35,14 @@ def read(file: WeightFile) -> Named:
 
 
 def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the arguments of VisionTransformer for a network with a position table, and those in `UNSAID` that
+    """Returns the arguments of VisionTransformer for a network with a position table, and those in `EXPLICIT` that
     `stated` does not have. They are as in the published models: 64 channels per head, and a resampling that depends on
     whether there are registers."""
     inferred = infer_architecture(state, stated.get("num_heads"), stated.get("img_size"))
     with_registers = bool(inferred["registers"])
     published = {"interpolate_offset": 0.0 if with_registers else 0.1, "interpolate_antialias": with_registers}
     architecture = inferred | published | dict(stated)
-    return architecture, [f"{name} {architecture[name]}" for name in UNSAID if name not in stated]
+    return architecture, [f"{name} {architecture[name]}" for name in EXPLICIT if name not in stated]
 
 
 def export(backbone: VisionTransformer, block_chunks: int = 0) -> dict[str, Tensor]:
@@ -75,4 +75,4 @@ def _unlike_dinov2(backbone: VisionTransformer) -> str:
         "model.local_cls_norm": backbone.local_cls_norm is not None,
         "norms of queries and keys": any(".q_norm." in name for name, _ in backbone.named_parameters()),
     }
-    return ", ".join(name for name, found in unlike.items() if found)
+    return ", ".join(name for name, differs in unlike.items() if differs)

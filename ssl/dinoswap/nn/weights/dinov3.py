@@ -25,7 +25,7 @@ from dinoswap.position.rope import TYPES, Rope
 PERIODS, MASK = "rope_embed.periods", ".attn.qkv.bias_mask"
 RELEASED: dict[str, Any] = {"base": 100.0, "periods": None, "normalise": "separate", "dtype": "fp32"}
 """The rotation of every released model, as its code builds it."""
-UNSAID = ("num_heads", "norm_eps")
+EXPLICIT = ("num_heads", "norm_eps")
 """Arguments of VisionTransformer, besides the position, that change its outputs and that its tensors do not show."""
 HEADS_OF_WIDTH = {4096: 32}
 """The heads of the one released model, the 7B, that has not 64 channels for each."""
@@ -77,17 +77,19 @@ def read(file: WeightFile) -> Named:
 
 
 def completed(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the arguments of VisionTransformer for a network with rotary positions, and those of `UNSAID` and of the
-    rotation that `stated` does not have. They are as in the released models, but for the epsilon of a LayerNorm where
-    there are no registers, as in the training code's default."""
+    """Returns the arguments of VisionTransformer for a network with rotary positions, and those of `EXPLICIT` and of
+    the rotation that `stated` does not have. They are as in the released models, but for the epsilon of a LayerNorm
+    where there are no registers, as in the training code's default."""
     inferred = infer_architecture(state, stated.get("num_heads", HEADS_OF_WIDTH.get(state["cls_token"].shape[-1])))
     by_default = inferred["norm"] == "layernorm" and not inferred["registers"]
     published = {"norm_eps": EPS_OF_LAYERNORM if by_default else EPS}
     rotation = RELEASED | stated.get("position", {})
     architecture = inferred | published | dict(stated) | {"position": _rope(rotation)}
-    assumed = [f"{name} {architecture[name]}" for name in UNSAID if name not in stated]
-    unsaid = [name for name in RELEASED if name not in stated.get("position", {}) and rotation[name] is not None]
-    return architecture, assumed + [f"position.{name} {rotation[name]}" for name in unsaid]
+    assumed = [f"{name} {architecture[name]}" for name in EXPLICIT if name not in stated]
+    assumed_of_rotation = [
+        name for name in RELEASED if name not in stated.get("position", {}) and rotation[name] is not None
+    ]
+    return architecture, assumed + [f"position.{name} {rotation[name]}" for name in assumed_of_rotation]
 
 
 def export(backbone: VisionTransformer) -> dict[str, Tensor]:
@@ -140,12 +142,18 @@ def _position(periods: Tensor, stated: Mapping[str, Any]) -> tuple[dict[str, Any
         exact, rounded = (_periods(len(periods), candidate, dtype) for dtype in ("fp32", "bf16"))
         if _same(periods, exact):
             return candidate, []
-        if any(_same(periods, each) for each in (rounded, exact.bfloat16(), exact.to(periods.dtype))):
+        if any(_same(periods, table) for table in (rounded, exact.bfloat16(), exact.to(periods.dtype))):
             return candidate, [] if candidate.get("dtype") == "bf16" else [ROUNDED]
-    said = f"those of position.base={stated.get('base')}, position.periods={stated.get('periods')} as its metadata says"
+    expected = (
+        f"those of position.base={stated.get('base')}, position.periods={stated.get('periods')} as its metadata says"
+    )
     raise ValueError(
         f"{PERIODS}: from {float(periods[0]):g} to {float(periods[-1]):g}, not "
-        + (said if stated else "in geometric progression, as all that position.base and position.periods can set are")
+        + (
+            expected
+            if stated
+            else "in geometric progression, as all that position.base and position.periods can set are"
+        )
     )
 
 

@@ -75,8 +75,8 @@ def _flat(state: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Tens
 
 def _prefixes(state: Mapping[str, Tensor]) -> set[str]:
     """Returns what stands before the names of each backbone."""
-    found = {name.removesuffix(token) for name in state for token in CLASS_TOKENS if name.endswith(token)}
-    return {prefix for prefix in found if not prefix or (prefix[-1] == "." and {*prefix[:-1].split(".")} <= AROUND)}
+    prefixes = {name.removesuffix(token) for name in state for token in CLASS_TOKENS if name.endswith(token)}
+    return {prefix for prefix in prefixes if not prefix or (prefix[-1] == "." and {*prefix[:-1].split(".")} <= AROUND)}
 
 
 def _rank(prefix: str) -> int:

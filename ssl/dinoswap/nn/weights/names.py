@@ -39,12 +39,14 @@ def joined(
     """
     state = dict(state)
     for block in dict.fromkeys(key.removesuffix(part) for part in parts for key in state if key.endswith(part)):
-        found = [state.pop(f"{block}{part}", None) for part in parts]
-        present = [tensor for tensor in found if tensor is not None]
+        tensors = [state.pop(f"{block}{part}", None) for part in parts]
+        present = [tensor for tensor in tensors if tensor is not None]
         if len(present) < len(parts) and not absent_is_zero:
-            missing = [f"{block}{part}" for part, tensor in zip(parts, found, strict=True) if tensor is None]
+            missing = [f"{block}{part}" for part, tensor in zip(parts, tensors, strict=True) if tensor is None]
             raise ValueError(f"missing {', '.join(missing)}, beside what belongs to it")
-        state[f"{block}{whole}"] = torch.cat([torch.zeros_like(present[0]) if each is None else each for each in found])
+        state[f"{block}{whole}"] = torch.cat(
+            [torch.zeros_like(present[0]) if tensor is None else tensor for tensor in tensors]
+        )
     return state
 
 

@@ -20,11 +20,11 @@ from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.layout import Named, infer_architecture, ratio
 from dinoswap.nn.weights.names import cut, joined, renamed
 from dinoswap.nn.weights.written import (
+    explicit_arguments,
     resamples_otherwise,
     rounded_rotation,
     tensors_of,
     unlike_libraries,
-    unsaid,
     with_layerscale,
 )
 
@@ -83,30 +83,30 @@ def export(backbone: VisionTransformer) -> tuple[dict[str, Tensor], str]:
     Raises ValueError for a network that timm cannot build."""
     if unlike := unlike_libraries(backbone):
         raise ValueError(f"{', '.join(unlike)}: timm's models have no such network, and its arguments cannot say it")
-    said, state = unsaid(backbone), with_layerscale(tensors_of(backbone))
-    shown = infer_architecture(state, said["num_heads"], tuple(said["img_size"]))
+    explicit, state = explicit_arguments(backbone), with_layerscale(tensors_of(backbone))
+    inferred = infer_architecture(state, explicit["num_heads"], tuple(explicit["img_size"]))
     state = {name: value for name, value in state.items() if name != "mask_token" and "local_cls_norm" not in name}
-    arguments = {name: shown[name] for name in ("patch_size", "embed_dim", "depth", "num_heads", "qkv_bias")}
-    arguments["img_size"] = said["img_size"][0]
-    gated = shown["ffn"] == "swiglu"
+    arguments = {name: inferred[name] for name in ("patch_size", "embed_dim", "depth", "num_heads", "qkv_bias")}
+    arguments["img_size"] = explicit["img_size"][0]
+    gated = inferred["ffn"] == "swiglu"
     hidden = state[f"blocks.0.mlp.{'w3' if gated else 'fc2'}.weight"].shape[1]
-    if "position" in said:
+    if "position" in explicit:
         model, eps = f"vit_small_{'plus_' * gated}patch16_dinov3", 1e-5
-        arguments |= {"num_reg_tokens": shown["registers"], "rope_temperature": said["position"]["base"]}
+        arguments |= {"num_reg_tokens": inferred["registers"], "rope_temperature": explicit["position"]["base"]}
         arguments |= {"mlp_ratio": ratio(hidden, backbone.embed_dim), "global_pool": "token"}
         arguments |= {"swiglu_align_to": 1} if gated else {}
-        biased_keys = shown["qkv_bias"] and said["key_bias"]
+        biased_keys = inferred["qkv_bias"] and explicit["key_bias"]
         arguments |= {"attn_type": "rope"} if biased_keys else {}
         state = _as_dinov3(state, biased_keys)
     else:
-        model, eps = f"vit_{'giant' if gated else 'small'}_patch14_{'reg4_' * bool(shown['registers'])}dinov2", 1e-6
-        arguments |= {"reg_tokens": shown["registers"]}
+        model, eps = f"vit_{'giant' if gated else 'small'}_patch14_{'reg4_' * bool(inferred['registers'])}dinov2", 1e-6
+        arguments |= {"reg_tokens": inferred["registers"]}
         arguments |= {"mlp_ratio": ratio(hidden * (1 + gated), backbone.embed_dim)}
         arguments |= {} if differs(backbone) else {"dynamic_img_size": True}
         state = _as_dinov2(state)
     given = [f"{name}={value!r}" for name, value in arguments.items()]
-    if said["norm_eps"] != eps:
-        given.append(f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={said['norm_eps']!r})")
+    if explicit["norm_eps"] != eps:
+        given.append(f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={explicit['norm_eps']!r})")
     return state, f'timm.create_model("{model}", {", ".join(given)}'
 
 

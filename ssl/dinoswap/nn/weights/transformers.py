@@ -20,23 +20,23 @@ from dinoswap.nn.weights.files import WeightFile
 from dinoswap.nn.weights.layout import Named, infer_architecture
 from dinoswap.nn.weights.names import cut, joined, renamed
 from dinoswap.nn.weights.written import (
+    explicit_arguments,
     resamples_otherwise,
     rounded_rotation,
     tensors_of,
     unlike_libraries,
-    unsaid,
     with_layerscale,
 )
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A model class of transformers: the `model_type` of its config.json is its key in KINDS. `unsaid` are arguments of
+    """A model class of transformers: the `model_type` of its config.json is its key in KINDS. `arguments` are those of
     VisionTransformer that each of them has, `default_eps` is the epsilon of one whose config is not known."""
 
     model: str
     default_eps: float
-    unsaid: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 KINDS = {
@@ -89,7 +89,7 @@ def read(file: WeightFile) -> Named:
     tensors = {BLOCK.sub("blocks.", name): value for name, value in file.tensors.items()}
     gated = any(".mlp.gate_proj." in name for name in tensors)
     _check_activation(config, "silu" if gated and kind == "dinov3_vit" else "gelu")
-    stated = {**KINDS[kind].unsaid, **_stated(config), **file.stated}
+    stated = {**KINDS[kind].arguments, **_stated(config), **file.stated}
     notes = []
     if "norm_eps" not in stated:
         stated["norm_eps"] = KINDS[kind].default_eps
@@ -112,29 +112,34 @@ def _kind(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Returns the key in KINDS that config.json says or, without one, that the tensors have the names of. Raises
     ValueError for another model."""
     if "model_type" in config:
-        found = str(config["model_type"])
+        model_type = str(config["model_type"])
     elif "embeddings.position_embeddings" not in tensors:
-        found = "dinov3_vit"
+        model_type = "dinov3_vit"
     elif "embeddings.register_tokens" in tensors:
-        found = "dinov2_with_registers"
+        model_type = "dinov2_with_registers"
     else:
-        found = "dinov2" if any(".layer_scale1." in name for name in tensors) else "vit"
-    if found not in KINDS:
+        model_type = "dinov2" if any(".layer_scale1." in name for name in tensors) else "vit"
+    if model_type not in KINDS:
         known = ", ".join(kind.model for kind in KINDS.values())
-        raise ValueError(f"model_type={found} in {CONFIG}: another network; of transformers' models give {known}")
-    return found
+        raise ValueError(f"model_type={model_type} in {CONFIG}: another network; of transformers' models give {known}")
+    return model_type
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of VisionTransformer that config.json says beside the tensors."""
     stated = {"num_heads": "num_attention_heads", "norm_eps": "layer_norm_eps"}
-    found = {ours: config[theirs] for ours, theirs in stated.items() if theirs in config}
+    arguments = {ours: config[theirs] for ours, theirs in stated.items() if theirs in config}
     if "rope_theta" in config:
-        found["position"] = {"base": config["rope_theta"], "periods": None, "normalise": "separate", "dtype": "fp32"}
+        arguments["position"] = {
+            "base": config["rope_theta"],
+            "periods": None,
+            "normalise": "separate",
+            "dtype": "fp32",
+        }
     if "image_size" in config:
         size = config["image_size"]
-        found["img_size"] = [size, size] if isinstance(size, int) else list(size)
-    return found
+        arguments["img_size"] = [size, size] if isinstance(size, int) else list(size)
+    return arguments
 
 
 def _check_activation(config: Mapping[str, Any], ours: str) -> None:
@@ -175,30 +180,30 @@ def export(backbone: VisionTransformer) -> tuple[dict[str, Tensor], dict[str, An
     """Returns the backbone's weights by the names that transformers writes, and the content of config.json. A norm of
     local crops alone is left out; where there is no LayerScale there is one of ones. Raises ValueError for a network
     that no model of transformers can be."""
-    said, state = unsaid(backbone), with_layerscale(tensors_of(backbone))
-    shown = infer_architecture(state, said["num_heads"], tuple(said["img_size"]))
-    hidden = state[f"blocks.0.mlp.{'w3' if shown['ffn'] == 'swiglu' else 'fc2'}.weight"].shape[1]
-    rotary, ratio = "position" in said, _ratio(hidden, backbone.embed_dim, shown["ffn"])
+    explicit, state = explicit_arguments(backbone), with_layerscale(tensors_of(backbone))
+    inferred = infer_architecture(state, explicit["num_heads"], tuple(explicit["img_size"]))
+    hidden = state[f"blocks.0.mlp.{'w3' if inferred['ffn'] == 'swiglu' else 'fc2'}.weight"].shape[1]
+    rotary, ratio = "position" in explicit, _ratio(hidden, backbone.embed_dim, inferred["ffn"])
     unlike = [*unlike_libraries(backbone), *([] if rotary or ratio else [f"feed-forward layers of {hidden} channels"])]
     if unlike:
         raise ValueError(f"{', '.join(unlike)}: no model of transformers is such a network")
     if rotary:
-        kind, specific = "dinov3_vit", _of_rotary(shown, said, hidden)
+        kind, specific = "dinov3_vit", _of_rotary(inferred, explicit, hidden)
     else:
-        kind = "dinov2_with_registers" if shown["registers"] or backbone.interpolate_antialias else "dinov2"
-        specific = {"mlp_ratio": ratio, "use_swiglu_ffn": shown["ffn"] == "swiglu", "qkv_bias": shown["qkv_bias"]}
+        kind = "dinov2_with_registers" if inferred["registers"] or backbone.interpolate_antialias else "dinov2"
+        specific = {"mlp_ratio": ratio, "use_swiglu_ffn": inferred["ffn"] == "swiglu", "qkv_bias": inferred["qkv_bias"]}
     if kind != "dinov2":
-        specific["num_register_tokens"] = shown["registers"]
+        specific["num_register_tokens"] = inferred["registers"]
         state.setdefault("register_tokens", torch.empty(1, 0, backbone.embed_dim))
     config = {
         "architectures": [KINDS[kind].model],
         "model_type": kind,
         "hidden_size": backbone.embed_dim,
-        "num_hidden_layers": shown["depth"],
-        "num_attention_heads": said["num_heads"],
+        "num_hidden_layers": inferred["depth"],
+        "num_attention_heads": explicit["num_heads"],
         "patch_size": backbone.patch_size,
-        "image_size": said["img_size"][0],
-        "layer_norm_eps": said["norm_eps"],
+        "image_size": explicit["img_size"][0],
+        "layer_norm_eps": explicit["norm_eps"],
         "dtype": "float32",
         **specific,
     }
@@ -213,16 +218,16 @@ def differs(backbone: VisionTransformer) -> list[str]:
     return resamples_otherwise(backbone, *resampled)
 
 
-def _of_rotary(shown: Mapping[str, Any], said: Mapping[str, Any], hidden: int) -> dict[str, Any]:
+def _of_rotary(inferred: Mapping[str, Any], explicit: Mapping[str, Any], hidden: int) -> dict[str, Any]:
     """Returns what of config.json is that of rotary positions alone."""
-    gated, bias = shown["ffn"] == "swiglu", shown["qkv_bias"]
+    gated, bias = inferred["ffn"] == "swiglu", inferred["qkv_bias"]
     return {
         "intermediate_size": hidden,
         "use_gated_mlp": gated,
         "hidden_act": "silu" if gated else "gelu",
-        "rope_theta": said["position"]["base"],
+        "rope_theta": explicit["position"]["base"],
         "query_bias": bias,
-        "key_bias": bias and said["key_bias"],
+        "key_bias": bias and explicit["key_bias"],
         "value_bias": bias,
     }
 

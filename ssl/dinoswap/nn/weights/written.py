@@ -12,7 +12,7 @@ from dinoswap.nn.vit import VisionTransformer
 from dinoswap.position.rope import TYPES, Rope
 
 
-def unsaid(backbone: VisionTransformer) -> dict[str, Any]:
+def explicit_arguments(backbone: VisionTransformer) -> dict[str, Any]:
     """Returns the arguments of VisionTransformer that change its outputs and that its tensors do not show, by name, as
     JSON has them. `position` is that of rotary positions, without what augments them in training; `img_size` (H, W) in
     pixels is that of the crops that the network was made for."""
@@ -41,7 +41,7 @@ def _positions(backbone: VisionTransformer) -> dict[str, Any]:
 
 def unlike_libraries(backbone: VisionTransformer) -> list[str]:
     """Returns what of a backbone neither timm nor transformers can compute, as the config names it."""
-    said, unlike = unsaid(backbone), []
+    explicit, unlike = explicit_arguments(backbone), []
     if not isinstance(backbone.norm, nn.LayerNorm):
         unlike.append("model.norm=rmsnorm")
     if backbone.cls_norm is not None:
@@ -50,7 +50,7 @@ def unlike_libraries(backbone: VisionTransformer) -> list[str]:
         unlike.append("norms of queries and keys")
     if backbone.pos_embed is not None and len(set(backbone.grid)) > 1:
         unlike.append(f"a table that is not square, of {backbone.grid[0]} x {backbone.grid[1]}")
-    rotation = said.get("position", {})
+    rotation = explicit.get("position", {})
     if rotation.get("periods") is not None:
         unlike.append(f"position.periods={rotation['periods']}")
     if rotation.get("normalise", "separate") != "separate":
@@ -60,7 +60,7 @@ def unlike_libraries(backbone: VisionTransformer) -> list[str]:
 
 def rounded_rotation(backbone: VisionTransformer) -> list[str]:
     """Returns the sentence that a rotation in bfloat16 is computed in float32 elsewhere, nothing for another one."""
-    if unsaid(backbone)["position"]["dtype"] == "fp32":
+    if explicit_arguments(backbone)["position"]["dtype"] == "fp32":
         return []
     return ["position.dtype=bf16: rotations are computed in float32 there, so all features differ a little"]
 

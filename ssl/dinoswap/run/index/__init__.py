@@ -34,12 +34,12 @@ RELOAD_SECONDS = 60
 """How often an open page is loaded again while something runs."""
 
 _log = logging.getLogger(__name__)
-_told: set[Path] = set()
+_warned: set[Path] = set()
 
 
 def renew_above(record: "RunRecord") -> None:
     """Renews the page that lists the run of a record; there is none where a user has chosen the run's folder. Whatever
-    goes wrong costs the run nothing, and is told once."""
+    goes wrong costs the run nothing, and is logged once."""
     folder = record.path.parent
     if folder.parts[-3:] != (record.study, record.run_id, f"seed{record.seed}"):
         return
@@ -47,8 +47,8 @@ def renew_above(record: "RunRecord") -> None:
     try:
         renew(root)
     except Exception as error:  # of other runs' folders, or of the disk
-        if root not in _told:
-            _told.add(root)
+        if root not in _warned:
+            _warned.add(root)
             _log.warning("%s is not brought up to date: %s", root / PAGE, reason_of(error))
 
 

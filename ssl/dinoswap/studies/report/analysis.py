@@ -118,15 +118,15 @@ def judge(study: Study, cells: Mapping[str, Mapping[str, str]], outcomes: pd.Dat
         return Result(metric, outcomes, family(_against_first(cells, outcomes, metric)), note=void)
     if not outcomes["value"].notna().any():
         return Result(metric, outcomes, [], note=void)
-    wanted: dict[str, Any] = {"smallest_effect": metric.smallest_effect, "higher_is_better": metric.higher_is_better}
-    effects = factorial(outcomes, cells, study.factors, **wanted)
+    criteria: dict[str, Any] = {"smallest_effect": metric.smallest_effect, "higher_is_better": metric.higher_is_better}
+    effects = factorial(outcomes, cells, study.factors, **criteria)
     decisions = family(effects.main)
     if void:
         return Result(metric, outcomes, decisions, effects, note=void)
     interactions = family(effects.interactions)
     start, end = corners(study)
     try:
-        shares = attribute(outcomes, cells, study.factors, start, end, **wanted)
+        shares = attribute(outcomes, cells, study.factors, start, end, **criteria)
     except ValueError as error:
         return Result(metric, outcomes, decisions, effects, interactions, note=str(error))
     (gap,) = family([shares.gap])

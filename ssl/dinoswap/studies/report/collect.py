@@ -141,9 +141,9 @@ def collect(study: Study, root: Path) -> Collected:
     """Returns the runs of `study` below `root`, results/runs/<study>, which need not exist. Raises ConfigError for a
     study whose cells do not compose."""
     design = make_design(study, check=False)
-    wanted = entries(study, design.cells)
-    folders = [root / entry.run_id / f"seed{entry.seed}" for entry in wanted]
-    triples = zip(wanted, run_statuses(folders), folders, strict=True)
+    planned = entries(study, design.cells)
+    folders = [root / entry.run_id / f"seed{entry.seed}" for entry in planned]
+    triples = zip(planned, run_statuses(folders), folders, strict=True)
     runs = [_run(entry, status, folder) for entry, status, folder in triples]
     names = {metric.name for metric in study.metrics} | {"loss"}
     if not root.is_dir():
@@ -152,12 +152,12 @@ def collect(study: Study, root: Path) -> Collected:
     frame = loaded.frame
     cell_of = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
     keys = pd.Series(list(zip(frame["run_id"].astype(str), frame["seed"].astype(int), strict=True)), index=frame.index)
-    is_wanted = keys.isin(cell_of.keys())
-    logged = read_curves(frame[is_wanted], names)
+    is_planned = keys.isin(cell_of.keys())
+    logged = read_curves(frame[is_planned], names)
     curves = logged.frame
     passed_over = [skipped.line for skipped in loaded.passed_over + logged.passed_over]
     cells = [cell_of[key] for key in zip(curves["run_id"].astype(str), curves["seed"], strict=True)]
-    unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~is_wanted, "path"]]
+    unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~is_planned, "path"]]
     curves = curves.assign(cell=cells).drop(columns="run_id")
     known = differing(design.cells), diagnostics(runs)
     return Collected(study, root, design, runs, unasked, curves, *known, passed_over)

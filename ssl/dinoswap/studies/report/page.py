@@ -121,9 +121,9 @@ def _interactions(results: Sequence[Result]) -> Section:
 
 def _learning(analysis: Analysis, drawn: Mapping[str, Plot]) -> Section:
     coloured, metric = _coloured(analysis), analysis.study.metrics[0].name
-    wanted = [(metric, "curve-metric", f"{metric} while training"), ("loss", "curve-loss", "The loss while training")]
+    panels = [(metric, "curve-metric", f"{metric} while training"), ("loss", "curve-loss", "The loss while training")]
     plots = []
-    for name, plot, title in wanted:
+    for name, plot, title in panels:
         curve = curves.learning_curves(analysis.collected, name, coloured, plot, title)
         plots += [curve] if curve else [replace(drawn[plot], title=title)] if plot in drawn else []
     text = ["Losses of different objectives are not comparable: a lower one is not a better network."]

@@ -196,11 +196,13 @@ def _shapley_map(
         return _Map(weights @ v, np.full(len(measured), math.nan), np.ones(len(switched), dtype=bool), len(cube))
     terms = terms_of(factors, interactions=True)
     model = fit_model(indicators(np.zeros(len(measured))), columns(measured, factors, terms), terms)
-    wanted = columns(cube, factors, terms)
-    predicted = np.column_stack([np.ones(len(cube)), wanted[:, model.kept]]) @ np.linalg.pinv(model.matrix)
+    cube_matrix = columns(cube, factors, terms)
+    predicted = np.column_stack([np.ones(len(cube)), cube_matrix[:, model.kept]]) @ np.linalg.pinv(model.matrix)
     v[~known] = predicted[~known]
     # How each value errs per unit of an effect that is left out of the model: [factors, dropped]
-    neglected = np.abs(weights @ (wanted[:, model.dropped] - wanted[:, model.kept] @ model.weights)) > DEPENDENT
+    neglected = (
+        np.abs(weights @ (cube_matrix[:, model.dropped] - cube_matrix[:, model.kept] @ model.weights)) > DEPENDENT
+    )
     if neglected[:, [len(terms[index]) == 1 for index in model.dropped]].any():
         return None
     clear = np.logical_not(neglected.any(axis=1))

@@ -99,8 +99,11 @@ class Decision:
         return f"{seen}{self._needed()}" if self.kind == "not distinguishable" else seen
 
     def _needed(self) -> str:
-        wanted = [(self.seeds_for_smallest, "the smallest of interest"), (self.seeds_for_seen, "one as large as seen")]
-        named = " and ".join(f"{seeds} seeds to find {what}" for seeds, what in wanted if seeds)
+        requirements = [
+            (self.seeds_for_smallest, "the smallest of interest"),
+            (self.seeds_for_seen, "one as large as seen"),
+        ]
+        named = " and ".join(f"{seeds} seeds to find {what}" for seeds, what in requirements if seeds)
         return f"; at {self.power:.0%} power it takes about {named}" if named else ""
 
     def _failures(self) -> str:

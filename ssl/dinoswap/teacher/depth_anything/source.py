@@ -124,19 +124,19 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
 def _prefix(variant: str | None, shapes: Shapes, path: Path) -> str:
     """Returns the prefix of the backbone's names. Raises ValueError where the file has no such backbone."""
     present = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)]
-    wanted = PREFIXES[0] if variant is None else VARIANTS[variant].prefix
-    if wanted in present:
-        return wanted
+    expected = PREFIXES[0] if variant is None else VARIANTS[variant].prefix
+    if expected in present:
+        return expected
     if not present:
         kinds = {".".join(name.split(".")[:3]) for name in shapes}
         raise ValueError(
             f"ckpt_path={path}: no Depth Anything 3 backbone in it: no name begins with {' or '.join(PREFIXES)}; "
             f"there are {some(kinds) or 'none'}; give an official model.safetensors"
         )
-    if wanted == PREFIXES[0]:
+    if expected == PREFIXES[0]:
         nested = [name for name, known in VARIANTS.items() if known.prefix in present]
         raise ValueError(f"variant={variant or 'null'}: {path} holds nested networks; set {' or '.join(nested)}")
-    raise ValueError(f"variant={variant}: {path} has no name that begins with {wanted}; set variant=null")
+    raise ValueError(f"variant={variant}: {path} has no name that begins with {expected}; set variant=null")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
