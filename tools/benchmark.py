@@ -122,9 +122,9 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
     began = time.perf_counter()
-    batches = [dataset[i] for i in range(BATCHES)]
+    batches = [dataset[index] for index in range(BATCHES)]
     data_seconds = (time.perf_counter() - began) / BATCHES
-    mean, std = (torch.tensor(cfg["data"][k], device=trainer.device) for k in ("mean", "std"))
+    mean, std = (torch.tensor(cfg["data"][key], device=trainer.device) for key in ("mean", "std"))
     on_device = [batch.to(trainer.device).normalised(mean, std) for batch in batches]
     images = batches[0].images
     flops = statistics.mean(step_flops(trainer.model, batch, trainer.schedules.final()) for batch in batches)
@@ -266,7 +266,9 @@ def main() -> int:
             for compiled in (["trainer.compile=true"], []) if arguments.compile else ([],):
                 overrides = [*SETTINGS.get(name, []), *own, *compiled, f"trainer.precision={precision}"]
                 rows.append({"setting": name, "overrides": overrides, **alone(overrides, arguments.steps)})
-            print(json.dumps({k: rows[-1][k] for k in ("setting", "precision", "share_of_peak")}), file=sys.stderr)
+            print(
+                json.dumps({key: rows[-1][key] for key in ("setting", "precision", "share_of_peak")}), file=sys.stderr
+            )
     console = Console(width=None if sys.stdout.isatty() else 160)
     tables = [step_cells(rows), phase_cells(rows)]
     console.print(*(rich_table(cells) for cells in tables))

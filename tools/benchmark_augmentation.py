@@ -73,7 +73,7 @@ def sample_jpeg(size: tuple[int, int]) -> bytes:
 
 
 def normalised(views: Any) -> list[torch.Tensor]:
-    mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (MEAN, STD))
+    mean, std = (torch.tensor(channels).view(3, 1, 1) * 255 for channels in (MEAN, STD))
     stacks = (torch.stack(crops) for crops in (views.global_crops, views.local_crops))
     return [stack.float().sub_(mean).div_(std) for stack in stacks]
 
@@ -131,13 +131,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = [measure(name, options.rounds) for name in SETTINGS]
-    for r in results:
+    for result in results:
         print(
-            f"{r['size']:>4} px  PIL {r['pil_ms']:6.2f} ms  ours {r['ours_ms']:5.2f} ms"
-            f"  (normalised {r['ours_normalised_ms']:5.2f}, legacy {r['legacy_ms']:5.2f}, decode {r['decode_ms']:.2f})"
-            f"  ratio {r['ratio']:.2f} [{r['range'][0]:.2f}-{r['range'][1]:.2f}],"
-            f" {r['ratio_with_decode']:.2f} with decode"
-            f"  images/s per core {r['pil_images_per_second']:.1f}, {r['images_per_second']:.1f}"
+            f"{result['size']:>4} px  PIL {result['pil_ms']:6.2f} ms  ours {result['ours_ms']:5.2f} ms"
+            f"  (normalised {result['ours_normalised_ms']:5.2f}, legacy {result['legacy_ms']:5.2f}, decode {result['decode_ms']:.2f})"
+            f"  ratio {result['ratio']:.2f} [{result['range'][0]:.2f}-{result['range'][1]:.2f}],"
+            f" {result['ratio_with_decode']:.2f} with decode"
+            f"  images/s per core {result['pil_images_per_second']:.1f}, {result['images_per_second']:.1f}"
         )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

@@ -69,7 +69,7 @@ class Arm:
         began = time.perf_counter()
         batches = [self.dataset[index] for index in range(BATCHES)]
         self.data_seconds = (time.perf_counter() - began) / BATCHES / batches[0].images
-        self.batches: list[Batch] = [b.to(self.trainer.device).normalised(mean, std) for b in batches]
+        self.batches: list[Batch] = [batch.to(self.trainer.device).normalised(mean, std) for batch in batches]
 
     def seconds(self, step: int) -> float:
         return timed_step(self.trainer, self.first + step, self.batches[step % BATCHES])

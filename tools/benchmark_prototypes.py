@@ -104,7 +104,7 @@ class Step:
             student_temp=STUDENT_TEMP,
             pad_masked=None,
         )
-        student, teacher = (Features(nothing, nothing, x) for x in (self.features, self.teacher_features))
+        student, teacher = (Features(nothing, nothing, patches) for patches in (self.features, self.teacher_features))
         context = Context(batch, {"teacher_temp": TEACHER_TEMP}, student, teacher, self.student, self.teacher)
         with self.autocast:
             loss = objective(context)["masked"]

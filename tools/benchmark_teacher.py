@@ -39,7 +39,7 @@ def measure(overrides: list[str], turns: int) -> dict[str, Any]:
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
     mean, std = (torch.tensor(cfg["data"][key], device=trainer.device) for key in ("mean", "std"))
-    batches = [dataset[i].to(trainer.device).normalised(mean, std) for i in range(BATCHES)]
+    batches = [dataset[index].to(trainer.device).normalised(mean, std) for index in range(BATCHES)]
     objective = cast(MaskedImageDistillation, trainer.model.objectives["da3"])
     grid = grid_of(trainer.model.student, batches[0].patch_crops)
 

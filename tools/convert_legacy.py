@@ -38,7 +38,9 @@ def forward(source: Path) -> tuple[bytes, Iterable[str]]:
 def reverse(source: Path) -> tuple[bytes, Iterable[str]]:
     """The same for a file of ours, a run folder, or a checkpoint in one."""
     state = read_weights(source) if source.is_file() else Subject.find(source).checkpoint.state["model"]
-    networks = {name: value for name, value in state.items() if name.startswith(tuple(f"{n}." for n in NETWORKS))}
+    networks = {
+        name: value for name, value in state.items() if name.startswith(tuple(f"{network}." for network in NETWORKS))
+    }
     buffer = io.BytesIO()
     torch.save(to_legacy(networks), buffer)
     return buffer.getvalue(), state.keys() - networks.keys()

@@ -57,7 +57,10 @@ class Pair:
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = self.build(Path(folder))
-            return {in_pixels(size): difference(*(f(self.images(size)) for f in (ours, theirs))) for size in self.sizes}
+            return {
+                in_pixels(size): difference(*(network(self.images(size)) for network in (ours, theirs)))
+                for size in self.sizes
+            }
 
 
 def difference(computed: Tensor, expected: Tensor) -> float:

@@ -72,7 +72,7 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         "",
         "| top-1, % | " + " | ".join(COLUMNS) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
-        *(f"| {row} | " + " | ".join(text(values(runs, row, c)) for c in COLUMNS) + " |" for row in ROWS),
+        *(f"| {row} | " + " | ".join(text(values(runs, row, column)) for column in COLUMNS) + " |" for row in ROWS),
         "",
         f"{seeds([run['seed'] for run in runs])}. A baseline without "
         "tokens has one number per classifier. The curve's points before the last are taken on a fixed subset "
@@ -83,7 +83,7 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
         f"- command: `dinoswap-train {command(first['overrides'])} seed=...`",
         f"- run id {first['run_id']}, commit {(first['git'] or {}).get('sha', 'unknown')[:10]}",
         f"- {in_words({**first['hardware'], 'torch': first['versions']['torch']})}; "
-        f"{statistics.mean(r['throughput']['images_per_second'] for r in runs):.0f} images/s"
+        f"{statistics.mean(run['throughput']['images_per_second'] for run in runs):.0f} images/s"
         + (f"; {statistics.mean(minutes):.1f} minutes of training a run" if all(minutes) else ""),
         f"- made by `python tools/reference.py {shlex.join(sys.argv[1:])}`",
         "",
@@ -98,8 +98,10 @@ def seeds(numbers: list[int]) -> str:
 
 def command(overrides: list[str]) -> str:
     """The overrides that matter elsewhere: without the seed, and of paths the last part."""
-    kept = [o for o in overrides if not o.startswith(("seed=", "results_dir="))]
-    return " ".join(f"data.path={Path(o).name}" if o.startswith("data.path=") else o for o in kept)
+    kept = [override for override in overrides if not override.startswith(("seed=", "results_dir="))]
+    return " ".join(
+        f"data.path={Path(override).name}" if override.startswith("data.path=") else override for override in kept
+    )
 
 
 def curve(runs: list[dict[str, Any]], path: Path) -> None:
@@ -109,7 +111,7 @@ def curve(runs: list[dict[str, Any]], path: Path) -> None:
     for run in runs:
         points = [(row["step"], row["eval/knn_top1"]) for row in run["curve"] if "eval/knn_top1" in row]
         axes.plot(*zip(*points, strict=True), marker=".", label=f"seed {run['seed']}")
-    for index, row in enumerate(r for r in ROWS if r != "trained"):
+    for index, row in enumerate(name for name in ROWS if name != "trained"):
         level = statistics.mean(values(runs, row, "k-NN CLS"))
         axes.axhline(level, linestyle="--", linewidth=1, color=f"C{index + len(runs)}", label=row)
     axes.set(xlabel="step", ylabel="k-NN top-1, %")
@@ -130,7 +132,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     curve(runs, arguments.out / "curve.png")
     write_atomically(arguments.out / "README.md", markdown(runs, arguments.title))
-    summary = {row: {c: values(runs, row, c) for c in COLUMNS} for row in ROWS}
+    summary = {row: {column: values(runs, row, column) for column in COLUMNS} for row in ROWS}
     write_atomically(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     for name in ("pca.png", "crops.png", "accuracy.png"):
         if arguments.pictures and (runs[0]["folder"] / "pictures" / name).exists():

@@ -54,7 +54,7 @@ class Watch:
 
     def look(self, values: Mapping[str, Any]) -> None:
         self.nonfinite += [
-            name for name, value in values.items() if not all(t.isfinite().all() for t in tensors(value))
+            name for name, value in values.items() if not all(tensor.isfinite().all() for tensor in tensors(value))
         ]
 
     def _look_at_output(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
@@ -62,7 +62,12 @@ class Watch:
 
     def clip(self, groups: list[dict[str, Any]]) -> dict[str, Tensor]:
         for group in groups:
-            self.look({f"gradient of {n}": p.grad for n, p in zip(group["names"], group["params"], strict=True)})
+            self.look(
+                {
+                    f"gradient of {name}": parameter.grad
+                    for name, parameter in zip(group["names"], group["params"], strict=True)
+                }
+            )
         return self._clip(groups)
 
 
@@ -78,7 +83,7 @@ def tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         inside = value
     elif is_dataclass(value):
-        inside = [getattr(value, f.name) for f in fields(value)]
+        inside = [getattr(value, field.name) for field in fields(value)]
     for element in inside:
         yield from tensors(element)
 

@@ -184,7 +184,10 @@ class Crossed:
             "seed x this effect": (squares.own, none + [[basis.shape[1]] for basis in self.main.own]),
         }
         p = {name: p_values(self.main, y, *error) for name, error in choices.items()}
-        rest = [None if s is None else p_values(s, y, *s.largest(s.squares(y))) for s in (self.shares, self.pairs)]
+        rest = [
+            None if stratum is None else p_values(stratum, y, *stratum.largest(stratum.squares(y)))
+            for stratum in (self.shares, self.pairs)
+        ]
         return PValues(p, *rest)
 
 
@@ -212,7 +215,10 @@ def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studie
     metric = design.study.metrics[0]
     for study in range(studies):
         result = judge(design.study, design.cells, frame.assign(value=y[:, study]), metric)
-        reported = {"main": [d.effect.p for d in result.decisions], "shares": [d.effect.p for d in result.shares]}
+        reported = {
+            "main": [decision.effect.p for decision in result.decisions],
+            "shares": [decision.effect.p for decision in result.shares],
+        }
         expected = {
             "main": tested.p[CHOSEN][:, study],
             "shares": [] if tested.shares is None else tested.shares[:, study],
@@ -227,7 +233,7 @@ def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studie
 
 def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dict[str, Any]]:
     frame, test = design.frame(seeds), (Crossed if design.crossed else Paired)(design, seeds)
-    conditions = [(0.0, "all"), *((s, v) for v in ("all", "half", "one") for s in SPREADS[1:])]
+    conditions = [(0.0, "all"), *((sd, variation) for variation in ("all", "half", "one") for sd in SPREADS[1:])]
     for index, (spread, vary) in enumerate(conditions):
         rng = np.random.default_rng([seeds, index])
         y = simulated(design, frame, spread, vary, studies, rng)
@@ -246,7 +252,7 @@ def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dic
             "power": found_last(true[CHOSEN]),
             "detectable": smallest,
             "found": found_last(detected[CHOSEN]),
-            "others": {n: (any_finding(p), found_last(true[n])) for n, p in null.p.items() if n != CHOSEN},
+            "others": {name: (any_finding(p), found_last(true[name])) for name, p in null.p.items() if name != CHOSEN},
         }
 
 

@@ -98,7 +98,9 @@ def _of_run(subject: Subject, record: Path, network: str) -> Backbone:
     checkpoint, prefix = subject.checkpoint, f"{network}.backbone."
     backbone, loading = initial_backbone(subject.config), loading_settings(subject.config)
     weights = checkpoint.state["model"]
-    backbone.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    backbone.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    )
     run_id = read_record(record)[0].get("run_id") if record.is_file() else None
     beside = {
         "mean": list(loading.mean),

@@ -103,7 +103,7 @@ def build_objectives(cfg: Config) -> dict[str, Objective]:
             parts["targets"] = _build_targets(cfg, section, f"{key}.targets")
         if "reduction" in section:
             parts["reduction"] = construct_option(section["reduction"], f"{key}.reduction")
-        arguments = {k: v for k, v in section.items() if k not in parts}
+        arguments = {key: value for key, value in section.items() if key not in parts}
         objectives[name] = cast(Objective, construct_option(arguments, key, **parts))
     if cfg["da3"]["enabled"]:
         objectives["da3"] = build_da3(cfg)

@@ -57,7 +57,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> Confi
         if (group := override.key_or_group) in JUDGED_ON:
             changed.evaluation[group] = compose_config([f"{group}={override.value()}"])["evaluation"][group]
         if override.key_or_group == "data":
-            shared = {k: v for k, v in config["data"].items() if k in LOADING and k not in OF_ONE_SET}
+            shared = {key: value for key, value in config["data"].items() if key in LOADING and key not in OF_ONE_SET}
             changed.data = compose_config([f"data={override.value()}"])["data"] | shared
     for override in overrides:
         key = override.key_or_group

@@ -104,7 +104,9 @@ class SelfDistillation(nn.Module):
         self.eval()
         teacher = self.plan.teacher(self.teacher["backbone"], batch, self.teacher_patches)
         context = Context(batch, hyper, teacher, teacher, self.student, self.teacher)
-        targets = {name: cast(Objective, o).teacher_targets(context) for name, o in self.objectives.items()}
+        targets = {
+            name: cast(Objective, objective).teacher_targets(context) for name, objective in self.objectives.items()
+        }
         self.train(training)
         return {name: value for name, value in targets.items() if value is not None}
 

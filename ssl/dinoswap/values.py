@@ -70,7 +70,9 @@ class Batch:
         """Returns all tensors by field name, the clean crops by `clean_crops.<width>`, and the changes that are yet to
         be made by `photometry.<field>`."""
         mapped: dict[str, Mapping[Any, Tensor]] = {"clean_crops": self.clean_crops, "photometry": self.photometry}
-        single = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*mapped, "corrupt")}
+        single = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in (*mapped, "corrupt")
+        }
         return single | {f"{name}.{key}": tensor for name, held in mapped.items() for key, tensor in held.items()}
 
     @classmethod
@@ -79,10 +81,12 @@ class Batch:
         crops of one size in `clean_crops`, [0, B, 3, 0, 0] where there were none."""
         clean = [name for name in tensors if name.startswith("clean_crops")]
         changes = {name: name.partition(".")[2] for name in tensors if name.startswith("photometry.")}
-        single: dict[str, Any] = {name: t for name, t in tensors.items() if name not in clean and name not in changes}
+        single: dict[str, Any] = {
+            name: tensor for name, tensor in tensors.items() if name not in clean and name not in changes
+        }
         return cls(
             **single,
-            clean_crops={t.shape[-1]: t for t in map(tensors.__getitem__, clean) if len(t)},
+            clean_crops={tensor.shape[-1]: tensor for tensor in map(tensors.__getitem__, clean) if len(tensor)},
             photometry={key: tensors[name] for name, key in changes.items()},
         )
 
@@ -93,11 +97,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on `device`; the host does not wait for the copy."""
-        return self.map(lambda t: t.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in pinned memory, from which copies to a GPU are asynchronous."""
-        return self.map(lambda t: t.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
     def normalised(self, mean: Tensor, std: Tensor) -> "Batch":
         """Returns the batch with the changes of `photometry` made, uint8 crops through `normalise` and everything else
@@ -107,7 +111,7 @@ class Batch:
             for name, numbers in self.photometry.items()
         }
         batch = replace(self, **made, photometry={})
-        return batch.map(lambda t: normalise(t, mean, std) if t.dtype == torch.uint8 else t)
+        return batch.map(lambda tensor: normalise(tensor, mean, std) if tensor.dtype == torch.uint8 else tensor)
 
 
 def masked_positions(mask: Tensor) -> dict[str, Tensor]:

@@ -156,7 +156,7 @@ class Unmasked(nn.Module):
 
     def forward(self, crops: list[torch.Tensor]) -> list[Tokens]:
         self.called = True
-        return [Tokens(torch.zeros(len(c), 1), None, torch.zeros(len(c), GRID[0] * GRID[1], 1)) for c in crops]
+        return [Tokens(torch.zeros(len(crop), 1), None, torch.zeros(len(crop), GRID[0] * GRID[1], 1)) for crop in crops]
 
 
 def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:

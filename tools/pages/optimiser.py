@@ -78,7 +78,7 @@ def training(side: str) -> Training:
     traced = [
         {**group, **{key: column[index] for key, column in columns.items()}} for index, group in enumerate(groups)
     ]
-    return Training(config, steps, {name: np.array([h[name] for h in hyper]) for name in hyper[0]}, traced)
+    return Training(config, steps, {name: np.array([values[name] for values in hyper]) for name in hyper[0]}, traced)
 
 
 def both_sides() -> dict[str, Training]:
@@ -142,7 +142,7 @@ def smallest(run: Training) -> float:
 def draw_multipliers(axes: Axes, sides: dict[str, Training]) -> None:
     depth = 12
     names = {"patch\nembedding": LR["patch embedding"], "tokens,\npositions": LR["tokens and positions"]}
-    names |= {f"block\n{n + 1}": f"backbone.blocks.{n}.attn.qkv.weight" for n in range(depth)}
+    names |= {f"block\n{index + 1}": f"backbone.blocks.{index}.attn.qkv.weight" for index in range(depth)}
     names |= {"final\nnorm": "backbone.norm.weight", "heads": LR["heads"]}
     for side, run in sides.items():
         groups = [run.of(parameter) for parameter in names.values()]

@@ -90,8 +90,12 @@ def forward(out: Path) -> str:
     for option in words.options("forward"):
         plan = words.built("forward", option.name)
         rows += [
-            (f"`{option.name}`", n, "; ".join(f"{p.crops}: {p.uses}" for p in passes(plan, n, batch_of(plan))))
-            for n in NETWORKS
+            (
+                f"`{option.name}`",
+                network,
+                "; ".join(f"{used.crops}: {used.uses}" for used in passes(plan, network, batch_of(plan))),
+            )
+            for network in NETWORKS
         ]
     text = """
 Each box holds crops that go through a network together; grey hatched patches are hidden from it. Below a box: the

@@ -41,7 +41,9 @@ def reduction(out: Path) -> str:
         bars(bottom, per_crop, shade)
         note = f"total {per_crop.sum():.3f}"
         bottom.text(0.03, 0.93, note, transform=bottom.transAxes, fontsize=10, weight="bold", va="top")
-        bottom.set_xticks(range(len(COUNTS)), [f"crop {n + 1}\n{c} hidden" for n, c in enumerate(COUNTS)])
+        bottom.set_xticks(
+            range(len(COUNTS)), [f"crop {index + 1}\n{count} hidden" for index, count in enumerate(COUNTS)]
+        )
     grid[0, 0].set_ylabel("of one patch, x 1000", fontsize=9)
     grid[1, 0].set_ylabel("of a whole crop", fontsize=9)
     figure.supylabel("weight in the loss", fontsize=9)

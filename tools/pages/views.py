@@ -28,7 +28,7 @@ PLAIN = 28
 """One whose views keep their colours."""
 SIDE, LOCALS, PATCH = 224, 4, 16
 GRID = (SIDE // PATCH, SIDE // PATCH)
-VIEWS = ["global 1", "global 2", "global 3", *[f"local {n + 1}" for n in range(LOCALS)]]
+VIEWS = ["global 1", "global 2", "global 3", *[f"local {index + 1}" for index in range(LOCALS)]]
 
 
 def photograph() -> Picture:

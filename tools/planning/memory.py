@@ -59,7 +59,7 @@ def memory_parts(
         "weights": STATE_BYTES * networks.count(model.student) * share,
         "optimiser (AdamW's moments)": 2 * STATE_BYTES * trained * share,
         "EMA teacher": STATE_BYTES * networks.count(model.teacher) * share,
-        "frozen teacher": STATE_BYTES * sum(n * (share if name in shared else 1) for name, n in frozen.items()),
+        "frozen teacher": STATE_BYTES * sum(count * (share if name in shared else 1) for name, count in frozen.items()),
         "crops": cfg["trainer"]["accumulate"] * networks.batch_bytes(batch),
     }
     scale = {step.GRADIENTS: share}

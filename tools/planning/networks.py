@@ -108,7 +108,11 @@ def objectives(model: SelfDistillation) -> dict[str, Objective]:
 
 def frozen_networks(model: SelfDistillation) -> dict[str, nn.ModuleList]:
     """What is never trained, by objective. The EMA teacher is not in it."""
-    return {name: nn.ModuleList(o.frozen_models()) for name, o in objectives(model).items() if o.frozen_models()}
+    return {
+        name: nn.ModuleList(objective.frozen_models())
+        for name, objective in objectives(model).items()
+        if objective.frozen_models()
+    }
 
 
 def shared_networks(model: SelfDistillation) -> list[str]:
@@ -118,17 +122,20 @@ def shared_networks(model: SelfDistillation) -> list[str]:
 
 def count(module: nn.Module, trained_only: bool = False) -> int:
     """Parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained_only)
 
 
 def prototypes(network: nn.Module) -> int:
     """Of a head or a prototype bank; 0 for any other network."""
     layer = cast(nn.Module, getattr(network, "last_layer", network))
-    return next((len(p) for name, p in layer.named_parameters(recurse=False) if name in ("weight", "weight_v")), 0)
+    return next(
+        (len(parameter) for name, parameter in layer.named_parameters(recurse=False) if name in ("weight", "weight_v")),
+        0,
+    )
 
 
 def batch_bytes(batch: Batch) -> int:
-    return sum(t.numel() * t.element_size() for t in batch.tensors().values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors().values())
 
 
 def units(model: SelfDistillation) -> dict[str, nn.Module]:
@@ -155,5 +162,7 @@ def kept_units(model: SelfDistillation) -> list[str]:
 def unit_sizes(model: SelfDistillation) -> dict[str, int]:
     """Parameters of each unit."""
     sizes = {name: count(module) for name, module in units(model).items()}
-    inner = {name: sum(n for other, n in sizes.items() if other.startswith(f"{name}.blocks.")) for name in sizes}
+    inner = {
+        name: sum(count for other, count in sizes.items() if other.startswith(f"{name}.blocks.")) for name in sizes
+    }
     return {name: size - inner[name] for name, size in sizes.items()}

@@ -77,7 +77,7 @@ def step_seconds(
     gpu, micro_batches = GPUS[request.gpu], slices // request.gpus
     trainer, sections = cfg["trainer"], {**cfg["objectives"], "da3": cfg["da3"]}
     work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / gpu.peak(products(cfg, trainer))
-    work += sum(n / gpu.peak(products(cfg, sections[name])) for name, n in flops.frozen.items())
+    work += sum(count / gpu.peak(products(cfg, sections[name])) for name, count in flops.frozen.items())
     compute = micro_batches * work / request.utilisation
     shards = request.gpus // Spread.of(cfg).replicas
     rings = dict.fromkeys(communication, shards) | dict.fromkeys((BETWEEN, "vectors of K"), request.gpus)

@@ -150,8 +150,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._places[tensor.untyped_storage()._cdata]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
-        sources = [self._weights.get(x.untyped_storage()._cdata) for x in inputs]
+        inputs = [tensor for tensor in tree_leaves((args, kwargs or {})) if isinstance(tensor, Tensor)]
+        sources = [self._weights.get(tensor.untyped_storage()._cdata) for tensor in inputs]
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -194,7 +194,7 @@ def live_bytes(
     recorder = _Recorder(counts)
     with FakeTensorMode(allow_non_fake_inputs=True):
         shadow.to_empty(device="cpu")
-        inputs = batch.map(lambda t: torch.empty_like(t, device="cpu"))
+        inputs = batch.map(lambda tensor: torch.empty_like(tensor, device="cpu"))
         for network in (shadow, *frozen_networks(shadow).values()):
             for parameter in network.parameters():
                 recorder.know(parameter, is_parameter=True)

@@ -192,7 +192,7 @@ def _converted_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key
         raise ConfigError(f"{key}={value}: must have {len(arguments)} entries")
     hints = arguments if fixed else [arguments[0]] * len(value)
     pairs = enumerate(zip(value, hints, strict=True))
-    return origin(_converted(item, item_hint, f"{key}[{i}]") for i, (item, item_hint) in pairs)
+    return origin(_converted(item, item_hint, f"{key}[{index}]") for index, (item, item_hint) in pairs)
 
 
 def _type_name(hint: Any) -> str:

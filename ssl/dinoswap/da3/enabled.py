@@ -169,7 +169,9 @@ class MaskedImageDistillation(Objective):
             return f"teacher {teacher.identity}; the first batch has no masked token to check the loss on"
         values = self(context)
         values["cosine"].backward()  # as in a step: FSDP2 makes sharded gradients in a backward pass only
-        gradients = [p.grad for p in context.student["backbone"].parameters() if p.grad is not None]
+        gradients = [
+            parameter.grad for parameter in context.student["backbone"].parameters() if parameter.grad is not None
+        ]
         norm = float(norms(gradients).norm()) if gradients else 0.0
         context.student.zero_grad(set_to_none=True)
         means = dict(zip(values, all_reduce_mean(torch.stack([*values.values()]).detach()).tolist(), strict=True))

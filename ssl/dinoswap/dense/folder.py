@@ -135,7 +135,7 @@ def _images_and_annotations(root: Path) -> Layout:
         return Layout(train, test)
     listed = root / "objectInfo150.txt"  # of the scene parsing benchmark: a table with the names in its last column
     lines = listed.read_text().splitlines()[1:151] if listed.is_file() else []
-    names = [line.split("\t")[-1].split(",")[0].strip() for line in lines] or [str(n) for n in range(1, 151)]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in lines] or [str(number) for number in range(1, 151)]
     return Layout(train, test, names, first=1)
 
 

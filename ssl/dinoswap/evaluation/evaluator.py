@@ -63,7 +63,7 @@ class Evaluation:
 
     def warn(self, *sentences: str | None) -> None:
         """Appends sentences to the warning; None is skipped."""
-        self.warning = "; ".join(s for s in (self.warning, *sentences) if s) or None
+        self.warning = "; ".join(sentence for sentence in (self.warning, *sentences) if sentence) or None
 
     def save_pictures(self, folder: Path) -> None:
         """Writes every picture as `<name>.png` into `folder`, which is made."""

@@ -72,7 +72,9 @@ def summary_table(results: Results, columns: Columns) -> Table:
         table.add_column(f"{heading}, {unit}" if unit else heading, justify="right")
     best = {heading: _best(results, column) for heading, column in columns.items()}
     for name, scores in results.items():
-        table.add_row(name, *(_text(cell(scores, c.names), best[heading], c) for heading, c in columns.items()))
+        table.add_row(
+            name, *(_text(cell(scores, column.names), best[heading], column) for heading, column in columns.items())
+        )
     return table
 
 

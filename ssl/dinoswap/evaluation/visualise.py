@@ -30,7 +30,9 @@ def to_uint8(crops: Tensor, mean: Pixel, std: Pixel) -> Tensor:
     """Returns normalised crops [..., 3, H, W] as uint8, and uint8 crops unchanged."""
     if crops.dtype == torch.uint8:
         return crops
-    centre, scale = (torch.as_tensor(v, dtype=torch.float32, device=crops.device).view(3, 1, 1) for v in (mean, std))
+    centre, scale = (
+        torch.as_tensor(values, dtype=torch.float32, device=crops.device).view(3, 1, 1) for values in (mean, std)
+    )
     return ((crops.float() * scale + centre) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -96,11 +98,11 @@ def pca_figure(images: Tensor, tokens: Tensor, cell_size: int = 96, pairs: int =
     colours = (pca_rgb(tokens.flatten(1, 2), grid) * 255).round().astype(np.uint8)
     shown = images.permute(0, 2, 3, 1).cpu().numpy()
     size = cell_size, round(cell_size * shown.shape[2] / shown.shape[1])
-    pictures = [resized(p, *size) for pair in zip(shown, colours, strict=True) for p in pair]
+    pictures = [resized(picture, *size) for pair in zip(shown, colours, strict=True) for picture in pair]
     blank = np.full((*size, 3), 255, dtype=np.uint8)
     width = 2 * min(pairs, len(shown))
     pictures += [blank] * (-len(pictures) % width)
-    return laid_out([pictures[c::width] for c in range(width)], ["image", "PCA"] * (width // 2))
+    return laid_out([pictures[column::width] for column in range(width)], ["image", "PCA"] * (width // 2))
 
 
 def similarity_figure(images: Tensor, tokens: Tensor, queries: int = 4, cell_size: int = 96) -> Picture:
@@ -176,7 +178,7 @@ def accuracy_bars(results: Results, columns: Columns) -> Picture:
     width = 0.8 / max(len(results), 1)
     for index, (name, scores) in enumerate(results.items()):
         values = {place: cell(scores, column.names) for place, column in enumerate(columns.values())}
-        known = {place + (index + 0.5) * width - 0.4: v for place, v in values.items() if v is not None}
+        known = {place + (index + 0.5) * width - 0.4: value for place, value in values.items() if value is not None}
         bars = axes.bar(list(known), list(known.values()), width, label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set(ylabel="%", xticks=range(len(columns)), xticklabels=list(columns))

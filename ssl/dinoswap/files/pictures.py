@@ -44,8 +44,8 @@ def captioned(image: Picture, lines: Sequence[str]) -> Picture:
 
 def laid_out(columns: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
     """Returns columns of pictures, with equal heights in each row, under their titles on white."""
-    row_height = max(p.shape[0] for column in columns for p in column) + GAP
-    widths = [max(max(p.shape[1] for p in column), 52) + GAP for column in columns]
+    row_height = max(picture.shape[0] for column in columns for picture in column) + GAP
+    widths = [max(max(picture.shape[1] for picture in column), 52) + GAP for column in columns]
     canvas = Image.new("RGB", (sum(widths) + GAP, row_height * len(columns[0]) + HEADER + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     left = GAP
@@ -61,5 +61,7 @@ def first_row(picture: Picture) -> Picture:
     """Returns the first row of pictures that were laid out, below their titles where they have some: up to the first
     lines, as many as a gap has, that are white below more lines than titles take."""
     drawn = (picture != 255).any((1, 2))
-    ends = (y for y in range(HEADER + 1, len(picture) - GAP + 1) if drawn[y - 1] and not drawn[y : y + GAP].any())
+    ends = (
+        row for row in range(HEADER + 1, len(picture) - GAP + 1) if drawn[row - 1] and not drawn[row : row + GAP].any()
+    )
     return picture[: next(ends, len(picture))]

@@ -135,7 +135,8 @@ class SnapshotGram(GramAnchoring):
         """Copies the EMA teacher's backbone at the steps that begin with a new copy. To do so twice changes nothing."""
         if hyper[REFRESH]:
             copied, current = (
-                [own_share(p) for p in network.parameters()] for network in (self.backbone, teacher["backbone"])
+                [own_share(parameter) for parameter in network.parameters()]
+                for network in (self.backbone, teacher["backbone"])
             )
             torch._foreach_copy_(copied, current)
 

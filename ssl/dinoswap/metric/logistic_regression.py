@@ -91,8 +91,8 @@ def linear_probe(
     Features [m, D] and [n, D], labels int [m] and [n]. Raises ValueError for what `check_probe` refuses.
     """
     check_probe(train_features, train_labels, test_features, test_labels, grid)
-    train_x, test_x = (f.detach().float().cpu().numpy() for f in (train_features, test_features))
-    train_y, test_y = (v.to(device="cpu", dtype=torch.int64).numpy() for v in (train_labels, test_labels))
+    train_x, test_x = (features.detach().float().cpu().numpy() for features in (train_features, test_features))
+    train_y, test_y = (labels.to(device="cpu", dtype=torch.int64).numpy() for labels in (train_labels, test_labels))
     c = pick_c(train_x, train_y, grid)
     correct = int((fit(train_x, train_y, c).predict(test_x) == test_y).sum())
     return {"top1": 100 * correct / len(test_y), "c": c}

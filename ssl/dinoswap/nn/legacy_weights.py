@@ -111,12 +111,14 @@ def _network_names(depth: int) -> dict[str, str]:
     names = {f"backbone.{token}": f"backbone.{token}" for token in TOKENS}
     linears = {"backbone.patch_embed.project": "backbone.patch_embed.proj", "backbone.norm": "backbone.norm"}
     for block in (f"backbone.blocks.{index}" for index in range(depth)):
-        names |= {f"{block}.gamma_{n}": f"{block}.ls{n}.gamma" for n in (1, 2)}
+        names |= {f"{block}.gamma_{number}": f"{block}.ls{number}.gamma" for number in (1, 2)}
         linears |= {f"{block}.{theirs}": f"{block}.{ours}" for theirs, ours in LINEARS.items()}
     for theirs, ours in HEADS.items():
         names |= {f"{theirs}.last_layer.weight_{part}": f"{ours}.last_layer.weight_{part}" for part in "gv"}
         linears |= {f"{theirs}.mlp.{index}": f"{ours}.mlp.{index}" for index in (0, 2, 4)}
-    return names | {f"{a}.{kind}": f"{b}.{kind}" for a, b in linears.items() for kind in ("weight", "bias")}
+    return names | {
+        f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in linears.items() for kind in ("weight", "bias")
+    }
 
 
 def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str], part: str) -> dict[str, Tensor]:

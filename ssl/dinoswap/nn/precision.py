@@ -25,8 +25,15 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
 def parameters_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
     """A context, for forward and backward passes, in which a module has copies of its parameters in `dtype`. Gradients
     pass through them to the parameters themselves."""
-    places = [(part, name, p) for part in module.modules() for name, p in part._parameters.items() if p is not None]
-    copies: dict[Tensor, Tensor] = {p: p.to(dtype) for p in dict.fromkeys(p for _, _, p in places)}
+    places = [
+        (part, name, parameter)
+        for part in module.modules()
+        for name, parameter in part._parameters.items()
+        if parameter is not None
+    ]
+    copies: dict[Tensor, Tensor] = {
+        parameter: parameter.to(dtype) for parameter in dict.fromkeys(parameter for _, _, parameter in places)
+    }
     for part, name, parameter in places:
         part._parameters[name] = copies[parameter]  # type: ignore[assignment]  # it is no leaf, as a Parameter would be
     try:

@@ -56,7 +56,7 @@ class ProjectionHead(Compilable):
             if value < 1:
                 raise ValueError(f"{name}={value}: at least 1 is needed")
         widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
-        linears = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        linears = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
         for linear in linears:
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)

@@ -217,7 +217,7 @@ class VisionTransformer(nn.Module):
         first_local: int,
         single: bool,
     ) -> list[Tokens]:
-        entries = [self.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
+        entries = [self.prepare_tokens_with_masks(x, mask) for x, mask in zip(crops, masks, strict=True)]
         grids = [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
         counts = [len(entries)] if packs_all(entries[0].device) else [1] * len(entries)
         packs = [packed(part) for part in grouped(entries, counts)]
@@ -236,7 +236,9 @@ class VisionTransformer(nn.Module):
             return [self._tokens(*entry) for entry in zip(before, after, is_local, strict=True)]
         read: list[tuple[Tensor, Tensor, Tensor]] = []  # class tokens, these and patches after the norm
         for pack, x, rows in zip(packs, normed, grouped(patch_rows, counts), strict=True):
-            lengths = [n for (batch, _), of in zip(pack.shapes, rows, strict=True) for n in (batch, _count(of))]
+            lengths = [
+                length for (batch, _), of in zip(pack.shapes, rows, strict=True) for length in (batch, _count(of))
+            ]
             raw, parts = torch.split(pack.x, lengths), torch.split(x, lengths)  # class tokens, patches, class ...
             read += zip(raw[::2], parts[::2], parts[1::2], strict=True)
         return [
@@ -269,7 +271,9 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"blocks={list(blocks)}: the network has {depth}; use -{depth} to {depth - 1}")
         indices = [index % depth for index in blocks]
         raw = {index: tokens for index, tokens in enumerate(self.stream(x)) if index in indices}
-        return [self._tokens(x, self.norm(x), False) if norm else self._split(x) for x in (raw[i] for i in indices)]
+        return [
+            self._tokens(x, self.norm(x), False) if norm else self._split(x) for x in (raw[index] for index in indices)
+        ]
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """Yields the tokens [b, T, D] of crops [b, 3, H, W] after each block, without a norm. A block is computed when

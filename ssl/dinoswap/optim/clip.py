@@ -30,7 +30,9 @@ class Clip:
             modules.setdefault(group["module"], []).append(group)
         norm_of_module = {}
         for module, module_groups in modules.items():
-            grads = [p.grad for group in module_groups for p in group["params"] if p.grad is not None]
+            grads = [
+                parameter.grad for group in module_groups for parameter in group["params"] if parameter.grad is not None
+            ]
             if grads:
                 norm_of_module[module] = self._clip(grads, clipped=all(group["clip"] for group in module_groups))
         return norm_of_module

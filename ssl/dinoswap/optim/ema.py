@@ -15,7 +15,7 @@ class EMA:
 
     def __init__(self, teacher: nn.ModuleDict, student: nn.ModuleDict) -> None:
         student_parameters = dict(student.named_parameters())
-        self.teacher: list[Tensor] = [p for _, p in teacher.named_parameters()]
+        self.teacher: list[Tensor] = [parameter for _, parameter in teacher.named_parameters()]
         self.student: list[Tensor] = [student_parameters[name] for name, _ in teacher.named_parameters()]
 
     @torch.no_grad()
@@ -24,5 +24,5 @@ class EMA:
         optimiser's step was skipped: the teacher then stays as it is, and the host need not wait for the device."""
         weight = (1 - momentum) * (1 - skipped)
         # Both are sharded in the same way, so that the shards of one rank belong together
-        teacher, student = ([own_share(p) for p in network] for network in (self.teacher, self.student))
+        teacher, student = ([own_share(parameter) for parameter in network] for network in (self.teacher, self.student))
         torch._foreach_lerp_(teacher, student, [weight] * len(teacher))

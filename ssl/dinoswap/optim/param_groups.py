@@ -73,7 +73,7 @@ def group_table(groups: list[Group]) -> Table:
         table.add_row(
             group["module"],
             f"{len(group['names'])}, from {group['names'][0].removeprefix(group['module'] + '.')}",
-            f"{sum(p.numel() for p in group['params']):,}",
+            f"{sum(parameter.numel() for parameter in group['params']):,}",
             f"{group['lr_multiplier']:.4g}",
             f"{group['wd_multiplier']:g}",
             f"{group['lr_schedule']}, {group['wd_schedule']}",

@@ -12,12 +12,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Returns all parameters that the optimiser trains, by name."""
-    return {n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
     """Returns {exp_avg, exp_avg_sq, step} by parameter name. Parameters that were never updated are absent."""
-    return {name: dict(optimizer.state[p]) for name, p in named_parameters(optimizer).items() if p in optimizer.state}
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in named_parameters(optimizer).items()
+        if parameter in optimizer.state
+    }
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -155,7 +155,7 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
                 raise ValueError(f"state {path}: key {key!r} must be a string without '/', and none of {RESERVED}")
         return {key: _split(item, f"{path}/{key}".lstrip("/"), tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_split(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return [_split(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"state {path}: a checkpoint can't hold a {type(value).__name__}; make it a number, string or list")
@@ -206,7 +206,7 @@ def _failure(target: Path, needed: int, error: Exception) -> str:
     left."""
     try:
         last = list(listed(target.parent).values())[-1:]
-        free = f", {shutil.disk_usage(next(p for p in target.parents if p.exists())).free:,} free"
+        free = f", {shutil.disk_usage(next(parent for parent in target.parents if parent.exists())).free:,} free"
     except (OSError, CheckpointError):  # nothing else can be read from this disk either
         last, free = [], ""
     intact = f"{last[0].name} is the last complete checkpoint and is intact" if last else "there is no earlier one"

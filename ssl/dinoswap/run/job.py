@@ -96,7 +96,9 @@ def hold_and_train(config: Mapping[str, Any], named: Named) -> float | None:
 def require_same_command(config: Mapping[str, Any]) -> None:
     """Raises ValueError unless all ranks were given the same config, apart from paths, which may differ between nodes
     (contents are compared once the files are open), and the device."""
-    shared = {k: v for k, v in flatten(config).items() if k != "trainer.device" and not k.endswith("path")}
+    shared = {
+        key: value for key, value in flatten(config).items() if key != "trainer.device" and not key.endswith("path")
+    }
     require_same(shared, "give all the same command")
 
 
@@ -222,7 +224,9 @@ def start_record(
     if is_main():
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_atomically(folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
-    choices = {str(k): str(v) for k, v in hydra_config.runtime.choices.items() if "/" not in str(k)}  # of our groups
+    choices = {
+        str(key): str(value) for key, value in hydra_config.runtime.choices.items() if "/" not in str(key)
+    }  # of our groups
     return RunRecord.start(
         folder / "run.json",
         run_id=run_id(identity) if identity else folder.parent.name,

@@ -138,7 +138,7 @@ class Display:
 
     def _rates(self, since: tuple[int, float, float]) -> tuple[float, float]:
         """Returns images per second and the share of waiting, from the mark `since` to the last one."""
-        steps, seconds, waited = (b - a for a, b in zip(since, self._marks[-1], strict=True))
+        steps, seconds, waited = (later - earlier for earlier, later in zip(since, self._marks[-1], strict=True))
         return (steps * self._images / seconds, waited / seconds) if seconds > 0 else (math.nan, math.nan)
 
     def _write_line(self) -> None:

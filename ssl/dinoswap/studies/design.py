@@ -153,9 +153,9 @@ def _fractional(study: Study, composer: Composer) -> Design:
     rows = [[list(study.factors[factor]).index(level) for factor, level in cell.levels.items()] for cell in valid]
     x, _ = optimal.model_matrix(rows, sizes, optimal.effects(len(sizes), study.interactions))
     chosen = optimal.d_optimal(x, runs)
-    description = optimal.describe([rows[i] for i in chosen], list(study.factors), sizes, study.interactions)
+    description = optimal.describe([rows[index] for index in chosen], list(study.factors), sizes, study.interactions)
     description[0] += f", chosen of {len(valid)} valid ones"
-    return Design([valid[i] for i in chosen], [*description, *notes])
+    return Design([valid[index] for index in chosen], [*description, *notes])
 
 
 def _regular(study: Study) -> Fraction | None:

@@ -64,7 +64,7 @@ class Fraction:
         """Returns the main effects and two-factor interactions, grouped by the contrast that they share. A minus says
         that an effect enters it with the opposite sign."""
         single = [1 << index for index in range(len(self.factors))]
-        remaining = [*single, *(a | b for a, b in itertools.combinations(single, 2))]
+        remaining = [*single, *(first | second for first, second in itertools.combinations(single, 2))]
         groups = []
         while remaining:
             first = remaining[0]

@@ -134,5 +134,5 @@ def describe(
         "interactions that pass for a main effect, by their share:" if worst else "main effects are clear of them"
     )
     for (main, interaction), value in worst:
-        lines.append(f"  {factors[main[0]]}: {value:.2f} of {'*'.join(factors[i] for i in interaction)}")
+        lines.append(f"  {factors[main[0]]}: {value:.2f} of {'*'.join(factors[index] for index in interaction)}")
     return lines

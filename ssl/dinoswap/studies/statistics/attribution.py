@@ -95,7 +95,9 @@ def attribute(
         model_gap=float(np.mean([maps[seed].model_gap @ values[seed] for seed in maps])),
         bootstrap=_bootstrap(table, metric.get("confidence", 0.95), draws),
         per_seed=table,
-        clear={name: all(bool(seed_map.clear[i]) for seed_map in maps.values()) for i, name in enumerate(switched)},
+        clear={
+            name: all(bool(seed_map.clear[index]) for seed_map in maps.values()) for index, name in enumerate(switched)
+        },
         measured=min(seed_map.measured for seed_map in maps.values()),
         unused=tuple(sorted({int(seed) for seed in outcomes["seed"]} - set(maps))),
     )
@@ -244,4 +246,4 @@ def _bootstrap(table: pd.DataFrame, confidence: float, draws: int) -> dict[str, 
     picks = np.random.default_rng(0).integers(len(table), size=(draws, len(table)))
     means = table.to_numpy()[picks].mean(1)  # [draws, factors]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(table)}
+    return {name: (float(low[index]), float(high[index])) for index, name in enumerate(table)}

@@ -216,7 +216,9 @@ def _one_seed_sds(
     known = dict(zip(model.kept, np.hypot(lengths * sd / math.sqrt(2), seed_sd).tolist(), strict=True))
     inestimable = model.inestimable()
     main = [index for index, term in enumerate(model.terms) if len(term) == 1]
-    by_name = {effect_name(model.terms[i]): math.inf if i in inestimable else float(known[i]) for i in main}
+    by_name = {
+        effect_name(model.terms[index]): math.inf if index in inestimable else float(known[index]) for index in main
+    }
     return by_name, sum(index in known for index in main)
 
 

@@ -88,9 +88,9 @@ class Model:
     def inestimable(self) -> list[int]:
         """Returns the terms that were left out, and the main effects that cannot be told from a main effect that
         was."""
-        main = [len(self.terms[j]) == 1 for j in self.dropped]
-        mixed = [i for i, row in zip(self.kept, self.weights[:, main], strict=True) if row.any()]
-        return sorted({*self.dropped, *(i for i in mixed if len(self.terms[i]) == 1)})
+        main = [len(self.terms[index]) == 1 for index in self.dropped]
+        mixed = [index for index, row in zip(self.kept, self.weights[:, main], strict=True) if row.any()]
+        return sorted({*self.dropped, *(index for index in mixed if len(self.terms[index]) == 1)})
 
 
 def fit_model(blocks: Array, candidates: Array, terms: list[Term]) -> Model:
@@ -98,13 +98,13 @@ def fit_model(blocks: Array, candidates: Array, terms: list[Term]) -> Model:
     rank, taken in turn."""
     basis = np.linalg.qr(blocks)[0]
     kept, dropped = [], []
-    for j, column in enumerate(candidates.T):
+    for index, column in enumerate(candidates.T):
         rest = column - basis @ (basis.T @ column)
         if np.linalg.norm(rest) > DEPENDENT * np.linalg.norm(column):
-            kept.append(j)
+            kept.append(index)
             basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
         else:
-            dropped.append(j)
+            dropped.append(index)
     matrix = np.column_stack([blocks, candidates[:, kept]])
     weights = np.linalg.lstsq(matrix, candidates[:, dropped], rcond=None)[0][blocks.shape[1] :]
     return Model(terms, matrix, kept, dropped, np.where(np.abs(weights) > DEPENDENT, weights, 0.0))

@@ -76,12 +76,12 @@ class Stratum:
         stratum = MeanSquare(float(squares.stratum), self.pooled.shape[1])
         residual = MeanSquare(float(squares.residual), self.residual_df)
         errors = []
-        for i, length in enumerate(self.lengths):
-            own, df = MeanSquare(float(squares.own[i]), self.own[i].shape[1]), int(dfs[i])
+        for index, length in enumerate(self.lengths):
+            own, df = MeanSquare(float(squares.own[index]), self.own[index].shape[1]), int(dfs[index])
             source: Source = "residual" if residual.value > stratum.value else "stratum"
             per_seed = self.residual_per_seed if source == "residual" else round(df / max(self.seeds - 1, 1))
             source = "own" if own.value > max(stratum.value, residual.value if residual.df else 0.0) else source
-            se = float(length) * math.sqrt(float(values[i]))
+            se = float(length) * math.sqrt(float(values[index]))
             errors.append(Error(se, df, max(per_seed, 1), source, own, stratum, residual))
         return errors
 

@@ -125,13 +125,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def family(effects: Sequence[Estimate], alpha: float = 0.05, power: float = 0.8) -> list[Decision]:
     """Returns a decision on each effect, in the order given. `power` is that of the numbers of seeds in the words."""
-    joining = [i for i, effect in enumerate(effects) if effect.failures.floor <= alpha]
-    adjusted = holm([effect.p for effect in effects] + [effects[i].failures.p for i in joining])
+    joining = [index for index, effect in enumerate(effects) if effect.failures.floor <= alpha]
+    adjusted = holm([effect.p for effect in effects] + [effects[index].failures.p for index in joining])
     failures = dict(zip(joining, adjusted[len(effects) :], strict=True))
     equivalent = holm([effect.p_equivalent for effect in effects])
     decisions = []
-    for i, effect in enumerate(effects):
-        p = (adjusted[i], equivalent[i], failures.get(i, 1.0))
+    for index, effect in enumerate(effects):
+        p = (adjusted[index], equivalent[index], failures.get(index, 1.0))
         decisions.append(Decision(effect, _kind(effect, *p, alpha), *p, len(adjusted), alpha, power))
     return decisions
 

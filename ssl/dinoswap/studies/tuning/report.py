@@ -145,8 +145,8 @@ def outcomes(tuning: Tuning, arm: str, runs: Sequence[RunStatus]) -> dict[str, p
     for objective in tuning.objectives:
         metrics = [measured(run.record).get(objective.name) for run in runs]
         statuses = ["missing" if run.state == "queued" else run.state for run in runs]
-        for i, metric in enumerate(metrics):
-            if statuses[i] == "completed" and metric is None:
-                statuses[i] = "failed"  # to the end, but what it learnt cannot be measured
+        for index, metric in enumerate(metrics):
+            if statuses[index] == "completed" and metric is None:
+                statuses[index] = "failed"  # to the end, but what it learnt cannot be measured
         frames[objective.name] = pd.DataFrame({"cell": arm, "seed": tuning.seeds, "status": statuses, "value": metrics})
     return frames

@@ -117,17 +117,17 @@ def names_of(architecture: Architecture, prefix: str, model_name: str | None = N
     """Returns the names of the variants that a network with keys of this prefix can be: that of a known `model_name`,
     else all of this architecture (two for mono and metric, none for a network that is not released). Raises ValueError
     for a `model_name` of another network."""
-    stated = [n for n, v in VARIANTS.items() if (v.prefix, v.model_name) == (prefix, model_name)]
+    stated = [name for name, known in VARIANTS.items() if (known.prefix, known.model_name) == (prefix, model_name)]
     for name in stated:
         _require_same(VARIANTS[name].architecture, architecture)
-    same = [n for n, v in VARIANTS.items() if (v.prefix, v.architecture) == (prefix, architecture)]
+    same = [name for name, known in VARIANTS.items() if (known.prefix, known.architecture) == (prefix, architecture)]
     return tuple(stated or same)
 
 
 def difference(one: Architecture, other: Architecture) -> str:
     """Returns 'embed_dim=384 instead of 768, ...' for each field in which `one` differs from `other`."""
-    pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Architecture))
-    return ", ".join(f"{name}={a} instead of {b}" for name, a, b in pairs if a != b)
+    pairs = ((field.name, getattr(one, field.name), getattr(other, field.name)) for field in fields(Architecture))
+    return ", ".join(f"{name}={value} instead of {reference}" for name, value, reference in pairs if value != reference)
 
 
 def from_shapes(shapes: Shapes, num_heads: int | None = None) -> Architecture:
