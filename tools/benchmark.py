@@ -82,6 +82,8 @@ class Phases:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function that adds the seconds it takes to those of phase `name`."""
+
         def timed(*arguments: Any, **keywords: Any) -> Any:
             synchronise(self.trainer.device)
             began = time.perf_counter()

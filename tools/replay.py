@@ -58,6 +58,7 @@ class Watch:
         ]
 
     def _look_at_output(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        """Looks at what a module returned."""
         self.look({f"output of {name or 'the whole model'} ({type(module).__name__})": output})
 
     def clip(self, groups: list[dict[str, Any]]) -> dict[str, Tensor]:

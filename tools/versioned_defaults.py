@@ -67,8 +67,10 @@ def _options(folder: Path) -> Values:
 
 
 def _files(folder: Path) -> list[Path]:
+    """Returns the YAML files of all options but those of bundles and of Hydra."""
     return sorted(path for path in folder.glob("*/*.yaml") if path.parent.name not in (*BUNDLES, "hydra"))
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """Returns the content of a YAML file, without resolving interpolations."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))

@@ -129,6 +129,7 @@ def _file(out: Path, part: str, row: int) -> Path:
 
 
 def _empty(frozen: "FrozenBackbone") -> Rows:
+    """Returns empty columns of a file: row, name, label, and each kind of vector."""
     return {name: [] for name in ("row", "name", "label", *(kind for kind in frozen.kinds if kind != "patch"))}
 
 

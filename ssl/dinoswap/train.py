@@ -25,6 +25,7 @@ WIDTH = 180
 
 @hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
+    """Runs the job of a composed config and returns its objective metric."""
     from dinoswap.run.job import run_job
 
     return run_job(cfg)
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 def _main() -> None:
+    """Answers what needs no config, and otherwise lets Hydra compose one and run its job."""
     try:
         if EXPLAIN in sys.argv:
             explain([argument for argument in sys.argv[1:] if argument != EXPLAIN])

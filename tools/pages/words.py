@@ -64,10 +64,12 @@ def users_text(users: dict[str, list[str]]) -> str:
 
 
 def _item(option: Option, sides: str) -> str:
+    """Returns the line on an option in a list: its name, whose default it is, what it does and where it is from."""
     return f"- **`{option.name}`** ({sides or 'neither side'}): {option.does} Source: {option.source}."
 
 
 def _joined(lines: list[str], text: str, picture: str) -> str:
+    """Returns the lines of a section with its picture and its paragraphs, each on one line."""
     pictures = [f"![{lines[0].lstrip('# ')}]({picture})", ""] if picture else []
     paragraphs = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
     return "\n".join([*lines, "", *pictures, paragraphs, ""])

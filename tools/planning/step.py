@@ -159,6 +159,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _note(self, tensor: Tensor, func: Any, sources: Sequence[bool | None]) -> None:
+        """Notes that a tensor's storage lives from now on, with its kind: by its shape, and by whether `sources` are
+        all weights."""
         storage = tensor.untyped_storage()
         address, size = storage._cdata, storage.nbytes()
         if address in self._places or not size:
@@ -180,6 +182,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._end, address, number).atexit = False
 
     def _end(self, address: int, number: int) -> None:
+        """Notes that storage `number` at an address has been freed."""
         self.life.events.append((number, -1))
         self._places.pop(address, None)
         self._weights.pop(address, None)
@@ -219,10 +222,13 @@ def live_bytes(
 
 
 def _autocast(precision: str) -> contextlib.AbstractContextManager[None]:
+    """Returns the context with the autocast of a precision, which does nothing where it has none."""
     return torch.autocast("cpu", dtype=AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
 
 
 def _parameters(precision: str, model: SelfDistillation) -> contextlib.AbstractContextManager[None]:
+    """Returns the context with copies of the parameters in the type of a precision, which does nothing where it has
+    none."""
     return parameters_in(PARAMETERS[precision], model) if precision in PARAMETERS else contextlib.nullcontext()
 
 

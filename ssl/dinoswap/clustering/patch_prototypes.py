@@ -105,6 +105,7 @@ class PatchPrototypeLoss(Objective):
         }
 
     def _teacher_tokens(self, context: Context) -> Tensor:
+        """Returns the teacher's patch tokens of all crops as unit vectors, [P B N, D], without gradient."""
         assert context.teacher_features.patch is not None
         return _unit(context.teacher_features.patch.detach().flatten(0, 2))  # [P, B, N, D] -> [P B N, D]
 
@@ -116,6 +117,7 @@ def _unit(tokens: Tensor) -> Tensor:
 
 
 def _check_factors(**factors: float) -> None:
+    """Raises ValueError for a factor that is negative or NaN."""
     for name, value in factors.items():
         if not value >= 0:
             raise ValueError(f"{name}={value}: must be 0 or more")

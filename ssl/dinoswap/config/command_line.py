@@ -245,4 +245,5 @@ def _unreadable(override: str, reason: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """Returns an error's message on one line."""
     return " ".join(str(error).split())

@@ -53,6 +53,9 @@ def _resolved(node: Any) -> Any:
 
 
 def _resolved_at(node: Any, key: Any) -> Any:
+    """Returns the resolved value of a key of a node, MISSING where it has none yet, and the interpolation itself where
+    only another environment has its variable. Raises ConfigError for any other interpolation that cannot be
+    resolved."""
     if OmegaConf.is_missing(node, key):
         return MISSING
     try:

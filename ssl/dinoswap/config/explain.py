@@ -39,6 +39,7 @@ def presets() -> dict[str, dict[str, str]]:
 
 
 def _chosen(defaults: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the option of each group in a list of defaults, by the name of the group."""
     entries = [entry for line in defaults for entry in line.items()]
     return {str(key).removeprefix("override /"): str(option) for key, option in entries}
 
@@ -109,6 +110,7 @@ def explanation(choices: Mapping[str, str]) -> Table:
 
 
 def _title(choices: Mapping[str, str]) -> str:
+    """Returns the preset of these choices with the first line of what its YAML says of it."""
     return f"preset={choices['preset']}: {comment('preset', choices['preset'])[0]}"
 
 
@@ -122,4 +124,5 @@ def markdown() -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
+    """Returns a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -72,6 +72,7 @@ def data_facts(cfg: Mapping[str, Any]) -> DataFacts:
 
 @functools.cache
 def _data_facts(section: str) -> DataFacts:
+    """Returns the facts of the images of the section `data`, which is given as JSON."""
     cfg = {"data": json.loads(section)}
     return DataFacts.of(cfg, build_source(cfg))
 

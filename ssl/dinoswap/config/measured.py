@@ -31,6 +31,7 @@ def sections() -> Mapping[str, Mapping[str, Any]]:
 
 @functools.cache
 def _sections(folders: tuple[Path, ...]) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the section of each metric in these folders of configs, by the name of its option."""
     paths = [path for folder in folders for path in sorted((folder / GROUP).glob("*.yaml"))]
     return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 

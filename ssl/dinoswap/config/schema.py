@@ -168,6 +168,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
 
 
 def _converted_to_one_of(value: Any, hints: tuple[Any, ...], key: str) -> Any:
+    """Returns `value` as the first of the types `hints` that takes it. Raises ConfigError where none does."""
     if value is None and type(None) in hints:
         return None
     if type(value) is int and int in hints:  # 1 stays a whole number for `int | float`
@@ -185,6 +186,8 @@ def _converted_to_one_of(value: Any, hints: tuple[Any, ...], key: str) -> Any:
 
 
 def _converted_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> Any:
+    """Returns the list or tuple `origin` of the converted entries of `value`, whose types are `arguments`. Raises
+    ConfigError for anything but a list, and for another number of entries than a tuple has."""
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{key}={value}: must be a list, as in {key}=[...]")
     fixed = origin is tuple and Ellipsis not in arguments
@@ -196,6 +199,7 @@ def _converted_sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key
 
 
 def _type_name(hint: Any) -> str:
+    """Returns what a type is called in messages to a user."""
     if get_origin(hint) is Literal:
         return " or ".join(str(choice) for choice in get_args(hint))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}

@@ -36,6 +36,7 @@ class TokenCentre(nn.Module):
         return tokens - self.total / self.count.clamp(min=torch.finfo(self.count.dtype).tiny)
 
     def _move(self, tokens: Tensor) -> None:
+        """Updates the moving sum and number of tokens by `tokens` [n, D] of all ranks."""
         total = all_reduce_sum(tokens.sum(0))
         count = all_reduce_sum(self.count.new_full((), len(tokens)))
         self.total.lerp_(total, 1 - self.momentum)

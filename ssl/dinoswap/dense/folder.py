@@ -103,6 +103,8 @@ def layout_of(root: Path) -> Layout:
 
 
 def _voc(root: Path) -> Layout:
+    """Returns the layout of Pascal VOC below `root`, whose files list the images of each part."""
+
     def pairs(part: str) -> Pairs:
         file = root / "ImageSets" / "Segmentation" / f"{part}.txt"
         names = file.read_text().split() if file.is_file() else []
@@ -112,6 +114,8 @@ def _voc(root: Path) -> Layout:
 
 
 def _cityscapes(root: Path) -> Layout:
+    """Returns the layout of Cityscapes below `root`, with the classes of CITYSCAPES."""
+
     def pairs(part: str) -> Pairs:
         annotated = []
         for image in sorted((root / "leftImg8bit" / part).glob("*/*_leftImg8bit.png")):
@@ -124,6 +128,9 @@ def _cityscapes(root: Path) -> Layout:
 
 
 def _images_and_annotations(root: Path) -> Layout:
+    """Returns the layout of a folder with images and annotations of the same names. Where it has images/training, as
+    ADE20K has, its classes are numbered from 1."""
+
     def pairs(*parts: str) -> Pairs:
         part = next((part for part in parts if (root / "images" / part).is_dir()), parts[0])
         images, annotations = root / "images" / part, root / "annotations" / part

@@ -45,6 +45,8 @@ class AnnotatedParquet(AnnotatedSource):
         return AnnotatedParts(made[0], made[1], [str(number) for number in range(self.classes)])
 
     def _files(self, *prefixes: str) -> list[Path]:
+        """Returns the Parquet files whose names begin with the first of the prefixes that any has. Raises ValueError
+        where none has."""
         for prefix in prefixes:
             if files := sorted(self.path.glob(f"**/{prefix}*.parquet")):
                 return files

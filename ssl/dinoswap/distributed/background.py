@@ -47,6 +47,7 @@ class Background:
             raise error
 
     def _do(self, job: Callable[[], Any]) -> None:
+        """Calls `job`, and keeps what it raises for `wait`."""
         try:
             job()
         except BaseException as error:  # whatever it is: `wait` raises it

@@ -86,11 +86,13 @@ class FSDP2:
         return model
 
     def _policy(self, dtype: Dtype) -> MixedPrecisionPolicy:
+        """Returns the policy by which weights are gathered in `dtype` and gradients are reduced in `reduce_dtype`."""
         return MixedPrecisionPolicy(
             param_dtype=DTYPES[dtype], reduce_dtype=DTYPES[self.reduce_dtype], cast_forward_inputs=False
         )
 
     def _mesh(self, device: torch.device) -> DeviceMesh:
+        """Returns the mesh of all ranks: one dimension of shards or, with replicas, replicas by shards."""
         ranks = world_size()
         if self.replicas == 1:
             return init_device_mesh(device.type, (ranks,))
@@ -134,6 +136,7 @@ def _prefetch_backward(networks: Sequence[nn.Module]) -> None:
 
 
 def _prefetch_along(parts: Sequence[nn.Module]) -> None:
+    """Has the weights of each part gathered while the part before it in the list computes its backward pass."""
     for now, then in pairwise(parts):
         cast(FSDPModule, now).set_modules_to_backward_prefetch([cast(FSDPModule, then)])
 

@@ -202,9 +202,13 @@ class Evaluator:
 
     @cached_property
     def _quick(self) -> _Split:
+        """Returns the images of evaluations while training, whose crops are kept in memory up to KEEP_BYTES."""
         return self._split(self.settings.in_loop_images, KEEP_BYTES)
 
     def _split(self, limit: int, keep_bytes: int = 0) -> _Split:
+        """Returns at most `limit` training and test images, of whose crops `keep_bytes` are kept in memory. Where there
+        are no test images, training images take their place."""
+
         def images(part: Images) -> EvalImages:
             settings = self.settings
             return EvalImages(part, self.size, settings.resize, limit, settings.batch_size, keep_bytes, self.workers)
@@ -294,6 +298,7 @@ class Evaluator:
         return self._scenes[metric, size]
 
     def _frozen(self, backbone: nn.Module, kinds: Sequence[str]) -> FrozenBackbone:
+        """Returns the frozen backbone that computes these kinds of features."""
         return FrozenBackbone(backbone, self.mean, self.std, self.device, self.autocast, kinds)
 
     def _add_examples(
@@ -353,6 +358,7 @@ def _require_of_its_size(scenes: Scenes, size: int, first: tuple[SceneReader | N
 
 
 def _with_patch(read: Callable[[Tensor, int], Tensor], patch: int) -> Encoder:
+    """Returns the encoder that calls `read` with this patch size."""
     return lambda images: read(images, patch)
 
 

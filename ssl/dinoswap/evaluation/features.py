@@ -295,4 +295,5 @@ class FrozenBackbone:
         return torch.unflatten(self.patch_tokens(images), 1, grid)
 
     def _tokens(self, images: Tensor) -> Any:
+        """Returns the tokens of images [n, 3, S, S], which are moved to the device and normalised."""
         return self.backbone([normalise(images.to(self.device, non_blocking=True), self.mean, self.std)])[0]

@@ -87,6 +87,7 @@ def _best(results: Results, column: Column) -> float | None:
 
 
 def _text(value: float | None, best: float | None, column: Column) -> str:
+    """Returns the text of a table's cell: bold for the best value of a column, "-" for none."""
     if value is None:
         return "-"
     return f"[bold]{column.text(value)}[/bold]" if value == best else column.text(value)

@@ -189,6 +189,7 @@ def accuracy_bars(results: Results, columns: Columns) -> Picture:
 
 
 def _curves(axes: Axes, rows: Sequence[Mapping[str, float]], names: Sequence[str], marker: str = "") -> None:
+    """Draws the values of each name in `rows` over their steps."""
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
@@ -196,6 +197,7 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, float]], names: Sequence[str
 
 
 def _rendered(figure: Figure) -> Picture:
+    """Returns a figure as pixels, uint8 [H, W, 3]."""
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -126,6 +126,7 @@ def _read_verified(path: Path, verified: slice) -> tuple[int, dict[str, Any]]:
 
 
 def _verify(path: Path, entry: Entry) -> None:
+    """Raises ValueError where a file has not the size and the checksum of its entry."""
     size = path.stat().st_size
     if size != entry["bytes"]:  # cheap, so it is compared before the checksum
         raise ValueError(f"{path.name} has {size:,} bytes instead of {entry['bytes']:,}")

@@ -170,6 +170,7 @@ def sync(folder: Path) -> None:
 
 
 def _is_folder(path: Path) -> bool:
+    """Tells whether `path` is a folder and no link to one."""
     return path.is_dir() and not path.is_symlink()
 
 

@@ -84,6 +84,7 @@ def holder(folder: Path) -> str | None:
 
 
 def _write(descriptor: int, path: Path, text: str) -> None:
+    """Replaces the content of an open file. An OSError that it raises names `path`."""
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, text.encode())

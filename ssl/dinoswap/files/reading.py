@@ -117,6 +117,7 @@ def one_line(text: str) -> str:
 
 
 def _whole(text: str) -> int:
+    """Returns the whole number in a JSON text. Raises ValueError for one of more than LONGEST_NUMBER digits."""
     if len(text) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)

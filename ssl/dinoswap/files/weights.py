@@ -109,6 +109,7 @@ def preparation_of(path: Path) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    """Returns a value of metadata, which is JSON or else text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -118,6 +118,8 @@ class GramAnchoring(Objective):
         return terms
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Returns the Gram loss between patch tokens [n, N, D] of student and teacher with this objective's options, a
+        scalar."""
         return gram_loss(student, teacher, normalise=self.normalise, negatives=self.negatives)
 
     def _joint_loss(self, which: Which, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:

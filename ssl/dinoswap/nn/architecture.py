@@ -97,6 +97,7 @@ def _of_size(model: Config, ours: Config, theirs: Config) -> Iterator[Difference
 
 
 def _ffn_width(network: Config) -> int:
+    """Returns the hidden width of the feed-forward layers of a network."""
     hidden = int(network["embed_dim"] * network["mlp_ratio"])
     align = network["ffn_align"]
     return hidden if network["ffn"] == "mlp" else -(-int(hidden * 2 / 3) // align) * align  # see block.SwiGLU

@@ -111,6 +111,8 @@ class Attention(nn.Module):
         return attend(qkv, shapes).flatten(1)  # [S, h, d] -> [S, D]
 
     def _qkv(self, x: Tensor) -> Tensor:
+        """Returns queries, keys and values [..., 3 D] of x [..., D]; without a bias of keys that third of the bias
+        counts as 0."""
         if self.key_bias:
             out: Tensor = self.qkv(x)
             return out

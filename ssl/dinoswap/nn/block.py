@@ -196,17 +196,21 @@ class Block(Compilable):
         return [self._fed_forward(x, pack, single) for x, pack in zip(mixed, packs, strict=True)]
 
     def _attention(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None]) -> Tensor:
+        """Returns the attention branch of x, before the residual is added."""
         return self._projected(self._mixed(x, shapes, rotations))
 
     def _mixed(self, x: Tensor, shapes: Sequence[Shape], rotations: Sequence[Rotation | None]) -> Tensor:
+        """Returns what attention makes of the normed x, before its output projection."""
         out: Tensor = self.attn(self.norm1(x), shapes, rotations)
         return out
 
     def _projected(self, mixed: Tensor) -> Tensor:
+        """Returns the scaled output projection of what attention returned."""
         out: Tensor = self.ls1(mixed, self.attn.proj)
         return out
 
     def _ffn(self, x: Tensor) -> Tensor:
+        """Returns the feed-forward branch of x, before the residual is added."""
         out: Tensor = self.ls2(self.mlp.hidden(self.norm2(x)), self.mlp.last)
         return out
 
@@ -239,6 +243,8 @@ class Block(Compilable):
         return _plus(x, branch, self._factors(x, pack.shapes, single, branch.dtype, pack.rows))
 
     def _attend(self, rotations: Sequence[Rotation | None], x: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """Returns the attention branch of x, computed as `replay` does it. The rotations come first, as they are bound
+        before the tensors are known."""
         return self.replay(Block._attention, x, shapes, rotations)
 
     def _residual(self, x: Tensor, shapes: Sequence[Shape], single: bool, branch: Branch) -> Tensor:
@@ -251,6 +257,8 @@ class Block(Compilable):
         return _plus(x, out, self._factors(x, shapes, single, out.dtype))
 
     def _drops_subsets(self, single: bool) -> bool:
+        """Tells whether branches are computed for a subset of the samples in training; with one stack of crops alone
+        only above CLASSIC_RATE."""
         return self.training and self.drop_path > (CLASSIC_RATE if single else 0)
 
     def _subset(self, x: Tensor, shapes: Sequence[Shape]) -> Subset:

@@ -29,6 +29,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def _wide(weight: Tensor, x: Tensor) -> Tensor:
+    """Returns the weight in the wider of its own type and that of x."""
     return weight.to(torch.promote_types(weight.dtype, x.dtype))
 
 

@@ -29,6 +29,7 @@ class PatchEmbed(nn.Module):
         return rows, columns
 
     def _nearest(self, side: int) -> int:
+        """Returns the positive multiple of the patch size that is nearest to a side in pixels."""
         return max(round(side / self.patch_size), 1) * self.patch_size
 
     def forward(self, x: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _timed_product(matrix: torch.Tensor) -> float:
+    """Returns the seconds that a square matrix times itself takes."""
     began = time.perf_counter()
     product = matrix @ matrix
     product[0, 0].item()  # waits for the device

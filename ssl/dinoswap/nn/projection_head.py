@@ -74,6 +74,7 @@ class ProjectionHead(Compilable):
         return self.run(ProjectionHead._logits, x)
 
     def _logits(self, x: Tensor) -> Tensor:
+        """Returns the logits [n, K] of tokens x [n, D]."""
         x = self.mlp(x)
         x = functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
         logits: Tensor = self.last_layer(x)

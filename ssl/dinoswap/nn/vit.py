@@ -217,6 +217,9 @@ class VisionTransformer(nn.Module):
         first_local: int,
         single: bool,
     ) -> list[Tokens]:
+        """Returns the tokens of each stack of crops, with the patches in `patch_rows` alone where these are given.
+        Stacks from `first_local` on are local crops. `single` is whether `forward` was given one tensor, on which
+        stochastic depth depends."""
         entries = [self.prepare_tokens_with_masks(x, mask) for x, mask in zip(crops, masks, strict=True)]
         grids = [self.patch_embed.grid(*x.shape[-2:]) for x in crops]
         counts = [len(entries)] if packs_all(entries[0].device) else [1] * len(entries)
@@ -294,6 +297,7 @@ class VisionTransformer(nn.Module):
         return [pack._replace(x=x) for pack, x in zip(packs, run(packs, single), strict=True)]
 
     def _split(self, x: Tensor) -> Tokens:
+        """Returns a sequence [b, T, D] as class token, registers and patches."""
         return Tokens(x[:, 0], x[:, 1 : self.prefix], x[:, self.prefix :])
 
     def _token_rows(self, shapes: Sequence[Shape], patch_rows: Sequence[Tensor | None], device: torch.device) -> Tensor:
@@ -311,10 +315,12 @@ class VisionTransformer(nn.Module):
 
 
 def _count(rows: Tensor | None) -> int:
+    """Returns the number of rows, 0 for None."""
     return 0 if rows is None else len(rows)
 
 
 def _check(depth: int, registers: int, hidden_dim: int, interpolate_offset: float) -> None:
+    """Raises ValueError for a depth, a number of registers, a width or an offset that no network can have."""
     least = {"depth": (depth, 1), "registers": (registers, 0), "hidden width (mlp_ratio)": (hidden_dim, 1)}
     for name, (value, lowest) in least.items():
         if value < lowest:

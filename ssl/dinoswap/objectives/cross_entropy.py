@@ -77,6 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Returns the logarithms of the probabilities of logits [..., K] at a temperature, in float32 at least."""
     return (logits.to(_wide(logits.dtype)) / temperature).log_softmax(dim=-1)
 
 

@@ -100,10 +100,12 @@ class Rope(Position):
         return [still(grid, head_width, tokens.device, dtype) for grid in grids]
 
     def _rotation(self, grid: Grid, head_width: int, device: torch.device, dtype: torch.dtype) -> Rotation:
+        """Returns the rotation of a grid of patches without augmentation."""
         like: Like = {"device": device, "dtype": dtype}
         return _turn(self.coordinates(grid, like), self.periods(head_width, like))
 
     def _drawn(self, grid: Grid, head_width: int, like: Like) -> Rotation:
+        """Returns the rotation of a grid of patches with shift, jitter and rescaling drawn anew."""
         coordinates = self.coordinates(grid, like)
         if self.shift is not None:
             coordinates = coordinates + _uniform(2, self.shift, like)

@@ -45,6 +45,7 @@ def require_same_images(study: Path, seed: int, identity: Identity, data: Mappin
 
 
 def _image_counts(data: Mapping[str, Any]) -> str:
+    """Returns how many images a run had, in words."""
     return f"{data.get('images')} images ({data.get('test_images') or 0} for testing)"
 
 

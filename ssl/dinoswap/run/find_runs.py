@@ -78,6 +78,7 @@ def _stamp(folder: Path, entries: list["os.DirEntry[str]"]) -> Stamp | None:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Tells whether an entry is a folder or leads to one; what cannot be followed is none."""
     try:
         return entry.is_dir()
     except OSError:  # of what a link leads to

@@ -128,5 +128,6 @@ class Journal:
         return name.split("/")[0] in self.objectives
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the numbers of a step to metrics.jsonl and to the trackers."""
         self.metrics.log(step, values)
         self.trackers.scalars(step, values)

@@ -74,6 +74,7 @@ def lines_up_to(path: Path, step: int) -> int:
 
 
 def _now() -> str:
+    """Returns the present time of UTC in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -142,15 +142,18 @@ class Display:
         return (steps * self._images / seconds, waited / seconds) if seconds > 0 else (math.nan, math.nan)
 
     def _write_line(self) -> None:
+        """Logs the present line, and notes when and at which step."""
         self._last_line, self._line_step = time.perf_counter(), self._step
         _log.info(self.line())
 
     def _refresh(self) -> None:
+        """Draws the live line anew, if there is one."""
         if self._live:
             self._last_refresh = time.perf_counter()
             self._live.update(self._renderable(), refresh=True)
 
     def _renderable(self) -> Table:
+        """Returns the progress bar and the line beside it."""
         row = Table.grid(padding=(0, 1))
         row.add_row(ProgressBar(total=self._total, completed=self._step, width=20), self.line())
         return row

@@ -60,28 +60,34 @@ def _take(record: Record, name: str, value: Any, convert: Callable[[Any, list[st
 
 
 def _text(value: Any, _: list[str]) -> str | None:
+    """Returns a text that can be written to a file, or None. Raises ValueError for anything else."""
     if value is not None and not isinstance(value, str):
         raise ValueError("not text")
     return None if value is None else clean(value)
 
 
 def _texts(value: Any, faults: list[str]) -> list[str]:
+    """Returns a list of texts that can be written to a file. Raises ValueError for anything else."""
     if not isinstance(value, list) or len(value) > MOST or not all(isinstance(item, str) for item in value):
         raise ValueError("not a list of texts")
     return [clean(item) for item in value]
 
 
 def _whole(value: Any, _: list[str]) -> int | None:
+    """Returns a whole number from 0 on, or None. Raises ValueError for anything else."""
     if value is not None and not (type(value) is int and 0 <= value < MAX_INT):
         raise ValueError("not a whole number from 0 on")
     return value
 
 
 def _number(value: Any, _: list[str]) -> float | None:
+    """Returns a finite number, or None for a missing, NaN or infinite one. Raises ValueError for anything else."""
     return number(value)
 
 
 def _scalar(value: Any, faults: list[str]) -> Any:
+    """Returns a text that can be written to a file, a truth value, a number, or None. Raises ValueError for anything
+    else."""
     if isinstance(value, str):
         return clean(value)
     return value if value is None or isinstance(value, bool) else number(value)

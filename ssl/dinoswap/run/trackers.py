@@ -120,6 +120,7 @@ class Delivery:
             _log.warning("tracker %s was too slow for %d calls; %s", self.name, self._dropped, self.tracker.remedy())
 
     def _deliver(self, run: TrackedRun, first_step: int) -> None:
+        """Starts the tracker and makes its calls until the last one. What it raises switches the tracker off."""
         try:
             self.tracker.start(run, first_step)
             while call := self._next():
@@ -146,5 +147,6 @@ class Delivery:
             _log.warning("tracker %s %s; %s", self.name, notice, self.tracker.remedy())
 
     def _abandon(self) -> None:
+        """Lets the tracker go; what it raises then is ignored."""
         with contextlib.suppress(Exception):
             self.tracker.abandon()

@@ -66,6 +66,7 @@ class SchedulePlan(ABC):
         momentum and teacher_temp."""
 
     def _frozen(self, total: int) -> int:
+        """Returns the number of steps in which the last layer is frozen, of `total`."""
         return steps(self.freeze_last_layer, total, "schedule.freeze_last_layer")
 
 

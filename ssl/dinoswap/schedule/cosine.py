@@ -42,6 +42,7 @@ class CosineSchedule(SchedulePlan):
         require_temperatures(self._named("teacher_temp_start", "teacher_temp"))
 
     def _named(self, *names: str) -> dict[str, float]:
+        """Returns the arguments of these names, by name."""
         return {name: getattr(self, name) for name in names}
 
     def check(self, total: int) -> None:
@@ -79,4 +80,5 @@ class CosineSchedule(SchedulePlan):
         }
 
     def _length(self, name: str, total: int) -> int:
+        """Returns the length in steps that the argument `name` is, of `total` steps."""
         return steps(getattr(self, name), total, f"schedule.{name}")

@@ -117,4 +117,5 @@ class TrainedStart(Start, ABC):
         return self.lines
 
     def _frozen(self, total: int) -> int:
+        """Returns the number of steps in which the backbone is frozen, of `total`."""
         return steps(self.freeze_backbone, total, "start.freeze_backbone")

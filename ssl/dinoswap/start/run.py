@@ -100,6 +100,7 @@ class RunStart(TrainedStart):
 
     @cached_property
     def _checkpoint(self) -> "Checkpoint":
+        """Returns the checkpoint at `place`, of which the state alone is read."""
         from dinoswap.files.checkpoint import read
 
         return read(self.place, part=STATE)

@@ -75,6 +75,7 @@ class WeightsStart(TrainedStart):
 
     @cached_property
     def _weights(self) -> "Weights":
+        """Returns the backbone in the file. Raises ValueError, which begins with the key, where it cannot be read."""
         from dinoswap.nn.weights.load import load_backbone
 
         try:
@@ -85,6 +86,7 @@ class WeightsStart(TrainedStart):
 
 
 def _is_run(path: Path) -> bool:
+    """Tells whether a checkpoint of a run is at `path`."""
     try:
         return bool(checkpoint_at(path))
     except ValueError:

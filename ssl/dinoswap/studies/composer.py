@@ -77,6 +77,7 @@ def _cache_file(overrides: Sequence[str]) -> Path | None:
 
 
 def _cache_folder() -> Path:
+    """Returns the folder of composed cells, which all studies of a user share."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinoswap" / "cells"
 
 
@@ -91,6 +92,7 @@ def _source_hash(configs: Path) -> str:
 
 
 def _read_cache(path: Path) -> dict[str, Any] | None:
+    """Returns the cached config of a cell; None where there is none that can be read."""
     try:
         cached = parse_object(read_small(path, CONFIG_BYTES))
         return cached if {"config", "checked"} <= cached.keys() else None

@@ -89,10 +89,14 @@ def make_design(study: Study, *, check: bool = True) -> Design:
 
 
 def _one_at_a_time(study: Study) -> dict[str, Levels]:
+    """Returns the reference and, for each level of each factor, the reference with this level alone changed, by
+    name."""
     return _named(study, _star(study, study.reference))
 
 
 def _leave_one_out(study: Study) -> dict[str, Levels]:
+    """Returns the cell with the last level of every factor and, for each other level, that cell with this level alone
+    changed, by name."""
     full = {factor: list(levels)[-1] for factor, levels in study.factors.items()}
     cells = {"all": full}
     for cell in _star(study, full)[1:]:
@@ -103,6 +107,7 @@ def _leave_one_out(study: Study) -> dict[str, Levels]:
 
 
 def _factorial(study: Study) -> dict[str, Levels]:
+    """Returns all combinations of levels, by name. Raises ConfigError where there are more than MOST_CELLS."""
     count = math.prod(len(levels) for levels in study.factors.values())
     if count > MOST_CELLS:
         raise ConfigError(f"factors: {count} combinations, of {MOST_CELLS} at most; split the study, or name cells")
@@ -137,6 +142,8 @@ CANDIDATES: Mapping[str, Callable[[Study], dict[str, Levels]]] = {
 
 
 def _fractional(study: Study, composer: Composer) -> Design:
+    """Returns a regular fraction of the factorial design where there is one whose cells can all be run, and otherwise
+    the D-optimal choice among the cells that can. Raises ConfigError where the study says neither."""
     fraction = _regular(study)
     if fraction is not None:
         candidates = _named(study, _from_rows(study, fraction.rows()))
@@ -206,6 +213,7 @@ def _valid(study: Study, candidates: Mapping[str, Levels], composer: Composer) -
 
 
 def _excluded(levels: Levels, exclude: Iterable[Mapping[str, Sequence[str]]]) -> bool:
+    """Tells whether an entry of `exclude` has a level of the cell for each factor that it names."""
     return any(all(levels[factor] in some for factor, some in entry.items()) for entry in exclude)
 
 

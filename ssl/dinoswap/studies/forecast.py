@@ -117,6 +117,7 @@ def probe(entry: Entry) -> Cost:
 
 
 def _logged_steps(results: str) -> list[dict[str, Any]]:
+    """Returns the last lines with a speed in each metrics.jsonl below the folder `results`."""
     return [line for path in Path(results).rglob("metrics.jsonl") for line in tail(path) if "images_per_second" in line]
 
 

@@ -88,9 +88,11 @@ class Fraction:
         ]
 
     def _set(self, factors: Iterable[str]) -> int:
+        """Returns a set of factors as a number that has a bit for each."""
         return sum(1 << self.factors.index(factor) for factor in factors)
 
     def _positions(self, effect: int) -> list[int]:
+        """Returns the positions of an effect's factors; the effect is a number with a bit for each."""
         return [index for index in range(len(self.factors)) if effect >> index & 1]
 
     def _term(self, effect: int, first: int) -> str:
@@ -133,6 +135,8 @@ def choose_fraction(
 
 
 def _with_generators(factors: Sequence[str], generators: Mapping[str, Sequence[str]]) -> Fraction:
+    """Returns the fraction with these generators. Raises ConfigError for a generator that is no product of two or more
+    free factors, and where two factors would always change together."""
     for factor, parents in generators.items():
         key = f"generators.{factor}={list(parents)}"
         if len(set(parents)) < max(len(parents), 2):

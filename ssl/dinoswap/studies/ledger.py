@@ -95,6 +95,8 @@ def run_statuses(folders: Sequence[Path]) -> list[RunStatus]:
 
 
 def _run_status(folder: Path, claim: Mapping[str, Any], queued: Collection[str]) -> RunStatus:
+    """Returns where the run in `folder` stands, by its lock, its record and the job in its `claim`, which waits or runs
+    if it is `queued`."""
     try:
         lock_holder = holder(folder)
     except OSError as error:
@@ -116,6 +118,7 @@ def _run_status(folder: Path, claim: Mapping[str, Any], queued: Collection[str])
 
 
 def _last_write(folder: Path) -> str:
+    """Returns, in words, when run.json or metrics.jsonl were last written."""
     times = []
     for name in ("run.json", "metrics.jsonl"):
         with suppress(OSError):

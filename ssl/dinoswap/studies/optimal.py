@@ -76,6 +76,7 @@ def efficiency(x: Matrix) -> float:
 
 
 def _log_determinant(x: Matrix) -> float:
+    """Returns ln det(x^T x) of a model matrix x, -inf where it is singular."""
     return float(np.linalg.slogdet(x.T @ x)[1])
 
 

@@ -89,6 +89,8 @@ def as_overrides(value: Any, key: str, *, launcher: bool = False) -> list[str]:
 
 
 def _check_hydra_override(line: str, key: str, launcher: bool) -> None:
+    """Raises ConfigError for an override of Hydra that a study file may not have: any but the choice of a launcher and
+    what its jobs ask for, and these only where `launcher` says that this place is for them."""
     name, _, value = line.lstrip("+").partition("=")
     if not launcher:
         raise ConfigError(f"{key}: {line} cannot be varied; say how runs are launched in base, or on the command line")

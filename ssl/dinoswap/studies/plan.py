@@ -120,5 +120,6 @@ def remedy(study: Study, design: Design, metric: Metric, sd: float) -> str:
 
 
 def _range(sizes: Mapping[str, float]) -> str:
+    """Returns the smallest and the largest of these sizes in words, one number where they are the same."""
     low, high = min(sizes.values()), max(sizes.values())
     return f"{low:.3g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.3g} to {high:.3g}"

@@ -45,6 +45,8 @@ class RunReader:
         return fields_of(record) | self._numbers(folder / "config.yaml")
 
     def _numbers(self, path: Path) -> dict[str, float]:
+        """Returns the numbers of the config.yaml at `path`, which runs that differ by the seed alone share. One that
+        cannot be read has none, and is noted in `passed_over`."""
         try:
             content = read_small(path, CONFIG_BYTES)
             key = b"\n".join(line for line in content.split(b"\n") if not line.startswith(b"seed:"))
@@ -76,10 +78,12 @@ def fields_of(record: Record) -> dict[str, Any]:
 
 
 def _float(value: float | None) -> float:
+    """Returns a value as a float, NaN for None."""
     return math.nan if value is None else float(value)
 
 
 def _text(value: Any) -> str | None:
+    """Returns a text, None for anything else."""
     return value if isinstance(value, str) else None
 
 
@@ -96,6 +100,8 @@ def _parsed_yaml(content: bytes) -> Any:
 
 
 def _numbers(config: Any) -> dict[str, float]:
+    """Returns the numbers of a config by `config.` and their key, without the seed. Raises ValueError for a file that
+    holds no keys, or too many numbers."""
     if not isinstance(config, dict):
         raise ValueError(f"holds no keys but {shortened(config)}")
     leaves = flatten({str(key): value for key, value in config.items() if key != "seed"})

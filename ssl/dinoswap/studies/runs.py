@@ -185,6 +185,7 @@ def _presented(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def _is_current(cached: pd.DataFrame, stamps: Mapping[str, Stamp]) -> npt.NDArray[np.bool_]:
+    """Returns which rows of the cache have the stamp of their run's file as it is now, bool [rows]."""
     rows = zip(cached["path"], cached["mtime_ns"], cached["size"], strict=True)
     return np.array([stamps.get(path) == (time_ns, size) for path, time_ns, size in rows], dtype=np.bool_)
 
@@ -203,6 +204,7 @@ def _read_cache(path: Path) -> pd.DataFrame | None:
 
 
 def _write_cache(path: Path, frame: pd.DataFrame) -> None:
+    """Writes the frame as a Parquet file with checksums. A disk that refuses it is logged, and costs only time."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({**table.schema.metadata, FORMAT_KEY: FORMAT})
     sink = pa.BufferOutputStream()

@@ -65,6 +65,7 @@ def rows(entries: Sequence[Entry], metric: str) -> list[Row]:
 
 
 def _row(entry: Entry, status: RunStatus, metric: str) -> Row:
+    """Returns where a run stands, with its last logged step, speed and metric."""
     lines = tail(entry.folder / "metrics.jsonl") if status.state not in ("missing", "completed") else []
     total, images = entry.config["trainer"]["max_steps"], entry.config["data"]["batch_size"]
     step = _last(lines, "step") or status.record.get("steps") or 0
@@ -85,6 +86,7 @@ def _row(entry: Entry, status: RunStatus, metric: str) -> Row:
 
 
 def _duration(seconds: float) -> timedelta | None:
+    """Returns a time of whole seconds, None where it is too long to be one."""
     try:
         return timedelta(seconds=round(seconds))
     except OverflowError:  # at a rate that is no rate

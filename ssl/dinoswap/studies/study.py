@@ -135,6 +135,8 @@ def read_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def _factors(section: Any) -> Factors:
+    """Returns the levels of each factor in the section `factors`. Raises ConfigError where there is none, and where two
+    factors set the same key."""
     require_section(section, "factors")
     factors = {str(factor): _levels(str(factor), levels) for factor, levels in section.items()}
     if not factors:
@@ -151,6 +153,8 @@ def _factors(section: Any) -> Factors:
 
 
 def _levels(factor: str, section: Any) -> dict[str, list[str]]:
+    """Returns the overrides of each level of a factor, which is a list of options or has levels by name. Raises
+    ConfigError where there are not two different levels."""
     key = f"factors.{factor}"
     if isinstance(section, list):
         levels = {_text(value): as_overrides([f"{factor}={as_text(value)}"], key) for value in section}
@@ -198,6 +202,8 @@ def _levels_of(section: Any, factors: Factors, key: str) -> dict[str, list[str]]
 
 
 def _cells(section: Any, factors: Factors) -> dict[str, Levels]:
+    """Returns the levels of each cell in the section `cells`, in which factors that are not named have their first
+    level. Raises ConfigError where there is none."""
     require_section(section, "cells")
     cells = {}
     for name, levels in section.items():
@@ -214,6 +220,8 @@ def _cells(section: Any, factors: Factors) -> dict[str, Levels]:
 
 
 def _generators(section: Any, factors: Factors) -> dict[str, list[str]]:
+    """Returns the factors whose product each generated factor is. Raises ConfigError for a factor that does not
+    exist."""
     if section is None:
         return {}
     require_section(section, "generators")
@@ -228,6 +236,7 @@ def _generators(section: Any, factors: Factors) -> dict[str, list[str]]:
 
 
 def _check_known(name: Any, known: Iterable[str], key: str, what: str) -> None:
+    """Raises ConfigError for a name that is not `known`, with the one nearest to it; `what` is what it would name."""
     known = list(known)
     if name not in known:
         raise ConfigError(f"{key}: there is no {what} '{name}'.{nearest(str(name), known)} Known: {', '.join(known)}.")
@@ -237,6 +246,8 @@ def _check_known(name: Any, known: Iterable[str], key: str, what: str) -> None:
 
 
 def _metrics(section: Any) -> list[Metric]:
+    """Returns the metrics in the section `metrics`, the deciding one first. Raises ConfigError where there is none, and
+    for one that is not measured."""
     require_section(section, "metrics")
     metrics = []
     for name, value in section.items():

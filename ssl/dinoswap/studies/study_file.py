@@ -135,6 +135,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _value(override: str) -> Any:
+    """Returns the value of an override, read as YAML. Raises ConfigError where it is none."""
     try:
         return yaml.safe_load(override.partition("=")[2])
     except Exception as error:
@@ -155,6 +156,8 @@ def _question(path: Path) -> str:
 
 
 def _seeds(value: Any) -> list[int]:
+    """Returns the seeds of a study, which are given as a list or by their number. Raises ConfigError for anything
+    else."""
     seeds = list(range(value)) if type(value) is int else value
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not (whole and seeds and len(set(seeds)) == len(seeds)):

@@ -187,4 +187,5 @@ def _answer(*command: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """Returns an error's message on one line."""
     return " ".join(str(error).split())

@@ -83,6 +83,7 @@ class PublishedTeacher(Teacher):
 
 
 def _size(variant: str) -> Size:
+    """Returns the size that `variant` names. Raises ValueError where there is none of this name."""
     if variant not in SIZES:
         raise ValueError(f"variant={variant}: without ckpt_path, use one of {', '.join(SIZES)}")
     return variant

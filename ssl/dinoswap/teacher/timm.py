@@ -85,6 +85,7 @@ def _created(variant: str) -> Any:
 
 
 def _timm() -> ModuleType:
+    """Returns the package timm. Raises ValueError, with the command that installs it, where it cannot be imported."""
     try:
         return importlib.import_module("timm")
     except ImportError as error:

@@ -73,6 +73,7 @@ class LocalLauncher(Launcher):
         return report(jobs)
 
     def _run(self, jobs: Sequence["Job"], signals: list[signal.Signals]) -> None:
+        """Runs the jobs, `processes` at a time, and starts no further one once a signal has come."""
         from dinoswap.studies.launch import log_outcome, startable
 
         waiting, running = deque(jobs), list[Running]()
@@ -121,6 +122,7 @@ class LocalLauncher(Launcher):
             )
 
     def _command(self, job: "Job") -> list[str]:
+        """Returns the command line of a job's process."""
         from dinoswap.studies.overrides import quoted
 
         hydra = self.config.hydra

@@ -119,12 +119,14 @@ def released_position() -> Rope:
 
 
 def _rotary(backbone: VisionTransformer) -> Rope:
+    """Returns the rotary position of a backbone. Raises ValueError where it has another one."""
     if not isinstance(backbone.position, Rope):
         raise ValueError("positions that are not position=rope: dinov3's models have no such network")
     return backbone.position
 
 
 def _eps(backbone: VisionTransformer) -> float | None:
+    """Returns the epsilon of a backbone's norms; None where RMSNorm takes that of the type."""
     return cast(nn.LayerNorm | nn.RMSNorm, backbone.norm).eps
 
 
@@ -170,6 +172,7 @@ def _candidates(periods: Tensor) -> Iterator[dict[str, Any]]:
 
 
 def _periods(count: int, rotation: Mapping[str, Any], dtype: str) -> Tensor:
+    """Returns the `count` periods of a rotation in the type `dtype`, on the CPU."""
     position = _rope({**RELEASED, **rotation, "dtype": dtype})
     return position.periods(4 * count, {"device": torch.device("cpu"), "dtype": TYPES[dtype]})
 

@@ -47,6 +47,8 @@ def read(file: WeightFile) -> Named:
 
 
 def _read_dinov3(file: WeightFile) -> Named:
+    """Returns, by our names, the tensors of a network of timm with rotary positions. A bias of queries and values alone
+    is completed by zeros for the keys."""
     parts = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")
     stated = {**file.stated, "key_bias": any(name.endswith((parts[1], ".attn.qkv.bias")) for name in file.tensors)}
     tensors = joined(file.tensors, parts, ".attn.qkv.bias", absent_is_zero=True)
@@ -58,6 +60,8 @@ def _read_dinov3(file: WeightFile) -> Named:
 
 
 def _read_dinov2(file: WeightFile) -> Named:
+    """Returns, by our names, the tensors of a network of timm with a table of positions. Where there are registers its
+    table is of patches alone, and gets a row of zeros for the class token."""
     tensors = dict(file.tensors)
     if "reg_token" in tensors:
         tensors["register_tokens"] = tensors.pop("reg_token")
@@ -70,6 +74,8 @@ def _read_dinov2(file: WeightFile) -> Named:
 
 
 def _packs_swiglu(tensors: Mapping[str, Tensor]) -> bool:
+    """Tells whether the first layer of the feed-forward part is twice as wide as the second one reads, as that of a
+    packed SwiGLU is."""
     first, second = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("blocks.0.mlp.fc2.weight")
     return first is not None and second is not None and len(first) == 2 * second.shape[1]
 
@@ -116,6 +122,8 @@ def differs(backbone: VisionTransformer) -> list[str]:
 
 
 def _as_dinov3(state: Mapping[str, Tensor], biased_keys: bool) -> dict[str, Tensor]:
+    """Returns, by timm's names, the tensors of a network with rotary positions. Without `biased_keys` the bias is cut,
+    and the part of the keys left out."""
     parts: dict[str, tuple[str, ...]] = {".mlp.w12.": (".mlp.fc1_g.", ".mlp.fc1_x.")}
     if not biased_keys:
         parts[".attn.qkv.bias"] = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")
@@ -124,6 +132,8 @@ def _as_dinov3(state: Mapping[str, Tensor], biased_keys: bool) -> dict[str, Tens
 
 
 def _as_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns, by timm's names, the tensors of a network with a table of positions. Where there are registers the class
+    token's position is added to the class token, as timm's table has none for it."""
     out = renamed(state, {"register_tokens": "reg_token", ".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."})
     if "reg_token" in out:  # then the table is of patches alone
         table = out["pos_embed"]

@@ -112,6 +112,7 @@ def _read_known(path: Path) -> dict[str, Known]:
 
 
 def _write_known(path: Path, known: Mapping[str, Known]) -> None:
+    """Writes the known rows with a digest, by which a reader sees that they are whole."""
     entries = {folder: [vars(entry.row), entry.stamps, entry.read] for folder, entry in known.items()}
     content = json.dumps(entries).encode()
     write_atomically(path, _digest(content) + b"\n" + content)

@@ -112,6 +112,7 @@ def asked(root: Path, row: Row, now_ns: int) -> Row:
 
 
 def _duration(minutes: float) -> str:
+    """Returns a number of minutes in words, in the largest unit of which there are two."""
     for size, unit in ((1440, "days"), (60, "hours")):
         if minutes >= 2 * size:
             return f"{minutes / size:.0f} {unit}"
@@ -188,12 +189,14 @@ def _curve(path: Path, metric: str, before: Known | None) -> tuple[Points, int, 
 
 
 def _points(line: bytes, metric: str) -> list[tuple[int, str, float]]:
+    """Returns the points of the metric in a line of metrics.jsonl; none where it cannot be read."""
     with suppress(ValueError):
         return points_of(parse_object(line), [metric])
     return []
 
 
 def _step(line: bytes) -> int:
+    """Returns the step of a line of metrics.jsonl; 0 where it has none that can be read."""
     with suppress(ValueError):
         step: Any = parse_object(line).get("step")
         return step if type(step) is int and 0 <= step < MAX_INT else 0

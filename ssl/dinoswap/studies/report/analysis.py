@@ -134,6 +134,7 @@ def judge(study: Study, cells: Mapping[str, Mapping[str, str]], outcomes: pd.Dat
 
 
 def _against_first(cells: Iterable[str], outcomes: pd.DataFrame, metric: Metric) -> list[Effect]:
+    """Returns the effect of each cell but the first, paired by seed with the first."""
     first, *others = cells
     reference = outcomes[outcomes["cell"] == first]
     return [

@@ -164,6 +164,7 @@ def collect(study: Study, root: Path) -> Collected:
 
 
 def _run(entry: Entry, status: RunStatus, folder: Path) -> Run:
+    """Returns the run of an entry with its outcome, in which a completed run may have collapsed."""
     if status.state != "completed":
         return Run(entry, status, folder, status.state, status.note)
     collapsed, note = diagnose(status.record.get("metrics") or {})

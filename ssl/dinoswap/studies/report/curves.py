@@ -130,6 +130,7 @@ def _points(collected: Collected, metric: Metric, cost: str) -> list[tuple[int, 
 
 
 def _scatter(canvas: Canvas, axes: Axes, points: Sequence[tuple[int, str, float, float, float]]) -> None:
+    """Draws a numbered point for each cell at its cost, with a bar of one standard deviation."""
     for number, cell, cost, value, spread in points:
         axes.plot([cost, cost], [value - spread, value + spread], color=GREY, linewidth=0.8, zorder=1)
         (dot,) = axes.plot([cost], [value], marker="o", markersize=5, color=PALETTE[0])

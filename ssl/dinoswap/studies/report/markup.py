@@ -80,6 +80,7 @@ def latex(table: Table) -> str:
 
 
 def _alignment(table: Table, column: int) -> str:
+    """Returns how LaTeX sets a column: numbers to the right, words to the left, long ones as paragraphs."""
     if table.columns[column] not in table.words:
         return "r"
     longest = max((len(row[column]) for row in table.rows), default=0)

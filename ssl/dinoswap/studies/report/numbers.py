@@ -55,6 +55,7 @@ def plain(value: Any) -> Any:
 
 
 def _result(analysis: Analysis, result: Result) -> dict[str, Any]:
+    """Returns all numbers of one metric, as report.json has them."""
     by_cell = result.outcomes.groupby("cell", sort=False)["value"]
     factorial = result.factorial
     return {
@@ -70,6 +71,7 @@ def _result(analysis: Analysis, result: Result) -> dict[str, Any]:
 
 
 def _decisions(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    """Returns the numbers and the words of each decision."""
     return [
         {
             **_estimate(decision.effect),
@@ -88,11 +90,13 @@ def _decisions(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
+    """Returns the fields of an estimate and what follows from them, by name."""
     derived = ("low", "high", "p", "p_equivalent", "sd", *(("p_floor",) if isinstance(estimate, Effect) else ()))
     return asdict(estimate) | {name: getattr(estimate, name) for name in derived}
 
 
 def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -> dict[str, Any]:
+    """Returns the numbers of an attribution, and the corners of the design that it lies between."""
     start, end = corners(analysis.study)
     return {
         "start": start,
@@ -109,6 +113,7 @@ def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -
 
 
 def _run(analysis: Analysis, run: Run) -> dict[str, Any]:
+    """Returns what report.json says of a run, whichever state it is in."""
     reported = run.record.get("metrics") or {}
     names = [*(metric.name for metric in analysis.study.metrics if metric.name in {*reported, *COSTS}), *COSTS]
     known = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")

@@ -60,6 +60,7 @@ def make_page(analysis: Analysis, drawn: Mapping[str, Plot] | None = None) -> Pa
 
 
 def _of_results(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Section]:
+    """Yields the sections that show what the study found, of which the first are on effects."""
     collected, results = analysis.collected, analysis.results
     yield _effects(analysis)
     if analysis.crossed:
@@ -76,6 +77,7 @@ def _of_results(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Secti
 
 
 def _effects(analysis: Analysis) -> Section:
+    """Returns the section on the effects on every metric."""
     plots: list[Plot] = []
     shown: list[Table] = []
     for number, result in enumerate(analysis.results, start=1):
@@ -99,6 +101,7 @@ def _effects(analysis: Analysis) -> Section:
 
 
 def _attribution(analysis: Analysis) -> Section:
+    """Returns the section on which factor has which share of the difference between the corners of the design."""
     result = analysis.results[0]
     if result.attribution is None:
         return Section("attribution", "Attribution", [f"There is none: {result.note}."])
@@ -110,6 +113,7 @@ def _attribution(analysis: Analysis) -> Section:
 
 
 def _interactions(results: Sequence[Result]) -> Section:
+    """Returns the section on interactions of two factors."""
     first = results[0]
     plots = []
     if first.interactions:
@@ -120,6 +124,8 @@ def _interactions(results: Sequence[Result]) -> Section:
 
 
 def _learning(analysis: Analysis, drawn: Mapping[str, Plot]) -> Section:
+    """Returns the section with the learning curves, redrawn where curves were collected and as `drawn` earlier
+    otherwise."""
     coloured, metric = _coloured(analysis), analysis.study.metrics[0].name
     panels = [(metric, "curve-metric", f"{metric} while training"), ("loss", "curve-loss", "The loss while training")]
     plots = []
@@ -157,6 +163,7 @@ def _coloured(analysis: Analysis) -> list[str]:
 
 
 def _of_runs(analysis: Analysis) -> Iterable[Section]:
+    """Yields the sections on the runs: what was run, what is missing, and how to run it again."""
     collected = analysis.collected
     yield Section("runs", "What was run", _circumstances(analysis), [], _run_tables(analysis))
     missing = tables.unfinished(analysis)
@@ -177,11 +184,13 @@ def _of_runs(analysis: Analysis) -> Iterable[Section]:
 
 
 def _run_tables(analysis: Analysis) -> list[Table]:
+    """Returns the tables on the cells and the runs, without empty ones."""
     run_tables = [tables.levels(analysis), tables.differing(analysis), tables.run_table(analysis)]
     return [table for table in run_tables if table.rows]
 
 
 def _circumstances(analysis: Analysis) -> list[str]:
+    """Returns paragraphs on the design and on what the runs have in common, and what they cost together."""
     study, runs = analysis.study, analysis.collected.runs
     text = [
         f"Design: {study.design}, {counted(len(analysis.collected.design.cells), 'cell')}, seeds "
@@ -198,6 +207,7 @@ def _circumstances(analysis: Analysis) -> list[str]:
 
 
 def _commands(analysis: Analysis) -> str:
+    """Returns the commands that repeat the study and its report."""
     study = analysis.study
     commits = {run.commit for run in analysis.collected.runs if run.commit}
     name = study.name if study.path.parent.name == "ablations" else str(study.path)
@@ -210,6 +220,7 @@ def _commands(analysis: Analysis) -> str:
 
 
 def _warnings(analysis: Analysis) -> list[str]:
+    """Returns sentences on what makes the runs hard to compare."""
     runs = analysis.collected.ended
     warnings = []
     commits = sorted({run.commit for run in runs if run.commit})

@@ -67,6 +67,7 @@ def _row(path: Path) -> Picture | None:
 
 @styled
 def _figure(kind: str, seed: int, rows: Mapping[str, Picture], cells: Sequence[str]) -> Plot | None:
+    """Returns a plot of the pictures of one kind, side by side for the cells that have one; None where none has."""
     shown, without = [cell for cell in cells if cell in rows], [cell for cell in cells if cell not in rows]
     if not shown:
         return None

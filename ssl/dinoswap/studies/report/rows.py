@@ -46,6 +46,7 @@ def read_rows(path: Path) -> Collected:
 
 
 def _collected(content: Mapping[str, Any]) -> Collected:
+    """Returns the study with its runs and diagnostics as a report.json holds them, without curves."""
     study = _study(content)
     cells = [Cell(cell["name"], cell["levels"], run_id=cell["run_id"]) for cell in content["cells"]]
     root = Path("results/runs") / study.name
@@ -88,6 +89,7 @@ def _study(content: Mapping[str, Any]) -> Study:
 
 
 def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:
+    """Returns the run in a row of report.json. What its run.json held is as far as the report has it."""
     overrides = shlex.split(row["command"])[1:]
     folder = root / row["run_id"] / f"seed{row['seed']}"
     entry = Entry(cell=row["cell"], seed=row["seed"], overrides=overrides, config={}, folder=folder)

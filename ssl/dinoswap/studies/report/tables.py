@@ -22,6 +22,7 @@ def effects(result: Result, than: str) -> Table:
 
 
 def _effect(decision: Decision) -> list[str]:
+    """Returns the cells of a decision's row in the table of effects."""
     effect = decision.effect
     last = probability(effect.p_sign_flip) if isinstance(effect, Effect) else _against(effect)
     tests = (effect.p, decision.p_adjusted, decision.p_equivalent_adjusted)
@@ -60,6 +61,7 @@ def aliased_effects(result: Result) -> Table:
 
 
 def _aliased(others: dict[str, float]) -> str:
+    """Returns, in words, which effects an estimate contains besides its own, each with its weight; "-" for none."""
     return ", ".join(name if weight == 1 else f"{number(weight, 3)} ({name})" for name, weight in others.items()) or "-"
 
 
@@ -121,6 +123,7 @@ def run_table(analysis: Analysis) -> Table:
 
 
 def _run(run: Run, metric: str) -> list[str]:
+    """Returns the cells of a run's row in the table of runs."""
     identity = [run.entry.cell, str(run.entry.seed), run.entry.run_id, run.status]
     started = str(run.record.get("started") or "-").replace("T", " ").removesuffix("+00:00")
     spent = [number(run.wall_hours, 3), number(run.value("cost.core_or_gpu_hours"), 3)]

@@ -37,6 +37,8 @@ def write_again(report: Path, out: Path) -> Path:
 
 
 def _write(analysis: Analysis, drawn: Mapping[str, Plot], out: Path) -> Path:
+    """Writes the report in all formats into `out`, deletes figures that it no longer shows, and returns the path of its
+    page."""
     page = make_page(analysis, drawn)
     (out / FIGURES).mkdir(parents=True, exist_ok=True)
     stale = _figures(out / "report.md") - {plot.name for plot in page.plots}
@@ -77,6 +79,7 @@ def as_markdown(page: Page, definitions: Mapping[str, str] = DEFINITIONS) -> str
 
 
 def _section(section: Section) -> list[str]:
+    """Returns the parts of a section as Markdown."""
     parts = [f"## {section.title}", *map(markdown_text, section.text)]
     parts += [f"```\n{section.code}\n```"] if section.code else []
     for plot in section.plots:

@@ -155,6 +155,8 @@ def values_stratum(
 def _stratum(
     used: pd.DataFrame, maps: Mapping[int, "_Map"], cells: Mapping[str, Levels], factors: Mapping[str, Collection[str]]
 ) -> Stratum:
+    """Returns the stratum of the shares: their contrasts over the runs `used`, with the model that their errors are
+    measured from."""
     seeds = used["seed"].to_numpy()
     model = np.linalg.qr(seeds_and_effects(used, cells, factors).matrix)[0]
     contrasts = np.column_stack([seed_map.weights for seed_map in maps.values()]) / len(maps)  # [factors, runs]
@@ -235,6 +237,7 @@ def _cube(start: Levels, end: Levels, switched: Sequence[str]) -> list[Levels]:
 
 
 def _key(cell: Levels, factors: Collection[str]) -> str:
+    """Returns the levels of a cell in the order of the factors, as a text to compare."""
     return repr([cell[factor] for factor in factors])
 
 

@@ -149,6 +149,7 @@ def _exact(weights: Sequence[int], observed: int, excess: float) -> FailureTest:
 
 
 def _refuse(rows: pd.DataFrame, problem: str) -> None:
+    """Raises ValueError, which names the first of the rows, where there are any."""
     if len(rows):
         row = rows.iloc[0]
         raise ValueError(f"cell={row.get('cell', '?')}, seed={row['seed']}: {problem}")

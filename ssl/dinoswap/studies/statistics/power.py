@@ -80,6 +80,7 @@ def _larger_errors(own_df: int, df: int) -> npt.NDArray[np.float64]:
 
 
 def _check(sd: float, alpha: float, power: float) -> None:
+    """Raises ValueError for a deviation, an alpha or a power out of range."""
     if not 0 <= sd < math.inf:
         raise ValueError(f"sd={sd}: must be a finite number, not negative")
     if not 0 < alpha < power < 1:

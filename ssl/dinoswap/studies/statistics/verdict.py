@@ -70,6 +70,7 @@ class Decision:
         return self._seeds(abs(self.effect.mean))
 
     def _seeds(self, difference: float | None) -> int | None:
+        """Returns the number of seeds that find this difference, None where that cannot be told."""
         effect = self.effect
         if not effect.tested or not difference:
             return None
@@ -83,6 +84,7 @@ class Decision:
         return f"{self.kind}: {self._finding()}{self._failures()}"
 
     def _finding(self) -> str:
+        """Returns the estimate with its interval and tests in words."""
         effect = self.effect
         if self.kind == "fails":
             return "no run has a value" if not effect.arm.values else "every run fails"
@@ -99,6 +101,7 @@ class Decision:
         return f"{seen}{self._needed()}" if self.kind == "not distinguishable" else seen
 
     def _needed(self) -> str:
+        """Returns, as the end of a sentence, how many seeds would find an effect; "" where that cannot be told."""
         requirements = [
             (self.seeds_for_smallest, "the smallest of interest"),
             (self.seeds_for_seen, "one as large as seen"),
@@ -107,6 +110,7 @@ class Decision:
         return f"; at {self.power:.0%} power it takes about {named}" if named else ""
 
     def _failures(self) -> str:
+        """Returns, as the end of a sentence, how many runs fail on both sides; "" where none does."""
         effect = self.effect
         if not (effect.arm.failures or effect.reference.failures):
             return ""
@@ -137,6 +141,7 @@ def family(effects: Sequence[Estimate], alpha: float = 0.05, power: float = 0.8)
 
 
 def _kind(effect: Estimate, p: float, p_equivalent: float, p_failures: float, alpha: float) -> Kind:
+    """Returns the verdict on an effect: by failures first, then by equivalence, then by the difference."""
     if p_failures <= alpha:
         return "worse because more runs fail" if effect.failures.excess > 0 else "better because fewer runs fail"
     if effect.arm.all_fail and not effect.reference.all_fail and effect.reference.values:

@@ -96,6 +96,7 @@ def share(slot: int, workers: int, settings: Mapping[str, Any]) -> dict[str, str
 
 
 def _started(worker: Worker) -> SpawnProcess:
+    """Returns the process of a worker, which is started."""
     process = _processes.Process(target=_work, args=(worker,))
     process.start()
     return process
@@ -111,6 +112,7 @@ def _work(worker: Worker) -> None:
 
 
 def _end(processes: Sequence[SpawnProcess]) -> None:
+    """Terminates the processes, and waits until they have ended."""
     for process in processes:
         process.terminate()
     for process in processes:

@@ -122,6 +122,7 @@ def as_begun(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
 
 def _identifies_files(key: str) -> bool:
+    """Tells whether a key of the identity stands for files, which may be unknown on another machine."""
     return key in (IMAGES, *WEIGHTS) or key.endswith(AS_WRITTEN)
 
 
@@ -139,6 +140,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=100)
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the config of these overrides, in which variables of the environment may be missing."""
     return compose_config(overrides, strict=False)  # a variable may be one that only nodes have
 
 
@@ -188,6 +190,8 @@ def read_tuning(study: str | Path, overrides: Sequence[str] = ()) -> Tuning:
 
 
 def _parameters(space: Any) -> dict[str, Parameter]:
+    """Returns the parameters of the section `space` by their keys. Raises ConfigError for an empty section, and for a
+    key that is not to be searched over."""
     require_section(space, "space")
     if not space:
         raise ConfigError("space: is empty; give a key of the config with its type, and its bounds or choices")
@@ -201,6 +205,8 @@ def _parameters(space: Any) -> dict[str, Parameter]:
 
 
 def _objectives(keys: _Keys) -> list[Objective]:
+    """Returns the objectives with their directions; a smallest effect belongs to the first. Raises ConfigError where
+    there are none, the same twice, or another number of directions."""
     names: list[str] = _listed(keys.objective)
     directions: list[Direction] = _listed(keys.direction)
     effects = [keys.smallest_effect, *[None] * (len(names) - 1)]
@@ -213,6 +219,7 @@ def _objectives(keys: _Keys) -> list[Objective]:
 
 
 def _listed(value: Any) -> list[Any]:
+    """Returns a value as a list: itself, or a list of the one value."""
     return value if isinstance(value, list) else [value]
 
 

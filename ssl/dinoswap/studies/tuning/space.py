@@ -24,6 +24,7 @@ class Parameter:
         (self._check_choices if self.type == "categorical" else self._check_bounds)()
 
     def _check_choices(self) -> None:
+        """Raises ValueError where a categorical parameter has bounds, or not two different choices."""
         for name in ("low", "high", "step"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}={getattr(self, name)}: is for numbers; type: categorical has choices only")
@@ -34,6 +35,7 @@ class Parameter:
             raise ValueError(f"choices={self.choices}: must be at least two values, all different")
 
     def _check_bounds(self) -> None:
+        """Raises ValueError where a number has choices, or bounds between which nothing can be drawn."""
         if self.choices is not None:
             raise ValueError(f"choices={self.choices}: are for type: categorical; give low and high")
         for name in ("low", "high", "step"):

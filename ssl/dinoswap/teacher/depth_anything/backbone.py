@@ -54,6 +54,7 @@ class DA3Backbone(VisionTransformer):
         return super()._run(index, packs, grids, single)
 
     def _with_camera(self, x: Tensor) -> Tensor:
+        """Returns the sequences x [b, T, D] with the camera token of the first view in place of the class token."""
         return torch.cat([self.camera_token[:, :1].expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
 
     def layers(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -72,6 +73,8 @@ class DA3Backbone(VisionTransformer):
         return [self._out_layer(*pair) for index, pair in enumerate(self.layers(images)) if index in blocks]
 
     def _out_layer(self, local: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the patch tokens, normed, and the special token of an out layer. With `cat_token` both have the
+        channels of the last local block before their own."""
         special, patches = x[:, 0], self.norm(x[:, 1:])
         if not self.architecture.cat_token:
             return patches, special

@@ -91,6 +91,7 @@ def below(prefix: str, shapes: Shapes) -> Shapes:
 
 
 def _random(name: str, num_heads: int | None) -> Source:
+    """Returns the source of random weights for a variant. Raises ValueError for another number of heads than it has."""
     architecture = VARIANTS[name].architecture
     if num_heads not in (None, architecture.num_heads):
         raise ValueError(f"num_heads={num_heads}: {name} has {architecture.num_heads}; leave it null")
@@ -98,6 +99,7 @@ def _random(name: str, num_heads: int | None) -> Source:
 
 
 def _require_variant(variant: str, source: Source) -> None:
+    """Raises ValueError where the file holds another variant."""
     if variant in source.names:
         return
     details = difference(source.architecture, VARIANTS[variant].architecture) or "as its config.json says"
@@ -170,5 +172,7 @@ def read_weights(path: Path, prefix: str, backbone_state: Mapping[str, Tensor]) 
 
 
 def _problems(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tensor]) -> list[str]:
+    """Returns what keeps the tensors of a file from being the backbone's: names, shapes, and types that are not
+    floating point."""
     integers = [name for name, value in state.items() if not value.is_floating_point()]
     return misfits(backbone_state, state) + [f"{name} is {state[name].dtype}, not floating point" for name in integers]

@@ -65,6 +65,8 @@ class Variant:
 
 
 def _released(size: Size, start: int | None) -> Architecture:
+    """Returns the architecture of a released network of this size, of whose blocks from `start` on every other one
+    attends across views, none where it is None."""
     dim, depth, heads, ffn = SIZES[size]
     return Architecture(
         embed_dim=dim,
@@ -194,12 +196,14 @@ def from_config(config: Mapping[str, Any], prefix: str, shown: Architecture) -> 
 
 
 def _section(config: Any, keys: Sequence[str]) -> Mapping[str, Any] | None:
+    """Returns the section of a config below these keys, None where there is none."""
     for key in keys:
         config = config.get(key) if isinstance(config, Mapping) else None
     return config if isinstance(config, Mapping) else None
 
 
 def _require_same(stated: Architecture, shown: Architecture) -> None:
+    """Raises ValueError where the config.json of a file states another architecture than its weights show."""
     if wrong := difference(stated, shown):
         raise ValueError(
             f"its config.json is of another network than the weights: {wrong}; give the two that belong together, or "
