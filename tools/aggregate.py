@@ -28,6 +28,7 @@ SHOWN = 20
 
 
 def write(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Writes a frame as Parquet and as CSV into `folder`, and returns the paths of both."""
     paths = [folder / f"{name}.parquet", folder / f"{name}.csv"]
     content = BytesIO()
     frame.to_parquet(content, index=False)
@@ -37,7 +38,7 @@ def write(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 
 def summary(runs: pd.DataFrame) -> list[str]:
-    """A line per study."""
+    """Returns a line for each study: how many configurations and runs it has, and how these ended."""
     lines = []
     for study, own in runs.groupby("study"):
         states = ", ".join(f"{count} {status}" for status, count in own["status"].value_counts().items())

@@ -44,7 +44,7 @@ DA3 = "It has no picture here: every such run draws what its teacher and its stu
 
 
 def page(out: Path, steps: int, command: str) -> str:
-    """Draw all pictures into `out`; the Markdown that shows them."""
+    """Draws all pictures into `out`, and returns the Markdown that shows them."""
     sides = optimiser.both_sides()
     sections = [
         INTRODUCTION.strip().format(command=command) + "\n",

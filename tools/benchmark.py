@@ -57,12 +57,13 @@ BATCHES = 4
 
 
 def synchronise(device: torch.device) -> None:
+    """Waits until a GPU has done all that it was given; elsewhere it does nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
-    """Median FLOP/s of a square matrix product."""
+    """Returns the median FLOP/s of a square matrix product."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     rates = []
     end = time.perf_counter() + seconds
@@ -96,7 +97,7 @@ class Phases:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Each phase's function is wrapped for the time being."""
+        """Wraps the function of each phase within the context, so that its seconds are added up."""
         trainer, model = self.trainer, self.trainer.model
         places = [
             (model.plan, "teacher", "teacher"),
@@ -118,7 +119,7 @@ class Phases:
 
 
 def measure(overrides: list[str], steps: int) -> dict[str, Any]:
-    """One row: a setting at one precision."""
+    """Returns the numbers of one row: a setting at one precision."""
     cfg = compose_config(overrides)
     check(cfg)
     trainer = build_trainer(cfg)
@@ -161,13 +162,14 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
 
 
 def alone(overrides: list[str], steps: int) -> dict[str, Any]:
-    """`measure` in a process of its own, whose peak memory is then the setting's."""
+    """Returns what `measure` returns in a process of its own, whose peak memory is then the setting's."""
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         return pool.submit(measure, overrides, steps).result()
 
 
 def timed_step(trainer: Trainer, step: int, batch: Batch) -> float:
+    """Returns the seconds that a training step takes."""
     synchronise(trainer.device)
     began = time.perf_counter()
     trainer.step(step, [batch])
@@ -176,12 +178,13 @@ def timed_step(trainer: Trainer, step: int, batch: Batch) -> float:
 
 
 def native_precisions() -> list[str]:
-    """fp32, and bf16 unless this device emulates it, which would take hours."""
+    """Returns fp32, and bf16 unless this device emulates it, which would take hours."""
     emulated = slowdown(torch.bfloat16, resolve_device("auto")) >= EMULATED
     return ["fp32"] if emulated else ["fp32", "bf16"]
 
 
 def peak_memory(device: torch.device) -> int:
+    """Returns the largest number of bytes that were allocated on a GPU, or that this process had in memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -193,11 +196,12 @@ DESCRIBED = ["setting", "precision", "compile"]
 
 
 def described(row: dict[str, Any]) -> list[str]:
-    """What each of its rows begins with, under `DESCRIBED`."""
+    """Returns the first cells of a measurement's row, under `DESCRIBED`."""
     return [row["setting"], row["precision"], "yes" if "trainer.compile=true" in row["overrides"] else "no"]
 
 
 def step_cells(rows: list[dict[str, Any]]) -> Cells:
+    """Returns the table of speed and memory of each measurement."""
     header = [*DESCRIBED, "s / step", "images / s", "GFLOP", "peak GFLOP/s"]
     header += ["share of peak (range)", "memory MiB", "data ms / image"]
     return [header] + [
@@ -213,6 +217,7 @@ def step_cells(rows: list[dict[str, Any]]) -> Cells:
 
 
 def phase_cells(rows: list[dict[str, Any]]) -> Cells:
+    """Returns the table of milliseconds by phase of each measurement."""
     names = list(dict.fromkeys(name for row in rows for name in row["phases_seconds"]))
     cells = [[*DESCRIBED, *(f"{name}, ms" for name in names)]]
     for row in rows:
@@ -222,6 +227,7 @@ def phase_cells(rows: list[dict[str, Any]]) -> Cells:
 
 
 def rich_table(cells: Cells) -> Table:
+    """Returns a table as it is printed to a terminal."""
     result = Table(*cells[0])
     for row in cells[1:]:
         result.add_row(*row)
@@ -229,6 +235,7 @@ def rich_table(cells: Cells) -> Table:
 
 
 def markdown(tables: list[Cells], machine: dict[str, Any]) -> str:
+    """Returns the README.md of these tables, measured on this machine."""
     parts = [
         "# Speed of a training step\n",
         f"`python tools/benchmark.py {' '.join(sys.argv[1:])}` on {in_words(machine)}.\n"
@@ -240,6 +247,7 @@ def markdown(tables: list[Cells], machine: dict[str, Any]) -> str:
 
 
 def markdown_table(cells: Cells) -> str:
+    """Returns a table in Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
 

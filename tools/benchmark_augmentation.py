@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 def pil_pipeline(global_size: int, local_size: int, locals_number: int) -> Callable[[Image.Image], list[torch.Tensor]]:
-    """The official multi-crop augmentation composed from torchvision's transforms."""
+    """Returns the official multi-crop augmentation composed from torchvision's transforms."""
 
     def view(size: int, scale: tuple[float, float], blur: float, solarize: float) -> Callable[..., torch.Tensor]:
         bicubic = T.InterpolationMode.BICUBIC
@@ -59,6 +59,7 @@ def pil_pipeline(global_size: int, local_size: int, locals_number: int) -> Calla
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Returns the milliseconds of CPU time that one call of `work` takes, over so many repeats."""
     start = time.process_time()
     for _ in range(repeats):
         work()
@@ -66,20 +67,21 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def sample_jpeg(size: tuple[int, int]) -> bytes:
-    """A photograph of `size` = (width, height), JPEG quality 90."""
+    """Returns a photograph of `size` = (width, height) as a JPEG of quality 90."""
     buffer = io.BytesIO()
     Image.fromarray(load_sample_image("china.jpg")).resize(size).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
 def normalised(views: Any) -> list[torch.Tensor]:
+    """Returns the global and the local crops in float32, normalised as a network takes them."""
     mean, std = (torch.tensor(channels).view(3, 1, 1) * 255 for channels in (MEAN, STD))
     stacks = (torch.stack(crops) for crops in (views.global_crops, views.local_crops))
     return [stack.float().sub_(mean).div_(std) for stack in stacks]
 
 
 def augmentation(option: str, global_size: int, local_size: int, local_number: int) -> Any:
-    """One of the group as its YAML describes it."""
+    """Returns an option of the group as its YAML describes it, for crops of these sizes."""
     return construct_option(
         compose_config([f"augmentation={option}"])["augmentation"],
         "augmentation",
@@ -90,7 +92,7 @@ def augmentation(option: str, global_size: int, local_size: int, local_number: i
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Time one entry of SETTINGS."""
+    """Returns the milliseconds of one entry of SETTINGS, and their ratios."""
     setting = SETTINGS[name]
     data, repeats = sample_jpeg(setting["image"]), setting["repeats"]
     picture = Image.open(io.BytesIO(data)).convert("RGB")

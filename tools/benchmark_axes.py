@@ -43,7 +43,7 @@ COMMON = ["recipe=demo", "data.workers=0"]
 
 
 def arms(presets: Sequence[str]) -> Iterator[tuple[str, Switch]]:
-    """Each preset, by itself and with every switch that changes its config."""
+    """Yields each preset by itself, and then with every switch that changes its config."""
     yield from ((preset, ()) for preset in presets)
     for preset in presets:
         plain = resolved(f"preset={preset}")
@@ -51,7 +51,7 @@ def arms(presets: Sequence[str]) -> Iterator[tuple[str, Switch]]:
 
 
 def resolved(*overrides: str) -> dict[str, object]:
-    """The config by key, less what is mounted for an objective that does not exist."""
+    """Returns the config by key, without what is mounted for an objective that does not exist."""
     config = compose_config([*COMMON, *overrides])
     config["objectives"] = {name: section for name, section in config["objectives"].items() if "_target_" in section}
     return flatten(config)
@@ -72,11 +72,13 @@ class Arm:
         self.batches: list[Batch] = [batch.to(self.trainer.device).normalised(mean, std) for batch in batches]
 
     def seconds(self, step: int) -> float:
+        """Returns the seconds of one step; steps take turns through the batches."""
         return timed_step(self.trainer, self.first + step, self.batches[step % BATCHES])
 
 
 def measure(own: list[str], base: list[str], turns: int) -> dict[str, Any]:
-    """One row. `base` are the overrides of the preset."""
+    """Returns the numbers of one row: an arm with the overrides `own`, timed in turns with the preset, whose overrides
+    are `base`."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     arm = Arm([*COMMON, *own])
     for step in range(3):
@@ -97,7 +99,7 @@ def measure(own: list[str], base: list[str], turns: int) -> dict[str, Any]:
 
 
 def flops_per_image(own: list[str]) -> float:
-    """Of ViT-S/16 by the published algorithm."""
+    """Returns the FLOPs of the published algorithm per image, of ViT-S/16 with these overrides."""
     arm = [word for word in SETTINGS["vits16"] if not word.startswith(("model.registers", "model.layerscale"))]
     bank = ["objectives.clustering.prototypes=4096"] if "clustering" in objectives(own) else []
     built = Arm([*arm, *own, *bank, f"data.batch_size={FLOPS_BATCH}"])
@@ -111,12 +113,12 @@ def flops_per_image(own: list[str]) -> float:
 
 
 def objectives(own: list[str]) -> set[str]:
-    """Those that exist under these overrides."""
+    """Returns the names of the objectives that exist under these overrides."""
     return {name for name, section in compose_config([*COMMON, *own])["objectives"].items() if "_target_" in section}
 
 
 def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
-    """A table per preset; percentages are of the preset."""
+    """Returns cost.md: a table for each preset, in which percentages are of the preset."""
     lines = []
     for preset in dict.fromkeys(row["preset"] for row in rows):
         own = [row for row in rows if row["preset"] == preset]
@@ -144,7 +146,7 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier, interrupted call on this machine."""
+    """Returns the rows of an earlier, interrupted call on this machine; exits where they are of another one."""
     path = folder / "cost.json"
     if not path.exists():
         return []
@@ -156,7 +158,8 @@ def measured(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """After each row, so that an interrupted table holds what was measured."""
+    """Writes the rows as cost.json and cost.md. It is called after each row, so that an interrupted table holds what
+    was measured."""
     rows = sorted(rows, key=lambda row: (row["preset"] != "official", row["switch"]))
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"command": sys.argv[1:], "machine": measured_on(), "rows": rows}, indent=2)

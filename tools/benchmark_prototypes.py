@@ -44,7 +44,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @torch.no_grad()
 def official_targets(logits: Tensor) -> Tensor:
-    """`sinkhorn_knopp_teacher`, on one rank."""
+    """Returns the targets of `sinkhorn_knopp_teacher` for logits [M, K], on one rank."""
     q = torch.exp(logits.float() / TEACHER_TEMP).t()
     prototypes, rows = q.shape
     q /= q.sum()
@@ -73,7 +73,7 @@ class Step:
         self.device = device
 
     def seconds(self, form: str) -> float:
-        """Of one step."""
+        """Returns the seconds of one step in this form."""
         self.student.zero_grad()
         self.features.grad = None
         synchronise(self.device)
@@ -83,8 +83,8 @@ class Step:
         return time.perf_counter() - began
 
     def official(self) -> None:
-        """Student's logits and targets live until the end of the step, as in `forward_backward` of the official code.
-        Autocast on CUDA widens what log_softmax is given."""
+        """Computes loss and gradients as `forward_backward` of the official code does, where the student's logits and
+        the targets live until the end of the step. Autocast on CUDA widens what log_softmax is given."""
         with self.autocast:
             with torch.no_grad():
                 targets = official_targets(self.teacher["ibot_head"](self.teacher_features))
@@ -93,6 +93,7 @@ class Step:
         losses.mean().backward()
 
     def ours(self) -> None:
+        """Computes loss and gradients by the objective `IBOT`."""
         mask = torch.ones(1, 1, len(self.features), dtype=torch.bool)
         nothing = self.features.new_empty(0)
         batch = Batch(nothing, nothing, nothing, mask, **masked_positions(mask), indices=torch.arange(1))
@@ -112,7 +113,8 @@ class Step:
 
 
 def highest_memory(device: torch.device) -> int:
-    """Of this program so far: `getrusage` would count its parent's, which it was before it was itself."""
+    """Returns the largest number of bytes that this program had so far. `getrusage` would count those of its parent,
+    which it was before it was itself."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()
@@ -120,7 +122,7 @@ def highest_memory(device: torch.device) -> int:
 
 
 def measure(form: str, device: torch.device, steps: int, **sizes: Any) -> dict[str, float]:
-    """Peak memory of the first step, and the median time of those after it."""
+    """Returns the peak memory of the first step, and the median seconds of those after it."""
     Step(16, 64, 8, sizes["precision"], device).seconds(form)  # what is made once: threads, buffers of kernels
     step = Step(device=device, **sizes)
     before = highest_memory(device)
@@ -130,7 +132,8 @@ def measure(form: str, device: torch.device, steps: int, **sizes: Any) -> dict[s
 
 
 def alone(form: str, earlier: Path | None, options: list[str]) -> dict[str, float]:
-    """`measure` in a process of its own; of form `earlier` with the package in that folder."""
+    """Returns what `measure` returns in a process of its own; for the form `earlier` with the package in that
+    folder."""
     environment = {**os.environ, **({"PYTHONPATH": str(earlier)} if form == "earlier" else {})}
     command = [sys.executable, __file__, "--measure", form, *options]
     measured: dict[str, float] = json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
@@ -138,7 +141,7 @@ def alone(form: str, earlier: Path | None, options: list[str]) -> dict[str, floa
 
 
 def measure_in_turns(forms: list[str], rounds: int, run: Callable[[str], dict[str, float]]) -> list[dict[str, Any]]:
-    """A row for each form; ratios are to the first one."""
+    """Returns a row for each form, measured in turns; ratios are to the first form."""
     measurements = [{form: run(form) for form in forms} for _ in range(rounds)]
     rows = []
     for form in forms:
@@ -154,7 +157,7 @@ def measure_in_turns(forms: list[str], rounds: int, run: Callable[[str], dict[st
 
 
 def cells(rows: list[dict[str, Any]], matrix: int) -> Cells:
-    """`matrix` is the size of one float32 [M, K]."""
+    """Returns the table of the rows; memory is also in multiples of `matrix`, the size of one float32 [M, K]."""
     header = ["precision", "form", "peak MiB", "in [M, K] of float32", "of official", "s / step", "of official"]
     return [header] + [
         [

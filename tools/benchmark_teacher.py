@@ -33,7 +33,7 @@ from dinoswap.values import Batch
 
 
 def measure(overrides: list[str], turns: int) -> dict[str, Any]:
-    """Median seconds of a step and of the teacher's forward on masked and on all crops."""
+    """Returns the median seconds of a step and of the teacher's forward pass on masked and on all crops."""
     cfg = compose_config(overrides)
     check(cfg)
     trainer = build_trainer(cfg)
@@ -70,7 +70,8 @@ def measure(overrides: list[str], turns: int) -> dict[str, Any]:
 
 
 def cells(rows: list[dict[str, Any]]) -> Cells:
-    """The share without selection is what it would be if every mask-carrying crop were sent."""
+    """Returns the table of the rows. The share without selection is what it would be if every mask-carrying crop were
+    sent."""
     header = [
         "teacher",
         "s / step",

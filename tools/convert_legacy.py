@@ -30,13 +30,15 @@ from dinoswap.run.subject import Subject
 
 
 def forward(source: Path) -> tuple[bytes, Iterable[str]]:
-    """The content of the file to write, and the entries of the source that are not in it."""
+    """Returns the content of the file of ours to write, and the entries of the legacy checkpoint `source` that are not
+    in it."""
     checkpoint = read_legacy(source)
     return save(from_legacy(checkpoint)), checkpoint.keys() - {*NETWORKS, BANK}
 
 
 def reverse(source: Path) -> tuple[bytes, Iterable[str]]:
-    """The same for a file of ours, a run folder, or a checkpoint in one."""
+    """Returns the content of the legacy checkpoint to write, and the entries of `source` that are not in it: a file of
+    ours, a run folder, or a checkpoint in one."""
     state = read_weights(source) if source.is_file() else Subject.find(source).checkpoint.state["model"]
     networks = {
         name: value for name, value in state.items() if name.startswith(tuple(f"{network}." for network in NETWORKS))

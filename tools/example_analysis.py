@@ -18,7 +18,7 @@ METRIC = "eval/knn_top1"
 
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:
-    """Of each run id: the overrides that not all runs have, but for the seed."""
+    """Returns, for each run id, the overrides that not all runs have, without the seed."""
     asked = runs.drop_duplicates("run_id").set_index("run_id")["overrides"].map(shlex.split)
     shared = set.intersection(*map(set, asked))
     own = asked.map(lambda words: [word for word in words if word not in shared and not word.startswith("seed=")])

@@ -53,7 +53,7 @@ class Pair:
 
     @torch.no_grad()
     def differences(self) -> dict[str, float]:
-        """The difference by size. The networks are the same every time."""
+        """Returns the difference of the features by size of the images. The networks are the same every time."""
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = self.build(Path(folder))
@@ -64,11 +64,12 @@ class Pair:
 
 
 def difference(computed: Tensor, expected: Tensor) -> float:
-    """The largest difference in units of the largest magnitude."""
+    """Returns the largest difference in units of the largest magnitude."""
     return float((computed - expected).abs().max() / expected.abs().max())
 
 
 def in_pixels(size: Size) -> str:
+    """Returns a size in pixels as it stands in the table."""
     return f"{size[0]} x {size[1]}"
 
 
@@ -91,8 +92,8 @@ def stored_pair(
     stated: dict[str, str],
     seen: Sequence[tuple[Tensor, Tensor]],
 ) -> Pair:
-    """Weights of an official code, and images with the tokens [B, T, D] that it computed of them. `stated` is what the
-    metadata of the file says."""
+    """Returns the pair of an official code whose weights and tokens were stored: `seen` are images, each with the
+    tokens [B, T, D] that the code computed of them. `stated` is what the metadata of the file says."""
     images = {(crops.shape[2], crops.shape[3]): crops for crops, _ in seen}
     tokens = {(crops.shape[2], crops.shape[3]): expected for crops, expected in seen}
 
@@ -105,6 +106,7 @@ def stored_pair(
 
 
 def of_official_codes() -> list[Pair]:
+    """Returns the pairs of the official codes, whose weights and tokens are in the fixtures."""
     pairs = []
     resampled = {"num_heads": "3", "interpolate_offset": "0.1", "interpolate_antialias": "false"}
     for code, folder, stated in (("dinov2", "official", resampled), ("dinov3", "dinov3", {"norm_eps": "1e-6"})):
@@ -124,6 +126,8 @@ def of_official_codes() -> list[Pair]:
 
 
 def of_timm(name: str, arguments: dict[str, Any], sizes: Sequence[Size]) -> Pair:
+    """Returns the pair of a network of timm and ours with its weights."""
+
     def build(folder: Path) -> tuple[Features, Features]:
         theirs = libraries.of_timm(name, arguments, folder / "timm.safetensors")
         return libraries.ours(load_backbone(folder / "timm.safetensors").network().eval()), theirs
@@ -132,6 +136,8 @@ def of_timm(name: str, arguments: dict[str, Any], sizes: Sequence[Size]) -> Pair
 
 
 def of_transformers(model: str, changes: dict[str, Any], sizes: Sequence[Size]) -> Pair:
+    """Returns the pair of a model of transformers and ours with its weights."""
+
     def build(folder: Path) -> tuple[Features, Features]:
         theirs = libraries.features_of(libraries.folder_of_transformers(model, changes, folder))
         return libraries.ours(load_backbone(folder).network().eval()), theirs
@@ -141,6 +147,7 @@ def of_transformers(model: str, changes: dict[str, Any], sizes: Sequence[Size]) 
 
 
 def read_by_us() -> list[Pair]:
+    """Returns all pairs in which we read weights of another code."""
     return [
         *of_official_codes(),
         *(of_timm(*model, OF_224) for model in libraries.TIMM_ROTARY),
@@ -154,6 +161,8 @@ def read_by_us() -> list[Pair]:
 
 
 def exported(layout: str, name: str, changes: list[str], any_size: bool) -> Pair:
+    """Returns the pair of a network of ours and the library that reads its export."""
+
     def build(folder: Path) -> tuple[Features, Features]:
         backbone = libraries.configured_file(changes, folder / "ours.safetensors")
         out = folder / {"timm": "timm.safetensors", "huggingface": "folder", "onnx": "graph.onnx"}[layout]
@@ -163,6 +172,8 @@ def exported(layout: str, name: str, changes: list[str], any_size: bool) -> Pair
 
 
 def in_official_layout(layout: str, model: str, arguments: dict[str, Any], ours: dict[str, Any]) -> Pair:
+    """Returns the pair of a network of ours and timm, which reads its export by the filter of official files."""
+
     def build(folder: Path) -> tuple[Features, Features]:
         backbone = libraries.own_file(VisionTransformer(**ours), folder / "ours.safetensors")
         libraries.exported(folder / "ours.safetensors", layout, folder / "official.pth")
@@ -174,6 +185,7 @@ def in_official_layout(layout: str, model: str, arguments: dict[str, Any], ours:
 
 
 def written_by_us() -> list[Pair]:
+    """Returns all pairs in which another code reads weights of ours."""
     layouts = ("timm", "huggingface", "onnx")
     return [
         *(in_official_layout(*model) for model in libraries.OFFICIAL_LAYOUTS),
@@ -190,11 +202,12 @@ PAIRS: dict[str, Callable[[], list[Pair]]] = {
 
 
 def measure(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Returns the differences of each pair as a row of features.json."""
     return [{"network": pair.network, "layout": pair.layout, "differences": pair.differences()} for pair in pairs]
 
 
 def page(measured: Mapping[str, Any]) -> str:
-    """README.md of what features.json holds."""
+    """Returns the README.md of what features.json holds."""
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     largest = max(
         value for rows in measured["tables"].values() for row in rows for value in row["differences"].values()

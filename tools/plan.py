@@ -68,7 +68,7 @@ def make_plan(
     runs: int = 1,
     price: float | None = None,
 ) -> Plan:
-    """Raises ConfigError."""
+    """Returns the plan of a run, or of `runs` of them. Raises ConfigError for what cannot be run."""
     request = checked_request(overrides, gpu, gpus, sharding, utilisation, runs, price)
     cfg = compose_config(overrides)
     check(cfg)
@@ -112,9 +112,12 @@ def make_plan(
 
 
 def parameters(model: SelfDistillation) -> dict[str, int]:
-    """By network. `teacher` is the EMA copy as a whole, `frozen` what is never trained."""
+    """Returns the number of parameters by network. `teacher` is the EMA copy as a whole, `frozen` what is never
+    trained."""
     own = {f"student {name}": networks.count(network) for name, network in model.student.items()}
-    frozen = {f"frozen {name} teacher": networks.count(net) for name, net in networks.frozen_networks(model).items()}
+    frozen = {
+        f"frozen {name} teacher": networks.count(network) for name, network in networks.frozen_networks(model).items()
+    }
     return {
         **own,
         "student": sum(own.values()),

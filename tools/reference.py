@@ -36,7 +36,7 @@ COLUMNS = columns_of(build_metrics(compose_config()).values())
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The completed runs below `folder`, by seed."""
+    """Returns the completed runs below `folder`, by seed. Exits where there are none, or several configurations."""
     runs = []
     for path in sorted(folder.glob("*/seed*/run.json")):
         record = load_record(path)
@@ -50,6 +50,7 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def values(runs: list[dict[str, Any]], row: str, column: str) -> list[float]:
+    """Returns the values of a column in all runs, by the first of its names that all have; none where no name is."""
     for name in COLUMNS[column].names:
         per_run = [run["metrics"].get(f"{ROWS[row]}/{name}") for run in runs]
         if None not in per_run:
@@ -58,6 +59,7 @@ def values(runs: list[dict[str, Any]], row: str, column: str) -> list[float]:
 
 
 def text(numbers: list[float]) -> str:
+    """Returns mean and standard deviation of numbers in words, "-" for none."""
     if not numbers:
         return "-"
     spread = f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
@@ -65,6 +67,7 @@ def text(numbers: list[float]) -> str:
 
 
 def markdown(runs: list[dict[str, Any]], title: str) -> str:
+    """Returns the README.md on these runs of one configuration."""
     first = runs[0]
     minutes = [run["cost"].get("training_seconds", 0) / 60 for run in runs]
     lines = [
@@ -92,12 +95,13 @@ def markdown(runs: list[dict[str, Any]], title: str) -> str:
 
 
 def seeds(numbers: list[int]) -> str:
+    """Returns in words which seeds the numbers are of."""
     over = ", ".join(map(str, numbers))
     return f"Mean ± standard deviation over seeds {over}" if len(numbers) > 1 else f"Seed {over} alone"
 
 
 def command(overrides: list[str]) -> str:
-    """The overrides that matter elsewhere: without the seed, and of paths the last part."""
+    """Returns the overrides that matter elsewhere: without the seed, and of paths the last part."""
     kept = [override for override in overrides if not override.startswith(("seed=", "results_dir="))]
     return " ".join(
         f"data.path={Path(override).name}" if override.startswith("data.path=") else override for override in kept
@@ -105,7 +109,7 @@ def command(overrides: list[str]) -> str:
 
 
 def curve(runs: list[dict[str, Any]], path: Path) -> None:
-    """In-loop k-NN of each seed over steps, beside the final evaluation's baselines."""
+    """Draws the in-loop k-NN of each seed over steps, beside the final evaluation's baselines."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for run in runs:

@@ -36,11 +36,12 @@ TWENTY_STEPS = [
 
 
 def preset_names() -> list[str]:
+    """Returns the names of all presets, sorted."""
     return sorted(path.stem for path in (config_dir() / "preset").glob("*.yaml"))
 
 
 def golden_configs() -> dict[str, str]:
-    """File name -> YAML."""
+    """Returns the resolved config of each preset with each recipe as YAML, by the name of its file."""
     return {
         f"{preset}-{recipe}.yaml": yaml.safe_dump(
             flatten(compose_config([f"preset={preset}", f"recipe={recipe}"])), default_flow_style=None, sort_keys=False
@@ -51,7 +52,7 @@ def golden_configs() -> dict[str, str]:
 
 
 def golden_losses(preset: str) -> str:
-    """A line per step: the step and its loss, as many digits as float32 has."""
+    """Returns a line for each step: the step and its loss, with as many digits as float32 has."""
     cfg = compose_config([*TWENTY_STEPS, f"preset={preset}"])
     trainer = build_trainer(cfg)
     dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
@@ -61,7 +62,8 @@ def golden_losses(preset: str) -> str:
 
 
 def golden_pairs() -> str:
-    """A line per arm, such that each pair of options occurs in one: the losses of its two steps, and its overrides."""
+    """Returns a line for each arm, such that each pair of options occurs in one: the losses of its two steps, and its
+    overrides."""
     sys.path.insert(0, str(ROOT / "tests"))
     from axis_arms import PAIRWISE, PairwiseArm
 
@@ -74,18 +76,20 @@ def golden_pairs() -> str:
 
 
 def write_losses() -> None:
+    """Writes the losses of all presets and arms."""
     for preset in preset_names():
         (LOSSES / f"{preset}.txt").write_text(golden_losses(preset))
     PAIRS.write_text(golden_pairs())
 
 
 def write_identity() -> None:
+    """Appends to identity.json the keys that it lacks."""
     path = config_dir() / NAME
     path.write_text(as_text(appended(json.loads(path.read_text()), present())))
 
 
 def page_of_axes() -> str:
-    """configs/README.md with the table of axes as configs/ describes them."""
+    """Returns configs/README.md with the table of axes as configs/ describes them."""
     before, _, rest = AXES.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{markdown()}{END}{after}"

@@ -53,6 +53,7 @@ class Watch:
             module.register_forward_hook(partial(self._look_at_output, name))
 
     def look(self, values: Mapping[str, Any]) -> None:
+        """Notes the names of values that hold a tensor that is not finite."""
         self.nonfinite += [
             name for name, value in values.items() if not all(tensor.isfinite().all() for tensor in tensors(value))
         ]
@@ -62,6 +63,7 @@ class Watch:
         self.look({f"output of {name or 'the whole model'} ({type(module).__name__})": output})
 
     def clip(self, groups: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Looks at the gradients, and then clips them as the trainer does."""
         for group in groups:
             self.look(
                 {
@@ -73,7 +75,7 @@ class Watch:
 
 
 def tensors(value: object) -> Iterator[Tensor]:
-    """All floating-point tensors in nested lists, dictionaries and dataclasses."""
+    """Yields all floating-point tensors in nested lists, dictionaries and dataclasses."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -90,8 +92,9 @@ def tensors(value: object) -> Iterator[Tensor]:
 
 
 def replay(path: Path, rank: int = 0) -> Replayed:
-    """`path`: RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it is damaged, OSError without a config.yaml,
-    ConfigError for one that no run can have, ValueError for a rank that there was not and for another checkpoint."""
+    """Returns the repeated step that was saved in `path`, RUN_FOLDER/nonfinite/step-*. Raises CheckpointError when it
+    is damaged, OSError without a config.yaml, ConfigError for one that no run can have, ValueError for a rank that
+    there was not and for another checkpoint."""
     saved = checkpoint.read(path)
     if RANKS not in saved.state:
         raise ValueError(f"{path}: give a folder in RUN_FOLDER/nonfinite, as this version of the trainer writes them")
@@ -109,7 +112,7 @@ def replay(path: Path, rank: int = 0) -> Replayed:
 
 
 def batches_of(config: Config, trainer: Trainer, step: int, rank: int, ranks: int) -> list[Batch]:
-    """The normalised micro-batches that a rank had in a step, which is counted from 0."""
+    """Returns the normalised micro-batches that a rank had in a step, which is counted from 0."""
     if not 0 <= rank < ranks:
         raise ValueError(f"--rank {rank}: the step had {ranks} ranks, from 0")
     of_all = build_pipeline(config, trainer.model)(build_source(config).train())

@@ -83,10 +83,11 @@ class Design:
 
     @property
     def crossed(self) -> bool:
+        """Whether effects are averages over the levels of other factors."""
         return self.study.design in ("factorial", "fractional")
 
     def frame(self, seeds: int) -> pd.DataFrame:
-        """The runs, sorted by seed and cell, without values."""
+        """Returns the runs, sorted by seed and cell, without values."""
         rows = [(cell, seed, "completed") for seed in range(seeds) for cell in sorted(self.cells)]
         return pd.DataFrame(rows, columns=["cell", "seed", "status"])
 
@@ -101,7 +102,7 @@ class PValues:
 
 
 def designs() -> Iterator[tuple[Design, tuple[int, ...]]]:
-    """With the numbers of seeds."""
+    """Yields the designs to simulate, each with its numbers of seeds."""
     attribution, official = read_study("attribution"), read_study("from_official")
     yield Design("attribution, 16 of 128 cells", attribution, of_study(attribution)), (3, 6)
     three = dict(list(attribution.factors.items())[:3])
@@ -115,6 +116,7 @@ def designs() -> Iterator[tuple[Design, tuple[int, ...]]]:
 
 
 def of_study(study: Study) -> dict[str, Levels]:
+    """Returns the levels of each cell of a study."""
     return {cell.name: cell.levels for cell in make_design(study, check=False).cells}
 
 
@@ -124,7 +126,7 @@ def of_study(study: Study) -> dict[str, Levels]:
 def simulated(
     design: Design, frame: pd.DataFrame, spread: float, vary: str, studies: int, rng: np.random.Generator
 ) -> Array:
-    """Outcomes [rows, studies] without an effect on average."""
+    """Returns outcomes [rows, studies] without an effect on average."""
     seeds = frame["seed"].to_numpy()
     y = rng.normal(size=(len(frame), studies))
     y += rng.normal(0, SEED_SPREAD, (seeds.max() + 1, studies))[seeds]
@@ -138,7 +140,7 @@ def simulated(
 
 
 def with_effect(design: Design, frame: pd.DataFrame, y: Array, size: float) -> Array:
-    """The last factor's last level, which never varies where not all do, gets an effect."""
+    """Returns the outcomes with an effect of the last factor's last level, which never varies where not all do."""
     factor, levels = list(design.study.factors.items())[-1]
     off = [design.cells[cell][factor] == list(levels)[-1] for cell in frame["cell"]]
     return y + size * np.array(off, dtype=float)[:, None]
@@ -192,18 +194,20 @@ class Crossed:
 
 
 def p_values(stratum: Stratum, y: Array, square: Array, df: Array) -> Array:
+    """Returns the p [effects, studies] of a stratum's contrasts, whose errors have these mean squares and degrees of
+    freedom."""
     se = stratum.lengths[:, None] * np.sqrt(square)
     p: Array = t_test(stratum.contrasts @ y, se, df)
     return p
 
 
 def any_finding(p: Array | None) -> float:
-    """Share of studies whose smallest p Holm's first step rejects."""
+    """Returns the share of studies whose smallest p Holm's first step rejects."""
     return math.nan if p is None else float((p.min(0) * len(p) <= ALPHA).mean())
 
 
 def found_last(p: Array) -> float:
-    """Share of studies in which the last effect survives Holm's procedure."""
+    """Returns the share of studies in which the last effect survives Holm's procedure."""
     order = np.argsort(p, axis=0)
     ordered = np.take_along_axis(p, order, 0) * np.arange(len(p), 0, -1)[:, None]
     rejected = np.maximum.accumulate(ordered, axis=0) <= ALPHA
@@ -211,7 +215,7 @@ def found_last(p: Array) -> float:
 
 
 def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studies: int) -> None:
-    """Raises unless the report's own judgement of the first studies has the same p."""
+    """Raises SystemExit unless the report's own judgement of the first studies has the same p."""
     metric = design.study.metrics[0]
     for study in range(studies):
         result = judge(design.study, design.cells, frame.assign(value=y[:, study]), metric)
@@ -232,6 +236,7 @@ def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studie
 
 
 def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dict[str, Any]]:
+    """Yields a row of the table for each way in which effects vary between seeds."""
     frame, test = design.frame(seeds), (Crossed if design.crossed else Paired)(design, seeds)
     conditions = [(0.0, "all"), *((sd, variation) for variation in ("all", "half", "one") for sd in SPREADS[1:])]
     for index, (spread, vary) in enumerate(conditions):
@@ -257,7 +262,8 @@ def rows(design: Design, seeds: int, studies: int, checked: int) -> Iterator[dic
 
 
 def detectable(design: Design, seeds: int, spread: float) -> float:
-    """The plan's smallest detectable difference at 80 % power, had it known how effects vary, for the last effect."""
+    """Returns the plan's smallest detectable difference at 80 % power, had it known how effects vary, for the last
+    effect."""
     if not design.crossed:
         return detectable_difference(math.hypot(math.sqrt(2), spread), seeds, ALPHA / (len(design.cells) - 1))
     levels, factors = list(design.cells.values()), design.study.factors
@@ -269,10 +275,12 @@ def detectable(design: Design, seeds: int, spread: float) -> float:
 
 
 def percent(share: float) -> str:
+    """Returns a share in per cent."""
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def markdown(results: list[dict[str, Any]], studies: int, checked: int, command: str) -> str:
+    """Returns the README.md of all rows."""
     names = list(dict.fromkeys(name for row in results for name in row["others"]))
     head = ["design", "seeds", "sd between seeds", "effects that vary", "**false findings**", "of shares"]
     head += [

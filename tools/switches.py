@@ -65,7 +65,7 @@ DETAILS: dict[Switch, str] = {
 
 
 def switches() -> dict[Switch, str]:
-    """What each does, in a sentence: of the axes first."""
+    """Returns, for each switch, what it does in a sentence: the axes first."""
     axes = {
         (f"{axis}={option.name}",): comment(axis.partition("@")[0], option.name)[0]
         for axis in presets()["official"]
@@ -76,5 +76,5 @@ def switches() -> dict[Switch, str]:
 
 
 def typed(switch: Switch) -> str:
-    """As it stands on a command line."""
+    """Returns a switch as it stands on a command line."""
     return " ".join(switch)

@@ -23,8 +23,8 @@ Values = dict[str, dict[str, Any]]
 
 
 def present(configs: Path | None = None) -> Values:
-    """The defaults of the configs as they are now: keys of train.yaml, whatever the default recipe makes of them; the
-    option at every place, those included that are mounted into another one; the keys of every option."""
+    """Returns the defaults of the configs as they are now: keys of train.yaml, whatever the default recipe makes of
+    them; the option at every place, those included that are mounted into another one; the keys of every option."""
     folder = configs or config_dir()
     written = {key: value for key, value in _load(folder / "train.yaml").items() if key not in ("defaults", "hydra")}
     root = {key: value for key, value in flatten(written).items() if not key.endswith("._target_")}
@@ -37,17 +37,17 @@ def present(configs: Path | None = None) -> Values:
 
 
 def appended(known: Known, now: Known) -> Values:
-    """What is known, and after it what is new."""
+    """Returns what is known, and after it what is new."""
     return {name: {**now.get(name, {}), **known.get(name, {})} for name in {**known, **now}}
 
 
 def as_text(values: Known) -> str:
-    """A line for each key, sorted, so that git shows what is new."""
+    """Returns a line of JSON for each key, sorted, so that git shows what is new."""
     return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
 def _composed(folder: Path) -> Iterator[list[str]]:
-    """The default, and each option that has to be composed to see what is mounted into its section."""
+    """Yields the default choice, and each option that has to be composed to see what is mounted into its section."""
     chosen = compose("train", return_hydra_config=True).hydra.runtime.choices
     yield []
     for path in _files(folder):
@@ -57,7 +57,7 @@ def _composed(folder: Path) -> Iterator[list[str]]:
 
 
 def _options(folder: Path) -> Values:
-    """The keys of each option's own YAML by the name of its class: of sinkhorn and sinkhorn_5 the former's."""
+    """Returns the keys of each option's own YAML by the name of its class: of sinkhorn and sinkhorn_5 the former's."""
     defaults: Values = {}
     for option in map(_load, _files(folder)):
         if "_target_" in option:

@@ -17,6 +17,8 @@ LATE = Phases(start=0.0, peak=0.0, end=2.0, warmup=0.5, cosine=0.1)
 
 
 def gram(out: Path) -> str:
+    """Draws the weight of the Gram loss over a run and when its teacher is copied, and returns the section that shows
+    it."""
     arms: dict[str, tuple[str, dict[str, Any]]] = {
         "ema": ("ema", {}),
         "snapshot": ("snapshot", {}),

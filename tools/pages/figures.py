@@ -22,16 +22,17 @@ WIDTH = 10.0  # inches, of every figure
 
 
 def colour(sides: Sequence[str]) -> str:
+    """Returns the colour of the first of the sides that an option is the default of."""
     return next((SIDES[side] for side in SIDES if side in sides), NEITHER)
 
 
 def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """As wide as the page, `height` inches high."""
+    """Returns a figure as wide as the page, `height` inches high."""
     return Figure(figsize=(WIDTH, height), dpi=110, layout=layout)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As a PNG of 256 colours, a third of the size; those in EXACT are among them."""
+    """Writes a figure as a PNG of 256 colours, a third of the size; those in EXACT are among them."""
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -48,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def show(axes: Axes, image: NDArray[Any], title: str = "", **keywords: Any) -> None:
-    """An image without ticks."""
+    """Draws an image without ticks."""
     axes.imshow(image, **keywords)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=8)

@@ -38,31 +38,32 @@ class Drawn:
 
     @property
     def counts(self) -> NDArray[np.int64]:
+        """The number of hidden patches of each mask, [n]."""
         return self.masks.sum((1, 2))
 
 
 def drawn(name: str, steps: int) -> Drawn:
-    """What a run with this seed draws in its first steps. Targets are heard on the way from the option to its
-    generator; without one they are what the ratio makes of the grid."""
-    option, asked = words.built("masking", name), []
+    """Returns what a run with this seed draws in its first steps. Targets are recorded on the way from the option to
+    its generator; without one they are what the ratio makes of the grid."""
+    option, calls = words.built("masking", name), []
 
-    def listening(generator: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(generator: Callable[..., Any]) -> Callable[..., Any]:
         def draw(target: int, rng: Any) -> Any:
             mask = generator(target, rng)
-            asked.append((target, mask))
+            calls.append((target, mask))
             return mask
 
         return draw
 
     has_targets = hasattr(option, "generator")
     if has_targets:
-        generator = listening(option.generator((SIDE, SIDE), PATCH))
+        generator = recording(option.generator((SIDE, SIDE), PATCH))
         option.generator = lambda crop_size, patch_size: generator
     sampler = option.sampler(crop_size=(SIDE, SIDE), patch_size=PATCH, crops=2, images=IMAGES, seed=SEED)
     everything = np.concatenate([sampler(step).reshape(-1, *GRID) for step in range(steps)])
     if not has_targets:
         return Drawn(everything, np.full(len(everything), option.ratio * everything[0].size), 1.0)
-    masked = [(target, mask) for target, mask in asked if target]
+    masked = [(target, mask) for target, mask in calls if target]
     targets, masks = zip(*masked, strict=True)
     return Drawn(np.stack(masks), np.array(targets, dtype=float), len(masked) / len(everything))
 
@@ -71,6 +72,7 @@ def drawn(name: str, steps: int) -> Drawn:
 
 
 def masking(out: Path, steps: int) -> str:
+    """Draws the masks of every option, and returns the section that shows them with a table."""
     by_option = {option: drawn(option.name, steps) for option in words.options("masking")}
     draw_masking(out / "masking.png", by_option)
     rows = [(f"`{option.name}`", *numbers(sample)) for option, sample in by_option.items()]
@@ -93,18 +95,19 @@ hidden.
     return f"{section}\n{words.table(HEADER, rows)}"
 
 
-def numbers(of: Drawn) -> list[str]:
-    """The cells of the table."""
-    patches, frequency = GRID[0] * GRID[1], of.masks.mean(0)
+def numbers(sample: Drawn) -> list[str]:
+    """Returns the cells of an option's row in the table, under HEADER from its second column on."""
+    patches, frequency = GRID[0] * GRID[1], sample.masks.mean(0)
     middle, corners = frequency[6:8, 6:8].mean(), frequency[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
     shares = (
-        of.share, of.targets.mean() / patches, of.counts.mean() / patches,
-        (of.counts > of.targets).mean(), (of.counts < of.targets).mean(), middle, corners,
+        sample.share, sample.targets.mean() / patches, sample.counts.mean() / patches,
+        (sample.counts > sample.targets).mean(), (sample.counts < sample.targets).mean(), middle, corners,
     )  # fmt: skip
-    return [str(len(of.masks)), *(f"{100 * share:.1f} %" for share in shares)]
+    return [str(len(sample.masks)), *(f"{100 * share:.1f} %" for share in shares)]
 
 
 def draw_masking(path: Path, by_option: dict[Option, Drawn]) -> None:
+    """Draws a row for each option: where masks lie, examples, and how much of a crop they hide."""
     figure = new_figure(1.75 * len(by_option))
     grid = figure.subplots(len(by_option), EXAMPLES + 2, width_ratios=[1.25, *[1] * EXAMPLES, 1.9])
     for row, (option, sample) in zip(grid, by_option.items(), strict=True):
@@ -123,18 +126,19 @@ def draw_masking(path: Path, by_option: dict[Option, Drawn]) -> None:
     save(figure, path)
 
 
-def spread(of: Drawn) -> list[int]:
-    """Examples from a small target to a large one."""
-    order = np.argsort(of.targets, kind="stable")
+def spread(sample: Drawn) -> list[int]:
+    """Returns the indices of EXAMPLES masks, from a small target to a large one."""
+    order = np.argsort(sample.targets, kind="stable")
     return [int(order[round(place * (len(order) - 1))]) for place in np.linspace(0.1, 0.95, EXAMPLES)]
 
 
-def draw_histogram(axes: Axes, of: Drawn, shade: str) -> None:
-    patches = of.masks[0].size
-    ratios = of.counts / patches
+def draw_histogram(axes: Axes, sample: Drawn, shade: str) -> None:
+    """Draws the distribution of the share of a crop that masks hide, and how often it is above the target."""
+    patches = sample.masks[0].size
+    ratios = sample.counts / patches
     axes.hist(ratios, bins=(np.arange(0, patches + 10, 10) - 0.5) / patches, color=shade)  # of 10 patches each
     axes.axvline(ratios.mean(), color="black", linewidth=1)
-    above = (of.counts > of.targets).mean()
+    above = (sample.counts > sample.targets).mean()
     note = f"mean {ratios.mean():.2f}\nabove target: {100 * above:.0f} %"
     axes.text(1, 1, note, transform=axes.transAxes, ha="right", va="top", fontsize=8)
     axes.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[])
@@ -155,12 +159,14 @@ class Unmasked(nn.Module):
         self.called = False
 
     def forward(self, crops: list[torch.Tensor]) -> list[Tokens]:
+        """Returns tokens of zeros for each stack of crops, and notes the call."""
         self.called = True
         return [Tokens(torch.zeros(len(crop), 1), None, torch.zeros(len(crop), GRID[0] * GRID[1], 1)) for crop in crops]
 
 
 def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:
-    """Where the student's tokens learn, bool [P, h, w], and whether in a pass of their own: what `select` says."""
+    """Returns where the student's tokens learn, bool [P, h, w], and whether in a pass of their own, as the option's
+    `select` says."""
     learns, backbone = torch.zeros_like(batch.mask), Unmasked()
     if "_target_" not in words.written("clustering", name):
         return learns.numpy().reshape(-1, *GRID), False
@@ -173,6 +179,7 @@ def learning(name: str, batch: Any) -> tuple[NDArray[np.bool_], bool]:
 
 
 def clustering(out: Path) -> str:
+    """Draws where each option of clustering learns, and returns the section that shows it."""
     batch = batch_of(words.built("forward", "unified"))
     options = words.options("clustering")
     figure = new_figure(2.95)
@@ -198,7 +205,7 @@ price of one more pass of the student.
 
 
 def tinted(image: Picture, where: NDArray[np.bool_]) -> Picture:
-    """Half green at `where`, a grid of patches."""
+    """Returns an image that is half green at `where`, a grid of patches."""
     cover = np.kron(where, np.ones((PATCH, PATCH), dtype=bool))[..., None]
     green = 255 * np.array(to_rgb(LEARNS))
     return np.where(cover, (image + green) / 2, image).astype(np.uint8)

@@ -55,15 +55,17 @@ class Training:
 
     @property
     def share(self) -> NDArray[np.float64]:
-        """Of the run, in per cent."""
+        """The steps as shares of the run, in per cent."""
         return 100 * self.steps / self.config["trainer"]["max_steps"]
 
     def of(self, parameter: str) -> dict[str, Any] | None:
-        """Its group, with the values of lr and weight decay at every step; None where there is no such parameter."""
+        """Returns the group of a parameter, with the values of lr and weight decay at every step; None where there is
+        no such parameter."""
         return next((group for group in self.groups if parameter in group["names"]), None)
 
 
 def training(side: str) -> Training:
+    """Returns groups and schedules of the preset of this side, in a narrow network."""
     config = plain(words.composed(*NARROW, f"preset={side}"))
     trainer = build_trainer(config)
     groups, total = trainer.optimizer.param_groups, config["trainer"]["max_steps"]
@@ -82,11 +84,12 @@ def training(side: str) -> Training:
 
 
 def both_sides() -> dict[str, Training]:
+    """Returns groups and schedules of both presets, by side."""
     return {side: training(side) for side in SIDES}
 
 
 def panel(axes: Axes, title: str, sides: dict[str, Training], parameter: str, key: str) -> None:
-    """One value of one parameter's group over training, a line per side that has it."""
+    """Draws one value of one parameter's group over training, a line for each side that has the parameter."""
     for side, run in sides.items():
         group = run.of(parameter)
         if group is not None:
@@ -97,6 +100,7 @@ def panel(axes: Axes, title: str, sides: dict[str, Training], parameter: str, ke
 
 
 def tidy(axes: Axes, title: str, xlabel: str) -> None:
+    """Sets the title and the labels of axes, in small type."""
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(xlabel, fontsize=8)
     axes.tick_params(labelsize=8)
@@ -108,6 +112,7 @@ def tidy(axes: Axes, title: str, xlabel: str) -> None:
 
 
 def layer_decay(out: Path, sides: dict[str, Training]) -> str:
+    """Draws the lr by layer and over training, and returns the section that shows it."""
     figure = new_figure(7.2)
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.7])
     draw_multipliers(above.subplots(), sides)
@@ -136,10 +141,12 @@ legacy trainer drops its gradients for as long, which a lr does not show. The pr
 
 
 def smallest(run: Training) -> float:
+    """Returns the smallest lr multiplier in the backbone."""
     return float(min(group["lr_multiplier"] for group in run.groups if group["module"] == "backbone"))
 
 
 def draw_multipliers(axes: Axes, sides: dict[str, Training]) -> None:
+    """Draws the lr multiplier of each layer, a line for each side."""
     depth = 12
     names = {"patch\nembedding": LR["patch embedding"], "tokens,\npositions": LR["tokens and positions"]}
     names |= {f"block\n{index + 1}": f"backbone.blocks.{index}.attn.qkv.weight" for index in range(depth)}
@@ -162,6 +169,7 @@ def draw_multipliers(axes: Axes, sides: dict[str, Training]) -> None:
 
 
 def weight_decay(out: Path, sides: dict[str, Training]) -> str:
+    """Draws weight decay over training, and returns the section that shows it."""
     figure = new_figure(2.6)
     grid = figure.subplots(1, len(DECAY), sharey=True)
     for axes, (title, parameter) in zip(grid, DECAY.items(), strict=True):
@@ -186,6 +194,7 @@ starts later (`schedule.weight_decay_warmup`, see details). Biases, norms and La
 
 
 def draw_details(path: Path, sides: dict[str, Training]) -> None:
+    """Draws the schedules and the scaling of the lr in which the presets differ besides the axes."""
     figure = new_figure(2.7)
     temperature, scaling, momentum = figure.subplots(1, 3)
     batches = 2 ** np.arange(5, 13)

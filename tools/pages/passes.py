@@ -39,10 +39,12 @@ class Pass:
 
     @property
     def crops(self) -> str:
+        """The crops of the pass in words."""
         return " and ".join(SHOWN[self.role]) + (", masked" if self.masked else "")
 
     @property
     def uses(self) -> str:
+        """The losses that read the pass in words."""
         return f"{' and '.join(self.losses)} losses"
 
 
@@ -56,6 +58,7 @@ class Recorder(nn.Module):
     def forward(
         self, crops: list[Tensor], masks: list[Tensor | None], rows: list[Tensor | None], locals_from: int | None
     ) -> list[Tokens]:
+        """Returns tokens of the number of their entry, and keeps crops and masks."""
         self.entries = list(zip(crops, masks, strict=True))
         tokens = []
         for index, (crop, read) in enumerate(zip(crops, rows, strict=True)):
@@ -65,6 +68,7 @@ class Recorder(nn.Module):
 
 
 def passes(plan: Any, network: str, batch: Batch) -> list[Pass]:
+    """Returns the passes of `network`, student or teacher, under a forward plan."""
     backbone = Recorder()
     features = getattr(plan, network)(backbone, batch, False)
     recorded = []
@@ -77,7 +81,7 @@ def passes(plan: Any, network: str, batch: Batch) -> list[Pass]:
 
 
 def batch_of(plan: Any) -> Batch:
-    """One image, with a mask on every crop that can carry one."""
+    """Returns a batch of one image, with a mask on every crop that can carry one."""
     views = augmentation_of("official", plan.extra_crops)(photograph(), numpy_generator(SEED, "augment", PLAIN))
     masking = words.built("masking", "block", mask_sample_probability=1.0)
     sampler = masking.sampler(crop_size=(SIDE, SIDE), patch_size=PATCH, crops=plan.masked_crops, images=1, seed=SEED)
@@ -85,6 +89,7 @@ def batch_of(plan: Any) -> Batch:
 
 
 def forward(out: Path) -> str:
+    """Draws the passes of each option of forward, and returns the section that shows them with a table."""
     draw(out / "forward.png")
     rows = []
     for option in words.options("forward"):
@@ -111,6 +116,7 @@ Look at how many large crops the student has to process, and at whether its clas
 
 
 def draw(path: Path) -> None:
+    """Draws all options of forward, one below the other."""
     options = words.options("forward")
     height = ROW * len(options)
     figure = new_figure(WIDTH * height / RIGHT, layout=None)
@@ -123,6 +129,7 @@ def draw(path: Path) -> None:
 
 
 def draw_option(axes: Axes, option: Option, bottom: float) -> None:
+    """Draws the passes of one option as boxes of crops, those of the student beside those of the teacher."""
     plan = words.built("forward", option.name)
     batch = batch_of(plan)
     for network, left in zip(NETWORKS, (0.0, TEACHER_LEFT), strict=True):
@@ -140,7 +147,7 @@ def draw_option(axes: Axes, option: Option, bottom: float) -> None:
 
 
 def thumbnails(step: Pass, batch: Batch) -> Iterator[Picture]:
-    """A picture per large crop, one for all local crops."""
+    """Yields a picture for each large crop of a pass, or one for all local crops."""
     if step.role == "local":
         yield four([pixels(crop) for crop in batch.local_crops[:, 0]])
         return

@@ -17,6 +17,7 @@ MIDDLE = (6, 6)
 
 
 def position(out: Path) -> str:
+    """Draws how alike patches of equal contents are by their positions, and returns the section that shows it."""
     maps = {"learned, at its start": learned(), "rope": turned(), "rope, two of its frequencies": turned((4, 8))}
     figure = new_figure(3.6)
     for axes, (title, likeness) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
@@ -41,7 +42,7 @@ depends on the offset of two patches alone. At the right are single frequencies,
 
 
 def learned() -> Tensor:
-    """Cosines [rows, columns] of the table's initial vectors with that of the middle."""
+    """Returns the cosines [rows, columns] of the table's initial vectors with that of the middle."""
     seed_torch(0, "init/backbone")
     table = vit("small", img_size=GRID[0] * 16).pos_embed
     assert table is not None
@@ -50,8 +51,8 @@ def learned() -> Tensor:
 
 
 def turned(frequencies: tuple[int, ...] = ()) -> Tensor:
-    """Scores [rows, columns] of a key of ones with a query of ones in the middle, relative to that in the middle; from
-    all channels, or from those of these frequencies."""
+    """Returns the scores [rows, columns] of a key of ones with a query of ones in the middle, relative to that in the
+    middle; from all channels, or from those of these frequencies."""
     rope = words.built("position", "rope", dtype="fp32")
     (rotation,) = rope.rotations([GRID], HEAD, torch.zeros(1), False, 0)
     kept = frequencies or range(HEAD // 4)

@@ -15,7 +15,8 @@ PATCHES = 196
 
 
 def weights(name: str) -> NDArray[np.float64]:
-    """What a token's loss is multiplied with in the total, for each crop; 0 for one without a mask. By autograd."""
+    """Returns what a token's loss is multiplied with in the total, for each crop; 0 for one without a mask. It is the
+    gradient of the reduction."""
     mask = torch.arange(PATCHES) < torch.tensor(COUNTS)[:, None]
     indices = mask.flatten().nonzero()[:, 0]
     losses = torch.zeros(len(indices), dtype=torch.float64, requires_grad=True)
@@ -26,6 +27,7 @@ def weights(name: str) -> NDArray[np.float64]:
 
 
 def reduction(out: Path) -> str:
+    """Draws the weight of a token and of a crop under each reduction, and returns the section that shows it."""
     options = words.options(words.REDUCTION["iBOT"])
     figure = new_figure(4.4)
     grid = figure.subplots(2, len(options), sharex=True, sharey="row")
@@ -62,6 +64,7 @@ weighs far less than its setting says.
 
 
 def bars(axes: Axes, values: NDArray[np.float64], shade: str) -> None:
+    """Draws a bar with its number for each value."""
     drawn = axes.bar(range(len(values)), values, color=shade, width=0.65)
     axes.bar_label(drawn, fmt="{:.3g}", fontsize=8, padding=2)
     axes.margins(y=0.2)

@@ -17,6 +17,7 @@ PANELS = {
 
 
 def schedule(out: Path) -> str:
+    """Draws the four values that change over a run under each option, and returns the section that shows them."""
     options = words.options("schedule")
     plans = [words.built("schedule", option.name).schedules(TOTAL, batch_size=BATCH) for option in options]
     figure, steps = new_figure(4.2), np.arange(TOTAL)

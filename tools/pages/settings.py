@@ -12,12 +12,13 @@ Leaves = dict[str, Any]
 
 
 def differing(one: Leaves, other: Leaves) -> dict[str, tuple[Any, Any]]:
-    """Key -> both values, "-" where a side has no such key."""
+    """Returns both values of each key whose values differ, "-" where a side has no such key."""
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
 
 
 def details(out: Path, sides: dict[str, Training]) -> str:
+    """Draws what differs besides the axes, and returns the section that shows it with a table."""
     optimiser.draw_details(out / "details.png", sides)
     text = """
 What differs besides the axes, most of it too small to deserve one. Left: how sharp the teacher's targets are (lower
@@ -33,8 +34,8 @@ All settings that `details` changes, without a recipe. What stands on the left c
 
 
 def rows() -> list[list[str]]:
-    """A line per switch, in which a setting and its two values stand below each other. Without a recipe: the values of
-    train.yaml, and what `details=legacy` makes of them."""
+    """Returns a row for each switch, in which a setting and its two values stand below each other. They are without a
+    recipe: the values of train.yaml, and what `details=legacy` makes of them."""
     official = leaves()
     left = differing(official, leaves("details=legacy"))
     lines = []
@@ -48,5 +49,5 @@ def rows() -> list[list[str]]:
 
 
 def leaves(*overrides: str) -> Leaves:
-    """The resolved config of `preset=official` with these overrides, by key."""
+    """Returns the resolved config of `preset=official` with these overrides, by key."""
     return flatten(plain(words.composed("recipe=none", "preset=official", *overrides)))

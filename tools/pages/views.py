@@ -32,25 +32,29 @@ VIEWS = ["global 1", "global 2", "global 3", *[f"local {index + 1}" for index in
 
 
 def photograph() -> Picture:
-    """scikit-learn's china.jpg, uint8 [427, 640, 3]."""
+    """Returns scikit-learn's china.jpg, uint8 [427, 640, 3]."""
     return load_sample_image("china.jpg").copy()
 
 
 def augmentation_of(name: str, extra_crops: int = 1) -> Any:
+    """Returns an option of augmentation for the crops of this page."""
     sizes = {"global_crops_size": SIDE, "local_crops_size": 96, "local_crops_number": LOCALS}
     return words.built("augmentation", name, **sizes, extra_crops=extra_crops)
 
 
 def pixels(crop: Tensor) -> Picture:
-    """[3, H, W] -> [H, W, 3]"""
+    """Returns a crop [3, H, W] as [H, W, 3]."""
     return crop.permute(1, 2, 0).numpy()
 
 
 def augmentation(out: Path) -> str:
+    """Draws the crops of both options, and returns the section that shows them with a table."""
     draw_augmentation(out / "augmentation.png")
     official, legacy = (words.written("augmentation", option.name) for option in words.options("augmentation"))
     keys = [key for key in {**official, **legacy} if key != "_target_" and official.get(key) != legacy.get(key)]
-    rows = [(f"`augmentation.{key}`", *(words.value(of.get(key, "-")) for of in (official, legacy))) for key in keys]
+    rows = [
+        (f"`augmentation.{key}`", *(words.value(side.get(key, "-")) for side in (official, legacy))) for key in keys
+    ]
     text = """
 The same photograph, twice per side. Left: what the crops are cut from, with their outlines (white: global, yellow:
 local). Right: the crops as a network gets them, sizes to scale, and below each what was done to it. Both sides use
@@ -68,6 +72,7 @@ What differs in the settings (probabilities, shares of the image's area, widths 
 
 
 def draw_augmentation(path: Path) -> None:
+    """Draws, for each option and draw, the outlines of the crops and the crops themselves."""
     image = photograph()
     rows = [(option, position) for position in DRAWS for option in words.options("augmentation")]
     figure = new_figure(2.13 * len(rows))
@@ -90,7 +95,7 @@ def draw_augmentation(path: Path) -> None:
 
 
 def squashed(name: str, image: Picture) -> Picture:
-    """What an option cuts its crops from: the image, or the square that it is resized to first."""
+    """Returns what an option cuts its crops from: the image, or the square that it is resized to first."""
     section = words.written("augmentation", name)
     if "resize" not in section:
         return image
@@ -99,7 +104,7 @@ def squashed(name: str, image: Picture) -> Picture:
 
 
 def draw_outlines(axes: Axes, image: Picture, crops: Sequence[Crop]) -> None:
-    """Numbered where they begin: global crops white, local crops yellow."""
+    """Draws the outlines of crops in an image, numbered where they begin: global crops white, local crops yellow."""
     show(axes, image)
     for crop, view in zip(crops, VIEWS, strict=True):
         edge, width = ("white", 1.5) if view.startswith("global") else ("yellow", 0.9)
@@ -111,7 +116,7 @@ def draw_outlines(axes: Axes, image: Picture, crops: Sequence[Crop]) -> None:
 
 
 def done(crop: Crop, photometry: Photometry) -> str:
-    """What happened to one view, in words."""
+    """Returns in words what happened to one view."""
     happened = {
         "jitter": bool(photometry.jitter),
         "grey": photometry.grayscale,
@@ -124,7 +129,7 @@ def done(crop: Crop, photometry: Photometry) -> str:
 
 
 def four(crops: Sequence[Picture]) -> Picture:
-    """Four local crops, each in a thin frame, on a square of a global crop's size."""
+    """Returns four local crops, each in a thin frame, on a square of a global crop's size."""
     canvas = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     for crop, (top, left) in zip(crops, [(8, 8), (8, 120), (120, 8), (120, 120)], strict=True):
         height, width = crop.shape[:2]

@@ -19,47 +19,50 @@ REDUCTION = {"iBOT": "reduction@objectives.ibot.reduction", "clustering": "reduc
 
 @cache
 def options(axis: str) -> list[Option]:
+    """Returns the options of an axis, which are read once."""
     return explain.options(axis)
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The config of `dinoswap-train <overrides>`."""
+    """Returns the config of `dinoswap-train <overrides>`."""
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         return compose("train", list(overrides))
 
 
 def written(group: str, name: str) -> dict[str, Any]:
-    """The YAML of an option."""
+    """Returns the content of an option's YAML."""
     return dict(OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml")))
 
 
 def built(group: str, name: str, **given: Any) -> Any:
-    """The option with the values of its YAML, but for those that are given."""
+    """Returns the option with the values of its YAML, but for those that are given."""
     section = {key: value for key, value in written(group, name).items() if key not in given}
     return construct_option(section, group, **given)
 
 
 def section(title: str, axis: str, text: str, picture: str = "") -> str:
-    """A heading, the options, what to look at."""
+    """Returns a section of the page: a heading, the options, the picture, and what to look at in it."""
     lines = [f"## {title}", "", *(_item(option, ", ".join(option.sides)) for option in options(axis))]
     return _joined(lines, text, picture)
 
 
 def reduction_section(title: str, text: str, picture: str) -> str:
+    """Returns the section on reductions, which says of each option which side reduces which losses by it."""
     lines = [_item(option, users_text(reduction_users(option.name))) for option in options(REDUCTION["iBOT"])]
     return _joined([f"## {title}", "", *lines], text, picture)
 
 
 def reduction_users(name: str) -> dict[str, list[str]]:
-    """Side -> the losses that it reduces so."""
+    """Returns, by side, the losses that this option reduces by default."""
     losses: dict[str, list[str]] = {}
-    for of, axis in REDUCTION.items():
+    for loss, axis in REDUCTION.items():
         for side in next(option.sides for option in options(axis) if option.name == name):
-            losses.setdefault(side, []).append(of)
+            losses.setdefault(side, []).append(loss)
     return losses
 
 
 def users_text(users: dict[str, list[str]]) -> str:
+    """Returns in words which side uses an option for which losses."""
     return "; ".join(f"{side}: {' and '.join(losses)}" for side, losses in users.items())
 
 
@@ -76,12 +79,13 @@ def _joined(lines: list[str], text: str, picture: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines) + "\n"
 
 
-def value(of: object) -> str:
-    """A setting as YAML would have it; a class by its module."""
-    if isinstance(of, str):
-        return of.split(".")[-2] if of.startswith("dinoswap.") else of
-    return json.dumps(of)
+def value(setting: object) -> str:
+    """Returns a setting as YAML would have it; a class by its module."""
+    if isinstance(setting, str):
+        return setting.split(".")[-2] if setting.startswith("dinoswap.") else setting
+    return json.dumps(setting)

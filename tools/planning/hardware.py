@@ -22,7 +22,7 @@ class Gpu:
     source: str
 
     def peak(self, precision: str) -> float:
-        """Of products in fp32, tf32, or a half precision."""
+        """Returns the FLOP/s of products in fp32, tf32, or a half precision."""
         return {"fp32": self.fp32, "tf32": self.tf32}.get(precision, self.half)
 
 

@@ -23,6 +23,7 @@ class Spread:
 
     @classmethod
     def of(cls, cfg: Config) -> "Spread":
+        """Returns the settings of a config; those of fsdp2's group where it has another option."""
         own = cfg.get("distributed") or {}
         return cls(
             gathered_dtype(cfg),
@@ -35,7 +36,7 @@ class Spread:
 def step_life(
     cfg: Config, model: SelfDistillation, batch: Batch, hyper: Hyper, *, checkpointing: bool, gpu: bool = True
 ) -> step.Life:
-    """With `gpu` False that of training on a CPU, whose attention differs."""
+    """Returns the storages of a step; with `gpu` False those of training on a CPU, whose attention differs."""
     return step.live_bytes(
         networks.with_checkpointing(model, checkpointing),
         batch,
@@ -49,7 +50,7 @@ def step_life(
 def memory_parts(
     cfg: Config, model: SelfDistillation, batch: Batch, life: step.Life, request: Request
 ) -> dict[str, int]:
-    """Bytes per GPU by part, at the peak."""
+    """Returns the bytes on each GPU by part, at the peak of a step."""
     sharded, spread = request.sharding == "fsdp2" and request.gpus > 1, Spread.of(cfg)
     share = spread.replicas / request.gpus if sharded else 1.0
     trained = networks.count(model.student, trained_only=True)

@@ -33,7 +33,8 @@ class _AnswersEqual(TorchFunctionMode):
 
 
 def meta_model(cfg: Config) -> SelfDistillation:
-    """The model of a config without memory for its weights. Raises ConfigError."""
+    """Returns the model of a config without memory for its weights. Raises ConfigError for a config that no run can
+    have."""
     section = cfg["da3"]
     if not section["enabled"] or option_class(section["teacher"], "da3.teacher") is NativeTeacher:
         with META, _AnswersEqual():
@@ -42,7 +43,8 @@ def meta_model(cfg: Config) -> SelfDistillation:
 
 
 def _without_weights(cfg: Config) -> Config:
-    """A native DA3 teacher by the variant that its file says, so that no weight is read."""
+    """Returns the config with a native DA3 teacher given by the variant that its file says, so that no weight is read.
+    Raises ConfigError for a file of no released variant."""
     section = cfg["da3"]
     if not (section["enabled"] and section["ckpt_path"]):
         return cfg
@@ -60,7 +62,7 @@ def _without_weights(cfg: Config) -> Config:
 
 
 def with_checkpointing(model: SelfDistillation, enabled: bool) -> SelfDistillation:
-    """The same model with activation checkpointing of its blocks switched."""
+    """Returns a copy of the model with activation checkpointing of its blocks on or off."""
     switched = copy.deepcopy(model)
     for network in (switched.student, switched.teacher):
         cast(Any, network["backbone"]).activation_checkpointing = enabled
@@ -68,8 +70,8 @@ def with_checkpointing(model: SelfDistillation, enabled: bool) -> SelfDistillati
 
 
 def meta_batch(cfg: Config, model: SelfDistillation, slices: int, sizes: StepSizes) -> Batch:
-    """One of the `slices` parts (GPUs times micro-batches) of step 0, normalised, on the meta device, with crops of
-    these sizes. The masks are drawn; masked tokens and crops are the mean over the slices, rounded up."""
+    """Returns one of the `slices` parts (GPUs times micro-batches) of step 0, normalised, on the meta device, with
+    crops of these sizes. The masks are drawn; masked tokens and crops are the mean over the slices, rounded up."""
     loading, crops, plan = loading_settings(cfg), cfg["crops"], model.plan
     images, size = loading.batch_size // slices, sizes.global_size
     draw = construct_option(cfg["masking"], "masking").sampler(
@@ -97,17 +99,19 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int, sizes: StepSiz
 
 
 def final_hyper(cfg: Config, model: SelfDistillation) -> Hyper:
-    """What the schedules say from their end on, those of the objectives too. Raises ConfigError."""
+    """Returns the values of all schedules from their end on, those of the objectives too. Raises ConfigError for a
+    schedule that no run can have."""
     own = objective_schedules(model, cfg["trainer"]["max_steps"])
     return Schedules({**build_schedules(cfg), **own}).final()
 
 
 def objectives(model: SelfDistillation) -> dict[str, Objective]:
+    """Returns the objectives of a model by name."""
     return {name: cast(Objective, objective) for name, objective in model.objectives.items()}
 
 
 def frozen_networks(model: SelfDistillation) -> dict[str, nn.ModuleList]:
-    """What is never trained, by objective. The EMA teacher is not in it."""
+    """Returns the networks that are never trained, by objective. The EMA teacher is not among them."""
     return {
         name: nn.ModuleList(objective.frozen_models())
         for name, objective in objectives(model).items()
@@ -116,17 +120,17 @@ def frozen_networks(model: SelfDistillation) -> dict[str, nn.ModuleList]:
 
 
 def shared_networks(model: SelfDistillation) -> list[str]:
-    """The objectives whose frozen networks are sharded where the student is."""
+    """Returns the names of the objectives whose frozen networks are sharded where the student is."""
     return [name for name, objective in objectives(model).items() if objective.inference_only_models()]
 
 
 def count(module: nn.Module, trained_only: bool = False) -> int:
-    """Parameters."""
+    """Returns the number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained_only)
 
 
 def prototypes(network: nn.Module) -> int:
-    """Of a head or a prototype bank; 0 for any other network."""
+    """Returns the number of prototypes of a head or a prototype bank; 0 for any other network."""
     layer = cast(nn.Module, getattr(network, "last_layer", network))
     return next(
         (len(parameter) for name, parameter in layer.named_parameters(recurse=False) if name in ("weight", "weight_v")),
@@ -135,11 +139,13 @@ def prototypes(network: nn.Module) -> int:
 
 
 def batch_bytes(batch: Batch) -> int:
+    """Returns the bytes of all tensors of a batch."""
     return sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors().values())
 
 
 def units(model: SelfDistillation) -> dict[str, nn.Module]:
-    """What is gathered at a time where weights are shared: each block, and each network without its blocks."""
+    """Returns what is gathered at a time where weights are sharded, by name: each block, and each network without its
+    blocks."""
     networks = {f"student.{name}": network for name, network in model.student.items()}
     networks |= {f"teacher.{name}": network for name, network in model.teacher.items()}
     for name, frozen in frozen_networks(model).items():
@@ -153,16 +159,14 @@ def units(model: SelfDistillation) -> dict[str, nn.Module]:
 
 
 def kept_units(model: SelfDistillation) -> list[str]:
-    """The units that stay gathered for a step: networks without blocks, but for frozen ones."""
+    """Returns the names of the units that stay gathered for a step: networks without blocks, but for frozen ones."""
     sides = {"student": model.student, "teacher": model.teacher}
     networks = {f"{side}.{name}": network for side, own in sides.items() for name, network in own.items()}
     return [name for name, network in networks.items() if not hasattr(network, "blocks")]
 
 
 def unit_sizes(model: SelfDistillation) -> dict[str, int]:
-    """Parameters of each unit."""
+    """Returns the number of parameters of each unit."""
     sizes = {name: count(module) for name, module in units(model).items()}
-    inner = {
-        name: sum(count for other, count in sizes.items() if other.startswith(f"{name}.blocks.")) for name in sizes
-    }
+    inner = {name: sum(size for other, size in sizes.items() if other.startswith(f"{name}.blocks.")) for name in sizes}
     return {name: size - inner[name] for name, size in sizes.items()}

@@ -19,6 +19,7 @@ def checked_request(
     runs: int,
     price: float | None,
 ) -> Request:
+    """Returns the request with its defaults filled in. Raises ConfigError for a value that no plan can have."""
     if gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu}: is not in the table.{nearest(gpu, GPUS)} Use one of {', '.join(GPUS)}")
     for name, value in (("gpus", gpus), ("runs", runs)):
@@ -36,7 +37,8 @@ def checked_request(
 
 
 def chosen_sharding(overrides: Sequence[str], gpus: int, asked: str | None) -> str:
-    """That of --sharding, else the option of the group `distributed`."""
+    """Returns the sharding of --sharding, or else that of the group `distributed`. Raises ConfigError where the two
+    disagree, and for several GPUs without any."""
     if asked is not None and asked not in SHARDINGS:
         raise ConfigError(f"--sharding {asked}: use one of {', '.join(SHARDINGS)}.{nearest(asked, SHARDINGS)}")
     chosen = chosen_options(overrides).get("distributed", "none")

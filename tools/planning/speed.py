@@ -15,7 +15,8 @@ BETWEEN = "all-reduce of gradients between replicas"
 
 
 def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int], request: Request) -> dict[str, float]:
-    """Bytes that each GPU sends per step. `calls`: forward calls of each unit in one micro-batch, Life.calls."""
+    """Returns the bytes that each GPU sends per step, by purpose. `calls` are the forward calls of each unit in one
+    micro-batch, as `Life.calls` has them."""
     if request.sharding == "none" or request.gpus == 1:
         return {}
     ring, accumulate = _ring(request.gpus), int(cfg["trainer"]["accumulate"])
@@ -32,7 +33,7 @@ def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int],
     backward = {unit: 0 if unit in kept else times for unit, times in called.items()}
 
     def parameters(side: str, times: Mapping[str, int]) -> int:
-        """Those of the units of one side, each so many times."""
+        """Returns the number of parameters of the units of one side, each counted so many times."""
         return sum(times[unit] * size for unit, size in sizes.items() if unit.startswith(f"{side}."))
 
     gathered, reduced = _ring(shards) * BYTES[spread.gathered], _ring(shards) * BYTES[spread.reduced]
@@ -50,12 +51,12 @@ def communicated(cfg: Config, model: SelfDistillation, calls: Mapping[str, int],
 
 
 def _ring(ranks: int) -> float:
-    """The share of what a ring of ranks gathers that each of them sends."""
+    """Returns which share of what a ring of ranks gathers each of them sends."""
     return (ranks - 1) / ranks
 
 
 def vector_bytes(objective: Any, model: SelfDistillation) -> int:
-    """Of the vectors of K that the targets of one micro-batch sum over ranks."""
+    """Returns the bytes of the vectors of K that the targets of one micro-batch sum over ranks."""
     targets = getattr(objective, "targets", None)
     if targets is None:
         return 0
@@ -65,7 +66,8 @@ def vector_bytes(objective: Any, model: SelfDistillation) -> int:
 
 
 def products(cfg: Config, section: Mapping[str, Any]) -> str:
-    """What the products of a section are computed in: its own precision or the trainer's; tf32 where float32 is."""
+    """Returns the precision that the products of a section are computed in: its own or the trainer's; tf32 where
+    float32 is."""
     precision = str(section.get("precision", cfg["trainer"]["precision"]))
     return "tf32" if precision == "fp32" and cfg["trainer"]["matmul_precision"] == "high" else precision
 
@@ -73,7 +75,7 @@ def products(cfg: Config, section: Mapping[str, Any]) -> str:
 def step_seconds(
     cfg: Config, flops: step.Flops, communication: Mapping[str, float], request: Request, slices: int
 ) -> dict[str, float]:
-    """Of one step: compute, communication, what of it is not hidden, and their sum."""
+    """Returns the seconds of one step: compute, communication, what of it is not hidden, and their sum."""
     gpu, micro_batches = GPUS[request.gpu], slices // request.gpus
     trainer, sections = cfg["trainer"], {**cfg["objectives"], "da3": cfg["da3"]}
     work = (flops.algorithm + flops.recomputed - sum(flops.frozen.values())) / gpu.peak(products(cfg, trainer))
@@ -94,7 +96,7 @@ def step_seconds(
 
 
 def study(cfg: Config, seconds: float, request: Request) -> dict[str, float | None]:
-    """Of all runs. Hours of one run are on the clock."""
+    """Returns what all runs take together. The hours of one run are those on the clock."""
     steps, images = cfg["trainer"]["max_steps"], cfg["data"]["batch_size"]
     hours = steps * seconds / 3600
     gpu_hours = request.runs * request.gpus * hours

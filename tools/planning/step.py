@@ -60,7 +60,7 @@ class Flops:
 def mean_flops(
     model: SelfDistillation, batches: Sequence[Batch], shares: Sequence[float], hyper: Hyper, checkpointing: bool
 ) -> Flops:
-    """The mean over micro-batches of several sizes, each in its share of the steps."""
+    """Returns the mean FLOPs of micro-batches of several sizes, each in its share of the steps."""
     counts = [flops(model, batch, hyper, checkpointing) for batch in batches]
     return Flops(
         fmean([count.algorithm for count in counts], shares),
@@ -70,13 +70,14 @@ def mean_flops(
 
 
 def flops(model: SelfDistillation, batch: Batch, hyper: Hyper, checkpointing: bool) -> Flops:
+    """Returns the FLOPs of one micro-batch."""
     algorithm = step_flops(with_checkpointing(model, False), batch, hyper)
     again = step_flops(with_checkpointing(model, True), batch, hyper) - algorithm if checkpointing else 0
     return Flops(algorithm, again, frozen_flops(model, batch, hyper))
 
 
 def frozen_flops(model: SelfDistillation, batch: Batch, hyper: Hyper) -> dict[str, float]:
-    """Those of the forward passes of frozen networks, by objective."""
+    """Returns the FLOPs of the forward passes of frozen networks, by objective."""
     flops = dict.fromkeys(frozen_networks(model), 0.0)
     if not flops:
         return {}  # a forward pass takes seconds where a network is large
@@ -110,8 +111,8 @@ class Life:
     calls: Counter[str] = field(default_factory=Counter)  # forward calls of each block and network
 
     def peak(self, scale: Mapping[str, float]) -> dict[str, int]:
-        """Bytes by kind at the moment when their sum, each kind times its `scale` (1 where none is given), is
-        largest. Gradients that are complete, at the optimiser's step, are one of these moments."""
+        """Returns the bytes by kind at the moment when their sum, each kind times its `scale` (1 where none is given),
+        is largest. Gradients that are complete, at the optimiser's step, are one of these moments."""
         factors = [scale.get(kind, 1.0) for kind in self.kinds]
         now, most, moment = 0.0, -1.0, 0
         for index, (storage, sign) in enumerate(self.events):
@@ -124,7 +125,7 @@ class Life:
         return {kind: round(value) for kind, value in at.items()}
 
     def most(self, kind: str) -> int:
-        """The most bytes of one kind at any moment."""
+        """Returns the largest number of bytes of one kind at any moment."""
         return self.peak({other: float(other == kind) for other in KINDS})[kind]
 
 
@@ -140,13 +141,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._weights: dict[int, bool] = {}  # address of weights and what is made of weights alone -> is a parameter
 
     def know(self, tensor: Tensor, is_parameter: bool = False) -> None:
-        """A tensor that outlives the step."""
+        """Notes a tensor that outlives the step, which then counts as state."""
         address = tensor.untyped_storage()._cdata
         self._places[address] = -1
         if is_parameter:
             self._weights[address] = True
 
     def number(self, tensor: Tensor) -> int:
+        """Returns the number of a tensor's storage, -1 for state."""
         return self._places[tensor.untyped_storage()._cdata]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -191,7 +193,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def live_bytes(
     model: SelfDistillation, batch: Batch, hyper: Hyper, precision: str, *, gpu: bool, accumulate: int = 1
 ) -> Life:
-    """The storages of the gradients of one step. Weights, moments and the batch itself are state and not in it."""
+    """Returns the storages that computing the gradients of one step makes. Weights, moments and the batch itself are
+    state and not among them."""
     counts = {prototypes(network) for network in model.student.values()} - {0}
     shadow = copy.deepcopy(model)
     recorder = _Recorder(counts)
@@ -234,7 +237,8 @@ def _parameters(precision: str, model: SelfDistillation) -> contextlib.AbstractC
 
 @contextlib.contextmanager
 def _as_on(gpu: bool) -> Iterator[None]:
-    """Attention and packs of crops as they are on a GPU, whatever the precision, or as they are here."""
+    """Has attention and packs of crops computed as on a GPU within the context, whatever the precision; with `gpu`
+    False as they are here."""
     if not gpu:
         yield
         return
@@ -244,7 +248,7 @@ def _as_on(gpu: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _counted_calls(model: SelfDistillation, calls: Counter[str]) -> Iterator[None]:
-    """Forward calls of each unit, less those that recompute."""
+    """Counts the forward calls of each unit within the context, without those that recompute."""
 
     def note(name: str) -> Any:
         def hook(*_: Any) -> None:

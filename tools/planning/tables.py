@@ -10,14 +10,17 @@ GB = 1e9
 
 
 def gigabytes(size: float) -> str:
+    """Returns a number of bytes in GB, with two digits behind the point or, where it is small, two digits in all."""
     return f"{size / GB:.2f}" if size >= GB / 10 or not size else f"{size / GB:.2g}"
 
 
 def tables(plan: Plan) -> list[Table]:
+    """Returns the tables of a plan."""
     return [parameter_table(plan), memory_table(plan), speed_table(plan)]
 
 
 def parameter_table(plan: Plan) -> Table:
+    """Returns the table of parameters by network."""
     table = Table("network", "parameters", title="Parameters")
     for name, number in plan.parameters.items():
         table.add_row(name, f"{number:,}")
@@ -25,6 +28,7 @@ def parameter_table(plan: Plan) -> Table:
 
 
 def memory_table(plan: Plan) -> Table:
+    """Returns the table of memory by part, with and without activation checkpointing, and whether it fits."""
     request, own = plan.request, "on" if plan.checkpointing else "off"
     title = (
         f"Memory per GPU, GB: {plan.images_per_gpu} images, {plan.masked_tokens_per_gpu} masked tokens, "
@@ -52,6 +56,7 @@ def memory_table(plan: Plan) -> Table:
 
 
 def speed_table(plan: Plan) -> Table:
+    """Returns the table of speed and cost."""
     request, study_, seconds = plan.request, plan.study, plan.seconds
     gpu = GPUS[request.gpu]
     table = Table("", "", title="Speed and cost", show_header=False)

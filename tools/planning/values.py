@@ -42,5 +42,5 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """As the config has it."""
+        """The bytes on each GPU at the peak, with activation checkpointing as the config has it."""
         return sum(self.memory["on" if self.checkpointing else "off"].values())

@@ -82,6 +82,8 @@ class SlurmLauncher(Submitit):  # type: ignore[misc]
         return report(jobs)
 
     def _submit(self, jobs: Sequence["Job"]) -> None:
+        """Submits the jobs as one array and records in each run folder which job will run it. Raises ConfigError where
+        there is no SLURM."""
         from dinoswap.config.schema import ConfigError
         from dinoswap.studies.ledger import claim
         from dinoswap.studies.submit import executor, refusal, submitted
