@@ -42,7 +42,7 @@ ALPHA = 0.05
 SPREADS = (0.0, 0.5, 1.0, 2.0)
 """Standard deviations of an effect between seeds, in those of a run."""
 SEED_SPREAD = 3.0
-"""Of the levels of the seeds: blocks take it away."""
+"""The standard deviation of the levels of the seeds, which blocks take away."""
 TRUE = 2.0
 """The effect whose power is shown."""
 CHOSEN = "largest of the three"
@@ -94,7 +94,7 @@ class Design:
 
 @dataclass(frozen=True)
 class PValues:
-    """Of outcomes [rows, studies]: `p` by the choice of the error, each [effects, studies]."""
+    """The p of outcomes [rows, studies]: `p` by the choice of the error, each [effects, studies]."""
 
     p: dict[str, Array]
     shares: Array | None = None

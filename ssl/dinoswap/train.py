@@ -63,7 +63,7 @@ def _main() -> None:
 
 
 def _one_of_several() -> bool:
-    """Whether this process is one of several ranks, read from the environment to avoid importing torch."""
+    """Tells whether this process is one of several ranks, read from the environment to avoid importing torch."""
     return os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1"
 
 

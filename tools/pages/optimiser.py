@@ -21,7 +21,7 @@ NARROW = [
     "heads.dino_head={prototypes: 8, hidden_dim: 8, bottleneck_dim: 8}",
     "heads.ibot_head={prototypes: 8, hidden_dim: 8, bottleneck_dim: 8}",
 ]  # fmt: skip
-"""Its depth, batch and schedules; widths change none of them."""
+"""The recipe with its depth, batch and schedules, in narrow networks: widths change none of these."""
 POINTS = 300
 LINES = {"official": "-", "legacy": "--"}
 

@@ -49,8 +49,8 @@ STATE = "state"
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one micro-batch: the algorithm's as published, what checkpointing computes again, and of the former those of
-    frozen networks by objective, which may have a precision of their own."""
+    """The FLOPs of one micro-batch: those of the algorithm as published, those that checkpointing computes again, and,
+    of the former, those of frozen networks by objective, which may have a precision of their own."""
 
     algorithm: float
     recomputed: float

@@ -26,7 +26,8 @@ Grid = tuple[int, int]
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
-    """A context with autocast to bfloat16, or off. On the meta device, where FLOPs are counted, it does nothing."""
+    """Returns a context with autocast to bfloat16, or off. On the meta device, where FLOPs are counted, it does
+    nothing."""
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -36,7 +36,7 @@ LIGHT = np.array([0.48, 0.8, -0.36])
 AMBIENT = 0.4
 """The brightness of a surface that is turned away from the light; facing it, it is 1."""
 ROWS_AND_COLUMNS = ((1, 2), (2, 0), (1, 0))
-"""Of the sides of a box, which the rows and columns of an image run along, on the faces across each side."""
+"""For the faces across each side of a box, the sides that the rows and columns of an image run along."""
 
 Floats = NDArray[np.float64]
 

@@ -43,7 +43,7 @@ class StoredDepth(DepthSource):
     depths in metres that count. Raises ValueError for a number out of range."""
 
     pairs: Mapping[str, Pairs]
-    """Those of the parts "train" and "test", which a subclass finds."""
+    """The pairs of the parts "train" and "test", which a subclass finds."""
 
     def __init__(self, scale: float, valid: tuple[float, float], train: int, test: int, side: int) -> None:
         if not scale > 0:

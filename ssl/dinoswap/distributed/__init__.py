@@ -102,6 +102,8 @@ def rows_per_rank(rows: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
+    """The rows of all ranks, whose gradients go back to the rank that they are of."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.rows = len(rows)

@@ -245,7 +245,8 @@ def extract(images: EvalImages, readers: Mapping[str, Reader], preemption: Preem
 def evaluating(
     module: nn.Module, device: torch.device | str = "cpu", autocast: torch.dtype | None = None
 ) -> Iterator[None]:
-    """A context with evaluation mode and autocast. Afterwards every submodule has its own training flag again."""
+    """Has a module in evaluation mode, under autocast, within the context. Afterwards every submodule has its own
+    training flag again."""
     flags = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -175,7 +175,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether `path` is a checkpoint of this run and no link. What a link leads to is never deleted."""
+    """Tells whether `path` is a checkpoint of this run and no link. What a link leads to is never deleted."""
     try:
         return _is_folder(path) and bool(meta_of(path))
     except CheckpointError:

@@ -30,11 +30,11 @@ from dinoswap.metric.logistic_regression import HOLD_OUT
 from dinoswap.metric.patches import drawn, in_patches
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Of the squared weights of standardised tokens, beside the mean squared error."""
+"""The factors of the squared weights of standardised tokens beside the mean squared error, of which one is picked."""
 RAISED, OF_MEAN = 0.1, 0.15
 """What dinov2 adds to the score of each bin, and the weight of the squared mean in its loss."""
 STEPS, PENALTY_OF_BINS = 100, 1e-4
-"""Of L-BFGS, and of the squared weights of standardised tokens beside the loss."""
+"""The largest number of steps of L-BFGS, and the factor of the squared weights beside the loss."""
 WITHIN = 1.25
 """The depth of a pixel counts as right up to this factor."""
 

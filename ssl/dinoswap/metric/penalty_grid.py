@@ -21,7 +21,7 @@ from dinoswap.distributed import all_reduce_sum, rank, world_size
 from dinoswap.metric.logistic_regression import GRID, check_probe, held_out
 
 STEPS, HISTORY = 500, 10
-"""Of L-BFGS, at most, and how many of them it remembers."""
+"""The largest number of steps of L-BFGS, and how many of them it remembers."""
 LEAST_GAIN = 1e-6
 """L-BFGS ends when a step lowers the sum over the grid by less."""
 LOGITS = 2**26

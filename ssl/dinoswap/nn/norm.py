@@ -13,7 +13,8 @@ NormKind = Literal["layernorm", "rmsnorm"]
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's, whose weights may have less precision than the tokens, as those that ranks gather in half precision."""
+    """torch's LayerNorm, whose weights may have less precision than the tokens, as those that ranks gather in half
+    precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the normed x [..., dim], in its type."""
@@ -21,7 +22,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, likewise."""
+    """torch's RMSNorm, whose weights may have less precision than the tokens, as those that ranks gather in half
+    precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the normed x [..., dim], in its type."""

@@ -16,14 +16,15 @@ of a second, where 1024 would take seven."""
 
 
 def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
-    """A context with autocast off. It does nothing on the meta device, where FLOPs are counted without autocast."""
+    """Returns a context with autocast off. It does nothing on the meta device, where FLOPs are counted without
+    autocast."""
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def parameters_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
-    """A context, for forward and backward passes, in which a module has copies of its parameters in `dtype`. Gradients
+    """Gives a module copies of its parameters in `dtype` within the context, for forward and backward passes. Gradients
     pass through them to the parameters themselves."""
     places = [
         (part, name, parameter)

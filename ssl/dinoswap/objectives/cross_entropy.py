@@ -87,5 +87,5 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _is_leaf(x: Tensor) -> bool:
-    """Whether x is, or is a view of, a leaf of the autograd graph."""
+    """Tells whether x is, or is a view of, a leaf of the autograd graph."""
     return x.is_leaf if x._base is None else x._base.is_leaf

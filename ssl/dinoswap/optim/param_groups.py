@@ -29,7 +29,7 @@ class WeightDecay(Protocol):
 
 
 def is_regularised(name: str) -> bool:
-    """Whether the parameter `name` gets weight decay."""
+    """Tells whether the parameter `name` gets weight decay."""
     return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
 
 

@@ -103,7 +103,7 @@ def require_same_command(config: Mapping[str, Any]) -> None:
 
 
 def is_complete(record_path: Path) -> bool:
-    """Whether run.json says that the run is completed."""
+    """Tells whether run.json says that the run is completed."""
     return record_path.exists() and load_record(record_path)["status"] == "completed"
 
 
@@ -143,8 +143,8 @@ def failure_recorded(
     identity: Mapping[str, Any] = MappingProxyType({}),
     data: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """A context that writes the exception of a launched job into run.json in `folder()` before it is raised again:
-    nobody watches the output of such a job."""
+    """Writes an exception that is raised within the context, in a launched job, into run.json in `folder()` before it
+    is raised again: nobody watches the output of such a job."""
     try:
         yield
     except Exception as error:

@@ -83,7 +83,7 @@ class Journal:
         )
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether metrics.jsonl holds an evaluation after `step`."""
+        """Tells whether metrics.jsonl holds an evaluation after `step`."""
         return any(row["step"] == step and "loss" not in row for row in read(self.metrics.path))
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
@@ -124,7 +124,7 @@ class Journal:
             self.metrics.sync()
 
     def _is_term(self, name: str) -> bool:
-        """Whether a logged value is `objective/term`."""
+        """Tells whether a logged value is `objective/term`."""
         return name.split("/")[0] in self.objectives
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:

@@ -94,8 +94,8 @@ class Display:
 
     @contextmanager
     def paused(self, doing: str) -> Iterator[None]:
-        """A context for work that is not training, such as an evaluation: its time is left out of the rates and the
-        ETA, and `doing` is shown meanwhile."""
+        """Leaves the time within the context, in which work is done that is not training, such as an evaluation, out of
+        the rates and the ETA; `doing` is shown meanwhile."""
         start = time.perf_counter()
         self._doing = doing
         self._refresh()
@@ -175,7 +175,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
-    """A context in which the package logs to the file `path`, appended, and to standard output.
+    """Has the package log to the file `path`, appended, and to standard output within the context.
 
     On a terminal the lines appear above the live line, without the plain progress lines. Of several ranks only the
     first prints; each other rank has a file of its own, log.rank1.txt, and is silent.
@@ -206,6 +206,6 @@ def logging_to(path: Path, console: Console | None = None) -> Iterator[None]:
 
 
 def _interactive(console: Console) -> bool:
-    """Whether `console` is a real terminal. Rich also takes FORCE_COLOR for one, but a log file should have no live
-    line."""
+    """Tells whether `console` is a real terminal. Rich also takes FORCE_COLOR for one, but a log file should have no
+    live line."""
     return console.file.isatty() and not console.is_dumb_terminal

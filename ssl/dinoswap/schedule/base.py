@@ -78,14 +78,14 @@ def require_rates(values: Mapping[str, float]) -> None:
 
 
 def require_momenta(values: Mapping[str, float]) -> None:
-    """Raises ValueError for a momentum of the teacher that is none, likewise."""
+    """Raises ValueError for a momentum of the teacher outside [0, 1]; the keys are the names in the message."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value}: an EMA momentum lies between 0 and 1")
 
 
 def require_temperatures(values: Mapping[str, float]) -> None:
-    """Raises ValueError for a temperature that is none, likewise."""
+    """Raises ValueError for a temperature that is not above 0; the keys are the names in the message."""
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name}={value}: a temperature must be above 0 (the recipe uses .04-.07)")

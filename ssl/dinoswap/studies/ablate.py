@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """The console script: runs one command and exits with its status, or with EXIT_USAGE and a message for a
+    """Runs one command of the console script and exits with its status, or with EXIT_USAGE and a message for a
     ConfigError."""
     try:
         arguments = parser().parse_intermixed_args()

@@ -105,7 +105,7 @@ class Teller:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: returns the exit status, EXIT_USAGE with a message for a ConfigError."""
+    """Runs the console script and returns its exit status: EXIT_USAGE, with a message, for a ConfigError."""
     try:
         return tune(parser().parse_intermixed_args(argv))
     except ConfigError as error:

@@ -14,7 +14,7 @@ from dinoswap.teacher.base import IMAGENET_MEAN, IMAGENET_STD, Triple
 from dinoswap.teacher.published import PublishedTeacher
 
 PATCH_SIZE, REGISTERS = 16, 4
-"""Of every published model."""
+"""The side of a patch in pixels and the number of registers of every published model."""
 STATISTICS: dict[str, tuple[Triple, Triple]] = {
     "lvd1689m": (IMAGENET_MEAN, IMAGENET_STD),
     "sat493m": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),

@@ -77,7 +77,7 @@ class MlflowTracker(Tracker):
         self._client.log_batch(self._id, metrics=new)
 
     def _has(self, name: str, step: int) -> bool:
-        """Whether the run had a metric at this step, or a later one, when it was continued."""
+        """Tells whether the run had a metric at this step, or a later one, when it was continued."""
         if self._last is None:
             return False
         if name not in self._last:

@@ -30,7 +30,7 @@ EXPLICIT = ("num_heads", "norm_eps")
 HEADS_OF_WIDTH = {4096: 32}
 """The heads of the one released model, the 7B, that has not 64 channels for each."""
 EPS, EPS_OF_LAYERNORM = 1e-5, 1e-6
-"""Of all released models, and what norm_layer=layernorm means, the default of the training code."""
+"""The epsilon of all released models, and that of norm_layer=layernorm, the default of the training code."""
 ROUNDED = (
     f"{PERIODS} is rounded, as training in bfloat16 leaves it; the network computes its periods in float32, as timm "
     "and transformers do, up to 0.4 % from these"

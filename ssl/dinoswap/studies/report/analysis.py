@@ -72,7 +72,7 @@ class Analysis:
 
     @property
     def reference(self) -> str:
-        """In words, what the differences are measured against."""
+        """What the differences are measured against, in words."""
         return "each factor's first level" if self.crossed else self.collected.design.reference.name
 
     @property

@@ -49,7 +49,7 @@ class Architecture:
         return 2 * self.embed_dim if self.cat_token else self.embed_dim
 
     def is_global(self, block: int) -> bool:
-        """Whether the block attends across all views."""
+        """Tells whether the block attends across all views."""
         return self.alt_start is not None and block >= self.alt_start and block % 2 == 1
 
 
