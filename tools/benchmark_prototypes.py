@@ -180,34 +180,38 @@ def main() -> int:
     parser.add_argument("--earlier", type=Path, help="folder with the package `dinoswap` of another revision")
     parser.add_argument("-o", "--output", type=Path, help="folder for prototypes.json and README.md")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    sizes = {"rows": given.rows, "prototypes": given.prototypes, "dim": given.dim}
-    if given.measure:
-        measured = measure(given.measure, given.device, given.steps, precision=given.precisions[0], **sizes)
+    arguments = parser.parse_args()
+    sizes = {"rows": arguments.rows, "prototypes": arguments.prototypes, "dim": arguments.dim}
+    if arguments.measure:
+        measured = measure(
+            arguments.measure, arguments.device, arguments.steps, precision=arguments.precisions[0], **sizes
+        )
         print(json.dumps(measured))
         return 0
-    forms = ["official", *(["earlier"] if given.earlier else []), "ours"]
+    forms = ["official", *(["earlier"] if arguments.earlier else []), "ours"]
     rows = []
-    for precision in given.precisions:
+    for precision in arguments.precisions:
         options = [*(f"--{name}={value}" for name, value in sizes.items()), f"--precisions={precision}"]
-        options += [f"--device={given.device}", f"--steps={given.steps}"]
-        of_forms = measure_in_turns(forms, given.rounds, lambda form, own=options: alone(form, given.earlier, own))
+        options += [f"--device={arguments.device}", f"--steps={arguments.steps}"]
+        of_forms = measure_in_turns(
+            forms, arguments.rounds, lambda form, own=options: alone(form, arguments.earlier, own)
+        )
         rows += [{"precision": precision, **row} for row in of_forms]
-    matrix = given.rows * given.prototypes * 4
+    matrix = arguments.rows * arguments.prototypes * 4
     table = cells(rows, matrix)
     Console(width=None if sys.stdout.isatty() else 160).print(rich_table(table))
-    if given.output:
+    if arguments.output:
         machine = measured_on()
         words = (
-            f"# Memory and time of the losses at K = {given.prototypes}\n\n"
+            f"# Memory and time of the losses at K = {arguments.prototypes}\n\n"
             f"`python tools/benchmark_prototypes.py {' '.join(sys.argv[1:])}` on {in_words(machine)}.\n"
-            f"Last layers, Sinkhorn-Knopp, cross-entropy and backward of {given.rows} masked tokens; a float32 "
+            f"Last layers, Sinkhorn-Knopp, cross-entropy and backward of {arguments.rows} masked tokens; a float32 "
             f"[M, K] is {matrix / 2**20:.0f} MiB.\n`official` is the form of facebookresearch/dinov2 @ b8931f7.\n\n"
         )
-        given.output.mkdir(parents=True, exist_ok=True)
+        arguments.output.mkdir(parents=True, exist_ok=True)
         report = json.dumps({"machine": machine, **sizes, "rows": rows}, indent=2) + "\n"
-        write_atomically(given.output / "prototypes.json", report)
-        write_atomically(given.output / "README.md", words + markdown_table(table) + "\n")
+        write_atomically(arguments.output / "prototypes.json", report)
+        write_atomically(arguments.output / "README.md", words + markdown_table(table) + "\n")
     return 0
 
 

@@ -19,9 +19,9 @@ METRIC = "eval/knn_top1"
 
 def arm_names(runs: pd.DataFrame) -> pd.Series:
     """Returns, for each run id, the overrides that not all runs have, without the seed."""
-    asked = runs.drop_duplicates("run_id").set_index("run_id")["overrides"].map(shlex.split)
-    shared = set.intersection(*map(set, asked))
-    own = asked.map(lambda words: [word for word in words if word not in shared and not word.startswith("seed=")])
+    overrides = runs.drop_duplicates("run_id").set_index("run_id")["overrides"].map(shlex.split)
+    shared = set.intersection(*map(set, overrides))
+    own = overrides.map(lambda words: [word for word in words if word not in shared and not word.startswith("seed=")])
     return own.map(" ".join)
 
 

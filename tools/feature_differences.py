@@ -90,12 +90,12 @@ def stored_pair(
     layout: str,
     state: Mapping[str, Tensor],
     stated: dict[str, str],
-    seen: Sequence[tuple[Tensor, Tensor]],
+    samples: Sequence[tuple[Tensor, Tensor]],
 ) -> Pair:
-    """Returns the pair of an official code whose weights and tokens were stored: `seen` are images, each with the
+    """Returns the pair of an official code whose weights and tokens were stored: `samples` are images, each with the
     tokens [B, T, D] that the code computed of them. `stated` is what the metadata of the file says."""
-    images = {(crops.shape[2], crops.shape[3]): crops for crops, _ in seen}
-    tokens = {(crops.shape[2], crops.shape[3]): expected for crops, expected in seen}
+    images = {(crops.shape[2], crops.shape[3]): crops for crops, _ in samples}
+    tokens = {(crops.shape[2], crops.shape[3]): expected for crops, expected in samples}
 
     def build(folder: Path) -> tuple[Features, Features]:
         save_file(dict(state), folder / "weights.safetensors", stated)
@@ -111,17 +111,17 @@ def of_official_codes() -> list[Pair]:
     resampled = {"num_heads": "3", "interpolate_offset": "0.1", "interpolate_antialias": "false"}
     for code, folder, stated in (("dinov2", "official", resampled), ("dinov3", "dinov3", {"norm_eps": "1e-6"})):
         file = Fixture(FIXTURES / folder / f"vit_{code}.npz")
-        seen = []
+        samples = []
         for section, images in IN_FIXTURES.items():
             tokens = [file[key] for name in TOKENS if (key := f"{section}/{name}") in file]
             tokens[0] = tokens[0][:, None]  # [B, D] -> [B, 1, D]
-            seen.append((file[images], torch.cat(tokens, dim=1)))
+            samples.append((file[images], torch.cat(tokens, dim=1)))
         name = f"facebookresearch/{code} @ {file.meta['commits'][code][:7]}"
-        pairs.append(stored_pair(name, code, file.below("sd/"), stated, seen))
+        pairs.append(stored_pair(name, code, file.below("sd/"), stated, samples))
     file = Fixture(FIXTURES / "ibot" / "vit_ibot.npz")
     for code, name in (("dino", "facebookresearch/dino @ 04c0ad9"), ("ibot", "bytedance/ibot @ c24f870")):
-        seen = [(file[f"in/{size}"], file[f"{code}/{size}"]) for size in ("32x32", "48x48", "24x40")]
-        pairs.append(stored_pair(name, code, file.below(f"{code}/sd/"), {"num_heads": "2"}, seen))
+        samples = [(file[f"in/{size}"], file[f"{code}/{size}"]) for size in ("32x32", "48x48", "24x40")]
+        pairs.append(stored_pair(name, code, file.below(f"{code}/sd/"), {"num_heads": "2"}, samples))
     return pairs
 
 
@@ -239,16 +239,16 @@ def page(measured: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for features.json and README.md")
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     measured = {
         "command": shlex.join(["python", "tools/feature_differences.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": measured_on(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "tables": {title: measure(pairs()) for title, pairs in PAIRS.items()},
     }
-    given.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(given.output / "features.json", json.dumps(measured, indent=2) + "\n")
-    write_atomically(given.output / "README.md", page(measured))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.output / "features.json", json.dumps(measured, indent=2) + "\n")
+    write_atomically(arguments.output / "README.md", page(measured))
     print(page(measured))
     return 0
 

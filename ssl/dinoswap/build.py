@@ -140,8 +140,10 @@ def _build_targets(cfg: Config, section: Config, key: str) -> nn.Module:
     """Returns the normaliser of teacher logits. One that takes `prototypes`, as it holds a centre, gets the number of
     its objective or of the objective's head."""
     option = option_class(section["targets"], key)
-    wants = "prototypes" in inspect.signature(option).parameters
-    arguments = {"prototypes": cfg["heads"].get(section.get("head"), section).get("prototypes")} if wants else {}
+    takes_prototypes = "prototypes" in inspect.signature(option).parameters
+    arguments = (
+        {"prototypes": cfg["heads"].get(section.get("head"), section).get("prototypes")} if takes_prototypes else {}
+    )
     return cast(nn.Module, construct(option, section["targets"], key, **arguments))
 
 

@@ -61,16 +61,16 @@ def describe(backbone: "Backbone", data: DataFacts, settings: dict[str, Any]) ->
     return {"weights": digest.hexdigest(), "data": data.fingerprint, "config": config, **settings}
 
 
-def begin(out: Path, about: dict[str, Any]) -> None:
+def begin(out: Path, description: dict[str, Any]) -> None:
     """Makes the folder with its embedding.json. Raises ConfigError where it has features of something else."""
-    about = json.loads(json.dumps(about))
+    description = json.loads(json.dumps(description))
     if (out / ABOUT).is_file():
         before = json.loads((out / ABOUT).read_text())
-        if other := [name for name in about if before.get(name) != about[name]]:
+        if other := [name for name in description if before.get(name) != description[name]]:
             raise ConfigError(f"-o {out}: has features of other {', '.join(other)}; give another folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / ABOUT, json.dumps(about, indent=2) + "\n")
+    write_atomically(out / ABOUT, json.dumps(description, indent=2) + "\n")
 
 
 def embed(
@@ -232,13 +232,13 @@ def run_here(arguments: argparse.Namespace, config: Config) -> None:
     size = evaluation.size or backbone.config["size"]
     kinds = tuple(sorted(set(arguments.features)))
     settings = {"size": size, "resize": evaluation.resize, "mean": loading.mean, "std": loading.std}
-    about = describe(backbone, data, settings | {"precision": trainer.arithmetic, "features": kinds})
-    require_same(about, "give all ranks the same weights, images and command")
+    description = describe(backbone, data, settings | {"precision": trainer.arithmetic, "features": kinds})
+    require_same(description, "give all ranks the same weights, images and command")
     mean, std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
     network = backbone.network.to(device)
     tokens = math.prod(network.patch_embed.grid(size, size)), network.embed_dim
     frozen = FrozenBackbone(network, mean, std, device, PRODUCTS.get(trainer.precision), kinds)
-    on_main(lambda: begin(arguments.out, about))
+    on_main(lambda: begin(arguments.out, description))
     with Progress(console=Console(stderr=True), disable=not is_main()) as progress:
         for part, images in (("train", source.train()), ("test", source.test())):
             if images is None:

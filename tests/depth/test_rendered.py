@@ -72,7 +72,7 @@ def planes_met(room: Room, ray: NDArray[np.float64]) -> float:
 @pytest.mark.parametrize("pitch", [0.0, 0.35, -0.1])
 def test_depth_is_that_of_rays_followed_plane_by_plane(pitch: float) -> None:
     room, side = a_room(pitch), 16
-    _, depth = room.seen(side, [np.zeros((4, 4, 3), dtype=np.uint8)] * room.textures)
+    _, depth = room.render(side, [np.zeros((4, 4, 3), dtype=np.uint8)] * room.textures)
     down = np.array([0, -math.cos(pitch), -math.sin(pitch)])
     forward = np.array([0, -math.sin(pitch), math.cos(pitch)])
     assert abs(down @ forward) < 1e-12
@@ -111,7 +111,7 @@ def test_a_box_is_seen_up_to_its_projected_corners() -> None:
 def test_surfaces_show_their_image_shaded_by_the_light() -> None:
     room, side = a_room(), 48
     textures = [np.full((4, 4, 3), 100 + 20 * number, dtype=np.uint8) for number in range(room.textures)]
-    view, _ = room.seen(side, textures)
+    view, _ = room.render(side, textures)
     rays = room.rays(side)
     _, face, solid = room.met(rays)
     shown = view[0].ravel()

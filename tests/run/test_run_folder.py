@@ -21,11 +21,11 @@ from dinoswap.run.run_folder import (
     POINTER,
     folder_of,
     followed,
-    leave_word,
     own_identity,
     planned_folder,
     planned_id,
     point,
+    write_pointers,
 )
 from small_models import composed
 
@@ -107,9 +107,9 @@ def test_a_damaged_pointer_leads_nowhere(content: str, tmp_path: Path) -> None:
 def test_the_launcher_finds_the_run_where_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, folder = tmp_path / "s" / "asked" / "seed0", tmp_path / "s" / "own" / "seed0"
     monkeypatch.setenv(PLACE, str(asked))
-    leave_word(SMOKE, folder, {})
+    write_pointers(SMOKE, folder, {})
     assert followed(asked) == folder
-    leave_word(SMOKE, asked, {})  # its own place after all
+    write_pointers(SMOKE, asked, {})  # its own place after all
     assert followed(asked) == asked
 
 
@@ -118,13 +118,13 @@ def test_a_study_finds_a_run_of_several_ranks(tmp_path: Path) -> None:
     study = {**SMOKE, "study": "s"}
     alone, two = (own_identity(study, data_facts(study), ranks) for ranks in (1, 2))
     places = {ranks: tmp_path / "s" / run_id(own) / "seed0" for ranks, own in ((1, alone), (2, two))}
-    leave_word(SMOKE, places[2], two)  # of no study: nobody asks
+    write_pointers(SMOKE, places[2], two)  # of no study: nobody asks
     assert not places[1].exists()
-    leave_word(study, places[2], two)
+    write_pointers(study, places[2], two)
     assert followed(places[1]) == places[2]
-    leave_word(study, places[1], alone)  # there is one of one rank now
+    write_pointers(study, places[1], alone)  # there is one of one rank now
     (places[1] / "run.json").touch()
-    leave_word(study, places[2], two)
+    write_pointers(study, places[2], two)
     assert followed(places[1]) == places[1]
 
 

@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 
 from dinoswap.config.schema import ConfigError
-from dinoswap.studies.tuning.journal import Lock, mend, open_journal
+from dinoswap.studies.tuning.journal import Lock, open_journal, repair
 from dinoswap.studies.tuning.trials import storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -86,7 +86,7 @@ def test_damage_that_a_worker_leaves_while_others_go_on(journal: Path) -> None:
 
 def test_a_whole_journal_is_left_alone(journal: Path) -> None:
     before = journal.stat()
-    mend(journal)
+    repair(journal)
     study_in(journal.parent)
     assert not journal.with_name("journal.log.damaged-1").exists()
     assert journal.stat().st_ino == before.st_ino

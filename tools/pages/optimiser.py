@@ -70,13 +70,13 @@ def training(side: str) -> Training:
     trainer = build_trainer(config)
     groups, total = trainer.optimizer.param_groups, config["trainer"]["max_steps"]
     steps = np.unique(np.r_[np.linspace(0, 0.02 * total, 40), np.linspace(0, total - 1, POINTS)].astype(int))
-    seen: dict[str, list[list[float]]] = {"lr": [], "weight_decay": []}
+    history: dict[str, list[list[float]]] = {"lr": [], "weight_decay": []}
     hyper = [trainer.schedules.at(int(step)) for step in steps]
     for values in hyper:
         apply_schedules(groups, values)
-        for key, rows in seen.items():
+        for key, rows in history.items():
             rows.append([group[key] for group in groups])
-    columns = {key: np.array(rows).T for key, rows in seen.items()}  # [steps, groups] -> [groups, steps]
+    columns = {key: np.array(rows).T for key, rows in history.items()}  # [steps, groups] -> [groups, steps]
     traced = [
         {**group, **{key: column[index] for key, column in columns.items()}} for index, group in enumerate(groups)
     ]

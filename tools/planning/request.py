@@ -36,15 +36,15 @@ def checked_request(
     return Request(gpu, gpus, spread, utilisation or GPUS[gpu].utilisation, runs, price)
 
 
-def chosen_sharding(overrides: Sequence[str], gpus: int, asked: str | None) -> str:
+def chosen_sharding(overrides: Sequence[str], gpus: int, requested: str | None) -> str:
     """Returns the sharding of --sharding, or else that of the group `distributed`. Raises ConfigError where the two
     disagree, and for several GPUs without any."""
-    if asked is not None and asked not in SHARDINGS:
-        raise ConfigError(f"--sharding {asked}: use one of {', '.join(SHARDINGS)}.{nearest(asked, SHARDINGS)}")
+    if requested is not None and requested not in SHARDINGS:
+        raise ConfigError(f"--sharding {requested}: use one of {', '.join(SHARDINGS)}.{nearest(requested, SHARDINGS)}")
     chosen = chosen_options(overrides).get("distributed", "none")
-    if asked is not None and chosen not in ("none", asked):
-        raise ConfigError(f"--sharding {asked}: distributed={chosen} says otherwise; leave one of them out")
-    spread = asked or chosen
+    if requested is not None and chosen not in ("none", requested):
+        raise ConfigError(f"--sharding {requested}: distributed={chosen} says otherwise; leave one of them out")
+    spread = requested or chosen
     if spread == "none" and gpus > 1:
         raise ConfigError(f"--gpus {gpus}: one process drives one GPU; add distributed=ddp or distributed=fsdp2")
     return spread

@@ -139,11 +139,11 @@ def check_crops(cfg: Config) -> None:
             )
     for name in ("global_size", "local_size"):
         mixed = [getattr(sizes, name) for sizes in step_sizes(cfg)]
-        whole = [max(round(size / patch), 1) * patch for size in mixed]
-        if mixed != whole:
+        multiples = [max(round(size / patch), 1) * patch for size in mixed]
+        if mixed != multiples:
             raise ConfigError(
                 f"resolution.{name}s={mixed}: must be multiples of model.patch_size={patch}; "
-                f"try resolution.{name}s={str(whole).replace(' ', '')}"
+                f"try resolution.{name}s={str(multiples).replace(' ', '')}"
             )
     if evaluation.resize is not None and evaluation.resize < evaluated:
         raise ConfigError(f"evaluation.resize={evaluation.resize}: must be at least the size evaluated on, {evaluated}")

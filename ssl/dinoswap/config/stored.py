@@ -89,16 +89,16 @@ def completed(
         of_another_class = of_one_class and known[ROOT].get(place) != owner
     introduced = {} if of_another_class else {key: value for key, value in known[ROOT].items() if is_value(key, known)}
     own = known.get(owner, {}) if owner else {}
-    whole = dict(section)
+    complete = dict(section)
     if place:
         lacking = _sections_below(place, introduced) | (_sections_below(prefix, own) if owner else set())
-        whole = {name: {} for name in sorted(lacking) if full_key(place, name) not in known[ROOT]} | whole
-    for name, value in whole.items():
+        complete = {name: {} for name in sorted(lacking) if full_key(place, name) not in known[ROOT]} | complete
+    for name, value in complete.items():
         if isinstance(value, Mapping):
             inner = full_key(place, name), owner, full_key(prefix, name)
-            whole[name] = completed(value, known, *inner, of_another_class)
+            complete[name] = completed(value, known, *inner, of_another_class)
     values = _directly_below(place, introduced) | (_directly_below(prefix, own) if owner else {})
-    return {name: value for name, value in values.items() if full_key(place, name) not in (*MOVED, *RETIRED)} | whole
+    return {name: value for name, value in values.items() if full_key(place, name) not in (*MOVED, *RETIRED)} | complete
 
 
 def is_value(key: str, known: Known) -> bool:

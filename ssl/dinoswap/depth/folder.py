@@ -40,10 +40,10 @@ class FilePairs:
         images = files_by_name(root, f"images/{part}", extensions())
         depths = files_by_name(root, f"depth/{part}", SUFFIXES)
         if alone := sorted(images.keys() ^ depths.keys()):
-            there, other = ("images", "depth") if alone[0] in images else ("depth", "images")
+            present, absent = ("images", "depth") if alone[0] in images else ("depth", "images")
             raise ValueError(
-                f"path={root}: {len(alone)} files of the {part} part are in one folder only: {there}/{part}/{alone[0]} "
-                f"is not in {other}/{part}; add it there, or remove it here"
+                f"path={root}: {len(alone)} files of the {part} part are in one folder only: "
+                f"{present}/{part}/{alone[0]} is not in {absent}/{part}; add it there, or remove it here"
             )
         names = sorted(images)
         return cls([images[name] for name in names], [depths[name] for name in names])

@@ -94,7 +94,7 @@ class Rooms:
         room = Room.drawn(draw, int(draw.integers(self.boxes[0], self.boxes[1], endpoint=True)))
         rows = draw.choice(self.rows, size=room.textures)
         textures = [clean_crop(self.images.load(int(row)), self.size, self.size) for row in rows]
-        view, depth = room.seen(self.shape[1], textures)
+        view, depth = room.render(self.shape[1], textures)
         return Scene(view[None], VALID.known(depth))
 
 
@@ -147,9 +147,9 @@ class Room:
         solids = []
         for _ in range(boxes):
             half = draw.uniform((0.15, 0.15, 0.15), (0.5, 0.8, 0.5))
-            away = draw.uniform(2.0, length - 0.5)
-            aside = np.clip(draw.uniform(-0.8, 0.8) * VIEW * away, middle - width / 2, middle + width / 2)
-            solids.append(Solid((float(aside), half[1], away), tuple(half), draw.uniform(0, np.pi / 2)))
+            distance = draw.uniform(2.0, length - 0.5)
+            aside = np.clip(draw.uniform(-0.8, 0.8) * VIEW * distance, middle - width / 2, middle + width / 2)
+            solids.append(Solid((float(aside), half[1], distance), tuple(half), draw.uniform(0, np.pi / 2)))
         return cls(hull, solids, draw.uniform(0.8, 1.8), draw.uniform(np.radians(-10), np.radians(35)))
 
     @property
@@ -181,7 +181,7 @@ class Room:
             depth[hit], face[hit], solid[hit] = entry[hit], near[hit].argmax(1), number
         return depth, face, solid
 
-    def seen(self, side: int, textures: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], Floats]:
+    def render(self, side: int, textures: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], Floats]:
         """Returns a square view, uint8 [3, side, side], and its depth, [side, side]. The textures, uint8 [size, size,
         3], are those across the sides of the hull, then one of each box."""
         rays = self.rays(side)

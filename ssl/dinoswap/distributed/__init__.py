@@ -126,12 +126,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
-def any_rank(*wishes: bool) -> list[bool]:
-    """Returns for each of `wishes` whether it is true on any rank. It is meant for decisions that all ranks must take
+def any_rank(*flags: bool) -> list[bool]:
+    """Returns for each of `flags` whether it is true on any rank. It is meant for decisions that all ranks must take
     together, and takes one small reduction for all of them. Hosts reduce it, so that no device is waited for."""
     if world_size() == 1:
-        return list(wishes)
-    return [bool(flag) for flag in all_reduce_max(torch.tensor(wishes, dtype=torch.uint8)).tolist()]
+        return list(flags)
+    return [bool(flag) for flag in all_reduce_max(torch.tensor(flags, dtype=torch.uint8)).tolist()]
 
 
 def on_main(work: Callable[[], T]) -> T:

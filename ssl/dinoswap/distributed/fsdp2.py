@@ -119,8 +119,8 @@ def _shard(
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard and not keep)
     if keep:
         cast(FSDPModule, network).set_reshard_after_backward(False)
-    for now, then in pairwise([network, *blocks]):
-        cast(FSDPModule, now).set_modules_to_forward_prefetch([cast(FSDPModule, then)])
+    for earlier, following in pairwise([network, *blocks]):
+        cast(FSDPModule, earlier).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
 
 
 def _prefetch_backward(networks: Sequence[nn.Module]) -> None:
@@ -137,8 +137,8 @@ def _prefetch_backward(networks: Sequence[nn.Module]) -> None:
 
 def _prefetch_along(parts: Sequence[nn.Module]) -> None:
     """Has the weights of each part gathered while the part before it in the list computes its backward pass."""
-    for now, then in pairwise(parts):
-        cast(FSDPModule, now).set_modules_to_backward_prefetch([cast(FSDPModule, then)])
+    for part, following in pairwise(parts):
+        cast(FSDPModule, part).set_modules_to_backward_prefetch([cast(FSDPModule, following)])
 
 
 def blocks_of(network: nn.Module) -> Sequence[nn.Module]:

@@ -132,13 +132,13 @@ def _over_batches(
 ) -> dict[str, list[Any]]:
     """Returns what `work`, of all rows or by row, makes of (tokens, truth, index of the first scene) of each batch, by
     row, in the order of the batches, on every rank."""
-    here = iter(reader)
+    own_batches = iter(reader)
     starts = iter(reader.starts)
     made: list[dict[str, Any]] = []
     for _ in range(reader.rounds):
         if any_rank(preemption.requested is not None)[0]:
             raise StopAsked
-        scenes, first = next(here, []), next(starts, 0)
+        scenes, first = next(own_batches, []), next(starts, 0)
         made.append({})
         if scenes:
             views = torch.from_numpy(np.stack([scene.views for scene in scenes]))
@@ -169,12 +169,12 @@ def _pictures(
 ) -> Mapping[str, NDArray[np.uint8]]:
     """Returns a family's pictures of test scenes, evenly spread over those that can be decoded."""
 
-    def some() -> list[Scene]:
+    def sampled() -> list[Scene]:
         count = len(reader.scenes)
         read = (reader[index] for index in range(0, count, max(count // SHOWN, 1)))
         return [scene for scene in read if isinstance(scene, Scene)][:SHOWN]
 
-    scenes = on_main(some)
+    scenes = on_main(sampled)
     if not scenes:
         return {}
     views = torch.from_numpy(np.stack([scene.views for scene in scenes]))

@@ -29,7 +29,7 @@ from dinoswap.evaluation import visualise
 from dinoswap.evaluation.baselines import BASELINES, DENSE_BASELINES
 from dinoswap.evaluation.dense import Encoder, SceneReader, measure_dense
 from dinoswap.evaluation.features import EvalImages, FrozenBackbone, Reader, evaluating, extract
-from dinoswap.evaluation.measure import RANDOM, TRAINED, measure, named, whole
+from dinoswap.evaluation.measure import RANDOM, TRAINED, baseline_features, measure, named
 from dinoswap.evaluation.summary import Columns, Results, at_size, cell, columns_of, filled, percentages, summary_table
 from dinoswap.evaluation.teacher_tokens import compare_with_teachers
 from dinoswap.files.pictures import Picture, save_png
@@ -229,7 +229,10 @@ class Evaluator:
         readers: dict[str, Reader] = {row: network.features for row, network in frozen.items() if row == TRAINED}
         if supervised:
             readers |= {row: network.features for row, network in frozen.items()}
-            readers |= {row: partial(whole, read, self.device) for row, read in (BASELINES if complete else {}).items()}
+            readers |= {
+                row: partial(baseline_features, read, self.device)
+                for row, read in (BASELINES if complete else {}).items()
+            }
         test = extract(split.test, readers, self.preemption)
         finite = not any_rank(not all(bool(part.isfinite().all()) for part in test.features[TRAINED].values()))[0]
         train = extract(split.train, readers, self.preemption) if supervised and finite else None

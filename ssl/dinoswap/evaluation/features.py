@@ -190,12 +190,12 @@ class Extracted:
     def of_all(self, reader: str, kind: str) -> Tensor:
         """Returns the features of all images, [n, ...] in the order of `rows`, on every rank. Ranks call it
         together."""
-        here, ranks = self.features[reader][kind], world_size()
+        own, ranks = self.features[reader][kind], world_size()
         if ranks == 1:
-            return here
+            return own
         sizes = [len(batch) for batch in self.batches]
         shares = [sizes[number::ranks] for number in range(ranks)]
-        parts = rows_of_ranks(here, [sum(share) for share in shares])
+        parts = rows_of_ranks(own, [sum(share) for share in shares])
         batches = [iter(torch.split(part, share)) for part, share in zip(parts, shares, strict=True)]
         return torch.cat([next(batches[number % ranks]) for number in range(len(sizes))])
 

@@ -71,7 +71,7 @@ def _kinds(row: str, metric: ImageMetric) -> Sequence[str]:
     return (WHOLE,) if row in BASELINES else metric.reads
 
 
-def whole(read: Callable[[Tensor], Tensor], device: torch.device, images: Tensor) -> Mapping[str, Tensor]:
+def baseline_features(read: Callable[[Tensor], Tensor], device: torch.device, images: Tensor) -> Mapping[str, Tensor]:
     """Returns the features of a baseline as a reader gives them, by kind. They are computed on `device`: a core takes
     milliseconds for an image, longer than a GPU does for the network."""
     return {WHOLE: read(images.to(device, non_blocking=True)).cpu()}

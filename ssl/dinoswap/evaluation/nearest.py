@@ -32,8 +32,10 @@ def nearest(files: Iterable[Path], kind: str, queries: NDArray[np.float32], coun
         for place, similarity in enumerate(directions @ _directions(vectors).T):  # [q, D] x [D, n] -> [q, n]
             largest = np.argsort(-similarity, kind="stable")[:count]
             rows = table.select(["row", "name", "label"]).take(largest).to_pylist()
-            here = [Neighbour(float(value), **row) for value, row in zip(similarity[largest], rows, strict=True)]
-            neighbours[place] = sorted(neighbours[place] + here, key=lambda neighbour: -neighbour.similarity)[:count]
+            candidates = [Neighbour(float(value), **row) for value, row in zip(similarity[largest], rows, strict=True)]
+            neighbours[place] = sorted(neighbours[place] + candidates, key=lambda neighbour: -neighbour.similarity)[
+                :count
+            ]
     return neighbours
 
 

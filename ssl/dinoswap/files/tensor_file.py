@@ -32,8 +32,8 @@ def tensor_file(parts: Mapping[str, Part]) -> Iterator[bytes | memoryview]:
         begin, end = end, end + tensor.nbytes
         entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     places = {name: {"saved_offsets": list(part.begin)} for name, part in by_width}
-    about = {"DCP_SHARDING_INFO": json.dumps(places), "DCP_VERSION": "1.0", "format": "pt"}
-    header = json.dumps({"__metadata__": about, **entries}).encode()
+    metadata = {"DCP_SHARDING_INFO": json.dumps(places), "DCP_VERSION": "1.0", "format": "pt"}
+    header = json.dumps({"__metadata__": metadata, **entries}).encode()
     header += b" " * (-len(header) % ALIGNED)
     yield len(header).to_bytes(8, "little") + header
     for _, part in by_width:

@@ -24,8 +24,8 @@ def weights_in(path: Path) -> Path:
     itself where it is no folder."""
     if not path.is_dir():
         return path
-    whole, index = path / WEIGHTS, path / INDEX
-    return index if index.is_file() and not whole.is_file() else whole
+    single, index = path / WEIGHTS, path / INDEX
+    return index if index.is_file() and not single.is_file() else single
 
 
 def weight_file(place: str, key: str = "ckpt_path") -> Path:

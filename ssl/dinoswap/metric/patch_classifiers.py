@@ -29,8 +29,8 @@ def majority(truth: NDArray[np.int16], grid: tuple[int, int], classes: int) -> N
     cells = in_patches(truth, grid).reshape(grid[0] * grid[1], -1).astype(np.int64)  # [N, pixels]
     place = np.arange(len(cells))[:, None] * (classes + 1) + cells + 1  # IGNORE is -1
     counts = np.bincount(place.ravel(), minlength=len(cells) * (classes + 1)).reshape(len(cells), -1)
-    most: NDArray[np.int64] = counts.argmax(1).reshape(grid) - 1
-    return most
+    majority_class: NDArray[np.int64] = counts.argmax(1).reshape(grid) - 1
+    return majority_class
 
 
 def labelled_patches(
@@ -98,11 +98,11 @@ def pixel_classes(scores: Tensor, height: int, width: int) -> NDArray[np.int64]:
     possible = scores.isfinite().all(0).all(0).nonzero()[:, 0]  # a class without training patches is never chosen
     best = torch.full((height, width), -torch.inf)
     chosen = torch.zeros(height, width, dtype=torch.int64)
-    for some in torch.split(possible, PLANES):
-        planes = scores[..., some].movedim(-1, 0)[None]  # [1, classes, rows, columns]
+    for part in torch.split(possible, PLANES):
+        planes = scores[..., part].movedim(-1, 0)[None]  # [1, classes, rows, columns]
         wide = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
         value, place = wide[0].max(0)
-        chosen = torch.where(value > best, some[place], chosen)
+        chosen = torch.where(value > best, part[place], chosen)
         best = torch.maximum(value, best)
     return chosen.numpy()
 

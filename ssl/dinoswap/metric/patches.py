@@ -51,8 +51,8 @@ def drawn(
     kept_tokens: list[Tensor] = []
     kept_targets: list[NDArray[Any]] = []
     scenes: list[NDArray[np.int64]] = []
-    for number, (map_of_tokens, target, there) in enumerate(zip(tokens, targets, known, strict=True), start=first):
-        chosen = rng.numpy_generator(0, "evaluation/patches", number).permutation(np.flatnonzero(there))[:limit]
+    for number, (map_of_tokens, target, is_known) in enumerate(zip(tokens, targets, known, strict=True), start=first):
+        chosen = rng.numpy_generator(0, "evaluation/patches", number).permutation(np.flatnonzero(is_known))[:limit]
         kept_tokens.append(map_of_tokens.flatten(0, 1)[chosen])
         kept_targets.append(target.ravel()[chosen])
         scenes.append(np.full(len(chosen), number))

@@ -45,10 +45,12 @@ def accuracies(
         own = rates[rank() :: world_size()]
         if not own:
             return {}
-        known, asked = ([values.float().to(test.device) for values in part.features.values()] for part in (train, test))
+        train_features, test_features = (
+            [values.float().to(test.device) for values in part.features.values()] for part in (train, test)
+        )
         top1s: dict[tuple[float, int], float] = {}
-        for kinds, classifiers in trained(known, train.labels, own, epochs, batch_size).items():
-            hits = right(classifiers, torch.cat(asked[:kinds], dim=1), test.labels)
+        for kinds, classifiers in trained(train_features, train.labels, own, epochs, batch_size).items():
+            hits = right(classifiers, torch.cat(test_features[:kinds], dim=1), test.labels)
             top1s |= {(rate, kinds): 100 * count / len(test.labels) for rate, count in zip(own, hits, strict=True)}
         return top1s
 

@@ -123,7 +123,7 @@ def matches_figure(tokens: Tensor, scenes: Sequence[Scene], cell: int = 160, lin
     right, inside = right_places(np.stack([scene.truth for scene in scenes]), rows, columns)
     canvas = Image.new("RGB", (2 * cell + 12, len(scenes) * (cell + 4) + 4), "white")
     draw = ImageDraw.Draw(canvas)
-    good, bad = (tuple(int(255 * part) for part in colormaps["RdYlGn"](end)[:3]) for end in (1.0, 0.0))
+    green, red = (tuple(int(255 * part) for part in colormaps["RdYlGn"](end)[:3]) for end in (1.0, 0.0))
     for number, scene in enumerate(scenes):
         top = 4 + number * (cell + 4)
         for place, view in enumerate(scene.views[:2]):
@@ -136,5 +136,5 @@ def matches_figure(tokens: Tensor, scenes: Sequence[Scene], cell: int = 160, lin
             hit = np.hypot(other_x + 0.5 - right[number, patch, 0], other_y + 0.5 - right[number, patch, 1]) <= WITHIN
             start = (4 + (x + 0.5) / columns * cell, top + (y + 0.5) / rows * cell)
             end = (8 + cell + (other_x + 0.5) / columns * cell, top + (other_y + 0.5) / rows * cell)
-            draw.line([start, end], fill=good if hit else bad, width=1)
+            draw.line([start, end], fill=green if hit else red, width=1)
     return np.asarray(canvas)

@@ -240,7 +240,9 @@ class VisionTransformer(nn.Module):
         read: list[tuple[Tensor, Tensor, Tensor]] = []  # class tokens, these and patches after the norm
         for pack, x, rows in zip(packs, normed, grouped(patch_rows, counts), strict=True):
             lengths = [
-                length for (batch, _), of in zip(pack.shapes, rows, strict=True) for length in (batch, _count(of))
+                length
+                for (batch, _), read_rows in zip(pack.shapes, rows, strict=True)
+                for length in (batch, _count(read_rows))
             ]
             raw, parts = torch.split(pack.x, lengths), torch.split(x, lengths)  # class tokens, patches, class ...
             read += zip(raw[::2], parts[::2], parts[1::2], strict=True)

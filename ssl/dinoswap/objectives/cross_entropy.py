@@ -66,7 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, *targets = ctx.saved_tensors
         logits = logits.detach()  # shares the version counter, so that autograd notices writes to the logits
         grad_logits = logits if ctx.overwrite else torch.empty_like(logits)
-        parts = (torch.split(whole, ctx.views) for whole in (logits, grad, grad_logits))
+        parts = (torch.split(tensor, ctx.views) for tensor in (logits, grad, grad_logits))
         for part, of_losses, of_part, target in zip(*parts, targets, strict=True):
             for rows in row_blocks(part):
                 log_p = _log_softmax(part[rows], ctx.temperature)

@@ -38,12 +38,12 @@ def find_run_folders(root: Path) -> tuple[dict[str, Stamp], list[PassedOver]]:
     stamps: dict[str, Stamp] = {}
     passed_over: list[PassedOver] = []
     pending, links = [(root, 0)], list[tuple[Path, int]]()
-    seen: dict[tuple[int, int], Path] = {}
+    visited: dict[tuple[int, int], Path] = {}
     while pending or links:
         folder, depth = pending.pop() if pending else links.pop()  # links last: a run is where it lies
         try:
             stat, entries = folder.stat(), sorted(os.scandir(folder), key=lambda entry: entry.name)
-            first = seen.setdefault((stat.st_dev, stat.st_ino), folder)
+            first = visited.setdefault((stat.st_dev, stat.st_ino), folder)
             if first != folder:
                 passed_over.append(PassedOver(folder, f"is {first} again"))
                 continue

@@ -115,8 +115,8 @@ def train(config: Mapping[str, Any], named: Named) -> float | None:
     get_console().quiet = not is_main()
     get_console().print(group_table(built.trainer.optimizer.param_groups))
     with logging_to(folder / "log.txt"):
-        if named.news and is_main():
-            _log.info("this run %s", named.news)
+        if named.near_duplicate and is_main():
+            _log.info("this run %s", named.near_duplicate)
         for sentence in before_the_first_step(built, config):
             _log.warning(sentence)
         evaluation = finish(built)

@@ -16,7 +16,7 @@ from dinoswap.config.identity import run_id
 from dinoswap.data.images import ImageSource
 from dinoswap.distributed import on_main, world_size
 from dinoswap.run.earlier_runs import nearest, require_same_images
-from dinoswap.run.run_folder import PLACE, folder_of, leave_word, own_identity, planned_id
+from dinoswap.run.run_folder import PLACE, folder_of, own_identity, planned_id, write_pointers
 from dinoswap.run.title import title_of
 
 LONGEST = 100
@@ -26,12 +26,13 @@ LONGEST = 100
 @dataclass(frozen=True)
 class Named:
     """A run before it begins: its folder, the identity that decides its result together with the seed, and its images.
-    `news` tells which existing run is nearly the same. `source` is the open image source, on the main process only."""
+    `near_duplicate` tells which existing run is nearly the same. `source` is the open image source, on the main process
+    only."""
 
     folder: Path
     identity: dict[str, Any]
     data: DataFacts
-    news: str | None
+    near_duplicate: str | None
     source: ImageSource | None = None
 
 
@@ -44,14 +45,14 @@ def name_run(config: Mapping[str, Any]) -> Named:
         opened.append(build_source(config))
         data = DataFacts.of(config, opened[0])
         identity = own_identity(config, data, world_size())
-        folder, news = folder_of(config, run_id(identity), HydraConfig.get()), None
+        folder, near_duplicate = folder_of(config, run_id(identity), HydraConfig.get()), None
         if not (folder / "run.json").exists() and folder.parent.name == run_id(
             identity
         ):  # otherwise the user chose the folder
             require_same_images(folder.parents[1], config["seed"], identity, asdict(data))
-            news = nearest(folder.parents[1], identity)
-        leave_word(config, folder, identity)
-        return Named(folder, identity, data, news)
+            near_duplicate = nearest(folder.parents[1], identity)
+        write_pointers(config, folder, identity)
+        return Named(folder, identity, data, near_duplicate)
 
     named = on_main(named_by_main)
     return replace(named, source=opened[0] if opened else None)

@@ -12,16 +12,16 @@ from dinoswap.run.record import MAX_INT, MOST, number
 def read_points(path: Path, names: Collection[str] | None) -> Iterator[tuple[int, str, float]]:
     """Yields step, name and value of each point of a metrics.jsonl. Raises ValueError after the last point if a line
     could not be read; a last line without its end is still being written."""
-    bad = 0
+    invalid = 0
     for line in read_lines(path):
         try:
             points = points_of(parse_object(line), names)
         except ValueError:
-            bad += 1
+            invalid += 1
             continue
         yield from points
-    if bad:
-        raise ValueError(f"{bad} line{'s' * (bad > 1)} cannot be read")
+    if invalid:
+        raise ValueError(f"{invalid} line{'s' * (invalid > 1)} cannot be read")
 
 
 def points_of(values: Mapping[str, Any], names: Collection[str] | None) -> list[tuple[int, str, float]]:

@@ -98,7 +98,7 @@ def followed(place: Path) -> Path:
         return place
 
 
-def leave_word(config: Mapping[str, Any], folder: Path, run_identity: Mapping[str, Any]) -> None:
+def write_pointers(config: Mapping[str, Any], folder: Path, run_identity: Mapping[str, Any]) -> None:
     """Writes pointers to `folder`, which has the run of `run_identity`, where else it is looked for: by its launcher,
     and by its study, which does not know the number of ranks and names the run as one of a single rank."""
     if place := os.environ.get(PLACE):

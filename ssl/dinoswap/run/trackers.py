@@ -86,7 +86,7 @@ class Delivery:
     def __init__(self, name: str, tracker: Tracker, run: TrackedRun, first_step: int) -> None:
         self.name, self.tracker = name, tracker
         self._calls: deque[Callable[[], None]] = deque(maxlen=MOST_CALLS)
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._dropped = 0
         self._on, self._ended = True, False  # ended: nothing follows what is queued
         self._thread = threading.Thread(target=self._deliver, args=(run, first_step), name=f"tracker {name}")
@@ -95,15 +95,15 @@ class Delivery:
 
     def put(self, call: Callable[[], None]) -> None:
         """Adds a call of the tracker, and returns at once."""
-        with self._news:
+        with self._changed:
             if self._on:
                 self._dropped += len(self._calls) == MOST_CALLS
                 self._calls.append(call)  # the oldest makes room for it
-                self._news.notify()
+                self._changed.notify()
 
     def end(self, status: Status) -> None:
         """Adds the last call, which closes the tracker, and returns at once."""
-        with self._news:
+        with self._changed:
             self.put(partial(self.tracker.close, status))
             self._ended = True
 
@@ -132,13 +132,13 @@ class Delivery:
 
     def _next(self) -> Callable[[], None] | None:
         """Waits for the next call and returns it; None after the last one."""
-        with self._news:
-            self._news.wait_for(lambda: self._calls or self._ended)
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._ended)
             return self._calls.popleft() if self._calls else None
 
     def _switch_off(self, reason: str) -> None:
         """Drops all calls, and logs once what was not delivered."""
-        with self._news:
+        with self._changed:
             was_on, self._on = self._on, False
             missing = len(self._calls) + self._dropped + 1  # with the one that has not returned
             self._calls.clear()

@@ -144,8 +144,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Judges completed runs by further metrics and returns the exit status."""
     from dinoswap.studies.judged import is_of_judging, judge
 
-    asked = [line for line in arguments.overrides if is_of_judging(line)]
-    arguments.overrides = [line for line in arguments.overrides if line not in asked]  # the others name the runs
+    judging = [line for line in arguments.overrides if is_of_judging(line)]
+    arguments.overrides = [line for line in arguments.overrides if line not in judging]  # the others name the runs
     _, _, entries = read_design(arguments)
     failed = False
     for entry, run_status in zip(entries, run_statuses([entry.folder for entry in entries]), strict=True):
@@ -153,7 +153,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             print(f"{entry.name}: {run_status.state}")
             continue
         try:
-            added = judge(followed(entry.folder), entry.config["evaluation"], asked)
+            added = judge(followed(entry.folder), entry.config["evaluation"], judging)
         except ConfigError:
             raise
         except (CheckpointError, ValueError, OSError) as error:
@@ -168,11 +168,11 @@ def report(arguments: argparse.Namespace) -> int:
     """Writes the report and returns the exit status. Prints the report's path and, last, the answer in a sentence."""
     from dinoswap.studies.report import write_again, write_report
 
-    given = Path(arguments.study)
-    if given.suffix == ".json":
+    path = Path(arguments.study)
+    if path.suffix == ".json":
         if arguments.overrides:
             raise ConfigError(f"{' '.join(arguments.overrides)}: a report.json is of one study; leave overrides out")
-        page = write_again(given, arguments.out or given.parent)
+        page = write_again(path, arguments.out or path.parent)
     else:
         study, _, entries = read_design(arguments)
         root = entries[0].folder.parents[1]  # results/runs/<study>/<run_id>/seed<k>

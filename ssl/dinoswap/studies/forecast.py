@@ -121,12 +121,12 @@ def _logged_steps(results: str) -> list[dict[str, Any]]:
     return [line for path in Path(results).rglob("metrics.jsonl") for line in tail(path) if "images_per_second" in line]
 
 
-def hours_left(entry: Entry, status: RunStatus, whole: Cost) -> float:
+def hours_left(entry: Entry, status: RunStatus, run_cost: Cost) -> float:
     """Returns the hours that a run still takes, 0 for one that is not run any more."""
     if status.state not in TO_COME:
         return 0.0
     done: float = (status.record.get("steps") or 0) / entry.config["trainer"]["max_steps"]
-    return whole.hours * max(0.0, 1 - done)
+    return run_cost.hours * max(0.0, 1 - done)
 
 
 # --- what can be detected ---------------------------------------------------------------------------------------------

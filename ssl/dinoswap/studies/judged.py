@@ -88,13 +88,13 @@ def add(folder: Path, evaluation: "Evaluation", config: Mapping[str, Any]) -> li
     record = load_record(path)
     new = {name: value for name, value in evaluation.metrics.items() if name not in record["metrics"]}
     record["metrics"] |= {name: value if math.isfinite(value) else None for name, value in new.items()}
-    how = {
+    judgement = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "names": list(new),
         "evaluation": config["evaluation"],
         "versions": provenance.versions(),
     }
-    record["judged"] = [*record.get("judged", []), how]
+    record["judged"] = [*record.get("judged", []), judgement]
     (folder / "pictures").mkdir(exist_ok=True)
     for name, picture in evaluation.pictures.items():
         if not (place := folder / "pictures" / f"{name}.png").exists():

@@ -119,8 +119,8 @@ def describe(
     """
     terms = effects(len(factors), interactions)
     x, names = model_matrix(rows, sizes, terms)
-    what = "main effects and two-factor interactions" if interactions else "main effects"
-    lines = [f"D-optimal for {what}: {len(rows)} cells, D-efficiency {efficiency(x):.2f} (1: orthogonal)"]
+    kinds = "main effects and two-factor interactions" if interactions else "main effects"
+    lines = [f"D-optimal for {kinds}: {len(rows)} cells, D-efficiency {efficiency(x):.2f} (1: orthogonal)"]
     if interactions or len(factors) < 2:
         return lines
     others, other_names = model_matrix(rows, sizes, list(itertools.combinations(range(len(factors)), 2)))

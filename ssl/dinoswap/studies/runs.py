@@ -151,8 +151,8 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def _without_copies(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[PassedOver]]:
     """Returns the frame with each run once, and the folders that are left out."""
     absolute = [(root / path).absolute().parts[-3:] for path in frame["path"]]
-    homes = [(study, run_id, f"seed{seed}") for study, run_id, seed in frame[["study", "run_id", "seed"]].to_numpy()]
-    elsewhere = [place != home for place, home in zip(absolute, homes, strict=True)]
+    expected = [(study, run_id, f"seed{seed}") for study, run_id, seed in frame[["study", "run_id", "seed"]].to_numpy()]
+    elsewhere = [place != folder for place, folder in zip(absolute, expected, strict=True)]
     same = ["study", "run_id", "seed", "started"]
     order = frame[[*same, "path"]].assign(elsewhere=elsewhere, left=-frame["steps"].fillna(0))
     order = order.sort_values(["elsewhere", "left", "path"])

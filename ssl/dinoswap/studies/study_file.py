@@ -159,8 +159,8 @@ def _seeds(value: Any) -> list[int]:
     """Returns the seeds of a study, which are given as a list or by their number. Raises ConfigError for anything
     else."""
     seeds = list(range(value)) if type(value) is int else value
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not (whole and seeds and len(set(seeds)) == len(seeds)):
+    valid = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not (valid and seeds and len(set(seeds)) == len(seeds)):
         raise ConfigError(
             f"seeds={value}: must be a count of at least 1, or a list of different whole numbers from 0 on"
         )

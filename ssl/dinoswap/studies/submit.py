@@ -55,8 +55,12 @@ def executor(settings: Mapping[str, Any], cluster: str = "slurm") -> Any:
         slurm_only = {"slurm_max_num_timeout": settings["max_num_timeout"], "slurm_python": shlex.join(PYTHON)}
     made = submitit.AutoExecutor(settings["submitit_folder"], cluster=cluster, **slurm_only)
     common = {field.name for field in fields(BaseQueueConf)}
-    given = {name: value for name, value in settings.items() if name not in LAUNCHER_SETTINGS and value is not None}
-    made.update_parameters(**{name if name in common else f"{cluster}_{name}": value for name, value in given.items()})
+    parameters = {
+        name: value for name, value in settings.items() if name not in LAUNCHER_SETTINGS and value is not None
+    }
+    made.update_parameters(
+        **{name if name in common else f"{cluster}_{name}": value for name, value in parameters.items()}
+    )
     return made
 
 

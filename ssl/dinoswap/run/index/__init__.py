@@ -19,7 +19,7 @@ from urllib.parse import quote
 from dinoswap.files.reading import parse_object, read_small
 from dinoswap.files.writing import write_atomically
 from dinoswap.run.find_runs import find_run_folders, reason_of
-from dinoswap.run.index.rows import RUNNING, Known, Row, asked, look
+from dinoswap.run.index.rows import RUNNING, Known, Row, look, with_liveness
 from dinoswap.web import rendered
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def renew(root: Path) -> Path:
     stamps, passed_over = find_run_folders(root)
     before = _read_known(root / KNOWN)
     known = {path: look(root, path, stamp, before.get(path), now) for path, stamp in stamps.items()}
-    rows = [asked(root, entry.row, now) for entry in known.values()]
+    rows = [with_liveness(root, entry.row, now) for entry in known.values()]
     rows.sort(key=lambda row: (row.started, row.heard), reverse=True)
     page = rendered(
         Path(__file__).with_name("index.html.jinja"),

@@ -86,8 +86,8 @@ def look(root: Path, path: str, stamp: Stamp, before: Known | None, now_ns: int)
         return before
     row, read = _read(folder, path, before)
     latest = max(stamps[::2])
-    whole = row.status != UNREADABLE and (read or not stamps[-1])
-    return Known(replace(row, heard=latest / 1e9), stamps if whole and latest < now_ns - SETTLED_NS else None, read)
+    complete = row.status != UNREADABLE and (read or not stamps[-1])
+    return Known(replace(row, heard=latest / 1e9), stamps if complete and latest < now_ns - SETTLED_NS else None, read)
 
 
 def _stamp(path: Path) -> Stamp:
@@ -99,7 +99,7 @@ def _stamp(path: Path) -> Stamp:
     return stat.st_mtime_ns, stat.st_size
 
 
-def asked(root: Path, row: Row, now_ns: int) -> Row:
+def with_liveness(root: Path, row: Row, now_ns: int) -> Row:
     """Returns the row with the status `SILENT` where a run says that it is running, has written nothing for
     `QUIET_MINUTES`, and no process is seen to hold the lock of its folder."""
     minutes = (now_ns / 1e9 - row.heard) / 60

@@ -165,7 +165,7 @@ def nothing_to_say(outcomes: pd.DataFrame, metric: Metric) -> str:
     if not len(ended):
         return f"no run reports {metric.name} yet"
     if counts.all_fail:
-        same = [how for how in FAILURES if getattr(counts, how) == counts.runs]
+        same = [outcome for outcome in FAILURES if getattr(counts, outcome) == counts.runs]
         return f"{runs} {same[0]}" if same else f"{runs} collapsed, diverged or failed ({counts.words})"
     values = ended["value"].dropna()
     if len(values) > 1 and not distinct(values):
@@ -203,14 +203,14 @@ def _clauses(result: Result) -> list[str]:
         f"{listed(names)} {'is' if len(names) == 1 else 'are'} not tested, as {why}" for why, names in untested.items()
     ]
     small, unsure = f"{result.metric.smallest_effect:g}", f"no distinguishable difference{_needed(result)}"
-    for kind, one, several in (
+    for kind, singular, plural in (
         ("fails", "fails in every run", "fail in every run"),
         ("equivalent", f"makes no difference as large as {small}", f"make no difference as large as {small}"),
         ("not distinguishable", f"makes {unsure}", f"make {unsure}"),
         ("no estimate", "has no estimate yet", "have no estimate yet"),
     ):
         if kind in named:
-            clauses.append(f"{listed(named[kind])} {one if len(named[kind]) == 1 else several}")
+            clauses.append(f"{listed(named[kind])} {singular if len(named[kind]) == 1 else plural}")
     return not_tested + clauses
 
 

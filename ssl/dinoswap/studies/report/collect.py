@@ -124,8 +124,8 @@ class Collected:
 
 def differing(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """Returns the keys of the config that differ between cells, with the value in each cell, '-' where it has none."""
-    whole = [flatten(cell.config) for cell in cells]
-    flat = [{key: value for key, value in config.items() if not is_volatile(key)} for config in whole]
+    configs = [flatten(cell.config) for cell in cells]
+    flat = [{key: value for key, value in config.items() if not is_volatile(key)} for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
     table = {key: [str(config.get(key, "-")) for config in flat] for key in keys}
     return {key: values for key, values in table.items() if len(set(values)) > 1}

@@ -176,11 +176,13 @@ def _of_runs(analysis: Analysis) -> Iterable[Section]:
     tables_of_it = [missing] if missing.rows else []
     text += ["Not read, or not wholly:"] if collected.passed_over else []
     yield Section("missing", "What is missing", text, [], tables_of_it, items=collected.passed_over)
-    how = [
+    reproduction = [
         "The first command does what is missing, the second writes this page from the run folders; every number is in "
         "report.json beside it. A single run, and with it its value, is repeated by its own command."
     ]
-    yield Section("repeat", "How to repeat each number", how, [], [tables.commands(analysis)], _commands(analysis))
+    yield Section(
+        "repeat", "How to repeat each number", reproduction, [], [tables.commands(analysis)], _commands(analysis)
+    )
 
 
 def _run_tables(analysis: Analysis) -> list[Table]:

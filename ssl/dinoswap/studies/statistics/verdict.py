@@ -89,16 +89,16 @@ class Decision:
         if self.kind == "fails":
             return "no run has a value" if not effect.arm.values else "every run fails"
         if not effect.tested:
-            seen = f"{effect.mean:+.3g}; " if self.kind == "not tested" and math.isfinite(effect.mean) else ""
-            return seen + (effect.note or "fewer than two seeds have a value on both sides")
-        seen = f"{effect.mean:+.3g} [{effect.low:+.3g}, {effect.high:+.3g}], p = {effect.p:.2g}"
-        seen += f" ({self.p_adjusted:.2g} after Holm over {self.size})" if self.size > 1 else ""
-        seen += f", against {effect.error.words}" if effect.error else ""
+            finding = f"{effect.mean:+.3g}; " if self.kind == "not tested" and math.isfinite(effect.mean) else ""
+            return finding + (effect.note or "fewer than two seeds have a value on both sides")
+        finding = f"{effect.mean:+.3g} [{effect.low:+.3g}, {effect.high:+.3g}], p = {effect.p:.2g}"
+        finding += f" ({self.p_adjusted:.2g} after Holm over {self.size})" if self.size > 1 else ""
+        finding += f", against {effect.error.words}" if effect.error else ""
         if self.kind == "equivalent":
             real = ", real but smaller than what matters" if self.p_adjusted <= self.alpha else ""
             p = f"TOST p = {self.p_equivalent_adjusted:.2g}"
-            return f"{seen}, within {effect.smallest_effect:g} of zero ({p}){real}"
-        return f"{seen}{self._needed()}" if self.kind == "not distinguishable" else seen
+            return f"{finding}, within {effect.smallest_effect:g} of zero ({p}){real}"
+        return f"{finding}{self._needed()}" if self.kind == "not distinguishable" else finding
 
     def _needed(self) -> str:
         """Returns, as the end of a sentence, how many seeds would find an effect; "" where that cannot be told."""

@@ -83,9 +83,9 @@ class Tuning(StudyFile):
 
     def overrides(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> list[str]:
         """Returns the overrides of the run with these values, or without any those of the base."""
-        given = [f"{key}={as_text(value)}" for key, value in (values or {}).items()]
+        chosen = [f"{key}={as_text(value)}" for key, value in (values or {}).items()]
         seeded = [] if seed is None else [f"seed={seed}"]
-        return [f"study={as_text(self.name)}", *combined(self.base, given, seeded)]
+        return [f"study={as_text(self.name)}", *combined(self.base, chosen, seeded)]
 
     def config(self, values: Mapping[str, Scalar] | None = None, seed: int | None = None) -> dict[str, Any]:
         """Returns the resolved config of the run with these values. Raises ConfigError for overrides that do not

@@ -31,7 +31,7 @@ def open_journal(path: Path) -> JournalFileBackend:
     path.touch()
     lock = Lock(path)
     with lock.held():
-        mend(path)
+        repair(path)
     return JournalFileBackend(str(path), lock_obj=lock)
 
 
@@ -51,14 +51,14 @@ class Lock(JournalFileOpenLock):
         self._held.enter_context(self.held())
         tail = read_tail(self.path, TAIL_BYTES)
         if tail and not (tail.endswith(b"\n") and is_entry(tail[:-1].rpartition(b"\n")[2])):
-            mend(self.path)
+            repair(self.path)
         return True
 
     def release(self) -> None:
         self._held.close()
 
 
-def mend(path: Path) -> None:
+def repair(path: Path) -> None:
     """Removes what is not an entry from the journal, and keeps the journal as it was beside it. The caller holds the
     lock."""
     with open_regular(path) as file:

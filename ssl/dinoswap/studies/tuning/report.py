@@ -49,7 +49,7 @@ def report(study: optuna.Study, tuning: Tuning) -> str:
 
 def progress(trials: Sequence[FrozenTrial], tuning: Tuning) -> str:
     counts = Counter(ending(trial) for trial in trials)
-    words = ", ".join(f"{count} {how}" for how, count in counts.most_common())
+    words = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return f"{len(trials)} of {tuning.trials} trials{f': {words}' if words else ''}."
 
 

@@ -92,17 +92,17 @@ def data_base(url: str) -> BaseStorage:
 
 def pruner(tuning: Tuning) -> BasePruner:
     """Returns the pruner of a search. Raises ConfigError for arguments that Optuna does not know or refuses."""
-    given = {name: value for name, value in tuning.pruner.items() if name != "type"}
+    arguments = {name: value for name, value in tuning.pruner.items() if name != "type"}
     chosen = getattr(optuna.pruners, PRUNERS[tuning.pruner["type"]])
     known = [name for name in inspect.signature(chosen).parameters if name not in ("args", "kwargs")]
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in known:
             raise ConfigError(
                 f"{tuning.path}: pruner.{name}={value}: there is no such key.{nearest(name, known)} "
                 f"Known: {', '.join(['type', *known])}."
             )
     try:
-        return chosen(**given)  # type: ignore[no-any-return]
+        return chosen(**arguments)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{tuning.path}: pruner={tuning.pruner}: {error}") from error
 
