@@ -103,7 +103,7 @@ def make_plan(
         flops_per_image=count.algorithm / batch.images,
         recomputed_flops_per_image=count.recomputed / batch.images,
         frozen_flops_per_image=sum(count.frozen.values()) / batch.images,
-        memory={name: memory_parts(cfg, model, batch, of_step, request) for name, of_step in lives.items()},
+        memory={name: memory_parts(cfg, model, batch, lifetime, request) for name, lifetime in lives.items()},
         largest_logits=life.most(step.LOGITS),
         communication=communication,
         seconds=seconds,

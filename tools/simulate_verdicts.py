@@ -133,7 +133,11 @@ def simulated(
     factors = list(design.study.factors.items())
     varying = {"all": len(factors), "half": (len(factors) + 1) // 2, "one": 1}[vary]
     for factor, levels in factors[:varying]:
-        at = frame["cell"].map(lambda cell, f=factor, names=list(levels): names.index(design.cells[cell][f])).to_numpy()
+        at = (
+            frame["cell"]
+            .map(lambda cell, factor=factor, names=list(levels): names.index(design.cells[cell][factor]))
+            .to_numpy()
+        )
         # Of two levels the difference varies by `spread`
         y += rng.normal(0, spread / math.sqrt(2), (seeds.max() + 1, len(levels), studies))[seeds, at]
     return y

@@ -38,11 +38,11 @@ class AnnotatedParquet(AnnotatedSource):
     def parts(self, train: Images, test: Images | None, size: int, patch: int) -> AnnotatedParts:
         side = checked_side(self.size, size, patch, *self.limits)
         table = classes_by_value(self.first_class, self.classes)
-        made = [
+        parts = [
             ParquetScenes(self._files(*prefixes), self.columns, limit, side, table)
             for prefixes, limit in zip((("train",), ("val", "test")), self.limits, strict=True)
         ]
-        return AnnotatedParts(made[0], made[1], [str(number) for number in range(self.classes)])
+        return AnnotatedParts(parts[0], parts[1], [str(number) for number in range(self.classes)])
 
     def _files(self, *prefixes: str) -> list[Path]:
         """Returns the Parquet files whose names begin with the first of the prefixes that any has. Raises ValueError

@@ -148,8 +148,8 @@ class Room:
         for _ in range(boxes):
             half = draw.uniform((0.15, 0.15, 0.15), (0.5, 0.8, 0.5))
             distance = draw.uniform(2.0, length - 0.5)
-            aside = np.clip(draw.uniform(-0.8, 0.8) * VIEW * distance, middle - width / 2, middle + width / 2)
-            solids.append(Solid((float(aside), half[1], distance), tuple(half), draw.uniform(0, np.pi / 2)))
+            sideways = np.clip(draw.uniform(-0.8, 0.8) * VIEW * distance, middle - width / 2, middle + width / 2)
+            solids.append(Solid((float(sideways), half[1], distance), tuple(half), draw.uniform(0, np.pi / 2)))
         return cls(hull, solids, draw.uniform(0.8, 1.8), draw.uniform(np.radians(-10), np.radians(35)))
 
     @property

@@ -134,22 +134,22 @@ def _over_batches(
     row, in the order of the batches, on every rank."""
     own_batches = iter(reader)
     starts = iter(reader.starts)
-    made: list[dict[str, Any]] = []
+    by_row: list[dict[str, Any]] = []
     for _ in range(reader.rounds):
         if any_rank(preemption.requested is not None)[0]:
             raise StopAsked
         scenes, first = next(own_batches, []), next(starts, 0)
-        made.append({})
+        by_row.append({})
         if scenes:
             views = torch.from_numpy(np.stack([scene.views for scene in scenes]))
             truth = [scene.truth for scene in scenes]
             for row, encode in encoders.items():
                 tokens = torch.unflatten(encode(views.flatten(0, 1)), 0, views.shape[:2])
-                made[-1][row] = (work[row] if isinstance(work, Mapping) else work)(tokens, truth, first)
+                by_row[-1][row] = (work[row] if isinstance(work, Mapping) else work)(tokens, truth, first)
         elif world_size() > 1:  # sharded weights are gathered in the forward pass, in which all ranks take part
             for encode in encoders.values():
                 encode(torch.zeros(1, 3, *reader.scenes.shape[1:], dtype=torch.uint8))
-    per_rank = gathered((made, reader.corrupt))
+    per_rank = gathered((by_row, reader.corrupt))
     for _, corrupt in per_rank:
         reader.corrupt |= corrupt
     rounds = zip(*(batches for batches, _ in per_rank), strict=True)

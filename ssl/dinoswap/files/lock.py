@@ -38,7 +38,7 @@ def exclusive(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     path = folder / NAME
     descriptor, guarded = _acquire(path, time.monotonic() + patience)
     _descriptors.add(descriptor)
-    text = _who()
+    text = _lock_text()
     try:
         _write(descriptor, path, text)
         if not guarded:
@@ -133,7 +133,7 @@ def _is_there(descriptor: int, path: Path) -> bool:
         raise
 
 
-def _who() -> str:
+def _lock_text() -> str:
     """Returns the text of a lock of this process: its id, host, SLURM job and the current time."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
     element = os.environ.get("SLURM_ARRAY_TASK_ID")

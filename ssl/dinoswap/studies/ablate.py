@@ -39,26 +39,34 @@ Exit status: 0 all done, 2 the arguments are wrong, 75 stopped or still under wa
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    argument_parser = argparse.ArgumentParser(
         prog="dinoswap-ablate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--version", action="version", version=f"dinoswap {__version__}")
-    made.add_argument("command", choices=COMMANDS)
-    made.add_argument("study", metavar="STUDY", help="a name in ablations/, or a path")
-    made.add_argument("overrides", nargs="*", metavar="override", help="key=value")
-    made.add_argument("--rerun", action="append", choices=RERUN, default=[], help="run: these too, where they ended")
-    made.add_argument("--probe", action="store_true", help="plan: time some steps of cells that were never run")
-    made.add_argument("--sd", type=float, help="plan: standard deviation of the difference of two runs of one seed")
-    made.add_argument("--once", action="store_true", help="status: print it and end")
-    made.add_argument(
+    argument_parser.add_argument("--version", action="version", version=f"dinoswap {__version__}")
+    argument_parser.add_argument("command", choices=COMMANDS)
+    argument_parser.add_argument("study", metavar="STUDY", help="a name in ablations/, or a path")
+    argument_parser.add_argument("overrides", nargs="*", metavar="override", help="key=value")
+    argument_parser.add_argument(
+        "--rerun", action="append", choices=RERUN, default=[], help="run: these too, where they ended"
+    )
+    argument_parser.add_argument(
+        "--probe", action="store_true", help="plan: time some steps of cells that were never run"
+    )
+    argument_parser.add_argument(
+        "--sd", type=float, help="plan: standard deviation of the difference of two runs of one seed"
+    )
+    argument_parser.add_argument("--once", action="store_true", help="status: print it and end")
+    argument_parser.add_argument(
         "--from", dest="run", type=Path, help="twins: the run whose checkpoints are used; else one is trained"
     )
-    made.add_argument("--batches", type=int, default=8, help="twins: batches of each gradient, steps of each update")
-    made.add_argument(
+    argument_parser.add_argument(
+        "--batches", type=int, default=8, help="twins: batches of each gradient, steps of each update"
+    )
+    argument_parser.add_argument(
         "--report", type=Path, help="twins: a report.json of the study, whose effects stand beside the angles"
     )
-    made.add_argument("-o", "--out", type=Path, help="report, twins: their folder")
-    return made
+    argument_parser.add_argument("-o", "--out", type=Path, help="report, twins: their folder")
+    return argument_parser
 
 
 def main() -> None:

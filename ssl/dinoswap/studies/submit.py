@@ -53,15 +53,15 @@ def executor(settings: Mapping[str, Any], cluster: str = "slurm") -> Any:
         require_time(settings)
         settings = {**settings, "additional_parameters": PARAMETERS | (settings.get("additional_parameters") or {})}
         slurm_only = {"slurm_max_num_timeout": settings["max_num_timeout"], "slurm_python": shlex.join(PYTHON)}
-    made = submitit.AutoExecutor(settings["submitit_folder"], cluster=cluster, **slurm_only)
+    job_executor = submitit.AutoExecutor(settings["submitit_folder"], cluster=cluster, **slurm_only)
     common = {field.name for field in fields(BaseQueueConf)}
     parameters = {
         name: value for name, value in settings.items() if name not in LAUNCHER_SETTINGS and value is not None
     }
-    made.update_parameters(
+    job_executor.update_parameters(
         **{name if name in common else f"{cluster}_{name}": value for name, value in parameters.items()}
     )
-    return made
+    return job_executor
 
 
 def require_time(settings: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ def forest(decisions: Sequence[Decision], metric: Metric, name: str, title: str,
     axes.set_xlabel(f"{metric.name}, difference to {than}")
     better = "right" if metric.higher_is_better else "left"
     caption = f"Differences in {metric.name} to {than}. Better is to the {better}; grey: below {smallest:g}."
-    named = "; ".join(f"{made.effect.name} {interval(made.effect)} {made.kind}" for made in decisions)
+    named = "; ".join(f"{decision.effect.name} {interval(decision.effect)} {decision.kind}" for decision in decisions)
     return canvas.finish(name, title=title, caption=caption, alt=f"Effects on {metric.name}: {named}.")
 
 

@@ -139,7 +139,7 @@ def from_shapes(shapes: Shapes, num_heads: int | None = None) -> Architecture:
     if wrong := [name for name, dimensions in needed.items() if len(shapes.get(name, ())) != dimensions]:
         raise ValueError(f"missing {some(wrong)}, or of another shape: give an official model.safetensors, whole")
     dim, patch_size = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
-    head_norms = {int(m[1]): shape[0] for name, shape in shapes.items() if (m := HEAD_NORM.match(name))}
+    head_norms = {int(match[1]): shape[0] for name, shape in shapes.items() if (match := HEAD_NORM.match(name))}
     start = min(head_norms, default=None)
     return Architecture(
         embed_dim=dim,
