@@ -55,18 +55,22 @@ class Parallel(Protocol):
 
 
 def is_active() -> bool:
+    """Tells whether this process is one of a group of ranks."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Returns the number of this rank, 0 for a single process."""
     return dist.get_rank() if is_active() else 0
 
 
 def world_size() -> int:
+    """Returns the number of ranks, 1 for a single process."""
     return dist.get_world_size() if is_active() else 1
 
 
 def is_main() -> bool:
+    """Tells whether this is the first rank, which writes and prints."""
     return rank() == 0
 
 
@@ -81,6 +85,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
+    """Returns the mean of a tensor over all ranks."""
     return all_reduce_sum(value) / world_size()
 
 

@@ -199,8 +199,10 @@ def release(error: BaseException) -> None:
 
 
 def listed(ranks: Iterable[int]) -> str:
+    """Returns the ranks in words."""
     return ", ".join(f"rank {number}" for number in ranks)
 
 
 def one_line(error: Exception) -> str:
+    """Returns an error with its type and the first line of its message."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -122,6 +122,7 @@ class EvalImages(Dataset[NDArray[np.uint8] | str]):
 
     @property
     def labelled(self) -> bool:
+        """Whether the images have labels."""
         return self.images.labels is not None
 
     def labels(self, rows: Sequence[int]) -> Tensor:

@@ -94,6 +94,7 @@ class Mlp(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
+        """The last linear map, whose output a LayerScale scales."""
         return self.fc2
 
 
@@ -115,6 +116,7 @@ class SwiGLU(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
+        """The last linear map, whose output a LayerScale scales."""
         return self.w3
 
 

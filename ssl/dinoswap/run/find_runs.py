@@ -29,6 +29,7 @@ class PassedOver:
 
     @property
     def line(self) -> str:
+        """The path and the reason on one line."""
         return one_line(f"{self.path}: {self.reason}")
 
 

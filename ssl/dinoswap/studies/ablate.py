@@ -94,6 +94,7 @@ def read_design(arguments: argparse.Namespace, *, check: bool = False) -> tuple[
 
 
 def console() -> Console:
+    """Returns the console to print to, of WIDTH columns where it is no terminal."""
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 

@@ -84,6 +84,7 @@ def measure(entry: Entry) -> Cost | None:
 
 
 def mean(samples: Sequence[Cost], source: str) -> Cost | None:
+    """Returns the mean of these costs, which are from `source`; None without any."""
     if not samples:
         return None
     return Cost(float(np.mean([sample.hours for sample in samples])), samples[0].gpu, source)

@@ -35,6 +35,7 @@ class Fraction:
 
     @property
     def runs(self) -> int:
+        """The number of cells."""
         return 1 << len(self.factors) - len(self.generators)
 
     @property

@@ -49,10 +49,12 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The cell and the seed."""
         return f"{self.cell} seed {self.seed}"
 
     @property
     def run_id(self) -> str:
+        """The run id, which is the name of the folder that the run's folder is in."""
         return self.folder.parent.name
 
 
@@ -67,6 +69,7 @@ class RunStatus:
 
     @property
     def words(self) -> str:
+        """The state with its note."""
         return f"{self.state}: {self.note}" if self.note else self.state
 
 

@@ -39,6 +39,7 @@ def show_plan(
 
 
 def cells_table(entries: Sequence[Entry], table_rows: Sequence[Row], known: Mapping[str, Cost]) -> Table:
+    """Returns the table of cells with their runs, their states and what a run costs."""
     shown = Table(caption=summary(row.state for row in table_rows))
     for name in ("cell", "run_id", "seeds", "runs", "hours of one"):
         shown.add_column(name)
@@ -115,6 +116,7 @@ def _if_effects_vary(study: Study, design: Design, sd: float) -> str:
 
 
 def remedy(study: Study, design: Design, metric: Metric, sd: float) -> str:
+    """Returns in words what it would take to detect the smallest effect of a metric."""
     seeds = seeds_that_detect(study, design, sd, metric.smallest_effect)
     return f"it would take {seeds} seeds" if seeds else "more cells are needed, as some effects cannot be told apart"
 

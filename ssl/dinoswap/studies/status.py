@@ -52,6 +52,7 @@ class Row:
 
     @property
     def line(self) -> str:
+        """The row on one line, without what is empty."""
         restarts = f"{self.restarts} restarts" if self.restarts else ""
         parts = [self.state, self.step and f"step {self.step}", self.rate and f"{self.rate} images/s"]
         parts += [self.eta and f"ETA {self.eta}", self.metric, restarts, self.note]
@@ -120,6 +121,7 @@ def summary(states: Iterable[State]) -> str:
 
 
 def table(table_rows: Sequence[Row], title: str) -> Table:
+    """Returns the table of where each run stands."""
     shown = Table(title=f"{title}: {summary(row.state for row in table_rows)}", title_justify="left")
     for name in ("cell", "seed", "state", "step", "images/s", "ETA", "metric", "restarts", "note"):
         shown.add_column(name, justify="right" if name in ("seed", "step", "images/s", "ETA", "restarts") else "left")

@@ -75,6 +75,7 @@ class Study(StudyFile):
 
     @property
     def reference(self) -> Levels:
+        """The first level of every factor."""
         return {factor: next(iter(levels)) for factor, levels in self.factors.items()}
 
     def overrides(self, levels: Mapping[str, str]) -> list[str]:

@@ -79,6 +79,7 @@ def renew(root: Path) -> Path:
 
 
 def number(value: float | None) -> str:
+    """Returns a number in four digits, "" for None."""
     return "" if value is None else f"{value:.4g}"
 
 

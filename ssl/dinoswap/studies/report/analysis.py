@@ -63,6 +63,7 @@ class Analysis:
 
     @property
     def study(self) -> Study:
+        """The study that was analysed."""
         return self.collected.study
 
     @property
@@ -77,6 +78,7 @@ class Analysis:
 
     @property
     def unfinished(self) -> list[Run]:
+        """The runs without an outcome."""
         return [run for run in self.collected.runs if not run.ended]
 
     @property
@@ -104,6 +106,7 @@ def analyse(study: Study, root: Path) -> Analysis:
 
 
 def analyse_collected(collected: Collected) -> Analysis:
+    """Returns the results of the runs of a study, by metric."""
     metrics = collected.study.metrics if collected.ended else []
     cells = {cell.name: cell.levels for cell in collected.design.cells}
     results = [judge(collected.study, cells, collected.outcomes(metric), metric) for metric in metrics]

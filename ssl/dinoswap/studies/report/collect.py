@@ -54,6 +54,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
+        """Whether the run has an outcome."""
         return self.status in OUTCOMES
 
     @property
@@ -75,6 +76,7 @@ class Run:
 
     @property
     def hardware(self) -> str:
+        """The GPUs of the run, or its CPU and threads; an empty text where these are unknown."""
         machine = self.record.get("hardware") or {}
         gpus = ", ".join(map(str, machine.get("gpus") or ()))
         cores = f"{machine.get('threads', machine.get('cores', '?'))} threads of {machine.get('cpu', 'an unknown CPU')}"
@@ -82,6 +84,7 @@ class Run:
 
     @property
     def versions(self) -> str:
+        """The versions of packages in words."""
         return ", ".join(f"{name} {version}" for name, version in (self.record.get("versions") or {}).items())
 
     @property
@@ -111,6 +114,7 @@ class Collected:
 
     @property
     def ended(self) -> list[Run]:
+        """The runs that have an outcome."""
         return [run for run in self.runs if run.ended]
 
     def outcomes(self, metric: Metric) -> pd.DataFrame:

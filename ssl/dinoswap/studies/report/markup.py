@@ -39,6 +39,8 @@ def markdown_text(text: str) -> str:
 
 
 def markdown(table: Table) -> str:
+    """Returns a table in Markdown, numbers to the right."""
+
     def line(entries: Iterable[str], shown: Callable[[str], str] = markdown_text) -> str:
         return f"| {' | '.join(map(shown, entries))} |"
 
@@ -47,6 +49,7 @@ def markdown(table: Table) -> str:
 
 
 def latex_text(text: str) -> str:
+    """Escapes a text so that LaTeX shows it as it is."""
     return "".join(LATEX.get(character, character) for character in text)
 
 

@@ -43,6 +43,7 @@ class Page:
 
     @property
     def plots(self) -> list[Plot]:
+        """All plots of the page, in their order."""
         return [plot for section in self.sections for plot in section.plots]
 
 

@@ -13,6 +13,7 @@ from dinoswap.studies.statistics import Decision, Effect, Estimate
 
 
 def effects(result: Result, than: str) -> Table:
+    """Returns the table of the effects on one metric; `than` is what they are measured against."""
     last = "tested against" if result.factorial else "p (sign flip)"
     tests = ["p", "p (Holm)", "p (TOST, Holm)"]
     columns = ["effect", "difference", "verdict", *tests, last, "seeds", "seeds needed"]
@@ -40,6 +41,7 @@ def _against(estimate: Estimate) -> str:
 
 
 def interactions(result: Result) -> Table:
+    """Returns the table of the interactions of two factors."""
     aliases = result.factorial.aliases if result.factorial else {}
     rows = []
     for decision in result.interactions:
@@ -66,6 +68,7 @@ def _aliased(others: dict[str, float]) -> str:
 
 
 def attribution(result: Result) -> Table:
+    """Returns the table of the shares of the gap, and last the gap itself."""
     shapley = result.attribution
     columns = ["factor", "share of the gap", "verdict", "p (Holm)", "tested against", "bootstrap interval", "rests on"]
     rows = []
@@ -82,6 +85,7 @@ def attribution(result: Result) -> Table:
 
 
 def cells(analysis: Analysis) -> Table:
+    """Returns the table of the cells: runs, means of metrics and costs."""
     metrics = [metric.name for metric in analysis.study.metrics]
     costs = {name: cost for name, cost in COSTS.items() if name not in metrics}
     rows = []
@@ -114,6 +118,7 @@ def failures(analysis: Analysis) -> Table:
 
 
 def run_table(analysis: Analysis) -> Table:
+    """Returns the table of every run that was started."""
     metric = analysis.study.metrics[0].name
     words = ["cell", "run", "status", "commit", "started (UTC)", "hardware"]
     spent = ["wall hours", "core/GPU-hours", "restarts"]
@@ -132,12 +137,14 @@ def _run(run: Run, metric: str) -> list[str]:
 
 
 def unfinished(analysis: Analysis) -> Table:
+    """Returns the table of the runs without an outcome."""
     rows = [[run.entry.cell, str(run.entry.seed), run.status, run.note or "-"] for run in analysis.unfinished]
     columns = ["cell", "seed", "state", "what is known"]
     return Table("missing", "Runs without an outcome", columns, rows, ["cell", "state", "what is known"])
 
 
 def levels(analysis: Analysis) -> Table:
+    """Returns the table of the levels of each factor with their overrides."""
     rows = [
         [factor, level, " ".join(overrides) or "(as in the base)"]
         for factor, options in analysis.study.factors.items()
@@ -148,6 +155,7 @@ def levels(analysis: Analysis) -> Table:
 
 
 def differing(analysis: Analysis) -> Table:
+    """Returns the table of the keys in which cells differ, with their values and the cells that have them."""
     rows = []
     for key, values in analysis.collected.differing.items():
         where: dict[str, list[str]] = {}
@@ -159,5 +167,6 @@ def differing(analysis: Analysis) -> Table:
 
 
 def commands(analysis: Analysis) -> Table:
+    """Returns the table of the command of each run."""
     rows = [[run.entry.cell, str(run.entry.seed), run.command] for run in analysis.collected.runs]
     return Table("commands", "The command of each run", ["cell", "seed", "command"], rows, ["cell", "command"])

@@ -18,6 +18,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def probability(p: float) -> str:
+    """Returns a p in two digits, "<0.0001" below that."""
     return "<0.0001" if p < 1e-4 else number(p, 2)
 
 

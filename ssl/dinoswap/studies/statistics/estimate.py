@@ -83,6 +83,7 @@ class Error:
 
     @property
     def words(self) -> str:
+        """What the effect is tested against, in words."""
         named = {
             "own": "seed x this effect, larger than what is pooled",
             "stratum": "seed x effect, pooled",
@@ -124,18 +125,22 @@ class Estimate:
 
     @property
     def tested(self) -> bool:
+        """Whether the estimate has an error to be tested against."""
         return self.df > 0 and math.isfinite(self.se)
 
     @property
     def low(self) -> float:
+        """The lower end of the confidence interval."""
         return float(t_interval(self.mean, self.se, self.df, self.confidence)[0])
 
     @property
     def high(self) -> float:
+        """The upper end of the confidence interval."""
         return float(t_interval(self.mean, self.se, self.df, self.confidence)[1])
 
     @property
     def p(self) -> float:
+        """The two-sided p of the t test against zero."""
         return float(t_test(self.mean, self.se, self.df))
 
     @property

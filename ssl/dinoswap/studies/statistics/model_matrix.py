@@ -30,6 +30,7 @@ DEPENDENT = 1e-8
 
 
 def effect_name(term: Term) -> str:
+    """Returns a term in words: its levels, joined by *."""
     return " * ".join(f"{factor}={level}" for factor, level in term)
 
 
@@ -74,6 +75,7 @@ class Model:
 
     @property
     def blocks(self) -> int:
+        """The number of columns of blocks, which come first."""
         return int(self.matrix.shape[1]) - len(self.kept)
 
     def aliases(self) -> dict[str, dict[str, float]]:

@@ -37,6 +37,7 @@ class Outcomes:
 
     @property
     def failures(self) -> int:
+        """Runs that collapsed, diverged or failed."""
         return self.collapsed + self.diverged + self.failed
 
     @property

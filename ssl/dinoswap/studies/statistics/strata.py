@@ -93,10 +93,12 @@ class Stratum:
 
     @property
     def residual_df(self) -> int:
+        """The degrees of freedom of the residual."""
         return int(self.model.shape[0] - self.model.shape[1])
 
     @property
     def known(self) -> list[bool]:
+        """Whether each effect has a spread of its own over the seeds."""
         return [self.seeds > 1 and basis.shape[1] > 0 for basis in self.own]
 
 

@@ -82,6 +82,7 @@ def entry_of(line: bytes) -> bytes:
 
 
 def is_entry(line: bytes) -> bool:
+    """Tells whether a line is a complete entry of the journal."""
     if not line.startswith(START):
         return False
     try:

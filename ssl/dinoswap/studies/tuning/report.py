@@ -38,6 +38,7 @@ def write_report(study: optuna.Study, tuning: Tuning) -> str:
 
 
 def report(study: optuna.Study, tuning: Tuning) -> str:
+    """Returns the report of a search as Markdown."""
     trials = current(study.get_trials(deepcopy=False))
     several = len(tuning.objectives) > 1
     best = winners(study, len(trials) if several else SHOWN)
@@ -48,18 +49,21 @@ def report(study: optuna.Study, tuning: Tuning) -> str:
 
 
 def progress(trials: Sequence[FrozenTrial], tuning: Tuning) -> str:
+    """Returns in a sentence how many trials there are, and how they ended."""
     counts = Counter(ending(trial) for trial in trials)
     words = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return f"{len(trials)} of {tuning.trials} trials{f': {words}' if words else ''}."
 
 
 def ending(trial: FrozenTrial) -> str:
+    """Returns in a word how a trial ended, or where it stands."""
     if trial.state == TrialState.PRUNED:
         return str(trial.user_attrs.get("status", "pruned"))  # or diverged
     return {"COMPLETE": "completed", "FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
 
 
 def best_table(trials: Iterable[FrozenTrial], tuning: Tuning) -> str:
+    """Returns the table of these trials: what they reached, and their parameters."""
     header = ["trial", *(objective.name for objective in tuning.objectives), *tuning.parameters]
     rows = [[str(trial.number), *map(shown, trial.values), *cells(trial.params, tuning)] for trial in trials]
     return table(header, rows)
@@ -73,11 +77,13 @@ def cells(values: Mapping[str, Any], tuning: Tuning) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
 def shown(value: Scalar) -> str:
+    """Returns a value as a cell of a table has it."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else as_text(value)

@@ -155,6 +155,7 @@ def evaluations(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
 
 
 def last_line(path: Path) -> str:
+    """Returns the last line of a process's output that is not empty, or a sentence that there is none."""
     try:
         content = read_tail(path, OUTPUT_BYTES)
     except OSError:

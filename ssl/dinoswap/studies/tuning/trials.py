@@ -108,10 +108,12 @@ def pruner(tuning: Tuning) -> BasePruner:
 
 
 def distributions(tuning: Tuning) -> dict[str, BaseDistribution]:
+    """Returns Optuna's distribution of each parameter, by its key."""
     return {key: distribution(parameter) for key, parameter in tuning.parameters.items()}
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
+    """Returns Optuna's distribution of a parameter."""
     if parameter.choices is not None:
         return CategoricalDistribution(parameter.choices)
     assert parameter.low is not None
@@ -183,6 +185,7 @@ def stop_when_failing(trials: list[FrozenTrial], before: Collection[int]) -> Non
 
 
 def error_of(trial: FrozenTrial) -> str:
+    """Returns the error of a trial that failed."""
     return str(trial.user_attrs.get("error") or "its worker was killed, again")
 
 
