@@ -25,7 +25,7 @@ IMAGES, RANKS, START = "data.images", "ranks", "start.weights"
 WEIGHTS = {"da3.weights": "da3.ckpt_path", "objectives.gram.weights": "objectives.gram.path"}
 """Keys of facts among those of the configuration; those of frozen weights with the keys of the paths of their files."""
 PATHS_OF_WEIGHTS = {**WEIGHTS, START: "start.path"}
-"""The key under which run.json has the digest of each weight file that a run reads, and the key that names the file."""
+"""Keys of the digests of all weights that a run reads, with the keys of the paths of their files."""
 GRAM = ("EmaGram", "SnapshotGram")
 """Classes of the group `gram`."""
 SHORT = 16

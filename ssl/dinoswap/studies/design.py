@@ -143,7 +143,8 @@ CANDIDATES: Mapping[str, Callable[[Study], dict[str, Levels]]] = {
 
 def _fractional(study: Study, composer: Composer) -> Design:
     """Returns a regular fraction of the factorial design where there is one whose cells can all be run, and otherwise
-    the D-optimal choice among the cells that can. Raises ConfigError where the study says neither."""
+    the D-optimal choice among the cells that can. Raises ConfigError where the fraction of given generators has cells
+    that cannot be run, and where the number of cells is not known."""
     fraction = _regular(study)
     if fraction is not None:
         candidates = _named(study, _from_rows(study, fraction.rows()))

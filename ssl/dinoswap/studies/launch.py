@@ -97,8 +97,8 @@ def report(jobs: Sequence[Job]) -> list[JobReturn]:
 
 
 def job_return(job: Job, status: RunStatus) -> JobReturn:
-    """Returns what Hydra's launchers return of a job: the run's metric or, where it has not completed, an error that
-    says so."""
+    """Returns what Hydra's launchers return of a job: the run's metric or, where the run is neither complete nor
+    under way, an error that says so."""
     returned = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     if status.state in BUSY:  # what somebody else has is no failure
         returned.return_value = status.record.get("metrics", {}).get(job.metric)
