@@ -136,7 +136,8 @@ def main() -> None:
     for result in results:
         print(
             f"{result['size']:>4} px  PIL {result['pil_ms']:6.2f} ms  ours {result['ours_ms']:5.2f} ms"
-            f"  (normalised {result['ours_normalised_ms']:5.2f}, legacy {result['legacy_ms']:5.2f}, decode {result['decode_ms']:.2f})"
+            f"  (normalised {result['ours_normalised_ms']:5.2f}, legacy {result['legacy_ms']:5.2f},"
+            f" decode {result['decode_ms']:.2f})"
             f"  ratio {result['ratio']:.2f} [{result['range'][0]:.2f}-{result['range'][1]:.2f}],"
             f" {result['ratio_with_decode']:.2f} with decode"
             f"  images/s per core {result['pil_images_per_second']:.1f}, {result['images_per_second']:.1f}"
