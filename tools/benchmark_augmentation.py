@@ -83,7 +83,7 @@ def normalised(views: Any) -> list[torch.Tensor]:
 def augmentation(option: str, global_size: int, local_size: int, local_number: int) -> Any:
     """Returns an option of the group as its YAML describes it, for crops of these sizes."""
     return construct_option(
-        compose_config([f"augmentation={option}"])["augmentation"],
+        compose_config([f"augmentation={option}", "recipe=none"])["augmentation"],
         "augmentation",
         global_crops_size=global_size,
         local_crops_size=local_size,

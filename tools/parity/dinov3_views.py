@@ -64,7 +64,7 @@ def check_case(file: Fixture, name: str, args: dict[str, Any]) -> Iterator[Row]:
 def build_augmentation(args: dict[str, Any]) -> MultiCrop:
     """The augmentation of preset=dinov3 with the sizes and numbers of an official one."""
     augmentation: MultiCrop = construct_option(
-        compose_config(["preset=dinov3"])["augmentation"],
+        compose_config(["preset=dinov3", "recipe=none"])["augmentation"],
         "augmentation",
         **{key: args[key] for key in ("global_crops_size", "local_crops_size", "local_crops_number")},
         clean_sizes=[args[key] for key in ("gram_teacher_crops_size",) if key in args],
