@@ -25,7 +25,7 @@ EARLIER_DEMO = [
     *(f"heads.{head}_head.{size}" for head in ("dino", "ibot") for size in ("hidden_dim=512", "bottleneck_dim=128")),
     "augmentation.global_crops_scale=[0.32,1.0]", "augmentation.local_crops_scale=[0.05,0.32]",
     "augmentation.global2_blur=0.9", "augmentation.local_blur=0.5", "augmentation.global2_solarize=0.2",
-    "schedule.momentum=0.98", "schedule.weight_decay_end=0.4",
+    "schedule.momentum=0.98", "schedule.weight_decay_end=0.4", "trainer.max_steps=1000",
 ]  # fmt: skip
 """The overrides of recipe=demo as it was until it cropped at 24 px: the names of its runs are known from then."""
 
