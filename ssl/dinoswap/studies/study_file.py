@@ -2,7 +2,7 @@
 
     # Which masking learns best?             the question: the comment that opens the file, up to a bare `#`
     base: [preset=official, recipe=demo]     overrides of every run; of Hydra's keys only those of the launcher
-    seeds: 5                                 a count, or a list
+    seeds: 5                                 a count, a list, or {looks: [3, 6, 12]}: see looks.py
     budget: {hours: 2}                       core- or GPU-hours of all runs, or {steps: 40000}; may be left out
 
 The other keys say which kind of study it is: `factors`, `design`, `metrics` an ablation (study.py), `space` one that
@@ -24,6 +24,7 @@ from dinoswap.config.configuration import config_dir
 from dinoswap.config.schema import ConfigError, construct, nearest
 from dinoswap.config.typed_paths import key_of, refuse_torn_paths
 from dinoswap.files.reading import CONFIG_BYTES, read_small
+from dinoswap.studies.looks import Looks, read_looks
 from dinoswap.studies.overrides import as_overrides, combined, is_hydra_override
 
 COMMON = ("base", "seeds", "budget")
@@ -59,7 +60,13 @@ class StudyFile:
     base: list[str]
     launcher: list[str] = field(default_factory=list)
     seeds: list[int]
+    looks: Looks | None = None  # where the study is analysed more than once
     budget: Budget | None
+
+    @property
+    def plan(self) -> Looks:
+        """The looks that are planned: one, after all seeds, where the file does not say otherwise."""
+        return self.looks or Looks((len(self.seeds),))
 
 
 def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, dict[str, Any]]:
@@ -78,6 +85,7 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
             if content.get(key) is None:
                 raise ConfigError(f"{key}: has to be given; see the other studies in ablations/")
         budget = content.get("budget")
+        looks = read_looks(content["seeds"]) if isinstance(content["seeds"], dict) else None
         base = as_overrides(content["base"], "base", launcher=True)
         base = combined(base, as_overrides(config_overrides(overrides), "command line", launcher=True))
         common = StudyFile(
@@ -87,7 +95,8 @@ def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFi
             command_line=combined(overrides),
             base=[line for line in base if not is_hydra_override(line)],
             launcher=[line for line in base if is_hydra_override(line)],
-            seeds=_seeds(content["seeds"]),
+            seeds=_seeds(looks.counts[-1] if looks else content["seeds"]),
+            looks=looks,
             budget=None if budget is None else construct(Budget, budget, "budget"),
         )
     return common, {key: value for key, value in content.items() if key not in COMMON}

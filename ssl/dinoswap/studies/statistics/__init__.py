@@ -14,6 +14,7 @@ name to {factor: level}, for every factor; `factors` maps a factor to its levels
     family(effects, alpha=0.05, power=0.8) -> list[Decision]  effects: whatever was declared to be one family,
                                                               [Effect, ...], Factorial.main or Attribution.values
     holm(p_values) -> list[float]                             adjusted, in the order given
+    judge_in_turn(estimate, ended, seeds, plan, seen) -> InTurn           a family that is looked at more than once
 
     detectable_difference(sd, n, alpha=0.05, power=0.8) -> float         paired t test at n seeds
     seeds_needed(sd, difference, alpha=0.05, power=0.8) -> int           its inverse
@@ -26,39 +27,49 @@ The `sd` that is given is that of the difference between two runs that share a s
 is sqrt(2) times smaller. An Estimate (Effect is one) has `name, mean, se, df, low, high, p, p_equivalent, sd, seeds,
 tested, reference, arm` (how the runs of both sides ended: `runs, collapsed, diverged, failed`), `failures` (`p, floor,
 excess`), `note`, and in a crossed design `error`: the mean squares of which the largest is what it is tested against
-(strata.py). An Effect also has `differences, unpaired, p_sign_flip, p_floor, draws`. Where n seeds cannot give a number
-it is nan, and p is 1. A Decision has `effect, kind, words, p_adjusted, p_equivalent_adjusted, p_failures_adjusted,
+(strata.py), and in a study that is looked at more than once `look` and `lasting`: p and interval that hold over all
+looks. An Effect also has `differences, unpaired, p_sign_flip, p_floor, draws`. Where n seeds cannot give a number it
+is nan, and p is 1. A Decision has `effect, kind, words, p_adjusted, p_equivalent_adjusted, p_failures_adjusted,
 seeds_for_smallest, seeds_for_seen`.
 """
 
 from dinoswap.studies.statistics.attribution import Attribution, attribute
 from dinoswap.studies.statistics.effects import Effect, paired_effect
-from dinoswap.studies.statistics.estimate import Error, Estimate, MeanSquare
+from dinoswap.studies.statistics.estimate import Error, Estimate, MeanSquare, MetricOptions
 from dinoswap.studies.statistics.factorial import Factorial, aliases, detectable_effects, factorial, seeds_for_effects
+from dinoswap.studies.statistics.in_turn import InTurn, judge_in_turn, seeds_used
 from dinoswap.studies.statistics.outcomes import FailureTest, Outcomes, distinct
 from dinoswap.studies.statistics.power import detectable_difference, seeds_needed
+from dinoswap.studies.statistics.repeated import Course, Look, course
 from dinoswap.studies.statistics.verdict import Decision, Kind, family, holm
 
 __all__ = [
     "Attribution",
+    "Course",
     "Decision",
     "Effect",
     "Error",
     "Estimate",
     "Factorial",
     "FailureTest",
+    "InTurn",
     "Kind",
+    "Look",
     "MeanSquare",
+    "MetricOptions",
     "Outcomes",
     "aliases",
     "attribute",
+    "course",
     "detectable_difference",
     "detectable_effects",
     "distinct",
     "factorial",
     "family",
     "holm",
+    "judge_in_turn",
     "paired_effect",
     "seeds_for_effects",
     "seeds_needed",
+    "seeds_used",
 ]

@@ -9,13 +9,14 @@ The functions broadcast over numpy arrays. Exact for normal differences.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
 from dinoswap.studies.statistics.outcomes import ROUNDING, FailureTest, Outcomes
+from dinoswap.studies.statistics.repeated import Look
 
 Array = npt.NDArray[np.float64]
 
@@ -92,6 +93,13 @@ class Error:
         return f"{named[self.source]} ({self.df} df)"
 
 
+class Lasting(NamedTuple):
+    p: float
+    p_equivalent: float
+    low: float
+    high: float
+
+
 class MetricOptions(TypedDict, total=False):
     """Options of every analysis of a metric, with the defaults of Estimate."""
 
@@ -105,7 +113,8 @@ class Estimate:
     """A difference, arm less reference, in the metric's units.
 
     `mean` is nan where it cannot be estimated, and `se` where it is not tested; `note` says why. `error` is what an
-    effect of a crossed design is tested against.
+    effect of a crossed design is tested against. `low`, `high` and the p are those of one analysis; `lasting` has those
+    of a study that is looked at more than once, with a `look`.
     """
 
     name: str
@@ -122,6 +131,7 @@ class Estimate:
     failures: FailureTest = field(default_factory=FailureTest)
     note: str = ""
     error: Error | None = None
+    look: Look | None = None
 
     @property
     def tested(self) -> bool:
@@ -149,6 +159,23 @@ class Estimate:
         if self.smallest_effect is None:
             return 1.0
         return float(equivalence_test(self.mean, self.se, self.df, self.smallest_effect))
+
+    @property
+    def lasting(self) -> Lasting:
+        """The p and the interval that hold however often the study has been looked at: those of one analysis without a
+        `look`."""
+        if self.look is None:
+            return Lasting(self.p, self.p_equivalent, self.low, self.high)
+        at = (self.se, self.df, len(self.seeds), self.pooled)
+        margin = self.smallest_effect
+        p_equivalent = 1.0 if margin is None else float(self.look.p_equivalent(self.mean, *at, margin))
+        half = self.look.half_width(*at, self.confidence)
+        return Lasting(float(self.look.p(self.mean, *at)), p_equivalent, self.mean - half, self.mean + half)
+
+    @property
+    def pooled(self) -> int:
+        """Of how many effects the error is pooled: 1 of one that is tested against its own spread."""
+        return max(1, round(self.error.stratum.df / max(len(self.seeds) - 1, 1))) if self.error else 1
 
     @property
     def sd(self) -> float:

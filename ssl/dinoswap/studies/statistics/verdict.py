@@ -16,6 +16,9 @@ What does not vary is not tested: networks that all collapsed score alike, and w
 
 Equivalence: Holm over the TOST p against the smallest effect of interest, a family of its own. What is both different
 from zero and equivalent is called equivalent: it is real, and smaller than what matters.
+
+Of a study that is looked at several times all of these p are those that hold over the looks (repeated.py), and what is
+decided at a planned look stays so: see in_turn.py.
 """
 
 import math
@@ -92,6 +95,9 @@ class Decision:
             finding = f"{effect.mean:+.3g}; " if self.kind == "not tested" and math.isfinite(effect.mean) else ""
             return finding + (effect.note or "fewer than two seeds have a value on both sides")
         finding = f"{effect.mean:+.3g} [{effect.low:+.3g}, {effect.high:+.3g}], p = {effect.p:.2g}"
+        if effect.look:
+            lasting = effect.lasting
+            finding += f"; {effect.look.words}: [{lasting.low:+.3g}, {lasting.high:+.3g}], p = {lasting.p:.2g}"
         finding += f" ({self.p_adjusted:.2g} after Holm over {self.size})" if self.size > 1 else ""
         finding += f", against {effect.error.words}" if effect.error else ""
         if self.kind == "equivalent":
@@ -104,7 +110,7 @@ class Decision:
         """Returns, as the end of a sentence, how many seeds would find an effect; "" where that cannot be told."""
         requirements = [
             (self.seeds_for_smallest, "the smallest of interest"),
-            (self.seeds_for_seen, "one as large as seen"),
+            (self.seeds_for_seen, "one as large as finding"),
         ]
         named = " and ".join(f"{seeds} seeds to find {what}" for seeds, what in requirements if seeds)
         return f"; at {self.power:.0%} power it takes about {named}" if named else ""
@@ -129,15 +135,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def family(effects: Sequence[Estimate], alpha: float = 0.05, power: float = 0.8) -> list[Decision]:
     """Returns a decision on each effect, in the order given. `power` is that of the numbers of seeds in the words."""
-    joining = [index for index, effect in enumerate(effects) if effect.failures.floor <= alpha]
-    adjusted = holm([effect.p for effect in effects] + [effects[index].failures.p for index in joining])
+    joining = [index for index, effect in enumerate(effects) if _of_failures(effect, effect.failures.floor) <= alpha]
+    of_failures = [_of_failures(effects[index], effects[index].failures.p) for index in joining]
+    adjusted = holm([effect.lasting.p for effect in effects] + of_failures)
     failures = dict(zip(joining, adjusted[len(effects) :], strict=True))
-    equivalent = holm([effect.p_equivalent for effect in effects])
+    equivalent = holm([effect.lasting.p_equivalent for effect in effects])
     decisions = []
     for index, effect in enumerate(effects):
         p = (adjusted[index], equivalent[index], failures.get(index, 1.0))
         decisions.append(Decision(effect, _kind(effect, *p, alpha), *p, len(adjusted), alpha, power))
     return decisions
+
+
+def _of_failures(effect: Estimate, p: float) -> float:
+    """Returns what a p of the effect's failures is over all looks."""
+    return effect.look.p_of_failures(p) if effect.look else p
 
 
 def _kind(effect: Estimate, p: float, p_equivalent: float, p_failures: float, alpha: float) -> Kind:

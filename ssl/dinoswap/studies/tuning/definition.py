@@ -242,6 +242,8 @@ def _check(tuning: Tuning) -> None:
         raise ConfigError(f"pruner={kind}: with several objectives no trial is pruned; remove it")
     if kind != "none" and not config["trainer"]["eval_every"]:
         raise ConfigError(f"pruner={kind}: nothing is measured while a run trains; add trainer.eval_every=... to base")
+    if tuning.looks:
+        raise ConfigError("seeds.looks: winners are compared once, with all seeds; give their number, as in seeds: 5")
     if tuning.winners and config["seed"] in tuning.seeds:
         fresh = [seed + 1 + max(tuning.seeds) - min(tuning.seeds) for seed in tuning.seeds]
         raise ConfigError(f"seeds={tuning.seeds}: the search has seed {config['seed']}; give others, as in {fresh}")
