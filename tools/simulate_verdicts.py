@@ -221,13 +221,11 @@ def found_last(p: Array) -> float:
 def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studies: int) -> None:
     """Raises SystemExit unless the report's own judgement of the first studies has the same p."""
     metric = design.study.metrics[0]
+    complete = replace(design.study, seeds=sorted(set(frame["seed"])))
     for study in range(studies):
-        result = judge(design.study, design.cells, frame.assign(value=y[:, study]), metric)
-        reported = {
-            "main": [decision.effect.p for decision in result.decisions],
-            "shares": [decision.effect.p for decision in result.shares],
-        }
-        expected = {
+        result = judge(complete, design.cells, frame.assign(value=y[:, study]), metric)
+        found = {"main": [d.effect.p for d in result.decisions], "shares": [d.effect.p for d in result.shares]}
+        wanted = {
             "main": tested.p[CHOSEN][:, study],
             "shares": [] if tested.shares is None else tested.shares[:, study],
         }

@@ -9,6 +9,6 @@ runs -> collect.py, or report.json -> rows.py: how each ended, its values -> ana
 """
 
 from dinoswap.studies.report.analysis import Analysis, Result, analyse
-from dinoswap.studies.report.write import write_again, write_report
+from dinoswap.studies.report.write import look, write_again, write_report
 
-__all__ = ["Analysis", "Result", "analyse", "write_again", "write_report"]
+__all__ = ["Analysis", "Result", "analyse", "look", "write_again", "write_report"]

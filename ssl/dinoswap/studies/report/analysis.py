@@ -6,30 +6,37 @@
 | factorial, fractional | main effects, averaged over the other factors | interactions, attribution of a gap |
 
 The first are tested against their spread over the seeds, the second against seed x effect, or the residual (strata.py).
-Every family is corrected for its own size; so is the one of each metric, of which the first decides. Where every run
+Every family is corrected for its own size; so is the one of each metric. The first metric decides, also on which arms
+need no more seeds: where a study is analysed after several numbers of them, see statistics/in_turn.py. Where every run
 collapsed, diverged or failed, or all have one value, nothing is tested, and the answer says so first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from dinoswap.studies.report.collect import OUTCOMES, Collected, Run, collect
-from dinoswap.studies.report.words import counted, interval, listed
+from dinoswap.studies.report.words import counted, interval, listed, over_all_looks
 from dinoswap.studies.statistics import (
     Attribution,
     Decision,
     Effect,
+    Estimate,
     Factorial,
+    Look,
+    MetricOptions,
     Outcomes,
     attribute,
     distinct,
     factorial,
     family,
+    judge_in_turn,
     paired_effect,
+    seeds_used,
 )
 from dinoswap.studies.statistics.outcomes import FAILURES
 from dinoswap.studies.study import Levels, Metric, Study
@@ -52,6 +59,7 @@ class Result:
     shares: Sequence[Decision] = ()
     gap: Decision | None = None
     note: str = ""  # why nothing can be said, or why there is no attribution
+    decided_after: Mapping[str, int] = field(default_factory=dict)  # effect -> seeds of the look that decided it
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,14 @@ class Analysis:
 
     @property
     def unfinished(self) -> list[Run]:
-        """The runs without an outcome."""
-        return [run for run in self.collected.runs if not run.ended]
+        """The runs that have no outcome yet and are still wanted: not those of cells on which all is decided."""
+        wanted = self.seeds_wanted(self.study.seeds)
+        return [run for run in self.collected.runs if not run.ended and run.entry.seed in wanted[run.entry.cell]]
+
+    def seeds_wanted(self, seeds: list[int]) -> dict[str, list[int]]:
+        """Returns those of the seeds of which each cell's runs are wanted."""
+        cells = [cell.name for cell in self.collected.design.cells]
+        return seeds_wanted(cells, seeds, self.results[0]) if self.results else dict.fromkeys(cells, seeds)
 
     @property
     def answer(self) -> str:
@@ -89,6 +103,7 @@ class Analysis:
             return f"Nothing can be said yet: none of {counted(len(runs), 'run')} has ended."
         missing = f" {pending} of {counted(len(runs), 'run')} have no outcome yet; this may change." if pending else ""
         result = self.results[0]
+        missing = _looks(self.study, result) + missing
         void = nothing_to_say(result.outcomes, result.metric)
         if void:
             return f"{void[0].upper()}{void[1:]}: nothing can be said.{missing}"
@@ -109,47 +124,102 @@ def analyse_collected(collected: Collected) -> Analysis:
     """Returns the results of the runs of a study, by metric."""
     metrics = collected.study.metrics if collected.ended else []
     cells = {cell.name: cell.levels for cell in collected.design.cells}
-    results = [judge(collected.study, cells, collected.outcomes(metric), metric) for metric in metrics]
+    results: list[Result] = []
+    for metric in metrics:
+        outcomes = collected.outcomes(metric)
+        if results:  # no metric is judged by seeds that the first was not
+            wanted = seeds_wanted(list(cells), collected.study.seeds, results[0])
+            rows = zip(outcomes["cell"], outcomes["seed"], strict=True)
+            outcomes = outcomes[[seed in wanted[cell] for cell, seed in rows]]
+        results.append(judge(collected.study, cells, outcomes, metric, collected.seen))
     return Analysis(collected, results)
 
 
-def judge(study: Study, cells: Mapping[str, Mapping[str, str]], outcomes: pd.DataFrame, metric: Metric) -> Result:
+def judge(
+    study: Study,
+    cells: Mapping[str, Mapping[str, str]],
+    outcomes: pd.DataFrame,
+    metric: Metric,
+    seen: Mapping[str, Collection[int]] | None = None,
+) -> Result:
     """Returns every verdict on one metric. `outcomes` has the columns cell, seed, status and value; the first of the
-    cells is the reference."""
-    void = nothing_to_say(outcomes, metric)
-    if study.design not in ("factorial", "fractional"):
-        return Result(metric, outcomes, family(_against_first(cells, outcomes, metric)), note=void)
-    if not outcomes["value"].notna().any():
-        return Result(metric, outcomes, [], note=void)
-    criteria: dict[str, Any] = {"smallest_effect": metric.smallest_effect, "higher_is_better": metric.higher_is_better}
-    effects = factorial(outcomes, cells, study.factors, **criteria)
-    decisions = family(effects.main)
-    if void:
-        return Result(metric, outcomes, decisions, effects, note=void)
-    interactions = family(effects.interactions)
-    start, end = corners(study)
-    try:
-        shares = attribute(outcomes, cells, study.factors, start, end, **criteria)
-    except ValueError as error:
-        return Result(metric, outcomes, decisions, effects, interactions, note=str(error))
-    (gap,) = family([shares.gap])
-    return Result(metric, outcomes, decisions, effects, interactions, shares, family(shares.values), gap)
-
-
-def _against_first(cells: Iterable[str], outcomes: pd.DataFrame, metric: Metric) -> list[Effect]:
-    """Returns the effect of each cell but the first, paired by seed with the first."""
+    cells is the reference. `seen`: see Collected."""
+    void, seen = nothing_to_say(outcomes, metric), seen or {}
+    ended = {cell: _ended(outcomes[outcomes["cell"] == cell]) for cell in cells}
+    if study.design in ("factorial", "fractional"):
+        return _judge_crossed(study, cells, outcomes, metric, frozenset.intersection(*ended.values()), seen, void)
     first, *others = cells
     reference = outcomes[outcomes["cell"] == first]
-    return [
-        paired_effect(
-            reference,
-            outcomes[outcomes["cell"] == cell],
-            name=cell,
-            smallest_effect=metric.smallest_effect,
-            higher_is_better=metric.higher_is_better,
-        )
-        for cell in others
-    ]
+
+    def estimate(cell: str, seeds: Collection[int]) -> Effect:
+        arm = outcomes[(outcomes["cell"] == cell) & outcomes["seed"].isin(seeds)]
+        return paired_effect(reference, arm, name=cell, **_options(metric))
+
+    both = {cell: ended[first] & ended[cell] for cell in others}
+    found = judge_in_turn(estimate, both, study.seeds, study.plan, seen)
+    return Result(metric, outcomes, found.decisions, note=void, decided_after=found.decided_after)
+
+
+def _judge_crossed(
+    study: Study,
+    cells: Mapping[str, Mapping[str, str]],
+    outcomes: pd.DataFrame,
+    metric: Metric,
+    ended: frozenset[int],
+    seen: Mapping[str, Collection[int]],
+    void: str,
+) -> Result:
+    if not outcomes["value"].notna().any():
+        return Result(metric, outcomes, [], note=void)
+    wanted = _options(metric)
+
+    @cache
+    def effects_of(seeds: tuple[int, ...]) -> Factorial:
+        return factorial(outcomes[outcomes["seed"].isin(seeds)], cells, study.factors, **wanted)
+
+    def estimate(name: str, seeds: Sequence[int]) -> Estimate:
+        if not outcomes[outcomes["seed"].isin(seeds)]["value"].notna().any():
+            return Estimate(name=name, mean=math.nan, se=math.nan, df=0, seeds=(), **wanted)
+        return next(effect for effect in effects_of(tuple(seeds)).main if effect.name == name)
+
+    plan, names = study.plan, [effect.name for effect in effects_of(tuple(study.seeds)).main]
+    by_effect = {name: [count for counts in seen.values() for count in counts] for name in names}
+    found = judge_in_turn(estimate, dict.fromkeys(names, ended), study.seeds, plan, by_effect)
+    if found.looks:
+        seeds, look = seeds_used(ended, study.seeds, plan), next(iter(found.looks.values()))
+    else:
+        count = max(found.decided_after.values())
+        seeds, look = study.seeds[:count], Look(plan, plan.counts.index(count), planned=True)
+    effects = effects_of(tuple(seeds))
+    result = Result(metric, outcomes, found.decisions, effects, note=void, decided_after=found.decided_after)
+    if void:
+        return result
+    interactions = family([replace(effect, look=look) for effect in effects.interactions])
+    start, end = corners(study)
+    try:
+        shares = attribute(outcomes[outcomes["seed"].isin(seeds)], cells, study.factors, start, end, **wanted)
+    except ValueError as error:
+        return replace(result, interactions=interactions, note=str(error))
+    (gap,) = family([replace(shares.gap, look=look)])
+    values = family([replace(value, look=look) for value in shares.values])
+    return replace(result, interactions=interactions, attribution=shares, shares=values, gap=gap)
+
+
+def _ended(of_cell: pd.DataFrame) -> frozenset[int]:
+    return frozenset(int(seed) for seed in of_cell.loc[of_cell["status"].isin(OUTCOMES), "seed"])
+
+
+def _options(metric: Metric) -> MetricOptions:
+    return {"smallest_effect": metric.smallest_effect, "higher_is_better": metric.higher_is_better}
+
+
+def seeds_wanted(cells: Sequence[str], seeds: list[int], result: Result) -> dict[str, list[int]]:
+    """Returns those of the seeds of which each cell's runs are wanted: all, or those of the look that decided on the
+    cell. The first cell, and those of a crossed design, go on as long as anything is undecided."""
+    names = [decision.effect.name for decision in result.decisions]
+    counts = [result.decided_after.get(name, len(seeds)) for name in names] or [len(seeds)]
+    own = dict(zip(names, counts, strict=False))
+    return {cell: seeds[: own.get(cell, max(counts))] for cell in cells}
 
 
 def corners(study: Study) -> tuple[Levels, Levels]:
@@ -196,7 +266,7 @@ def _clauses(result: Result) -> list[str]:
     untested: dict[str, list[str]] = {}
     clauses = []
     for decision in result.decisions:
-        name, difference = decision.effect.name, interval(decision.effect) or "without a number"
+        name, difference = decision.effect.name, over_all_looks(decision.effect) or "without a number"
         named.setdefault(decision.kind, []).append(name)
         if decision.kind == "not tested":
             untested.setdefault(decision.effect.note, []).append(name)
@@ -226,6 +296,24 @@ def _needed(result: Result) -> str:
         return ""
     between = f"{seeds[0]}" if seeds[0] == seeds[-1] else f"{seeds[0]} to {seeds[-1]}"
     return f" (about {between} seeds would find one of {result.metric.smallest_effect:g})"
+
+
+def _looks(study: Study, result: Result) -> str:
+    """Returns, in sentences, at which looks the verdicts were made; an empty text where there is only one to make."""
+    counts, said = study.plan.counts, []
+    by_count: dict[int, list[str]] = {}
+    for name, count in result.decided_after.items():
+        by_count.setdefault(count, []).append(name)
+    said += [f"Decided after {count} seeds: {listed(names)}." for count, names in by_count.items()]
+    looks = {d.effect.look for d in result.decisions if d.effect.look and d.effect.name not in result.decided_after}
+    said += sorted(f"This is {look.words}." for look in looks if look.planned)
+    if any(not look.planned for look in looks):
+        planned = listed([str(count) for count in counts])
+        said.append(
+            f"What was not decided at a planned look (after {planned} seeds) is judged by intervals that hold at any "
+            "number of seeds."
+        )
+    return "".join(f" {sentence}" for sentence in said)
 
 
 def _gap_clause(result: Result) -> list[str]:

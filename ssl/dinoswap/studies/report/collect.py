@@ -9,7 +9,7 @@ import contextlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from dinoswap.config.identity import is_volatile
 from dinoswap.studies.costs import place_of
 from dinoswap.studies.design import Cell, Design, make_design
 from dinoswap.studies.ledger import Entry, RunStatus, entries, run_statuses
+from dinoswap.studies.looks import recorded_looks, unplanned_counts
 from dinoswap.studies.runs import read_curves, read_runs
 from dinoswap.studies.study import Metric, Study
 
@@ -111,6 +112,7 @@ class Collected:
     differing: Mapping[str, Sequence[str]]  # keys of the config that differ between cells: the value in each
     diagnostics: Mapping[str, Mapping[str, float]]  # of each cell those of SHOWN, means over its runs
     passed_over: list[str] = field(default_factory=list)
+    seen: Mapping[str, Sequence[int]] = field(default_factory=dict)  # cell -> unplanned numbers of seeds, looks.py
 
     @property
     def ended(self) -> list[Run]:
@@ -121,6 +123,14 @@ class Collected:
         """Returns a row per run with the columns cell, seed, status and value."""
         rows = [(run.entry.cell, run.entry.seed, *_outcome(run, metric)) for run in self.runs]
         return pd.DataFrame(rows, columns=["cell", "seed", "status", "value"]).astype({"value": float})
+
+    @property
+    def ended_seeds(self) -> dict[str, list[int]]:
+        """The seeds of which each cell's runs have ended, by run_id."""
+        cells: dict[str, list[int]] = {cell.run_id: [] for cell in self.design.cells}
+        for run in self.ended:
+            cells[run.entry.run_id].append(run.entry.seed)
+        return cells
 
     def of_cell(self, cell: str) -> list[Run]:
         return [run for run in self.runs if run.entry.cell == cell]
@@ -164,7 +174,21 @@ def collect(study: Study, root: Path) -> Collected:
     unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~is_planned, "path"]]
     curves = curves.assign(cell=cells).drop(columns="run_id")
     known = differing(design.cells), diagnostics(runs)
-    return Collected(study, root, design, runs, unasked, curves, *known, passed_over)
+    collected = Collected(study, root, design, runs, unasked, curves, *known, passed_over)
+    return replace(collected, seen=_seen(collected))
+
+
+def _seen(collected: Collected) -> dict[str, list[int]]:
+    """Returns, for the effect of each cell against the first, and in a crossed design for all effects under the name of
+    the first, the numbers of seeds at which it was seen without a plan, now or before."""
+    study, cells = collected.study, collected.design.cells
+    looks = [*recorded_looks(collected.root), (study.plan, collected.ended_seeds)]
+    if study.design in ("factorial", "fractional"):
+        compared = {cells[0].name: [cell.run_id for cell in cells]}
+    else:
+        compared = {cell.name: [cells[0].run_id, cell.run_id] for cell in cells[1:]}
+    counts = {name: unplanned_counts(looks, study.plan, ids, study.seeds) for name, ids in compared.items()}
+    return {name: found for name, found in counts.items() if found}
 
 
 def _run(entry: Entry, status: RunStatus, folder: Path) -> Run:

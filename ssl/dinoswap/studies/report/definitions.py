@@ -28,6 +28,13 @@ DEFINITIONS = {
         "chance of even one false finding in the whole family of effects is at most 5 %. The family is all effects "
         "of one metric; the first metric of the study file decides."
     ),
+    "Over all looks": (
+        "The interval that holds at all looks together, in place of the one that holds at a single one. At planned "
+        "looks it follows from how the study file spends the error rate (for t of few seeds, by their joint "
+        "distribution), at any other it is a confidence sequence, which holds at every number of seeds. An effect that "
+        "was once seen at a look that was not planned is judged by the second ever after. Reports are recorded in "
+        "looks.jsonl among the study's runs."
+    ),
     "p (sign flip)": (
         "The same question without assuming normal differences: the share of all choices of signs that give a mean as "
         "far from zero. It cannot be below 2 / 2^n at n seeds: .25 at 3, .0625 at 5, .031 at 6."

@@ -41,6 +41,8 @@ def as_json(analysis: Analysis) -> str:
         "runs": [_run(analysis, run) for run in collected.runs],
         "unasked": collected.unasked,
         **({"passed_over": collected.passed_over} if collected.passed_over else {}),
+        **({"looks": asdict(study.looks)} if study.looks else {}),
+        **({"seen": collected.seen} if collected.seen else {}),
     }
     return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
@@ -92,7 +94,8 @@ def _decisions(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     """Returns the fields of an estimate and what follows from them, by name."""
     derived = ("low", "high", "p", "p_equivalent", "sd", *(("p_floor",) if isinstance(estimate, Effect) else ()))
-    return asdict(estimate) | {name: getattr(estimate, name) for name in derived}
+    lasting = {"lasting": estimate.lasting._asdict()} if estimate.look else {}
+    return asdict(estimate) | {name: getattr(estimate, name) for name in derived} | lasting
 
 
 def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -> dict[str, Any]:

@@ -18,6 +18,11 @@ AGAINST_SEEDS = (
     "was the largest. Shares of a gap and interactions are tested in the same way, the gap itself by a paired t test."
 )
 
+LOOKED = (
+    "The study is looked at more than once: verdicts, and the p after Holm, are those of the intervals over all looks. "
+    "What was decided at a planned look is shown as it was then."
+)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -96,6 +101,7 @@ def _effects(analysis: Analysis) -> Section:
         "would be too small to matter. Verdicts are corrected for the number of effects on a metric, intervals are "
         f"not. The first metric, {analysis.study.metrics[0].name}, decides.",
         AGAINST_SEEDS if analysis.crossed else PAIRED,
+        *([LOOKED] if any(decision.effect.look for decision in analysis.results[0].decisions) else []),
     ]
     words = [f"{decision.effect.name}: {decision.words}." for decision in analysis.results[0].decisions]
     return Section("effects", "Effects", text, plots, shown, items=words)

@@ -16,6 +16,7 @@ from dinoswap.config.schema import ConfigError
 from dinoswap.studies.costs import COSTS, place_of
 from dinoswap.studies.design import Cell, Design
 from dinoswap.studies.ledger import STATES, Entry, RunStatus, State
+from dinoswap.studies.looks import Looks
 from dinoswap.studies.report.canvas import Plot, inline
 from dinoswap.studies.report.collect import NO_CURVES, Collected, Run
 from dinoswap.studies.study import Metric, Study
@@ -61,12 +62,13 @@ def _collected(content: Mapping[str, Any]) -> Collected:
         differing=content["differing"],
         diagnostics={cell["name"]: cell["diagnostics"] for cell in content["cells"]},
         passed_over=content.get("passed_over", []),
+        seen=content.get("seen", {}),
     )
 
 
 def _study(content: Mapping[str, Any]) -> Study:
     """Returns the study as far as a report shows it: which cells were left out, and why, is in the notes."""
-    file = Path(content["file"])
+    file, looks = Path(content["file"]), content.get("looks")
     return Study(
         name=content["study"],
         path=file if file.suffix else Path("ablations") / f"{file}.yaml",
@@ -74,6 +76,7 @@ def _study(content: Mapping[str, Any]) -> Study:
         command_line=content["command_line"],
         base=content["base"],
         seeds=content["seeds"],
+        looks=Looks(tuple(looks["counts"]), looks["spending"]) if looks else None,
         budget=None,
         launcher=[],
         factors=content["factors"],

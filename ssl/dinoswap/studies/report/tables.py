@@ -8,7 +8,7 @@ from dinoswap.studies.costs import COSTS
 from dinoswap.studies.report.analysis import Analysis, Result
 from dinoswap.studies.report.collect import OUTCOMES, SHOWN, Run
 from dinoswap.studies.report.markup import Table
-from dinoswap.studies.report.words import between, interval, number, probability
+from dinoswap.studies.report.words import between, interval, number, over_all_looks, probability
 from dinoswap.studies.statistics import Decision, Effect, Estimate
 
 
@@ -16,21 +16,23 @@ def effects(result: Result, than: str) -> Table:
     """Returns the table of the effects on one metric; `than` is what they are measured against."""
     last = "tested against" if result.factorial else "p (sign flip)"
     tests = ["p", "p (Holm)", "p (TOST, Holm)"]
-    columns = ["effect", "difference", "verdict", *tests, last, "seeds", "seeds needed"]
-    rows = [_effect(decision) for decision in result.decisions]
+    looked = any(decision.effect.look for decision in result.decisions)
+    over = ["over all looks"] if looked else []
+    columns = ["effect", "difference", *over, "verdict", *tests, last, "seeds", "seeds needed"]
+    rows = [_effect(decision, looked) for decision in result.decisions]
     caption = f"Effects on {result.metric.name}, against {than}, with 95 % intervals"
     return Table(f"effects {result.metric.name}", caption, columns, rows, ["effect", "verdict", "tested against"])
 
 
-def _effect(decision: Decision) -> list[str]:
-    """Returns the cells of a decision's row in the table of effects."""
+def _effect(decision: Decision, looked: bool) -> list[str]:
     effect = decision.effect
     last = probability(effect.p_sign_flip) if isinstance(effect, Effect) else _against(effect)
     tests = (effect.p, decision.p_adjusted, decision.p_equivalent_adjusted)
     probabilities = [probability(value) if effect.tested else "-" for value in tests]
     needed = decision.seeds_for_smallest
     numbers = [*probabilities, last, str(len(effect.seeds)), str(needed or "-")]
-    return [effect.name, interval(effect) or "-", decision.kind, *numbers]
+    over = [f"{over_all_looks(effect) or '-'}{f' ({effect.look.words})' if effect.look else ''}"] if looked else []
+    return [effect.name, interval(effect) or "-", *over, decision.kind, *numbers]
 
 
 def _against(estimate: Estimate) -> str:

@@ -32,6 +32,15 @@ def interval(estimate: Estimate) -> str:
     return f"{signed(estimate.mean, half)} {between(estimate.low, estimate.high, half)}"
 
 
+def over_all_looks(estimate: Estimate) -> str:
+    """Returns the same with the interval that holds over all looks, where there is more than one."""
+    if estimate.look is None or not estimate.tested:
+        return interval(estimate)
+    half = (estimate.lasting.high - estimate.lasting.low) / 2
+    limits = between(estimate.lasting.low, estimate.lasting.high, half)
+    return f"{signed(estimate.mean, half)} {limits}" if math.isfinite(half) else f"{signed(estimate.mean)} [any]"
+
+
 def between(low: float, high: float, half: float | None = None) -> str:
     """Returns an interval as '[+0.3, +2.1]', rounded by its half width `half`, or '-' where it is not finite."""
     half = (high - low) / 2 if half is None else half

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dinoswap.files.writing import write_atomically
+from dinoswap.studies.looks import record_look
 from dinoswap.studies.report import tables
 from dinoswap.studies.report.analysis import Analysis, analyse, analyse_collected
 from dinoswap.studies.report.canvas import Plot
@@ -27,7 +28,15 @@ def write_report(study: Study, root: Path, out: Path) -> Path:
     """Writes the report of the runs below `root`, results/runs/<study>, into the folder `out`, and returns the path of
     report.html. Figures of an earlier report in `out` that this one does not have are deleted. Raises ConfigError for a
     study whose cells do not compose."""
-    return _write(analyse(study, root), {}, out)
+    return _write(look(study, root), {}, out)
+
+
+def look(study: Study, root: Path) -> Analysis:
+    """Returns the analysis of the runs below `root`, and records that it was made where it shows any effects."""
+    analysis = analyse(study, root)
+    if analysis.results:
+        record_look(root, study.plan, analysis.collected.ended_seeds)
+    return analysis
 
 
 def write_again(report: Path, out: Path) -> Path:
