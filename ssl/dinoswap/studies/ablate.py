@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,10 +25,13 @@ from dinoswap.studies.study import Study, read_study
 WIDTH = 160
 """Columns of a table that is not printed to a terminal."""
 RERUN: tuple[State, ...] = ("failed", "diverged", "killed")
+ENDED: tuple[State, ...] = ("completed", "failed", "diverged")
+"""The states that are outcomes: of a look all runs have one."""
 
 DESCRIPTION = """\
 plan     the cells, what is done and missing, what it will cost, the smallest difference it can detect
-run      start what is missing or was stopped, and wait; Ctrl-C stops local runs and leaves cluster jobs alone
+run      start what is missing or was stopped, and wait; Ctrl-C stops local runs and leaves cluster jobs alone;
+         with planned looks, arms that are decided are not run on
 status   where each run stands
 evaluate measure what completed runs did not, as 'metric=[...]' asks for now
 report   tables, plots, HTML; of a report.json in place of STUDY: the same runs, judged again
@@ -110,20 +115,44 @@ def plan(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Starts what is missing or was stopped, waits, and returns the exit status.
 
-    How the runs ended is read from their folders, whatever the launcher reports.
+    Of a study with planned looks it is first the seeds of the first look, and after each look those of the next, of
+    cells that are not decided. How the runs ended is read from their folders, whatever the launcher reports.
     """
+    study, _, wanted = read_design(arguments, check=True)
+    going = {entry.cell: study.seeds for entry in wanted}
+    for count in study.plan.counts:
+        of_look = study.seeds[:count]
+        asked = [entry for entry in wanted if entry.seed in of_look and entry.seed in going[entry.cell]]
+        start(study, asked, arguments)
+        states = {run_status.state for run_status in run_statuses([entry.folder for entry in asked])}
+        if count == len(study.seeds) or not states <= {*ENDED}:
+            break
+        going = going_on(study, count, wanted[0].folder.parents[1])
+    return conclude(asked)
+
+
+def start(study: Study, asked: Sequence[Entry], arguments: argparse.Namespace) -> None:
+    """Starts those of the runs that are missing or were stopped, and waits for them."""
     from dinoswap.studies.launch import launch
 
-    study, _, entries = read_design(arguments, check=True)
-    states = [run_status.state for run_status in run_statuses([entry.folder for entry in entries])]
+    states = [run_status.state for run_status in run_statuses([entry.folder for entry in asked])]
     chosen = (*STARTED_UNASKED, *UNDER_WAY, *arguments.rerun)  # jobs in a cluster's queue are waited for
-    starting = [entry for entry, state in zip(entries, states, strict=True) if state in chosen]
+    starting = [entry for entry, state in zip(asked, states, strict=True) if state in chosen]
     print(summary(states), flush=True)
     if starting:
         require_writable(starting[0].config)
         require_measurable(dict(starting[0].config), (metric.name for metric in study.metrics))
         launch(starting, combined(study.launcher, filter(is_hydra_override, arguments.overrides)))
-    return conclude(entries)
+
+
+def going_on(study: Study, count: int, root: Path) -> dict[str, list[int]]:
+    """Takes the planned look after so many seeds, prints what it says, and returns the seeds that each cell still
+    wants: no others where the look has decided on it."""
+    from dinoswap.studies.report import look  # pandas and scipy
+
+    analysis = look(replace(study, seeds=study.seeds[:count]), root)
+    print(analysis.answer, flush=True)
+    return analysis.seeds_wanted(study.seeds)
 
 
 def conclude(entries: list[Entry]) -> int:

@@ -16,6 +16,7 @@ from dinoswap.studies.forecast import (
     crossed,
     detectable,
     hours_left,
+    seeds_expected,
     seeds_that_detect,
     spread_of,
 )
@@ -98,12 +99,26 @@ def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: floa
         f"{metric.name}: with {seeds} seeds the {detected} is {_range(smallest)}{more}, where two runs of one seed "
         f"differ with a standard deviation of {sd:.3g} ({source})"
     )
+    yield from looks_words(study, design, sd)
     blind = [name for name, size in smallest.items() if size > metric.smallest_effect]
     if blind:
         yield (
             f"warning: the smallest effect of interest is {metric.smallest_effect:g}: too small to be detected for "
             f"{', '.join(blind)}; {remedy(study, design, metric, sd)}"
         )
+
+
+def looks_words(study: Study, design: Design, sd: float) -> Iterator[str]:
+    """Yields a line on how many seeds are to be expected where arms stop at planned looks."""
+    if study.looks is None:
+        return
+    counts = ", ".join(map(str, study.looks.counts))
+    if crossed(study):
+        yield f"looks after {counts} seeds ({study.looks.spending}): cells go on until every effect is decided"
+        return
+    expected = seeds_expected(study, design, sd) if sd > 0 else {}
+    means = ", ".join(f"{seeds:.1f} for a difference of {size:g}" for size, seeds in expected.items())
+    yield f"looks after {counts} seeds ({study.looks.spending}); seeds to be expected of an arm: {means}"
 
 
 def _if_effects_vary(study: Study, design: Design, sd: float) -> str:
