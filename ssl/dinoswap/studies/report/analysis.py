@@ -126,12 +126,13 @@ def analyse_collected(collected: Collected) -> Analysis:
     cells = {cell.name: cell.levels for cell in collected.design.cells}
     results: list[Result] = []
     for metric in metrics:
-        outcomes = collected.outcomes(metric)
+        outcomes = judged = collected.outcomes(metric)
         if results:  # no metric is judged by seeds that the first was not
             wanted = seeds_wanted(list(cells), collected.study.seeds, results[0])
             rows = zip(outcomes["cell"], outcomes["seed"], strict=True)
-            outcomes = outcomes[[seed in wanted[cell] for cell, seed in rows]]
-        results.append(judge(collected.study, cells, outcomes, metric, collected.seen))
+            judged = outcomes[[seed in wanted[cell] for cell, seed in rows]]
+        result = judge(collected.study, cells, judged, metric, collected.seen)
+        results.append(replace(result, outcomes=outcomes))
     return Analysis(collected, results)
 
 
@@ -171,18 +172,21 @@ def _judge_crossed(
 ) -> Result:
     if not outcomes["value"].notna().any():
         return Result(metric, outcomes, [], note=void)
-    wanted = _options(metric)
+    plan, wanted = study.plan, _options(metric)
 
     @cache
     def effects_of(seeds: tuple[int, ...]) -> Factorial:
         return factorial(outcomes[outcomes["seed"].isin(seeds)], cells, study.factors, **wanted)
 
+    def has_values(seeds: Sequence[int]) -> bool:
+        return bool(outcomes.loc[outcomes["seed"].isin(seeds), "value"].notna().any())
+
     def estimate(name: str, seeds: Sequence[int]) -> Estimate:
-        if not outcomes[outcomes["seed"].isin(seeds)]["value"].notna().any():
+        if not has_values(seeds):
             return Estimate(name=name, mean=math.nan, se=math.nan, df=0, seeds=(), **wanted)
         return next(effect for effect in effects_of(tuple(seeds)).main if effect.name == name)
 
-    plan, names = study.plan, [effect.name for effect in effects_of(tuple(study.seeds)).main]
+    names = [effect.name for effect in effects_of(tuple(study.seeds)).main]
     by_effect = {name: [count for counts in seen.values() for count in counts] for name in names}
     found = judge_in_turn(estimate, dict.fromkeys(names, ended), study.seeds, plan, by_effect)
     if found.looks:
@@ -190,6 +194,8 @@ def _judge_crossed(
     else:
         count = max(found.decided_after.values())
         seeds, look = study.seeds[:count], Look(plan, plan.counts.index(count), planned=True)
+    if not has_values(seeds):
+        return Result(metric, outcomes, found.decisions, note="no run of the planned seeds has a value")
     effects = effects_of(tuple(seeds))
     result = Result(metric, outcomes, found.decisions, effects, note=void, decided_after=found.decided_after)
     if void:

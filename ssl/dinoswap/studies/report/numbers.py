@@ -94,8 +94,9 @@ def _decisions(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     """Returns the fields of an estimate and what follows from them, by name."""
     derived = ("low", "high", "p", "p_equivalent", "sd", *(("p_floor",) if isinstance(estimate, Effect) else ()))
-    lasting = {"lasting": estimate.lasting._asdict()} if estimate.look else {}
-    return asdict(estimate) | {name: getattr(estimate, name) for name in derived} | lasting
+    content = asdict(estimate) | {name: getattr(estimate, name) for name in derived}
+    look = content.pop("look")
+    return content | ({"look": look, "lasting": estimate.lasting._asdict()} if look else {})
 
 
 def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import counted, listed
+from dinoswap.studies.study import Study
 
 PAIRED = "Each difference is tested against its own spread over the seeds (a paired t test)."
 AGAINST_SEEDS = (
@@ -203,7 +204,7 @@ def _circumstances(analysis: Analysis) -> list[str]:
     study, runs = analysis.study, analysis.collected.runs
     text = [
         f"Design: {study.design}, {counted(len(analysis.collected.design.cells), 'cell')}, seeds "
-        f"{listed([str(seed) for seed in study.seeds])}. Base of all runs: {' '.join(study.base)}.",
+        f"{listed([str(seed) for seed in study.seeds])}{_planned(study)}. Base of all runs: {' '.join(study.base)}.",
         *analysis.collected.design.notes,
     ]
     facts = {"Commit": [run.commit for run in runs], "Hardware": [run.hardware for run in runs]}
@@ -213,6 +214,13 @@ def _circumstances(analysis: Analysis) -> list[str]:
     hours = [run.value("cost.core_or_gpu_hours") for run in runs]
     known = [value for value in hours if value == value]
     return [*text, f"All runs together: {sum(known):.3g} core- or GPU-hours."] if known else text
+
+
+def _planned(study: Study) -> str:
+    """Returns when the study is to be looked at, where that is more than once."""
+    if study.looks is None:
+        return ""
+    return f", looked at after {listed([str(count) for count in study.looks.counts])} of them ({study.looks.spending})"
 
 
 def _commands(analysis: Analysis) -> str:

@@ -77,9 +77,8 @@ class Boundaries:
 def _level_of(limits: Array, p: Any) -> Any:
     """Returns the error rate whose limit, which rises with it, is p: never less than p, nor than the first of LEVELS.
     Beyond the last of them it rises to 1."""
-    rising = np.minimum.accumulate(np.maximum(limits, LEAST)[::-1])[
-        ::-1
-    ]  # what is rejected at a rate is rejected at higher ones
+    backwards = np.maximum(limits, LEAST)[::-1]
+    rising = np.minimum.accumulate(backwards)[::-1]  # what is rejected at a rate is rejected at all higher ones
     logs = np.log([*rising, 1.0]), np.log([*LEVELS, 1.0])
     return np.maximum(np.exp(np.interp(np.log(np.maximum(p, LEAST)), *logs)), p)
 

@@ -48,7 +48,7 @@ class Look:
     def words(self) -> str:
         if self.planned:
             return f"look {self.passed + 1} of {len(self.plan.counts)}"
-        return "not planned"
+        return "at any number of seeds"
 
     def p(self, mean: Any, se: Any, df: Any, seeds: int, pooled: int) -> Any:
         """Returns the two-sided p of a true mean of zero that holds over all looks; 1 where nothing can be said."""
