@@ -224,8 +224,8 @@ def check(design: Design, frame: pd.DataFrame, y: Array, tested: PValues, studie
     complete = replace(design.study, seeds=sorted(set(frame["seed"])))
     for study in range(studies):
         result = judge(complete, design.cells, frame.assign(value=y[:, study]), metric)
-        found = {"main": [d.effect.p for d in result.decisions], "shares": [d.effect.p for d in result.shares]}
-        wanted = {
+        reported = {"main": [d.effect.p for d in result.decisions], "shares": [d.effect.p for d in result.shares]}
+        expected = {
             "main": tested.p[CHOSEN][:, study],
             "shares": [] if tested.shares is None else tested.shares[:, study],
         }

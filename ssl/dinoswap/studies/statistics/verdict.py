@@ -110,7 +110,7 @@ class Decision:
         """Returns, as the end of a sentence, how many seeds would find an effect; "" where that cannot be told."""
         requirements = [
             (self.seeds_for_smallest, "the smallest of interest"),
-            (self.seeds_for_seen, "one as large as finding"),
+            (self.seeds_for_seen, "one as large as seen"),
         ]
         named = " and ".join(f"{seeds} seeds to find {what}" for seeds, what in requirements if seeds)
         return f"; at {self.power:.0%} power it takes about {named}" if named else ""
