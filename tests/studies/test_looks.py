@@ -78,6 +78,9 @@ def test_p_and_interval_of_a_look_say_the_same() -> None:
     assert Look(PLAN, 1, False).p(3.0, 0.5, 5, 6, 1) > Look(PLAN, 0, False).p(3.0, 0.5, 5, 6, 1), "some was spent"
     assert Look(PLAN, 0, True).p(math.nan, math.nan, 0, 1, 1) == Look(PLAN, 0, False).p(1.0, math.nan, 2, 3, 1) == 1
     assert Look(PLAN, 0, False).half_width(1.0, 1, 2, 1, 0.95) == math.inf
+    first = 2 * float(spend("pocock", np.array(3 / 12), np.array(0.025)))  # all that the first look may spend of .05
+    assert Look(PLAN, 0, True).p_of_failures(first) == pytest.approx(0.05, rel=1e-3)
+    assert Look(PLAN, 0, False).p_of_failures(first) == 1
 
 
 def test_equivalence_is_called_as_often_as_it_says_where_the_difference_matters() -> None:

@@ -134,6 +134,7 @@ def refuses(folder: Path, text: str, message: str) -> None:
     [
         ("seeds: [1, 2]", "seeds: 3", "seeds=[0, 1, 2]: the search has seed 0; give others, as in [3, 4, 5]"),
         ("seeds: [1, 2]", "seeds: [1]", "seeds=[1]: an interval takes at least two; or set winners: 0"),
+        ("seeds: [1, 2]", "seeds: {looks: [3, 6]}", "seeds.looks: winners are compared once, with all seeds"),
         ("base: [", "base: [trainer.eval_every=0, ", "pruner=median: nothing is measured while a run trains"),
         ("knn_top1\ndirection: maximize", "knn_top1\ndirection: [maximize]", "pruner.warm_up=5: there is no such key"),
         ("eval/knn_top1\ndirection: maximize", "[eval/rankme, eval/knn_top1]\ndirection: [maximize, maximize]",

@@ -128,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
         if count == len(study.seeds) or not states <= {*ENDED}:
             break
         going = going_on(study, count, wanted[0].folder.parents[1])
+        if all(len(seeds) <= count for seeds in going.values()):
+            break
     return conclude(asked)
 
 

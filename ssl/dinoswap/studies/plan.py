@@ -110,13 +110,13 @@ def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: floa
 
 def looks_words(study: Study, design: Design, sd: float) -> Iterator[str]:
     """Yields a line on how many seeds are to be expected where arms stop at planned looks."""
-    if study.looks is None:
+    if study.looks is None or not sd > 0:
         return
     counts = ", ".join(map(str, study.looks.counts))
     if crossed(study):
         yield f"looks after {counts} seeds ({study.looks.spending}): cells go on until every effect is decided"
         return
-    expected = seeds_expected(study, design, sd) if sd > 0 else {}
+    expected = seeds_expected(study, design, sd)
     means = ", ".join(f"{seeds:.1f} for a difference of {size:g}" for size, seeds in expected.items())
     yield f"looks after {counts} seeds ({study.looks.spending}); seeds to be expected of an arm: {means}"
 

@@ -12,13 +12,13 @@ sizes that a normal distribution with standard deviation r gives:
 
 Of normal differences without effect, whatever their variance, M is a martingale that begins with 1, so that 1 / M is a
 p-value at all numbers of seeds together (Ville's inequality), and the differences that it does not reject are a
-confidence sequence: Wang & Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
-variance", its Gaussian mixture of the scale-invariant likelihood ratio; t is pivotal, so it does not depend on when the
-study stops. Equivalence is what the interval says: M of both limits of what matters has to be large.
+confidence sequence, whenever the study stops: Wang & Ramdas 2023, "Anytime-valid t-tests and confidence sequences for
+Gaussian means with unknown variance", the Gaussian mixture of the scale-invariant likelihood ratio. A difference is
+equivalent when M is large against both limits of what matters.
 
 Whoever first keeps to planned looks and then leaves the plan has spent a part of the error rate; the rest is left for
-M. Approximations: p is taken as of the planned number of seeds where failed runs leave fewer pairs; an error that is
-the largest of three (strata.py) is taken as the pooled one. tools/simulate_looks.py tries both.
+M. Approximations: where failed runs leave fewer pairs, their p is taken as one of the planned number of seeds; and an
+error that is the largest of three (strata.py) as the pooled one, which tools/simulate_looks.py tries.
 """
 
 import math
