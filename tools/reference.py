@@ -104,7 +104,8 @@ def command(overrides: list[str]) -> str:
     """Returns the overrides that matter elsewhere: without the seed, and of paths the last part."""
     kept = [override for override in overrides if not override.startswith(("seed=", "results_dir="))]
     return " ".join(
-        f"data.path={Path(override).name}" if override.startswith("data.path=") else override for override in kept
+        f"data.path={Path(override.partition('=')[2]).name}" if override.startswith("data.path=") else override
+        for override in kept
     )
 
 
