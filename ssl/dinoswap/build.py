@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dinoswap.config.facts import build_source as build_source  # for callers: there it can be had without torch
@@ -310,7 +312,13 @@ def _pipeline_of(cfg: Config, model: SelfDistillation, sizes: StepSizes) -> Pipe
         images=loading_settings(cfg).batch_size,
         seed=int(cfg["seed"]),
     )
-    return Pipeline(augmentation, masks, sizes.share)
+    takes_part = "part" in inspect.signature(masks).parameters
+    return Pipeline(augmentation, masks if takes_part else partial(_cut, masks), sizes.share)
+
+
+def _cut(masks: Callable[[int], NDArray[np.bool_]], step: int, part: slice) -> NDArray[np.bool_]:
+    """Returns the masks of a part of the step's images, from those of all."""
+    return masks(step)[:, part]
 
 
 def check_images(model: SelfDistillation, images: int) -> None:

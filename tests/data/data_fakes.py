@@ -58,13 +58,13 @@ def augmentation(image: np.ndarray, rng: np.random.Generator) -> Views:
 
 
 class FakeMasks:
-    """bool [2, batch, 9], drawn for the whole step."""
+    """bool [2, batch, 9], drawn for the whole step and cut."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
-    def __call__(self, step: int) -> np.ndarray:
-        return np.random.default_rng(step).random((2, self.batch, 9)) < 0.4
+    def __call__(self, step: int, part: slice = slice(None)) -> np.ndarray:
+        return np.random.default_rng(step).random((2, self.batch, 9))[:, part] < 0.4
 
 
 def one_pipeline(batch: int) -> tuple[list[Pipeline], Callable[[int], int]]:

@@ -39,7 +39,7 @@ def counts(generator: MaskGenerator, target: int, draws: int, seed: int = 0) -> 
     return np.array([np.count_nonzero(generator(target, rng)) for _ in range(draws)])
 
 
-Masks = Callable[[int], np.ndarray]
+Masks = Callable[..., np.ndarray]
 
 
 def sampler(

@@ -61,7 +61,7 @@ def accumulating(grid: tuple[int, int], cap: float = math.inf) -> MaskGenerator:
 
 def policy(probability: float, ratio: tuple[float, float]) -> BlockAccumulateMasking:
     return BlockAccumulateMasking(
-        mask_sample_probability=probability, mask_ratio_min_max=ratio, **RECTANGLE, scope="batch"
+        mask_sample_probability=probability, mask_ratio_min_max=ratio, **RECTANGLE, scope="batch", draws="batch"
     )
 
 

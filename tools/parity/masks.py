@@ -92,9 +92,9 @@ def policy_and_generator(case: Case) -> tuple[BatchPolicy, MaskGenerator]:
     policy = {"mask_sample_probability": case["mask_probability"], "mask_ratio_min_max": tuple(case["mask_ratio"])}
     grid, cap = tuple(case["grid"]), case["max_num_patches"]
     if case["version"] == "dinov2":
-        return BlockMasking(**policy, **RECTANGLE, scope="batch"), dinov2_generator(grid, cap)
+        return BlockMasking(**policy, **RECTANGLE, scope="batch", draws="batch"), dinov2_generator(grid, cap)
     shift = case["kwargs"].get("random_circular_shift", False)
-    option = BlockExactMasking(**policy, **RECTANGLE, circular_shift=shift, scope="batch")
+    option = BlockExactMasking(**policy, **RECTANGLE, circular_shift=shift, scope="batch", draws="batch")
     return option, dinov3_generator(grid, cap, shift)
 
 

@@ -2,7 +2,7 @@
 
 Step s takes positions s * batch_size .. (s + 1) * batch_size - 1 of the endless sample sequence (order.py), cut into
 accumulate * world_size consecutive slices; micro-step m of rank r takes slice m * world_size + r. Crops are drawn from
-a generator keyed by the position. Masks are drawn for the whole step, then cut in the same way. Which sizes the crops
+a generator keyed by the position. The masks of a step are a function of it, cut in the same way. Which sizes the crops
 have is a function of the step. So neither workers nor ranks nor accumulation change what is trained on, and resuming at
 a step needs its number only.
 """
@@ -24,15 +24,15 @@ from dinoswap.rng import derive, numpy_generator
 from dinoswap.values import Batch, Views, masked_positions
 
 Augmentation = Callable[[Pixels, np.random.Generator], Views]
-Masks = Callable[[int], NDArray[np.bool_]]
+Masks = Callable[[int, slice], NDArray[np.bool_]]
 
 _ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How crops and masks are drawn, for crops of one size. `masks(step)` returns bool [P, batch_size, N], True =
-    hidden. `share`: of the steps that are made by this pipeline."""
+    """How crops and masks are drawn, for crops of one size. `masks(step, part)` returns bool [P, B, N], True =
+    hidden, of a part of the step's batch_size images. `share`: of the steps that are made by this pipeline."""
 
     augmentation: Augmentation
     masks: Masks
@@ -83,7 +83,7 @@ class StepDataset(Dataset[Batch]):
             row, image = self._load(position, row, corrupt)
             rows.append(row)
             views.append(pipeline.augmentation(image, numpy_generator(self.seed, "augment", position)))
-        mask = np.ascontiguousarray(pipeline.masks(step)[:, first : first + size])  # [P, batch_size, N] -> [P, B, N]
+        mask = np.ascontiguousarray(pipeline.masks(step, slice(first, first + size)))
         return collate(views, mask, rows, corrupt)
 
     def _load(self, position: int, row: int, corrupt: list[tuple[int, str]]) -> tuple[int, Pixels]:

@@ -7,10 +7,10 @@ Ratios are spread and drawn in float64.
 Follows training/helpers.py of the legacy trainer @ b23df50, draw for draw.
 """
 
-import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class BlockAccumulateMasking(RectangleMasking):
         grid = patch_grid(crop_size, patch_size)
         return BlockAccumulateMaskGenerator(grid, math.inf, self.min_num_patches, self.min_aspect)
 
-    def targets(self, masked: int, patches: int, rng: Generators) -> Iterator[int]:
-        for low, high in itertools.pairwise(np.linspace(*self.ratio_min_max, masked + 1)):
-            yield int(patches * rng.python.uniform(low, high))
+    def edges(self, masked: int) -> Sequence[np.floating[Any]]:
+        return tuple(np.linspace(*self.ratio_min_max, masked + 1))
+
+    def target(self, low: np.floating[Any], high: np.floating[Any], patches: int, rng: Generators) -> int:
+        return int(patches * rng.python.uniform(float(low), float(high)))

@@ -6,12 +6,11 @@ side, which takes away the preference for the centre.
 Follows dinov3/data/{masking,collate}.py of facebookresearch/dinov3 @ 6876159, draw for draw; no code of it is used.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from dinoswap.masking.batch_policy import Generators, MaskGenerator, patch_grid, ratio_edges
+from dinoswap.masking.batch_policy import Draws, Generators, MaskGenerator, patch_grid
 from dinoswap.masking.block import BlockMaskGenerator, max_num_patches
 from dinoswap.masking.rectangles import RectangleMasking
 
@@ -53,6 +52,7 @@ class BlockExactMasking(RectangleMasking):
         min_aspect: float,
         circular_shift: bool,
         scope: Literal["batch", "crop"],
+        draws: Draws,
     ) -> None:
         super().__init__(
             mask_sample_probability=mask_sample_probability,
@@ -60,6 +60,7 @@ class BlockExactMasking(RectangleMasking):
             min_num_patches=min_num_patches,
             min_aspect=min_aspect,
             scope=scope,
+            draws=draws,
         )
         self.circular_shift = circular_shift
 
@@ -67,6 +68,6 @@ class BlockExactMasking(RectangleMasking):
         grid, cap = patch_grid(crop_size, patch_size), max_num_patches(crop_size, patch_size)
         return BlockExactMaskGenerator(grid, cap, self.min_num_patches, self.min_aspect, self.circular_shift)
 
-    def targets(self, masked: int, patches: int, rng: Generators) -> Iterator[int]:
-        """Yields the upper end of each part of the ratio range, in patches. Nothing is drawn."""
-        return (int(np.float32(patches) * edge) for edge in ratio_edges(*self.ratio_min_max, masked)[1:])
+    def target(self, low: np.floating[Any], high: np.floating[Any], patches: int, rng: Generators) -> int:
+        """Returns the upper end of the part of the ratio range, in patches. Nothing is drawn."""
+        return int(np.float32(patches) * high)

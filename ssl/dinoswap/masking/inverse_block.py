@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from dinoswap.masking.batch_policy import BatchPolicy, Generators, MaskGenerator, patch_grid
+from dinoswap.masking.batch_policy import BatchPolicy, Draws, Generators, MaskGenerator, patch_grid
 
 
 class InverseBlockMaskGenerator:
@@ -64,8 +64,9 @@ class InverseBlockMasking(BatchPolicy):
         min_aspect: float,
         roll: bool,
         scope: Literal["batch", "crop"],
+        draws: Draws,
     ) -> None:
-        super().__init__(mask_sample_probability, mask_ratio_min_max, scope)
+        super().__init__(mask_sample_probability, mask_ratio_min_max, scope, draws)
         if not 0 < min_aspect <= 1:
             raise ValueError(f"min_aspect={min_aspect}: must lie above 0 and not above 1")
         self.min_aspect = min_aspect

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from dinoswap.masking.batch_policy import BatchPolicy, Generators
+from dinoswap.masking.batch_policy import BatchPolicy, Draws, Generators
 
 ATTEMPTS = 10
 
@@ -81,8 +81,9 @@ class RectangleMasking(BatchPolicy):
         min_num_patches: int,
         min_aspect: float,
         scope: Literal["batch", "crop"],
+        draws: Draws,
     ) -> None:
-        super().__init__(mask_sample_probability, mask_ratio_min_max, scope)
+        super().__init__(mask_sample_probability, mask_ratio_min_max, scope, draws)
         if min_num_patches < 1:
             raise ValueError(f"min_num_patches={min_num_patches}: a rectangle has at least 1 patch")
         if not 0 < min_aspect <= 1:
