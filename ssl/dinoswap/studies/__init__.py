@@ -1,20 +1,22 @@
 """Studies over the axes: which runs, what they found, how sure that is, what it cost.
 
-`load_runs` and `load_curves` read run folders as pandas frames. They are imported when they are first asked for: the
-commands that plan and follow a study do without pandas, whose import would be most of their time.
+`load_runs` and `load_curves` read run folders as pandas frames, `load_effects` the effects of a study over training.
+They are imported when they are first asked for: the commands that plan and follow a study do without pandas, whose
+import would be most of their time.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dinoswap.studies.report.effects_frame import load_effects
     from dinoswap.studies.runs import load_curves, load_runs
 
-__all__ = ["load_curves", "load_runs"]
+__all__ = ["load_curves", "load_effects", "load_runs"]
+MODULES = {"load_curves": "runs", "load_effects": "report.effects_frame", "load_runs": "runs"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dinoswap.studies import runs
-
-    return getattr(runs, name)
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -5,7 +5,8 @@
     analyse(study, Path("results/runs/masking")).answer                                   in a sentence
 
 runs -> collect.py, or report.json -> rows.py: how each ended, its values -> analysis.py: effects, verdicts, the answer
--> page.py: sections of sentences, plots (figures.py, curves.py) and tables (tables.py) -> write.py: the files.
+-> page.py: sections of sentences (courses.py), plots (figures.py, curves.py) and tables (tables.py) -> write.py: the
+files. effects_frame.py: effects over training as a pandas frame.
 """
 
 from dinoswap.studies.report.analysis import Analysis, Result, analyse

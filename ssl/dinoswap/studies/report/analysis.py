@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from dinoswap.studies.estimates import crossed_effects, effect_against, options_of
+from dinoswap.studies.over_training import Course, course
 from dinoswap.studies.report.collect import OUTCOMES, Collected, Run, collect
 from dinoswap.studies.report.words import counted, interval, listed, over_all_looks
 from dinoswap.studies.statistics import (
@@ -28,14 +30,11 @@ from dinoswap.studies.statistics import (
     Estimate,
     Factorial,
     Look,
-    MetricOptions,
     Outcomes,
     attribute,
     distinct,
-    factorial,
     family,
     judge_in_turn,
-    paired_effect,
     seeds_used,
 )
 from dinoswap.studies.statistics.outcomes import FAILURES
@@ -68,6 +67,7 @@ class Analysis:
 
     collected: Collected
     results: list[Result]
+    courses: list[Course]  # of the metrics that are measured in the loop, in the order of the results
 
     @property
     def study(self) -> Study:
@@ -133,7 +133,17 @@ def analyse_collected(collected: Collected) -> Analysis:
             judged = outcomes[[seed in wanted[cell] for cell, seed in rows]]
         result = judge(collected.study, cells, judged, metric, collected.seen)
         results.append(replace(result, outcomes=outcomes))
-    return Analysis(collected, results)
+    return Analysis(collected, results, _courses(collected, cells) if results else [])
+
+
+def _courses(collected: Collected, cells: Mapping[str, Mapping[str, str]]) -> list[Course]:
+    """Returns the effects over training on each metric that was measured in the loop, of all seeds that a cell has."""
+    if collected.in_loop is None or collected.in_loop.empty:
+        return []
+    study, statuses = collected.study, {(run.entry.cell, run.entry.seed): run.status for run in collected.runs}
+    steps = min(run.record["steps"] for run in collected.valued)
+    courses = [course(study, cells, statuses, collected.in_loop, metric, steps) for metric in study.metrics]
+    return [measured for measured in courses if measured]
 
 
 def judge(
@@ -150,11 +160,10 @@ def judge(
     if study.design in ("factorial", "fractional"):
         return _judge_crossed(study, cells, outcomes, metric, frozenset.intersection(*ended.values()), seen, void)
     first, *others = cells
-    reference = outcomes[outcomes["cell"] == first]
 
     def estimate(cell: str, seeds: Collection[int]) -> Effect:
-        arm = outcomes[(outcomes["cell"] == cell) & outcomes["seed"].isin(seeds)]
-        return paired_effect(reference, arm, name=cell, **_options(metric))
+        shown = outcomes[(outcomes["cell"] == first) | outcomes["seed"].isin(seeds)]
+        return effect_against(first, cell, shown, metric)
 
     both = {cell: ended[first] & ended[cell] for cell in others}
     found = judge_in_turn(estimate, both, study.seeds, study.plan, seen)
@@ -170,23 +179,22 @@ def _judge_crossed(
     seen: Mapping[str, Collection[int]],
     void: str,
 ) -> Result:
-    if not outcomes["value"].notna().any():
-        return Result(metric, outcomes, [], note=void)
-    plan, wanted = study.plan, _options(metric)
+    plan, options = study.plan, options_of(metric)
 
     @cache
-    def effects_of(seeds: tuple[int, ...]) -> Factorial:
-        return factorial(outcomes[outcomes["seed"].isin(seeds)], cells, study.factors, **wanted)
-
-    def has_values(seeds: Sequence[int]) -> bool:
-        return bool(outcomes.loc[outcomes["seed"].isin(seeds), "value"].notna().any())
+    def effects_of(seeds: tuple[int, ...]) -> Factorial | None:
+        return crossed_effects(study, cells, outcomes[outcomes["seed"].isin(seeds)], metric)
 
     def estimate(name: str, seeds: Sequence[int]) -> Estimate:
-        if not has_values(seeds):
-            return Estimate(name=name, mean=math.nan, se=math.nan, df=0, seeds=(), **wanted)
-        return next(effect for effect in effects_of(tuple(seeds)).main if effect.name == name)
+        effects = effects_of(tuple(seeds))
+        if effects is None:
+            return Estimate(name=name, mean=math.nan, se=math.nan, df=0, seeds=(), **options)
+        return next(effect for effect in effects.main if effect.name == name)
 
-    names = [effect.name for effect in effects_of(tuple(study.seeds)).main]
+    of_all_seeds = effects_of(tuple(study.seeds))
+    if of_all_seeds is None:
+        return Result(metric, outcomes, [], note=void)
+    names = [effect.name for effect in of_all_seeds.main]
     by_effect = {name: [count for counts in seen.values() for count in counts] for name in names}
     found = judge_in_turn(estimate, dict.fromkeys(names, ended), study.seeds, plan, by_effect)
     if found.looks:
@@ -194,16 +202,16 @@ def _judge_crossed(
     else:
         count = max(found.decided_after.values())
         seeds, look = study.seeds[:count], Look(plan, plan.counts.index(count), planned=True)
-    if not has_values(seeds):
-        return Result(metric, outcomes, found.decisions, note="no run of the planned seeds has a value")
     effects = effects_of(tuple(seeds))
+    if effects is None:
+        return Result(metric, outcomes, found.decisions, note="no run of the planned seeds has a value")
     result = Result(metric, outcomes, found.decisions, effects, note=void, decided_after=found.decided_after)
     if void:
         return result
     interactions = family([replace(effect, look=look) for effect in effects.interactions])
     start, end = corners(study)
     try:
-        shares = attribute(outcomes[outcomes["seed"].isin(seeds)], cells, study.factors, start, end, **wanted)
+        shares = attribute(outcomes[outcomes["seed"].isin(seeds)], cells, study.factors, start, end, **options)
     except ValueError as error:
         return replace(result, interactions=interactions, note=str(error))
     (gap,) = family([replace(shares.gap, look=look)])
@@ -213,10 +221,6 @@ def _judge_crossed(
 
 def _ended(of_cell: pd.DataFrame) -> frozenset[int]:
     return frozenset(int(seed) for seed in of_cell.loc[of_cell["status"].isin(OUTCOMES), "seed"])
-
-
-def _options(metric: Metric) -> MetricOptions:
-    return {"smallest_effect": metric.smallest_effect, "higher_is_better": metric.higher_is_better}
 
 
 def seeds_wanted(cells: Sequence[str], seeds: list[int], result: Result) -> dict[str, list[int]]:

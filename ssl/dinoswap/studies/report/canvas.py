@@ -7,6 +7,7 @@ since all plots share one document.
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,6 +91,19 @@ class Canvas:
     def axes(self, rows: int = 1) -> list[Axes]:
         """Returns so many axes, one below the other."""
         return list(self.figure.subplots(rows, 1, squeeze=False)[:, 0])
+
+    def multiples(self, count: int) -> list[Axes]:
+        """Returns so many axes in two columns, or one of them alone, that share their limits. Those at the foot of a
+        column have the numbers."""
+        columns = min(count, 2)
+        grid = self.figure.subplots(
+            math.ceil(count / columns), columns, squeeze=False, sharex=True, sharey=True
+        ).ravel()
+        for axes in grid[count:]:
+            axes.remove()
+        for axes in grid[max(count - columns, 0) : count]:
+            axes.tick_params(labelbottom=True)
+        return list(grid[:count])
 
     def tip(self, artist: Artist, text: str) -> None:
         """Gives an element the text that browsers show while the pointer is over it."""

@@ -18,14 +18,16 @@ import pandas as pd
 
 from dinoswap.config.configuration import flatten
 from dinoswap.config.identity import is_volatile
-from dinoswap.studies.costs import place_of
+from dinoswap.studies.costs import COSTS, place_of
 from dinoswap.studies.design import Cell, Design, make_design
 from dinoswap.studies.ledger import Entry, RunStatus, entries, run_statuses
 from dinoswap.studies.looks import recorded_looks, unplanned_counts
+from dinoswap.studies.over_training import COLUMNS, shared_evaluations
 from dinoswap.studies.runs import read_curves, read_runs
+from dinoswap.studies.statistics.outcomes import WITH_VALUE
 from dinoswap.studies.study import Metric, Study
 
-NO_CURVES = pd.DataFrame(columns=["cell", "seed", "step", "name", "value"])
+NO_CURVES = pd.DataFrame(columns=COLUMNS)
 SHOWN = ("eval/rankme", "eval/feature_std", "eval/mean_cosine")
 """The diagnostics of features that are shown of each cell."""
 OUTCOMES = ("completed", "collapsed", "diverged", "failed")
@@ -109,6 +111,7 @@ class Collected:
     runs: list[Run]
     unasked: list[str]
     curves: pd.DataFrame  # cell, seed, step, name, value; empty where a report is made again from its rows
+    in_loop: pd.DataFrame | None  # of `shared_evaluations`; None where a report.json does not have it
     differing: Mapping[str, Sequence[str]]  # keys of the config that differ between cells: the value in each
     diagnostics: Mapping[str, Mapping[str, float]]  # of each cell those of SHOWN, means over its runs
     passed_over: list[str] = field(default_factory=list)
@@ -118,6 +121,11 @@ class Collected:
     def ended(self) -> list[Run]:
         """The runs that have an outcome."""
         return [run for run in self.runs if run.ended]
+
+    @property
+    def valued(self) -> list[Run]:
+        """The runs that trained to their end."""
+        return [run for run in self.runs if run.status in WITH_VALUE]
 
     def outcomes(self, metric: Metric) -> pd.DataFrame:
         """Returns a row per run with the columns cell, seed, status and value."""
@@ -161,7 +169,9 @@ def collect(study: Study, root: Path) -> Collected:
     runs = [_run(entry, status, folder) for entry, status, folder in triples]
     names = {metric.name for metric in study.metrics} | {"loss"}
     if not root.is_dir():
-        return Collected(study, root, design, runs, [], NO_CURVES, differing(design.cells), diagnostics(runs))
+        return Collected(
+            study, root, design, runs, [], NO_CURVES, NO_CURVES, differing(design.cells), diagnostics(runs)
+        )
     loaded = read_runs(root)
     frame = loaded.frame
     cell_of = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
@@ -173,8 +183,10 @@ def collect(study: Study, root: Path) -> Collected:
     cells = [cell_of[key] for key in zip(curves["run_id"].astype(str), curves["seed"], strict=True)]
     unasked = [str(Path(path).relative_to(root)) for path in frame.loc[~is_planned, "path"]]
     curves = curves.assign(cell=cells).drop(columns="run_id")
+    ends = {(run.entry.cell, run.entry.seed): run.record.get("steps") for run in runs if run.status in WITH_VALUE}
+    in_loop = shared_evaluations(curves, ends, names - {"loss", *COSTS})
     known = differing(design.cells), diagnostics(runs)
-    collected = Collected(study, root, design, runs, unasked, curves, *known, passed_over)
+    collected = Collected(study, root, design, runs, unasked, curves, in_loop, *known, passed_over)
     return replace(collected, seen=_seen(collected))
 
 

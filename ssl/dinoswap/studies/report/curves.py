@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from dinoswap.studies.costs import COSTS
+from dinoswap.studies.over_training import Course
 from dinoswap.studies.report.canvas import (
     GREY,
     INK,
@@ -24,7 +25,8 @@ from dinoswap.studies.report.canvas import (
     text_width,
 )
 from dinoswap.studies.report.collect import Collected
-from dinoswap.studies.report.words import counted
+from dinoswap.studies.report.figures import VERDICTS, reach
+from dinoswap.studies.report.words import counted, interval
 from dinoswap.studies.study import Metric
 
 DRAWN = 150
@@ -60,6 +62,42 @@ def learning_curves(collected: Collected, name: str, coloured: Sequence[str], pl
     last = logged.sort_values("step").groupby(["cell", "seed"])["value"].last().groupby("cell").mean()
     means = "; ".join(f"{cell} {last[cell]:.4g}" for cell in cells)
     return canvas.finish(plot, title=title, caption=caption, alt=f"{name} by step. Means of the last values: {means}.")
+
+
+@styled
+def effect_curves(course: Course, than: str, name: str) -> Plot:
+    """Draws the effects on a metric at each evaluation in the loop with their intervals, small multiples of one scale.
+    `than` says what the differences are measured against."""
+    metric, decisions = course.metric, course.end.decisions
+    canvas = Canvas(0.6 + 1.1 * math.ceil(len(decisions) / 2))
+    effects = [effect for horizon in course.horizons for effect in horizon.effects]
+    farthest = reach(effects, 1.5 * metric.smallest_effect)
+    for index, (axes, decision) in enumerate(zip(canvas.multiples(len(decisions)), decisions, strict=True)):
+        color, marker = VERDICTS[decision.kind]
+        of_steps = effects[index :: len(decisions)]
+        low, mean, high = np.array([(effect.low, effect.mean, effect.high) for effect in of_steps]).T
+        axes.axhspan(-metric.smallest_effect, metric.smallest_effect, color=GREY, alpha=0.2, linewidth=0)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.fill_between(course.at, low, high, color=color, alpha=0.25, linewidth=0)
+        axes.vlines(course.at, low, high, color=color, linewidth=0.6)
+        (line,) = axes.plot(course.at, mean, color=color, linewidth=1.4, marker=marker, markersize=4)
+        canvas.tip(line, f"{decision.effect.name}, after step {course.end.step}: {decision.words}")
+        step = course.appears(index)
+        if step is not None:
+            axes.axvline(step, color=INK, linewidth=0.8, linestyle=":")
+        fitted = shortened(decision.effect.name, NAME_WIDTH if len(decisions) == 1 else NAME_WIDTH / 2 - SIZE)
+        canvas.tip(axes.set_title(fitted, fontsize=SIZE, loc="left"), decision.effect.name)
+        axes.set_ylim(-farthest, farthest)
+    canvas.figure.supxlabel("step", fontsize=SIZE)
+    better = "up" if metric.higher_is_better else "down"
+    caption = (
+        f"Differences in {metric.name} to {than} at each evaluation in the loop, with 95 % intervals. Better is "
+        f"{better}; grey: below {metric.smallest_effect:g}; dotted: from there to the end the interval leaves out 0. "
+        "Colours and markers are those of the verdict at the last of them."
+    )
+    named = "; ".join(f"{decision.effect.name} {interval(decision.effect)} {decision.kind}" for decision in decisions)
+    alt = f"Effects on {metric.name} by step. After step {course.end.step}: {named}."
+    return canvas.finish(name, title=f"Effects on {metric.name} over training", caption=caption, alt=alt)
 
 
 @styled

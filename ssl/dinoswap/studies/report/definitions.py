@@ -62,6 +62,12 @@ DEFINITIONS = {
         "others: the number is that of their weighted sum, which the table names. Interactions of three factors are "
         "taken to be zero."
     ),
+    "Over training": (
+        "The end is the last evaluation in the loop. Intervals tell an effect where that at the end leaves out 0, and "
+        "the order of two where theirs there do not overlap: these are clear, the sign and order of the others mostly "
+        "chance. The rank correlation is Spearman's, of all effects. Verdicts, as 'better', are corrected at each step "
+        "as at the end."
+    ),
     "Attribution": (
         "Shapley values: the mean change that switching a factor makes, over all orders in which the factors can be "
         "switched, so that the shares add up to the gap. Combinations that were not run are filled in by the model of "

@@ -48,10 +48,10 @@ def forest(decisions: Sequence[Decision], metric: Metric, name: str, title: str,
     canvas = Canvas(row_height(len(decisions)))
     axes = row_axes(canvas, len(decisions))
     smallest = metric.smallest_effect
-    reach = _reach([decision.effect for decision in decisions], 1.5 * smallest)
+    end = reach([decision.effect for decision in decisions], 1.5 * smallest)
     axes.barh(range(len(decisions)), 2 * smallest, left=-smallest, height=0.34, color=GREY, alpha=0.25)
     _zero(axes, len(decisions))
-    axes.set_xlim(-reach, reach)
+    axes.set_xlim(-end, end)
     for y, decision in enumerate(decisions):
         row_text(canvas, axes, y, decision.effect.name, interval(decision.effect), decision.kind)
         _draw(canvas, axes, y, decision)
@@ -82,8 +82,8 @@ def waterfall(attribution: Attribution, shares: Sequence[Decision], metric: Metr
             axes.plot([start + step.mean] * 2, [y, y + 1], color=INK, linewidth=0.6, linestyle=":")
         row_text(canvas, axes, y, "the whole gap" if step is attribution.gap else step.name, interval(step))
     low, high = min([*starts, attribution.gap.mean]), max([*starts, attribution.gap.mean])
-    reach = _reach(steps, (high - low) / 2)
-    axes.set_xlim(max(axes.get_xlim()[0], low - reach), min(axes.get_xlim()[1], high + reach))
+    beyond = reach(steps, (high - low) / 2)
+    axes.set_xlim(max(axes.get_xlim()[0], low - beyond), min(axes.get_xlim()[1], high + beyond))
     axes.set_xlabel(f"{metric.name}, change from the first corner")
     caption = (
         f"The gap in {metric.name} between the two corners, split among the factors (Shapley values), with 95 % "
@@ -150,7 +150,7 @@ def _draw(canvas: Canvas, axes: Axes, y: int, decision: Decision) -> None:
     canvas.tip(point, f"{effect.name}: {decision.words}")
 
 
-def _reach(estimates: Sequence[Estimate], least: float) -> float:
+def reach(estimates: Sequence[Estimate], least: float) -> float:
     """Returns how far from zero an axis goes on either side, at least `least`."""
     means = [abs(estimate.mean) for estimate in estimates if math.isfinite(estimate.mean)]
     limits = [limit for estimate in estimates for limit in (estimate.low, estimate.high)]

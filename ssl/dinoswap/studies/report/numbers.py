@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import pandas as pd
 
 from dinoswap.studies.costs import COSTS
 from dinoswap.studies.report.analysis import Analysis, Result, corners
@@ -44,7 +47,13 @@ def as_json(analysis: Analysis) -> str:
         **({"looks": asdict(study.looks)} if study.looks else {}),
         **({"seen": collected.seen} if collected.seen else {}),
     }
-    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+    return compact(json.dumps(plain(content), indent=1, allow_nan=False)) + "\n"
+
+
+def compact(text: str) -> str:
+    """Returns indented JSON with each list of numbers alone in one line. No string is touched, as none has a line
+    break in it."""
+    return re.sub(r"\[\n([^\"\[\]{}]+)\n *\]", lambda match: f"[{' '.join(match[1].split())}]", text)
 
 
 def plain(value: Any) -> Any:
@@ -69,6 +78,29 @@ def _result(analysis: Analysis, result: Result) -> dict[str, Any]:
         "residual": {"sd": factorial.sd, "df": factorial.df} if factorial else None,
         "attribution": _attribution(analysis, result, result.attribution) if result.attribution else None,
         "note": result.note,
+        **({} if analysis.collected.in_loop is None else {"over_training": _course(analysis, result)}),
+    }
+
+
+def _course(analysis: Analysis, result: Result) -> dict[str, Any] | None:
+    """Returns the effects on a metric at each evaluation in the loop; None where it was not measured there."""
+    course = next((course for course in analysis.courses if course.metric == result.metric), None)
+    if course is None:
+        return None
+    by_effect = zip(*(horizon.decisions for horizon in course.horizons), strict=True)
+    agreements = [asdict(with_end) for with_end in course.agreements]
+    return {
+        "run_steps": course.steps,
+        "steps": course.at,
+        "effects": {
+            decisions[0].effect.name: {
+                **{key: [getattr(decision.effect, key) for decision in decisions] for key in ("mean", "low", "high")},
+                "p_adjusted": [decision.p_adjusted for decision in decisions],
+                "appears": course.appears(index),
+            }
+            for index, decisions in enumerate(by_effect)
+        },
+        "agreement": {key: [with_end[key] for with_end in agreements] for key in agreements[0]},
     }
 
 
@@ -120,6 +152,7 @@ def _run(analysis: Analysis, run: Run) -> dict[str, Any]:
     """Returns what report.json says of a run, whichever state it is in."""
     reported = run.record.get("metrics") or {}
     names = [*(metric.name for metric in analysis.study.metrics if metric.name in {*reported, *COSTS}), *COSTS]
+    in_loop = analysis.collected.in_loop
     known = ("git", "versions", "hardware", "started", "ended", "steps", "restarts")
     return {
         "cell": run.entry.cell,
@@ -131,4 +164,13 @@ def _run(analysis: Analysis, run: Run) -> dict[str, Any]:
         "wall_hours": run.wall_hours,
         **{name: run.value(name) for name in dict.fromkeys(names)},
         **{name: run.record.get(name) for name in known},
+        **({} if in_loop is None else {"in_loop": _in_loop(analysis, run, in_loop)}),
     }
+
+
+def _in_loop(analysis: Analysis, run: Run, in_loop: pd.DataFrame) -> dict[str, list[float]]:
+    """Returns what a run measured in the loop, at the steps of `over_training`."""
+    own = in_loop[(in_loop["cell"] == run.entry.cell) & (in_loop["seed"] == run.entry.seed)]
+    by_step = {str(name): values.set_index("step")["value"] for name, values in own.groupby("name")}
+    courses = [course for course in analysis.courses if course.metric.name in by_step]
+    return {course.metric.name: by_step[course.metric.name].loc[course.at].tolist() for course in courses}

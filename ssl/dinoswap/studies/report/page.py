@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from dinoswap.studies.report import curves, figures, pictures, tables
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
+from dinoswap.studies.report.courses import summary
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import counted, listed
 from dinoswap.studies.study import Study
@@ -22,6 +23,25 @@ AGAINST_SEEDS = (
 LOOKED = (
     "The study is looked at more than once: verdicts, and the p after Holm, are those of the intervals over all looks. "
     "What was decided at a planned look is shown as it was then."
+)
+
+LOOP_WITH_LOOP = (
+    "The same estimates, errors and corrections as above, at each evaluation in the loop that all runs share. Those "
+    "are of fewer images than the final one: they are compared with the last evaluation in the loop, called the end "
+    "here, and not with the effects above. A run that is planned to be short is not the beginning of a long one, as "
+    "its schedules end with it. Nothing is corrected for the number of steps."
+)
+LOOKED_IN_LOOP = (
+    "The study is looked at more than once: effects over training are nevertheless of all seeds that a cell has, and "
+    "their intervals and p are those of one analysis. They decide nothing."
+)
+NOT_IN_LOOP = (
+    "There is nothing to show: no metric of this study was measured before the end of training at a step that all runs "
+    "share. trainer.eval_every sets how often runs are evaluated in the loop, evaluation.metric what is measured there."
+)
+OLD_JSON = (
+    "There is nothing to show: this page is made again from a report.json that does not hold what runs measured in the "
+    "loop. A report from the run folders does."
 )
 
 
@@ -77,6 +97,7 @@ def _of_results(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Secti
     if results[0].outcomes["value"].notna().any():
         yield Section("seeds", "Run by run", [], [figures.paired_seeds(results[0].outcomes, cells, results[0].metric)])
     yield _learning(analysis, drawn)
+    yield _over_training(analysis)
     yield from _pictures(analysis, drawn)
     cost = curves.cost_plot(collected, results[0].metric)
     yield Section("cost", "Quality against cost", [], [cost] if cost else [], [tables.cells(analysis)])
@@ -142,6 +163,26 @@ def _learning(analysis: Analysis, drawn: Mapping[str, Plot]) -> Section:
         plots += [curve] if curve else [replace(drawn[plot], title=title)] if plot in drawn else []
     text = ["Losses of different objectives are not comparable: a lower one is not a better network."]
     return Section("curves", "Learning curves", text, plots)
+
+
+def _over_training(analysis: Analysis) -> Section:
+    """Returns the section on the effects at each evaluation in the loop, or on why there is none."""
+    courses = analysis.courses
+    if not courses:
+        why = OLD_JSON if analysis.collected.in_loop is None else NOT_IN_LOOP
+        return Section("over-training", "Effects over training", [why])
+    plots = [
+        curves.effect_curves(course, analysis.reference, f"over-training-{number}")
+        for number, course in enumerate(courses, start=1)
+    ]
+    decides = analysis.study.metrics[0].name
+    unmeasured = (
+        [] if courses[0].metric.name == decides else [f"{decides}, which decides, is not measured in the loop."]
+    )
+    looked = [LOOKED_IN_LOOP] if analysis.study.looks else []
+    text = [LOOP_WITH_LOOP, *looked, *unmeasured, summary(courses[0])]
+    words = [summary(course) for course in courses[1:]]
+    return Section("over-training", "Effects over training", text, plots, [tables.over_training(courses)], items=words)
 
 
 def _pictures(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Section]:

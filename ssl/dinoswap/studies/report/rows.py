@@ -1,22 +1,27 @@
 """A report made again from its own report.json: the rows of its runs judged by the statistics of today.
 
-The run folders are not needed. What is not in the file is what runs logged on the way: the figures of learning curves
-beside it stay as they were drawn. A report.json of before 2026-11-29 lacks the keys that `read_rows` names.
+The run folders are not needed. Of what runs logged on the way the file has the evaluations in the loop that all of
+them share, and one of before 2026-11-30 not these; figures of learning curves beside it stay as they were drawn. A
+report.json of before 2026-11-29 lacks the keys that `read_rows` names.
 """
 
 import html
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dinoswap.config.schema import ConfigError
 from dinoswap.studies.costs import COSTS, place_of
 from dinoswap.studies.design import Cell, Design
 from dinoswap.studies.ledger import STATES, Entry, RunStatus, State
 from dinoswap.studies.looks import Looks
+from dinoswap.studies.over_training import COLUMNS
 from dinoswap.studies.report.canvas import Plot, inline
 from dinoswap.studies.report.collect import NO_CURVES, Collected, Run
 from dinoswap.studies.study import Metric, Study
@@ -59,6 +64,7 @@ def _collected(content: Mapping[str, Any]) -> Collected:
         runs=runs,
         unasked=content["unasked"],
         curves=NO_CURVES,
+        in_loop=_in_loop(content),
         differing=content["differing"],
         diagnostics={cell["name"]: cell["diagnostics"] for cell in content["cells"]},
         passed_over=content.get("passed_over", []),
@@ -89,6 +95,21 @@ def _study(content: Mapping[str, Any]) -> Study:
         interactions=False,
         cells={},
     )
+
+
+def _in_loop(content: Mapping[str, Any]) -> pd.DataFrame | None:
+    """Returns what runs measured in the loop, None of a report.json that does not say it."""
+    if not any("over_training" in result for result in content["results"]):
+        return None
+    rows = [
+        (run["cell"], run["seed"], step, name, math.nan if value is None else float(value))
+        for result in content["results"]
+        for name, steps in [(result["metric"]["name"], (result["over_training"] or {}).get("steps", []))]
+        for run in content["runs"]
+        if name in run["in_loop"]
+        for step, value in zip(steps, run["in_loop"][name], strict=True)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _run(row: Mapping[str, Any], root: Path, metrics: set[str]) -> Run:

@@ -1,12 +1,15 @@
 """The tables of the report, each made once and shown as HTML, Markdown and LaTeX (markup.py)."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pandas as pd
 
 from dinoswap.studies.costs import COSTS
+from dinoswap.studies.over_training import Course
 from dinoswap.studies.report.analysis import Analysis, Result
 from dinoswap.studies.report.collect import OUTCOMES, SHOWN, Run
+from dinoswap.studies.report.courses import of
 from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.words import between, interval, number, over_all_looks, probability
 from dinoswap.studies.statistics import Decision, Effect, Estimate
@@ -84,6 +87,21 @@ def attribution(result: Result) -> Table:
     words = ["factor", "verdict", "tested against", "rests on"]
     caption = f"Attribution of the gap in {result.metric.name} (Shapley values)"
     return Table(f"attribution {result.metric.name}", caption, columns, rows, words)
+
+
+def over_training(courses: Sequence[Course]) -> Table:
+    """Returns the table of how far the effects at each evaluation in the loop agree with those at the last one."""
+    columns = ["metric", "step", "of a run", "same sign", "same order", "rank correlation"]
+    columns += ["clear: same sign", "clear: same order", "same verdict"]
+    rows = []
+    for course in courses:
+        for step, with_end in zip(course.at, course.agreements, strict=True):
+            counts = [of(count) for count in (with_end.clear_sign, with_end.clear_order, with_end.verdict)]
+            correlation = number(with_end.spearman, 2)
+            place = [course.metric.name, str(step), f"{course.share(step):.0%}"]
+            rows.append([*place, of(with_end.sign), of(with_end.order), correlation, *counts])
+    caption = "Effects at each evaluation in the loop that are as at the last one: signs, order of pairs, verdicts"
+    return Table("over training", caption, columns, rows, ["metric"])
 
 
 def cells(analysis: Analysis) -> Table:

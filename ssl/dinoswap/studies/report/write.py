@@ -104,4 +104,5 @@ def as_latex(analysis: Analysis) -> str:
         chosen.append(tables.effects(result, analysis.reference))
         chosen += [tables.interactions(result)] if result.interactions else []
         chosen += [tables.attribution(result)] if result.attribution else []
+    chosen += [tables.over_training(analysis.courses)] if analysis.courses else []
     return f"% \\usepackage{{{','.join(LATEX_PACKAGES)}}}\n\n" + "\n".join(map(latex, chosen))
