@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,6 +25,7 @@ from dinoswap.studies.over_training import Course, agreement
 from dinoswap.studies.report import analyse, write_again, write_report
 from dinoswap.studies.report.courses import summary
 from dinoswap.studies.report.effects_frame import ORDER
+from dinoswap.studies.shortest import how_short
 from dinoswap.studies.statistics import factorial
 from dinoswap.studies.study import Study, read_study
 
@@ -233,6 +235,9 @@ def test_steps_that_not_all_runs_share_and_runs_without_evaluations(tmp_path: Pa
     assert load_effects(study.path, [f"results_dir={tmp_path}"]).empty
     shown = write_report(study, tmp_path / "runs" / "study", tmp_path / "out")
     assert "no metric of this study was measured before the end of training" in shown.read_text()
+    assert (
+        how_short(study, make_design(study, check=False), entries(study, make_design(study, check=False).cells)) == []
+    )
     again = write_again(shown.with_name("report.json"), tmp_path / "again")
     assert again.read_text() == shown.read_text()
 
@@ -247,3 +252,31 @@ def test_a_run_that_broke_off_is_at_no_step(tmp_path: Path) -> None:
     frame = load_effects(study.path, [f"results_dir={tmp_path}"]).set_index("effect")
     assert frame.loc["masking=bernoulli", "seeds"].tolist() == [1] * 5
     assert frame.loc["masking=bernoulli", "low"].isna().all() and frame.loc["layer_decay=uniform", "low"].notna().all()
+
+
+def test_a_plan_says_how_short_a_run_may_be(arms: tuple[Study, Path], tmp_path: Path) -> None:
+    """From finished runs of this study, or of another that has the same arms; not from one seed of them."""
+    study, folder = arms
+    said = f"{KNN}: from step 4 of 10 on (40% of a run) all that intervals tell at the last evaluation in the loop has "
+    said += "the same sign (1 of 2 effects) and the same order (1 of 1 pairs); the source is 9 finished runs of "
+    caveat = ", and a run that is planned short has other schedules"
+    design = make_design(study, check=False)
+    assert how_short(study, design, entries(study, design.cells)) == [f"{said}study{caveat}"]
+    moved = read_study(study.path, [f"results_dir={tmp_path}"])
+    there = entries(moved, make_design(moved, check=False).cells)
+    assert how_short(moved, design, there) == []
+    shutil.copytree(folder / "runs" / "study", tmp_path / "runs" / "other")
+    assert how_short(moved, design, there) == [f"{said}other{caveat}"]
+    for each in (tmp_path / "runs" / "other").glob("*/seed[12]"):
+        shutil.rmtree(each)
+    assert how_short(moved, design, there) == []
+
+
+def test_runs_of_another_length_tell_how_short_one_may_be(arms: tuple[Study, Path]) -> None:
+    """A study that is planned to be longer than it was: the same overrides otherwise, but for those of no result."""
+    study, folder = arms
+    for overrides, known in ((["trainer.max_steps=500", "data.workers=3"], True), (["schedule.base_lr=0.1"], False)):
+        planned = read_study(study.path, [f"results_dir={folder}", *overrides])
+        design = make_design(planned, check=False)
+        found = how_short(planned, design, entries(planned, design.cells))
+        assert len(found) == known and all("from step 4 of 10 on (40% of a run)" in line for line in found)

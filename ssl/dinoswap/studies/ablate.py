@@ -29,7 +29,7 @@ ENDED: tuple[State, ...] = ("completed", "failed", "diverged")
 """The states that are outcomes: of a look all runs have one."""
 
 DESCRIPTION = """\
-plan     the cells, what is done and missing, what it will cost, the smallest difference it can detect
+plan     the cells, what is done and missing, what it will cost, what it can detect, how short its runs may be
 run      start what is missing or was stopped, and wait; Ctrl-C stops local runs and leaves cluster jobs alone;
          with planned looks, arms that are decided are not run on
 status   where each run stands

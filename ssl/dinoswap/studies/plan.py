@@ -1,4 +1,6 @@
-"""What `dinoswap-ablate plan` prints: the cells and where they stand, what they cost, what the study can detect."""
+"""What `dinoswap-ablate plan` prints: the cells and where they stand, what they cost, what can be detected, how short
+runs may be.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from dinoswap.studies.forecast import (
     spread_of,
 )
 from dinoswap.studies.ledger import Entry, run_statuses
+from dinoswap.studies.shortest import how_short
 from dinoswap.studies.status import Row, rows, summary
 from dinoswap.studies.study import Metric, Study
 
@@ -35,7 +38,12 @@ def show_plan(
     table_rows = rows(entries, metric.name)
     console.print(Text(f"{study.name}: {study.question}"), soft_wrap=True)
     console.print(cells_table(entries, table_rows, known))
-    for line in [*design.notes, *cost_words(study, entries, known), *power_words(study, design, entries, sd)]:
+    for line in [
+        *design.notes,
+        *cost_words(study, entries, known),
+        *power_words(study, design, entries, sd),
+        *how_short(study, design, entries),
+    ]:
         console.print(Text(line), soft_wrap=True)
 
 
