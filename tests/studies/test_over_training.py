@@ -21,6 +21,7 @@ from dinoswap.config.schema import ConfigError
 from dinoswap.studies import load_effects
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import entries
+from dinoswap.studies.looks import recorded_looks
 from dinoswap.studies.over_training import Course, agreement
 from dinoswap.studies.report import analyse, write_again, write_report
 from dinoswap.studies.report.courses import summary
@@ -191,6 +192,24 @@ def test_a_factorial_has_its_main_effects_at_each_step(tmp_path: Path) -> None:
                 [cell for cell in cells if effect in {f"{f}={x}" for f, x in cells[cell].items()}]
             )
             assert difference == pytest.approx(outcomes["value"][at].mean() - outcomes["value"][~at].mean())
+
+
+def test_steps_have_all_seeds_where_a_look_has_decided(tmp_path: Path) -> None:
+    """bernoulli was decided after 3 of 4 seeds. Its steps are of all 4, with the t intervals of one analysis."""
+    study = made(tmp_path, TEXT.replace("seeds: 3", "seeds: {looks: [3, 4], spending: pocock}"))
+    root = tmp_path / "runs" / "study"
+    result = analyse(study, root).results[0]
+    assert result.decided_after["masking=bernoulli"] == 3 and result.decisions[0].effect.seeds == (0, 1, 2)
+    frame = load_effects(study.path, [f"results_dir={tmp_path}"]).set_index("effect").loc["masking=bernoulli"]
+    assert [plan for plan, _ in recorded_looks(root)] == [study.plan], "whoever loads effects has looked"
+    reference = {"masking": "block", "layer_decay": "layerwise"}
+    for step, low, high in zip(LOOP, frame["low"], frame["high"], strict=True):
+        differences = [
+            value(reference | {"masking": "bernoulli"}, seed, step) - value(reference, seed, step) for seed in range(4)
+        ]
+        assert (low, high) == pytest.approx(
+            scipy.stats.t.interval(0.95, 3, statistics.mean(differences), scipy.stats.sem(differences))
+        )
 
 
 def test_without_run_folders(arms: tuple[Study, Path], page: Path, tmp_path: Path) -> None:
