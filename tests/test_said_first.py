@@ -43,7 +43,7 @@ COMMANDS = [f"dinoswap.{name}" for name in ("train", "evaluate", "export", "embe
 WRONG = [
     ("trainer.max_steps=abc", "trainer.max_steps=abc: must be a whole number, not text"),
     ("results_dir=", "results_dir='': names no folder"),
-    ("schedule.warmup=5000", "schedule.warmup=5000: is longer than the run of trainer.max_steps=1000"),
+    ("schedule.warmup=5000", "schedule.warmup=5000: is longer than the run of trainer.max_steps=1600"),
     ("masking.mask_ratio_min_max=[0.5,0.1]", "masking.mask_ratio_min_max=[0.5, 0.1]: needs 0 <= min <= max"),
     ("data=parquet", "data.path: has to be given; add data.path=..."),
     ("crops.global_size=33", "crops.global_size=33: must be a multiple of model.patch_size"),

@@ -47,7 +47,7 @@ SETTINGS = {
     ],
     "width192": [
         "recipe=demo", "data.batch_size=32", "model.embed_dim=192", "model.depth=12", "model.num_heads=3",
-        "model.patch_size=4", "crops.local_number=6", *COMMON,
+        "model.patch_size=4", "crops.global_size=32", "crops.local_size=16", "crops.local_number=6", *COMMON,
         *(f"heads.{head}_head.{key}" for head in ("dino", "ibot")
           for key in ("prototypes=1024", "hidden_dim=1024", "bottleneck_dim=256")),
     ],

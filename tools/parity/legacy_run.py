@@ -171,7 +171,8 @@ def initial_sizes(stored: StoredScenario) -> list[str]:
 
 @cache
 def legacy_config(*overrides: str) -> dict[str, Any]:
-    return compose_config(["preset=legacy", "trainer.precision=fp32", *overrides])
+    crops = ["crops.global_size=32", "crops.local_size=16"]  # any that patches of 4, 8 and 16 px divide
+    return compose_config(["preset=legacy", "trainer.precision=fp32", *crops, *overrides])
 
 
 def build_scenario(stored: StoredScenario) -> Trainer:
