@@ -103,9 +103,9 @@ def rows_of(
                 continue
             with computing_on(device if path.suffix == ".npz" and not path.match("augment*") else CPU):
                 made = [
-                    replace(row, name=f"{path.stem}:{found}/{row.name}")
-                    for found, rows in read(path).items()
-                    if scenario in (None, found)
+                    replace(row, name=f"{path.stem}:{case}/{row.name}")
+                    for case, rows in read(path).items()
+                    if scenario in (None, case)
                     for row in rows()
                 ]
             yield from made

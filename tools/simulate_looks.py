@@ -24,7 +24,7 @@ import numpy as np
 from dinoswap.files.writing import write_atomically
 from dinoswap.studies.looks import Looks
 from dinoswap.studies.statistics.factorial import seeds_and_effects, strata_of
-from dinoswap.studies.statistics.repeated import Look, course
+from dinoswap.studies.statistics.repeated import Look, operating_characteristics
 from dinoswap.studies.study import read_study
 from simulate_verdicts import ALPHA, SPREADS, Array, Design, of_study, simulated
 
@@ -183,17 +183,17 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of looks.md")
     parser.add_argument("--studies", type=int, default=10_000, help="of each line")
     arguments = parser.parse_args()
-    found = []
+    rows = []
     for row in errors(arguments.studies):
         print(*(f"{key}={value}" for key, value in row.items()), flush=True)
-        found.append(row)
+        rows.append(row)
     powers = []
     for size in SIZES:
         line: dict[str, Any] = {"true effect": f"{size:g}"}
         for plan in (*PLANS[:2], Looks((12,))):
             name = plan.spending if len(plan.counts) > 1 else f"once, {plan.counts[0]}"
-            found_of = course(plan, size * SMALLEST, SMALLEST, ALPHA / ARMS, arguments.studies)
-            shown = (percent(found_of.found), percent(found_of.equivalent), f"{found_of.seeds:.1f}")
+            result = operating_characteristics(plan, size * SMALLEST, SMALLEST, ALPHA / ARMS, arguments.studies)
+            shown = (percent(result.different), percent(result.equivalent), f"{result.seeds:.1f}")
             line |= {
                 f"{what} ({name})": text for what, text in zip(("found", "equivalent", "seeds"), shown, strict=True)
             }
@@ -204,7 +204,7 @@ def main() -> int:
         studies=arguments.studies,
         error=100 * math.sqrt(ALPHA * (1 - ALPHA) / arguments.studies),
         promising=PROMISING,
-        errors=table(found),
+        errors=table(rows),
         arms=ARMS,
         last=12,
         smallest=SMALLEST,

@@ -19,9 +19,9 @@ class Check:
     seconds: float
 
 
-def largest_difference(found: Sequence[float], expected: Sequence[float]) -> float:
+def largest_difference(measured: Sequence[float], expected: Sequence[float]) -> float:
     """Relative to what is expected; NaN, which no tolerance holds, where a value is not finite."""
-    ours, theirs = (torch.tensor(values, dtype=torch.float64) for values in (found, expected))
+    ours, theirs = (torch.tensor(values, dtype=torch.float64) for values in (measured, expected))
     return float(((ours - theirs) / theirs).abs().max())
 
 

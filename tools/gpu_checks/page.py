@@ -30,9 +30,11 @@ def verdict(row: Numbers) -> str:
 
 def found(row: Numbers) -> str:
     """What a check found, in words; of lists, such as losses, the page has nothing."""
-    told = [f"{key}: {shown(value)}" for key, value in row.items() if key not in APART and not isinstance(value, list)]
+    numbers = [
+        f"{key}: {shown(value)}" for key, value in row.items() if key not in APART and not isinstance(value, list)
+    ]
     named = [f"{key}: {', '.join(value)}" for key, value in row.items() if key not in APART and of_words(value)]
-    return "; ".join(filter(None, [row["failed"], row.get("skipped"), *told, *named]))
+    return "; ".join(filter(None, [row["failed"], row.get("skipped"), *numbers, *named]))
 
 
 def of_words(value: Any) -> bool:

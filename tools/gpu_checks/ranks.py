@@ -37,14 +37,14 @@ def ranks(subject: str, device: torch.device) -> Numbers:
         return {"skipped": "NCCL is for GPUs"}
     with tempfile.TemporaryDirectory() as folder:
         launch(backend, spread, device, Path(folder))
-        found = torch.load(Path(folder) / "0.pt", weights_only=True)
-    if "skipped" in found:
-        return found
+        result = torch.load(Path(folder) / "0.pt", weights_only=True)
+    if "skipped" in result:
+        return result
     alone = Steps(device, *OVERRIDES, batches=STEPS)
     expected = alone.losses(STEPS)
     weights = whole_weights(alone.trainer)
-    difference = largest_difference(found["losses"], expected)
-    moved = max(float((found["weights"][name] - value).abs().max()) for name, value in weights.items())
+    difference = largest_difference(result["losses"], expected)
+    moved = max(float((result["weights"][name] - value).abs().max()) for name, value in weights.items())
     failed = beyond("losses", difference, TOLERANCE) + beyond("weights", moved, TOLERANCE)
     return {"losses": difference, "weights": moved, "failed": failed}
 
@@ -78,8 +78,8 @@ def rank(backend: str, spread: str, device: torch.device, folder: Path) -> None:
         dist.init_process_group("gloo")
     try:
         lacking = lacks(spread, device) if backend == "gloo" else ""
-        found = {"skipped": lacking} if lacking else trained(spread, device)
-        torch.save(found, folder / f"{dist.get_rank()}.pt")
+        result = {"skipped": lacking} if lacking else trained(spread, device)
+        torch.save(result, folder / f"{dist.get_rank()}.pt")
     finally:
         dist.destroy_process_group()
 

@@ -41,9 +41,9 @@ UNORDERED = "does not have a deterministic implementation"
 def resume(preset: str, device: torch.device) -> Numbers:
     overrides = ["recipe=smoke", f"preset={preset}", f"trainer.device={device}", *KILLED]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        found = dict(zip(TRAIN, pool.map(partial(survived, overrides, Path(folder)), TRAIN), strict=True))
-    failed = "".join(beyond(f"losses, {mode},", each["losses"], RESUMED) for mode, each in found.items())
-    numbers = {f"{name}, {mode}": value for mode, each in found.items() for name, value in each.items()}
+        result = dict(zip(TRAIN, pool.map(partial(survived, overrides, Path(folder)), TRAIN), strict=True))
+    failed = "".join(beyond(f"losses, {mode},", values["losses"], RESUMED) for mode, values in result.items())
+    numbers = {f"{name}, {mode}": value for mode, values in result.items() for name, value in values.items()}
     return {**numbers, "failed": failed}
 
 
@@ -59,9 +59,9 @@ def survived(overrides: Sequence[str], folder: Path, mode: str) -> dict[str, Any
                 raise RuntimeError(f"it ended before it could be killed: {output(killed)}")
         done = len(logged(killed))
         with training(overrides, killed, mode) as run:
-            for each, results in ((run, killed), (other, whole)):
-                if each.wait():
-                    raise RuntimeError(f"exit status {each.returncode}: {output(results)}")
+            for process, results in ((run, killed), (other, whole)):
+                if process.wait():
+                    raise RuntimeError(f"exit status {process.returncode}: {output(results)}")
     losses, expected = logged(killed), logged(whole)
     ours, theirs = weights(killed), weights(whole)
     warned = [line.split(UNORDERED)[0].split() for line in output(whole, last=10**6).splitlines() if UNORDERED in line]

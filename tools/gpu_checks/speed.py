@@ -58,8 +58,8 @@ def largest(measure: Callable[[int], Numbers | None]) -> Numbers:
     end, then halfway between the last that fits and the first that does not."""
     best: Numbers = {}
     images, began = FIRST, 0.0
-    while found := measure(images):
-        best, images = found, 2 * images
+    while result := measure(images):
+        best, images = result, 2 * images
         began = began or time.perf_counter()
         if time.perf_counter() - began > SECONDS:
             return best | {"limit": "time"}
@@ -70,13 +70,13 @@ def largest(measure: Callable[[int], Numbers | None]) -> Numbers:
 
 def measured(trainer: Trainer, config: Config, images: int) -> Numbers | None:
     """None where so many images run out of memory."""
-    found = None
+    result = None
     with suppress(torch.OutOfMemoryError):
-        found = timed(trainer, config, images)
-    if found is None:
+        result = timed(trainer, config, images)
+    if result is None:
         trainer.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    return found
+    return result
 
 
 def timed(trainer: Trainer, config: Config, images: int) -> Numbers:
@@ -124,8 +124,8 @@ def noise(config: Config, trainer: Trainer, images: int) -> Batch:
 
 def in_table(name: str, memory: int) -> str | None:
     """The GPU of tools/plan.py that torch calls `name`, with so many bytes of memory; None where it has none."""
-    found = next((gpu for gpu in ("h100", "h200", "b200", "a100") if gpu in name.lower()), None)
-    return "a100-40" if found == "a100" and memory < 60e9 else found
+    result = next((gpu for gpu in ("h100", "h200", "b200", "a100") if gpu in name.lower()), None)
+    return "a100-40" if result == "a100" and memory < 60e9 else result
 
 
 def compared_with_plan(row: Numbers, gpu: str | None) -> Numbers:

@@ -73,9 +73,9 @@ def losses(preset: str, device: torch.device) -> Numbers:
     expected = Steps(CPU, *overrides, batches=count).losses(count)
     numbers: Numbers = {"of the CPU": expected, "failed": ""}
     for precision, tolerance in TOLERANCES.items():
-        found = Steps(device, *overrides, f"trainer.precision={precision}", batches=count).losses(count)
-        difference = largest_difference(found, expected)
-        numbers |= {precision: found, f"difference in {precision}": difference}
+        result = Steps(device, *overrides, f"trainer.precision={precision}", batches=count).losses(count)
+        difference = largest_difference(result, expected)
+        numbers |= {precision: result, f"difference in {precision}": difference}
         numbers["failed"] += beyond(f"losses in {precision}", difference, tolerance)
     return numbers
 
@@ -93,12 +93,12 @@ def compiled_steps(setting: str, device: torch.device) -> Numbers:
     expected, eager_seconds = timed_losses(plain, count)
     with fresh_compiler("inductor" if device.type == "cuda" else "aot_eager") as counters:
         began = time.perf_counter()
-        found = [float(fast.step(0))]
+        result = [float(fast.step(0))]
         first, graphs = time.perf_counter() - began, counters["stats"]["unique_graphs"]
         later, seconds = timed_losses(fast, count, begin=1)
         made = counters["stats"]["unique_graphs"] - graphs
         numbers = {
-            "difference": largest_difference([*found, *later], expected),
+            "difference": largest_difference([*result, *later], expected),
             "graphs": graphs,
             "graphs made after the first step": made,
             "seconds of the first step": first,
@@ -118,12 +118,12 @@ def compiled_steps(setting: str, device: torch.device) -> Numbers:
 
 def timed_losses(steps: Steps, count: int, begin: int = 0) -> tuple[list[float], float]:
     """The losses of the steps from `begin` on, and the seconds of the last one."""
-    found, seconds = [], 0.0
+    result, seconds = [], 0.0
     for step in range(begin, count):
         began = time.perf_counter()
-        found.append(float(steps.step(step)))
+        result.append(float(steps.step(step)))
         seconds = time.perf_counter() - began
-    return found, seconds
+    return result, seconds
 
 
 @contextmanager

@@ -31,12 +31,12 @@ class Worker:
         assert self.pipe is not None
         self.pipe.send(arguments)
         try:
-            found: Numbers = self.pipe.recv() if self.pipe.poll(seconds) else {"failed": f"not done in {seconds:g} s"}
+            result: Numbers = self.pipe.recv() if self.pipe.poll(seconds) else {"failed": f"not done in {seconds:g} s"}
         except EOFError:
-            found = {"failed": f"its process ended, exit status {self._end()}"}
-        if found.get("failed"):
+            result = {"failed": f"its process ended, exit status {self._end()}"}
+        if result.get("failed"):
             self._end()
-        return found
+        return result
 
     def _begin(self) -> None:
         context = multiprocessing.get_context(START)

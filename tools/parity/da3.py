@@ -55,15 +55,15 @@ def build_backbone(path: Path, described: dict[str, Any]) -> DA3Backbone:
 def outputs(backbone: DA3Backbone, images: Tensor, size: str) -> dict[str, Tensor]:
     """Ours, under the fixture's names."""
     depth = backbone.architecture.depth
-    found = {
+    tokens = {
         f"s1_embed_{size}": backbone.prepare_tokens_with_masks(images),
         f"s1_blocks_{size}": torch.stack(list(backbone.stream(images))),
     }
     for block, (patches, special) in enumerate(backbone.out_layers(images, range(depth))):
         for ending in (f"_layer{block}", "")[: 2 if block == depth - 1 else 1]:
-            found[f"s1_tokens_{size}{ending}"] = patches
-            found[f"s1_cam_{size}{ending}"] = special
-    return found
+            tokens[f"s1_tokens_{size}{ending}"] = patches
+            tokens[f"s1_cam_{size}{ending}"] = special
+    return tokens
 
 
 def check_size(path: Path, size: str, dtype: torch.dtype = torch.float32) -> Iterator[Row]:
@@ -76,8 +76,8 @@ def check_size(path: Path, size: str, dtype: torch.dtype = torch.float32) -> Ite
     exact = outputs(backbone.double(), images.double(), size)
     known = described.get("checks", {}).get(f"max_abs_f32_vs_f64_{size}", 0.0)
     if known:  # that of the last tokens: our float64 is theirs where it finds the same, and then gives every other one
-        found = compare("", exact[f"s1_tokens_{size}"], file[f"s1_tokens_{size}"], FORWARD).absolute
-        yield compare(f"official float32 error of s1_tokens_{size}", found, known, SAME * known)
+        error = compare("", exact[f"s1_tokens_{size}"], file[f"s1_tokens_{size}"], FORWARD).absolute
+        yield compare(f"official float32 error of s1_tokens_{size}", error, known, SAME * known)
     for key in file.files:
         if key.startswith("s1_") and key.split("_")[2] == size:
             own = min(known, compare("", exact[key], file[key], FORWARD).absolute)
@@ -89,8 +89,8 @@ def key_scenarios(path: Path) -> Scenarios:
     if path.stem == "keys_meta":
         return {}
     shapes = json.loads(path.read_text())
-    found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)]
-    checks: Scenarios = {prefix.rstrip("."): partial(check_keys, path, prefix, shapes) for prefix in found}
+    prefixes = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)]
+    checks: Scenarios = {prefix.rstrip("."): partial(check_keys, path, prefix, shapes) for prefix in prefixes}
     return checks | {"remainder": partial(check_remainder, shapes)}
 
 

@@ -51,14 +51,14 @@ HALVES = (".mlp.w1.", ".mlp.w2.")  # of what we have as .mlp.w12.
 def scenarios(path: Path) -> Scenarios:
     """The base, each variant, and each kind of rotation, by name."""
     file = Fixture(path)
-    found: Scenarios = {"base": partial(check_base, file)}
-    found |= {name: partial(check_variant, file, name) for name in file.meta["variants"]}
+    named_checks: Scenarios = {"base": partial(check_base, file)}
+    named_checks |= {name: partial(check_variant, file, name) for name in file.meta["variants"]}
     kinds = sorted({key.split("/")[1] for key in file.file.files if key.startswith("rope/")})
-    found |= {f"rope {kind}": partial(check_rotations, file, kind) for kind in kinds}
+    named_checks |= {f"rope {kind}": partial(check_rotations, file, kind) for kind in kinds}
     drawn = {name for name, variant in file.meta["variants"].items() if variant["seed"] is not None}
     drawn |= {f"rope {kind}" for kind in kinds if "seed" in kind}
-    reasons = {name: {DRAWN: draws_otherwise() and name in drawn} for name in found}
-    return {name: check for name, check in found.items() if not is_left_out(path, name, reasons[name])}
+    reasons = {name: {DRAWN: draws_otherwise() and name in drawn} for name in named_checks}
+    return {name: check for name, check in named_checks.items() if not is_left_out(path, name, reasons[name])}
 
 
 def key_scenarios(path: Path) -> Scenarios:
@@ -219,7 +219,7 @@ def check_gradients(file: Fixture, variant: str | None) -> Iterator[Row]:
     entries = [tokens for tokens, _ in outputs.values()]
     read = {name: getattr(entries[at], kind) for name, (at, kind) in OUTPUTS.items()}
     weighted = [file[f"grad/weights/{name}"] * value for name, value in read.items() if value.numel()]
-    scalar = torch.stack([each.mean() for each in weighted]).sum()
+    scalar = torch.stack([tensor.mean() for tensor in weighted]).sum()
     scalar.backward()
     yield compare(f"{prefix}/scalar", scalar, file[f"{prefix}/scalar"], FORWARD, scale=1.0)
     zero = torch.zeros(1)
@@ -295,12 +295,12 @@ def check_keys(model: Mapping[str, Any]) -> Iterator[Row]:
     with torch.device("meta"):
         backbone = VisionTransformer(**weights.architecture)
     first: Any = backbone.blocks[0]
-    found = {
+    values = {
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "depth": len(backbone.blocks),
         "num_heads": first.attn.num_heads,
         "norm_eps": first.norm1.eps,
         "registers": backbone.prefix - 1,
     }
-    for name, value in found.items():
+    for name, value in values.items():
         yield compare(name, value, model[name], EXACT)

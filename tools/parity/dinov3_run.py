@@ -245,9 +245,9 @@ def build_trainer(file: Dinov3File, scenario: str, config: dict[str, Any]) -> Tr
     seed_forwards(trainer)
     trainer.model.to(file.dtype)
     for network in ("student", "teacher"):
-        wanted = getattr(trainer.model, network).state_dict()
+        own = getattr(trainer.model, network).state_dict()
         stored = file.initial_weights(scenario, network)
-        getattr(trainer.model, network).load_state_dict({name: stored[name] for name in wanted})
+        getattr(trainer.model, network).load_state_dict({name: stored[name] for name in own})
     return trainer
 
 

@@ -74,17 +74,17 @@ def build_augmentation(args: dict[str, Any]) -> MultiCrop:
 
 def rendered(augment: MultiCrop, image: np.ndarray, crops: list[Crop]) -> Crops:
     views = augment.render(image, [(crop, Photometry()) for crop in crops])
-    found = {"global_crops": views.global_crops, "local_crops": views.local_crops}
+    by_kind = {"global_crops": views.global_crops, "local_crops": views.local_crops}
     for clean in views.clean_crops.values():  # of one size, if any
-        found["gram_teacher_crops"] = clean
-    return found
+        by_kind["gram_teacher_crops"] = clean
+    return by_kind
 
 
 def rendered_height_first(augment: MultiCrop, image: np.ndarray, crops: list[Crop]) -> Crops:
     """The same for square crops, each resized in its height before its width."""
     exchanged = [Crop(c.left, c.top, c.width, c.height, vertical_flip=c.horizontal_flip) for c in crops]
-    found = rendered(augment, image.transpose(1, 0, 2), exchanged)
-    return {kind: [view.transpose(1, 2) for view in views] for kind, views in found.items()}
+    by_kind = rendered(augment, image.transpose(1, 0, 2), exchanged)
+    return {kind: [view.transpose(1, 2) for view in views] for kind, views in by_kind.items()}
 
 
 def resized(crop: Tensor, size: int) -> Tensor:

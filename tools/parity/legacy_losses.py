@@ -53,12 +53,12 @@ def scenarios(path: Path) -> Scenarios:
     file = Fixture(path)
     checks = {"dino": check_dino, "koleo": check_koleo, "ibot": check_weights, "proto": check_bank}
     sections = {key.split("/")[0] for key in file.file.files}
-    found: Scenarios = {name: partial(check, file) for name, check in checks.items() if name in sections}
+    named_checks: Scenarios = {name: partial(check, file) for name, check in checks.items() if name in sections}
     for section, check_case in {"ibot": check_ibot, "proto": check_clustering}.items():
         pattern = re.compile(rf"{section}/([0-9a-f]{{7}}/\w+)/")
         cases = dict.fromkeys(match[1] for key in file.file.files if (match := pattern.match(key)))
-        found |= {f"{section}_{case.replace('/', '_')}": partial(check_case, file, case) for case in cases}
-    return found
+        named_checks |= {f"{section}_{case.replace('/', '_')}": partial(check_case, file, case) for case in cases}
+    return named_checks
 
 
 def close(name: str, ours: Tensor, theirs: Tensor) -> Row:

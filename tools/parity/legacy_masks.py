@@ -35,24 +35,24 @@ SAMPLE = 20000  # their mean is a multiple of 1 / 20000
 
 def scenarios(path: Path) -> Scenarios:
     content = json.loads(path.read_text())
-    found: Scenarios = {}
+    named_checks: Scenarios = {}
     bernoulli = content.get("bernoulli", {})
     for number, case in enumerate(bernoulli.get("cases", [])):
-        found[f"bernoulli {number}"] = partial(check_bernoulli, case)
+        named_checks[f"bernoulli {number}"] = partial(check_bernoulli, case)
     if "count_stats_ratio0.4_14x14" in bernoulli:
-        found["bernoulli counts"] = partial(check_bernoulli_counts, bernoulli["count_stats_ratio0.4_14x14"])
+        named_checks["bernoulli counts"] = partial(check_bernoulli_counts, bernoulli["count_stats_ratio0.4_14x14"])
     flags = content.get("first_draw_equal_to_official", {})
     for grid, case in content.get("exact_draws", {}).items():
-        found[f"draws {grid}"] = partial(check_draws, accumulating, case)
+        named_checks[f"draws {grid}"] = partial(check_draws, accumulating, case)
         if grid in flags:
-            found[f"first draw {grid}"] = partial(check_first_draws, case, flags[grid])
+            named_checks[f"first draw {grid}"] = partial(check_first_draws, case, flags[grid])
     for number, case in enumerate(content.get("generate_block_masks", {}).get("cases", [])):
-        found[f"generate_block_masks {number}"] = partial(check_batch, case)
+        named_checks[f"generate_block_masks {number}"] = partial(check_batch, case)
     for target, case in content.get("statistics_14x14", {}).get("b23df50", {}).items():
-        found[f"statistics {target}"] = partial(check_statistics, int(target), case)
+        named_checks[f"statistics {target}"] = partial(check_statistics, int(target), case)
     if "batch_level_14x14_B32" in content:
-        found["batch level"] = partial(check_batch_level, content["batch_level_14x14_B32"])
-    return found
+        named_checks["batch level"] = partial(check_batch_level, content["batch_level_14x14_B32"])
+    return named_checks
 
 
 def accumulating(grid: tuple[int, int], cap: float = math.inf) -> MaskGenerator:
@@ -104,10 +104,10 @@ def check_batch(case: Case) -> Iterator[Row]:
     batch_policy = policy(case["sample_probability"], tuple(case["ratio"]))
     rng, targets = seeded(case["seed"]), list[int]()
     for call in ("first", "second"):
-        asked = list[int]()
-        generator = recorded(accumulating(grid), asked)
+        drawn = list[int]()
+        generator = recorded(accumulating(grid), drawn)
         masks = batch_policy.generate_block_masks(generator, crops, grid[0] * grid[1], rng)
-        targets += asked[: int(crops * case["sample_probability"])]  # the rest are those of the unmasked crops
+        targets += drawn[: int(crops * case["sample_probability"])]  # the rest are those of the unmasked crops
         yield compare(f"{call}, masks that differ", differing(list(masks), case[call]["masks"]), 0, EXACT)
         yield compare(f"{call}, counts", masks.sum(1), case[call]["counts"], EXACT)
         weights = np.repeat(case[call]["weights"], masks.sum(1))  # [B] -> [M]
@@ -138,12 +138,12 @@ def check_statistics(target: int, case: Case) -> Iterator[Row]:
 def check_batch_level(case: Case) -> Iterator[Row]:
     """Their seed is not stored: as many batches of ours, within the sampling error of the difference."""
     batch_policy, generator = policy(0.5, (0.1, 0.5)), accumulating((14, 14))
-    rng, batches, asked = seeded(0), case["n_batches"], list[int]()
-    call = recorded(generator, asked)
+    rng, batches, drawn = seeded(0), case["n_batches"], list[int]()
+    call = recorded(generator, drawn)
     counts = np.stack([batch_policy.generate_block_masks(call, 32, 196, rng).sum(1) for _ in range(batches)])
     masked = case["masked_samples_per_batch"]
     yield compare("masked crops of each batch", (counts > 0).sum(1), [masked] * batches, EXACT)
-    targets = np.array(asked).reshape(batches, 32)
+    targets = np.array(drawn).reshape(batches, 32)
     for name, values in (
         ("mean_count_of_masked_samples", counts.sum(1) / masked),
         ("nominal_mean", targets.sum(1) / masked),

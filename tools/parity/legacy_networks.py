@@ -25,8 +25,8 @@ DEPTHS = "layerscale_init_by_depth"
 
 def scenarios(path: Path) -> Scenarios:
     file, training = Fixture(path), Fixture(path.with_name("train_step_legacy.npz"))
-    found: Scenarios = {name: partial(check_network, file, training, name) for name in ("student", "teacher")}
-    return found | {DEPTHS: partial(check_layerscale, file)}
+    named_checks: Scenarios = {name: partial(check_network, file, training, name) for name in ("student", "teacher")}
+    return named_checks | {DEPTHS: partial(check_layerscale, file)}
 
 
 @torch.no_grad()

@@ -81,8 +81,8 @@ class StoredScenario:
 
     def _about(self, file: Fixture) -> list[dict[str, Any]]:
         """The meta data of a file that describe this scenario."""
-        found = [meta for name, meta in file.meta.get("scenarios", {}).items() if name == self.name]
-        return found + ([file.meta] if file.meta.get("scenario") == self.name else [])
+        metas = [meta for name, meta in file.meta.get("scenarios", {}).items() if name == self.name]
+        return metas + ([file.meta] if file.meta.get("scenario") == self.name else [])
 
     def described(self, key: str, default: Any = None) -> Any:
         """Of the first such meta data that have it."""
@@ -92,8 +92,8 @@ class StoredScenario:
         """Everything under a prefix: the scenario's own, else what all share."""
         for file in self.family:
             for at in (f"{self.name}/{prefix}", prefix):
-                if found := file.below(at):
-                    return found
+                if value := file.below(at):
+                    return value
         raise ValueError(f"{self.path}: neither this file nor one beside it has {prefix}* for {self.name}")
 
     def below(self, prefix: str) -> dict[str, Tensor]:
@@ -102,8 +102,8 @@ class StoredScenario:
 
     def get(self, key: str) -> Tensor | None:
         """What this very file holds of the scenario, or for all of its scenarios."""
-        found = [at for at in (self.prefix + key, key) if at in self.own]
-        return self.own[found[0]] if found else None
+        names = [at for at in (self.prefix + key, key) if at in self.own]
+        return self.own[names[0]] if names else None
 
     @property
     def steps(self) -> int:

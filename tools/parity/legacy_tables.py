@@ -33,19 +33,21 @@ TINY_HEAD = {"prototypes": 8, "hidden_dim": 8, "bottleneck_dim": 8}
 
 def scenarios(path: Path) -> Scenarios:
     content = json.loads(path.read_text())
-    found: Scenarios = {name: partial(check_schedules, case) for name, case in content.get("schedules", {}).items()}
+    named_checks: Scenarios = {
+        name: partial(check_schedules, case) for name, case in content.get("schedules", {}).items()
+    }
     for name, case in content.items():
         if name.startswith("groups_"):
-            found[name] = partial(check_groups, case)
+            named_checks[name] = partial(check_groups, case)
     if "wd_by_group_over_schedule" in content:
-        found["wd_by_group_over_schedule"] = partial(check_decay, content)
+        named_checks["wd_by_group_over_schedule"] = partial(check_decay, content)
     if "lr_scaling" in content:
-        found["lr_scaling"] = partial(check_scaling, content["lr_scaling"])
+        named_checks["lr_scaling"] = partial(check_scaling, content["lr_scaling"])
     for name, case in content.get("layer_decay_c3e4786", {}).items():
-        found[f"layer_decay_c3e4786 {name}"] = partial(check_layer_decay, case)
+        named_checks[f"layer_decay_c3e4786 {name}"] = partial(check_layer_decay, case)
     for depth, case in content.get("layer_decay_comparison", {}).items():
-        found[f"layer_decay_comparison {depth}"] = partial(check_rows, int(depth), case["rows"])
-    return found
+        named_checks[f"layer_decay_comparison {depth}"] = partial(check_rows, int(depth), case["rows"])
+    return named_checks
 
 
 def check_schedules(case: Case) -> Iterator[Row]:

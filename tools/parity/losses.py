@@ -42,14 +42,14 @@ class Given(nn.Module):
 def scenarios(path: Path) -> Scenarios:
     file = Fixture(path)
     checks = {"dino": check_dino, "ibot": check_ibot, "koleo": check_koleo}
-    found: Scenarios = {}
+    named_checks: Scenarios = {}
     for name, check in checks.items():
         if file.below(f"{name}/"):
-            found[name] = partial(check, file)
+            named_checks[name] = partial(check, file)
     for name in ("dino", "ibot"):
         if f"{name}/centering/it0/teacher" in file:
-            found[f"{name}_centering"] = partial(check_centering, file, name)
-    return found
+            named_checks[f"{name}_centering"] = partial(check_centering, file, name)
+    return named_checks
 
 
 def context(

@@ -31,15 +31,15 @@ MakeGenerator = Callable[[tuple[int, int], float], MaskGenerator]
 def scenarios(path: Path) -> Scenarios:
     """Of both versions of the generator."""
     content = json.loads(path.read_text())
-    found: Scenarios = {}
+    named_checks: Scenarios = {}
     for version, make in (("dinov2", dinov2_generator), ("dinov3", dinov3_generator)):
         for grid, case in content.get("exact_draws", {}).get(version, {}).items():
-            found[f"draws {version} {grid}"] = partial(check_draws, make, case)
+            named_checks[f"draws {version} {grid}"] = partial(check_draws, make, case)
     for number, case in enumerate(content.get("collate", [])):
-        found[f"collate {number} {case['version']}"] = partial(check_collate, case)
+        named_checks[f"collate {number} {case['version']}"] = partial(check_collate, case)
     if "max_num_patches_expression" in content:
-        found["max_num_patches"] = partial(check_caps, content["max_num_patches_expression"])
-    return found
+        named_checks["max_num_patches"] = partial(check_caps, content["max_num_patches_expression"])
+    return named_checks
 
 
 def dinov2_generator(grid: tuple[int, int], cap: float) -> MaskGenerator:

@@ -160,14 +160,14 @@ def droppath_scenarios(path: Path) -> Scenarios:
     """Weights and inputs are those of vit_dinov2.npz beside it."""
     file, vit = Fixture(path), path.with_name("vit_dinov2.npz")
     rates = sorted({key.split("/")[1] for key in file.file.files if re.match(r"v2/rate[\d.]+/", key)})
-    found: Scenarios = {
+    named_checks: Scenarios = {
         rate: partial(check_droppath, file, vit, rate)
         for rate in rates
         if vit.exists() and not is_left_out(path, rate, {DRAWN: draws_otherwise()})
     }
     for key in (k for k in file.file.files if k.endswith("_per_block_rates") and k.startswith("v2/")):
-        found[key] = partial(check_rates, file, key)
-    return found
+        named_checks[key] = partial(check_rates, file, key)
+    return named_checks
 
 
 @torch.no_grad()

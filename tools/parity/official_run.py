@@ -180,9 +180,9 @@ def build_model(file: TrainStepFile, scenario: str, config: dict[str, Any]) -> S
         student[name] = construct(ProjectionHead, ours["heads"][name], f"heads.{name}", in_dim=backbone.embed_dim)
     model = SelfDistillation(student, objectives, Unified()).to(file.dtype)
     for network in ("student", "teacher"):
-        wanted = getattr(model, network).state_dict()
+        own = getattr(model, network).state_dict()
         stored = file.initial_weights(scenario, network)
-        getattr(model, network).load_state_dict({k: v for k, v in stored.items() if k in wanted})
+        getattr(model, network).load_state_dict({k: v for k, v in stored.items() if k in own})
     return model
 
 

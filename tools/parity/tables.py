@@ -52,15 +52,15 @@ def cosine_section(config: dict[str, Any], lr: float, scaling: str) -> dict[str,
 def schedule_scenarios(path: Path) -> Scenarios:
     content = json.loads(path.read_text())
     cases = {name: case for name, case in content.items() if isinstance(case, dict) and "dinov3" not in name}
-    found: Scenarios = {}
+    named_checks: Scenarios = {}
     for name, case in cases.items():
         if "config" in case:
-            found[name] = partial(check_schedules, case)
+            named_checks[name] = partial(check_schedules, case)
         elif "schedule" in case:
-            found[name] = partial(check_cosine, case)
+            named_checks[name] = partial(check_cosine, case)
         elif name.endswith("lr_scaling"):
-            found[name] = partial(check_scaling, case)
-    return found
+            named_checks[name] = partial(check_scaling, case)
+    return named_checks
 
 
 def check_schedules(case: dict[str, Any]) -> Iterator[Row]:

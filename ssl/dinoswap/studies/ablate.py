@@ -118,28 +118,28 @@ def run(arguments: argparse.Namespace) -> int:
     Of a study with planned looks it is first the seeds of the first look, and after each look those of the next, of
     cells that are not decided. How the runs ended is read from their folders, whatever the launcher reports.
     """
-    study, _, wanted = read_design(arguments, check=True)
-    going = {entry.cell: study.seeds for entry in wanted}
+    study, _, runs = read_design(arguments, check=True)
+    going = {entry.cell: study.seeds for entry in runs}
     for count in study.plan.counts:
         of_look = study.seeds[:count]
-        asked = [entry for entry in wanted if entry.seed in of_look and entry.seed in going[entry.cell]]
-        start(study, asked, arguments)
-        states = {run_status.state for run_status in run_statuses([entry.folder for entry in asked])}
+        selected = [entry for entry in runs if entry.seed in of_look and entry.seed in going[entry.cell]]
+        start(study, selected, arguments)
+        states = {run_status.state for run_status in run_statuses([entry.folder for entry in selected])}
         if count == len(study.seeds) or not states <= {*ENDED}:
             break
-        going = going_on(study, count, wanted[0].folder.parents[1])
+        going = going_on(study, count, runs[0].folder.parents[1])
         if all(len(seeds) <= count for seeds in going.values()):
             break
-    return conclude(asked)
+    return conclude(selected)
 
 
-def start(study: Study, asked: Sequence[Entry], arguments: argparse.Namespace) -> None:
+def start(study: Study, selected: Sequence[Entry], arguments: argparse.Namespace) -> None:
     """Starts those of the runs that are missing or were stopped, and waits for them."""
     from dinoswap.studies.launch import launch
 
-    states = [run_status.state for run_status in run_statuses([entry.folder for entry in asked])]
+    states = [run_status.state for run_status in run_statuses([entry.folder for entry in selected])]
     chosen = (*STARTED_UNASKED, *UNDER_WAY, *arguments.rerun)  # jobs in a cluster's queue are waited for
-    starting = [entry for entry, state in zip(asked, states, strict=True) if state in chosen]
+    starting = [entry for entry, state in zip(selected, states, strict=True) if state in chosen]
     print(summary(states), flush=True)
     if starting:
         require_writable(starting[0].config)
@@ -229,7 +229,7 @@ def twins(arguments: argparse.Namespace) -> int:
 
     if arguments.batches < 1:
         raise ConfigError(f"--batches {arguments.batches}: at least one batch is needed")
-    study, design, wanted = read_design(arguments, check=True)
+    study, design, runs = read_design(arguments, check=True)
     require_one_start(study)
     entry = trajectory_of(study, design.reference)
     run = arguments.run or train_trajectory(
@@ -250,13 +250,13 @@ def twins(arguments: argparse.Namespace) -> int:
             if progress.disable:
                 print(name, flush=True)
 
-        found = compare(design.cells, entry.seed, {0: None, **steps}, arguments.batches, tell)
+        comparison = compare(design.cells, entry.seed, {0: None, **steps}, arguments.batches, tell)
     after = ", ".join(map(str, steps))
     source = f"The weights are the initial ones of seed {entry.seed}, and those of {run} after {after} steps."
-    root = wanted[0].folder.parents[1]
+    root = runs[0].folder.parents[1]
     out = arguments.out or root.parents[1] / "reports" / study.name / "twins"
-    page = make_page(study.name, found, source, arguments.report)
-    print(write_page(found, page, {"run": str(run), "seed": entry.seed}, out))
+    page = make_page(study.name, comparison, source, arguments.report)
+    print(write_page(comparison, page, {"run": str(run), "seed": entry.seed}, out))
     print(page.answer)
     return 0
 

@@ -24,10 +24,10 @@ from dinoswap.studies.design import Design
 from dinoswap.studies.ledger import Entry, RunStatus, record_of
 from dinoswap.studies.overrides import combined, quoted
 from dinoswap.studies.statistics import (
-    course,
     detectable_difference,
     detectable_effects,
     factorial,
+    operating_characteristics,
     seeds_for_effects,
     seeds_needed,
 )
@@ -215,7 +215,10 @@ def seeds_expected(study: Study, design: Design, sd: float) -> dict[float, float
     """Returns the mean number of seeds of an arm that is compared with the first cell, until a planned look decides on
     it, by its true difference: none, and the smallest of interest and twice that. `sd` is as in `detectable`."""
     margin, alpha = study.metrics[0].smallest_effect, ALPHA / comparisons(study, design)
-    return {times * margin: course(study.plan, times * margin / sd, margin / sd, alpha).seeds for times in (0, 1, 2)}
+    return {
+        times * margin: operating_characteristics(study.plan, times * margin / sd, margin / sd, alpha).seeds
+        for times in (0, 1, 2)
+    }
 
 
 def seeds_that_detect(study: Study, design: Design, sd: float, difference: float) -> int | None:

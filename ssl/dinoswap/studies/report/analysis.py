@@ -87,8 +87,8 @@ class Analysis:
     @property
     def unfinished(self) -> list[Run]:
         """The runs that have no outcome yet and are still wanted: not those of cells on which all is decided."""
-        wanted = self.seeds_wanted(self.study.seeds)
-        return [run for run in self.collected.runs if not run.ended and run.entry.seed in wanted[run.entry.cell]]
+        of_cells = self.seeds_wanted(self.study.seeds)
+        return [run for run in self.collected.runs if not run.ended and run.entry.seed in of_cells[run.entry.cell]]
 
     def seeds_wanted(self, seeds: list[int]) -> dict[str, list[int]]:
         """Returns those of the seeds of which each cell's runs are wanted."""
@@ -128,9 +128,9 @@ def analyse_collected(collected: Collected) -> Analysis:
     for metric in metrics:
         outcomes = judged = collected.outcomes(metric)
         if results:  # no metric is judged by seeds that the first was not
-            wanted = seeds_wanted(list(cells), collected.study.seeds, results[0])
+            of_cells = seeds_wanted(list(cells), collected.study.seeds, results[0])
             rows = zip(outcomes["cell"], outcomes["seed"], strict=True)
-            judged = outcomes[[seed in wanted[cell] for cell, seed in rows]]
+            judged = outcomes[[seed in of_cells[cell] for cell, seed in rows]]
         result = judge(collected.study, cells, judged, metric, collected.seen)
         results.append(replace(result, outcomes=outcomes))
     return Analysis(collected, results, _courses(collected, cells) if results else [])
@@ -166,8 +166,8 @@ def judge(
         return effect_against(first, cell, shown, metric)
 
     both = {cell: ended[first] & ended[cell] for cell in others}
-    found = judge_in_turn(estimate, both, study.seeds, study.plan, seen)
-    return Result(metric, outcomes, found.decisions, note=void, decided_after=found.decided_after)
+    judgement = judge_in_turn(estimate, both, study.seeds, study.plan, seen)
+    return Result(metric, outcomes, judgement.decisions, note=void, decided_after=judgement.decided_after)
 
 
 def _judge_crossed(
@@ -196,16 +196,16 @@ def _judge_crossed(
         return Result(metric, outcomes, [], note=void)
     names = [effect.name for effect in of_all_seeds.main]
     by_effect = {name: [count for counts in seen.values() for count in counts] for name in names}
-    found = judge_in_turn(estimate, dict.fromkeys(names, ended), study.seeds, plan, by_effect)
-    if found.looks:
-        seeds, look = seeds_used(ended, study.seeds, plan), next(iter(found.looks.values()))
+    judgement = judge_in_turn(estimate, dict.fromkeys(names, ended), study.seeds, plan, by_effect)
+    if judgement.looks:
+        seeds, look = seeds_used(ended, study.seeds, plan), next(iter(judgement.looks.values()))
     else:
-        count = max(found.decided_after.values())
+        count = max(judgement.decided_after.values())
         seeds, look = study.seeds[:count], Look(plan, plan.counts.index(count), planned=True)
     effects = effects_of(tuple(seeds))
     if effects is None:
-        return Result(metric, outcomes, found.decisions, note="no run of the planned seeds has a value")
-    result = Result(metric, outcomes, found.decisions, effects, note=void, decided_after=found.decided_after)
+        return Result(metric, outcomes, judgement.decisions, note="no run of the planned seeds has a value")
+    result = Result(metric, outcomes, judgement.decisions, effects, note=void, decided_after=judgement.decided_after)
     if void:
         return result
     interactions = family([replace(effect, look=look) for effect in effects.interactions])

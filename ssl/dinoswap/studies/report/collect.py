@@ -200,7 +200,7 @@ def _seen(collected: Collected) -> dict[str, list[int]]:
     else:
         compared = {cell.name: [cells[0].run_id, cell.run_id] for cell in cells[1:]}
     counts = {name: unplanned_counts(looks, study.plan, ids, study.seeds) for name, ids in compared.items()}
-    return {name: found for name, found in counts.items() if found}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _run(entry: Entry, status: RunStatus, folder: Path) -> Run:

@@ -40,12 +40,11 @@ from dinoswap.studies.statistics.factorial import Factorial, aliases, detectable
 from dinoswap.studies.statistics.in_turn import InTurn, judge_in_turn, seeds_used
 from dinoswap.studies.statistics.outcomes import FailureTest, Outcomes, distinct
 from dinoswap.studies.statistics.power import detectable_difference, seeds_needed
-from dinoswap.studies.statistics.repeated import Course, Look, course
+from dinoswap.studies.statistics.repeated import Look, OperatingCharacteristics, operating_characteristics
 from dinoswap.studies.statistics.verdict import Decision, Kind, family, holm
 
 __all__ = [
     "Attribution",
-    "Course",
     "Decision",
     "Effect",
     "Error",
@@ -57,10 +56,10 @@ __all__ = [
     "Look",
     "MeanSquare",
     "MetricOptions",
+    "OperatingCharacteristics",
     "Outcomes",
     "aliases",
     "attribute",
-    "course",
     "detectable_difference",
     "detectable_effects",
     "distinct",
@@ -68,6 +67,7 @@ __all__ = [
     "family",
     "holm",
     "judge_in_turn",
+    "operating_characteristics",
     "paired_effect",
     "seeds_for_effects",
     "seeds_needed",

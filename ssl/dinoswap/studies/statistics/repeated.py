@@ -63,10 +63,10 @@ class Look:
         """Returns the p of a true difference of at least `margin`, in either direction, that holds over all looks."""
         t = _ratio(margin - np.abs(mean), se)
         if self.planned:
-            found = self._boundaries(pooled).overall(self.passed, stdtr(df, -t))
+            tail = self._boundaries(pooled).overall(self.passed, stdtr(df, -t))
         else:
-            found = self._boundaries(pooled).overall_after(self.passed, any_time_p(np.maximum(t, 0), df, seeds))
-        return np.nan_to_num(found, nan=1.0)
+            tail = self._boundaries(pooled).overall_after(self.passed, any_time_p(np.maximum(t, 0), df, seeds))
+        return np.nan_to_num(tail, nan=1.0)
 
     def p_of_failures(self, p: float) -> float:
         """Returns what the p of an exact test becomes when it is made at each planned look; 1 at any other."""
@@ -75,39 +75,41 @@ class Look:
     def half_width(self, se: float, df: int, seeds: int, pooled: int, confidence: float) -> float:
         """Returns half of the interval, around the mean, that holds the true difference at all looks together; infinite
         where seeds are too few."""
-        found, tail = self._boundaries(pooled), (1 - confidence) / 2
+        limits, tail = self._boundaries(pooled), (1 - confidence) / 2
         if self.planned:
-            return -float(stdtrit(df, found.nominal_at(self.passed, tail))) * se
-        return any_time_t(2 * found.left_after(self.passed, tail), df, seeds) * se if df else math.nan
+            return -float(stdtrit(df, limits.nominal_at(self.passed, tail))) * se
+        return any_time_t(2 * limits.left_after(self.passed, tail), df, seeds) * se if df else math.nan
 
     def _boundaries(self, pooled: int) -> Boundaries:
         return boundaries(self.plan.counts, self.plan.spending, pooled)
 
 
-class Course(NamedTuple):
-    """Of an effect of some size: how often it is found and called equivalent, and the mean number of seeds until then
-    or until the plan ends."""
+class OperatingCharacteristics(NamedTuple):
+    """What a plan does with an effect of some size: how often it is told as a difference and as equivalent, and the
+    mean number of seeds until then or until the plan ends."""
 
-    found: float
+    different: float
     equivalent: float
     seeds: float
 
 
-def course(plan: Looks, difference: float, margin: float, level: float, studies: int = 10_000) -> Course:
+def operating_characteristics(
+    plan: Looks, difference: float, margin: float, level: float, studies: int = 10_000
+) -> OperatingCharacteristics:
     """Returns what becomes of an arm that is compared with a reference, by simulation. `difference` and `margin`, the
     smallest effect of interest, are in standard deviations of the difference between two runs of a seed; each test has
     the error rate `level`."""
     differences = np.random.default_rng(0).normal(difference, 1, (studies, plan.counts[-1]))
     going, seeds = np.ones(studies, dtype=bool), np.zeros(studies)
-    found, equivalent = np.zeros(studies, dtype=bool), np.zeros(studies, dtype=bool)
+    different, equivalent = np.zeros(studies, dtype=bool), np.zeros(studies, dtype=bool)
     for number, count in enumerate(plan.counts):
         seen, look = differences[:, :count], Look(plan, number, planned=True)
         at = (seen.mean(1), seen.std(1, ddof=1) / math.sqrt(count), count - 1, count, 1)
         seeds[going] = count
         equivalent |= going & (look.p_equivalent(*at, margin) <= level)
-        found |= going & ~equivalent & (look.p(*at) <= level)
-        going &= ~equivalent & ~found
-    return Course(float(found.mean()), float(equivalent.mean()), float(seeds.mean()))
+        different |= going & ~equivalent & (look.p(*at) <= level)
+        going &= ~equivalent & ~different
+    return OperatingCharacteristics(float(different.mean()), float(equivalent.mean()), float(seeds.mean()))
 
 
 def _ratio(difference: Any, se: Any) -> Any:

@@ -107,12 +107,12 @@ def _turning(comparison: Comparison, arm: str) -> str:
         blocks = {part: fmean(row) for part, row in _by_part(comparison, arm).items() if part.startswith("block")}
         most = max(blocks, key=lambda part: blocks[part]) if blocks else BACKBONE
         ratio = number(median(turn.ratio for turn in turned), 2)
-        longer = f" and makes it {ratio} times as long" if ratio != "1" else ""
+        longer = f", and makes it {ratio} times as long" if ratio != "1" else ""
         of_updates = _span([turn.angle for turn in updates if math.isfinite(turn.angle)])
         return (
-            f"turns the backbone's gradient by {_span(angles)}{since}, most in {most},{longer}; its updates are turned "
-            f"by {of_updates}"
-        ).replace(",;", ";")
+            f"turns the backbone's gradient by {_span(angles)}{since}, most in {most}{longer}; "
+            f"its updates are turned by {of_updates}"
+        )
     moved = [turn for turn in comparison.turns if turn.arm == arm and turn.angle >= SAME]
     if not moved:
         return "changes neither gradients nor updates"
