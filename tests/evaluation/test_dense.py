@@ -232,6 +232,16 @@ def test_numbers_at_a_further_size_are_those_of_an_evaluation_at_it_alone(model:
     assert score_of("eval/seg_miou/16").better == "higher"
 
 
+def test_without_baselines_the_numbers_of_the_network_are_the_same(model: SelfDistillation) -> None:
+    images, backbone = (Noise(40, 4), Noise(20, 4)), model.teacher["backbone"]
+    compared = evaluator(shipped(), *images).final(backbone, backbone)
+    alone = evaluator(shipped(), *images, baselines=False).final(backbone, backbone)
+    assert {"random init", "raw pixels", "position alone"} < set(compared.results)
+    assert set(alone.results) == {"trained"}
+    assert alone.metrics == {name: value for name, value in compared.metrics.items() if name.startswith("eval/")}
+    assert set(alone.columns) == set(compared.columns)
+
+
 def test_the_loop_has_one_size(model: SelfDistillation, probe: Batch) -> None:
     found = evaluator(shipped(), Noise(8, 2), Noise(8, 2), more_sizes=[16]).in_loop(model, HYPER, probe)
     assert "eval/correspondence" in found.metrics

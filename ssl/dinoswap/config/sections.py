@@ -113,8 +113,9 @@ class EvaluationSettings:
     """Holds the keys of `evaluation` beside the families of metrics. `size` is the side of the crops in pixels, None
     for that of the global crops; `resize` is described in `features.EvalImages`. `more_sizes` are further sides, at
     which the full evaluation judges patch tokens too. `in_loop_images` is the largest number of images that the quick
-    evaluation uses, of train and of test each; `images` is that of the full evaluation. Raises ValueError for a value
-    below 1, and for equal sizes.
+    evaluation uses, of train and of test each; `images` is that of the full evaluation, which with `baselines` also
+    judges initial weights and features that need no network. Raises ValueError for a value below 1, and for equal
+    sizes.
     """
 
     size: int | None
@@ -124,6 +125,7 @@ class EvaluationSettings:
     images: int
     batch_size: int
     linear_probe: bool
+    baselines: bool
 
     def __post_init__(self) -> None:
         for name in ("size", "resize", "in_loop_images", "images", "batch_size"):

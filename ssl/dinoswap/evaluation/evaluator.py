@@ -187,10 +187,12 @@ class Evaluator:
         evaluation.pictures |= pictures
 
     def final(self, backbone: nn.Module, random_init: nn.Module | None) -> Evaluation:
-        """Returns the complete evaluation: every family, of the backbone, and where it compares labelled images also of
-        `random_init` and of features that need no network; pictures. Raises StopAsked after a signal."""
+        """Returns the complete evaluation: every family, of the backbone, and where it compares labelled images and the
+        settings ask for baselines also of `random_init` and of features that need no network; pictures. Raises
+        StopAsked after a signal."""
         metrics, split = [*self.metrics.values()], self._split(self.settings.images)
-        networks = {TRAINED: backbone} | ({} if random_init is None else {RANDOM: random_init})
+        compared = {} if random_init is None or not self.settings.baselines else {RANDOM: random_init}
+        networks = {TRAINED: backbone, **compared}
         evaluation = self._measured(metrics, split, networks, complete=True)
         if split.corrupt:
             evaluation.warn(f"{split.corrupt} images that cannot be decoded were left out")
@@ -220,8 +222,9 @@ class Evaluator:
         self, metrics: Sequence[Metric], split: _Split, networks: Mapping[str, nn.Module], *, complete: bool
     ) -> Evaluation:
         """Returns what these families measure, and the picture of patch tokens. The first of `networks` is the one that
-        is evaluated; all others, and the baselines, get the families that compare. Baselines and further sizes are part
-        of a `complete` evaluation."""
+        is evaluated; all others, and the baselines, get the families that compare. Further sizes, and the baselines if
+        the settings ask for them, are part of a `complete` evaluation."""
+        with_baselines = complete and self.settings.baselines
         of_images = [metric for metric in metrics if isinstance(metric, ImageMetric)]
         supervised = any(metric.supervised for metric in of_images) and split.labelled
         kinds = tuple(dict.fromkeys(kind for metric in of_images for kind in metric.reads)) or ("cls",)
@@ -231,7 +234,7 @@ class Evaluator:
             readers |= {row: network.features for row, network in frozen.items()}
             readers |= {
                 row: partial(baseline_features, read, self.device)
-                for row, read in (BASELINES if complete else {}).items()
+                for row, read in (BASELINES if with_baselines else {}).items()
             }
         test = extract(split.test, readers, self.preemption)
         finite = not any_rank(not all(bool(part.isfinite().all()) for part in test.features[TRAINED].values()))[0]
@@ -244,7 +247,7 @@ class Evaluator:
         evaluation.warn(*warnings)
         dense = [metric for metric in metrics if isinstance(metric, DenseMetric)] if finite else []
         measured = [
-            self._add_dense(metric, size, evaluation, frozen, rows, complete)
+            self._add_dense(metric, size, evaluation, frozen, rows, with_baselines)
             for metric in dense
             for size in (self.size, *more_sizes)
         ]
