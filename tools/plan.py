@@ -3,6 +3,7 @@
     python tools/plan.py recipe=vitl16_short distributed=ddp --gpus 32 --gpu h100 --runs 48 --price 2.5
     python tools/plan.py recipe=vitg14 trainer.precision=bf16 distributed=fsdp2 --gpus 96 --gpu a100-40
     python tools/plan.py preset=legacy recipe=vitb16 da3=enabled --gpus 8 --gpu a100 --json plan.json
+    python tools/plan.py distributed=ddp recipe=vitb16 evaluation.images=1300000 --gpus 8 --evaluated 1281167 50000 1000
 
 The words are overrides of `dinoswap-train`; everything follows from the config that they compose. Shapes alone are
 used: no GPU, no data, no weights (tools/planning/step.py says how memory and FLOPs are found). GB are 10^9 bytes.
@@ -25,8 +26,12 @@ one, and gradients go between replicas as with ddp. Sinkhorn and centring: their
 Time. seconds = FLOPs / (peak x utilisation) + communication that is not hidden; FLOPs are those of the published
 algorithm and, with checkpointing, what is computed again. All-reduces of ddp hide behind the backward pass (half of the
 step), gathers and scatters of fsdp2 behind all of the step, vectors of K behind nothing; bandwidth is the vendor's: of
-NVLink up to a node of 8, of a node's network cards beyond. fp32 is TF32 with trainer.matmul_precision=high. Loading,
-evaluation and checkpoints are not in it.
+NVLink up to a node of 8, of a node's network cards beyond. fp32 is TF32 with trainer.matmul_precision=high. Loading and
+checkpoints are not in it.
+
+Evaluation at the end, with --evaluated: decoding by the workers, networks at the utilisation of training, families of
+metrics of whole images in float32, at that utilisation too, by the most products that they may need. Families of dense
+features, diagnostics and pictures are not in it, and hours and costs are of steps alone.
 
 Utilisation defaults to what published runs reached by these FLOPs (results/reference/plan has each): 0.34 on A100
 (DINOv2 ViT-L/16, ViT-L/14 and ViT-g/14), 0.18 on H100 (DINOv3 ViT-L/16), and that of the H100 on H200 and B200, for
@@ -50,6 +55,7 @@ from dinoswap.config.settings import check, check_ranks
 from dinoswap.files.writing import write_atomically
 from dinoswap.model import SelfDistillation
 from planning import networks, step
+from planning.evaluation import evaluation_seconds
 from planning.hardware import GPUS
 from planning.memory import memory_parts, step_life
 from planning.request import SHARDINGS, checked_request
@@ -67,9 +73,11 @@ def make_plan(
     utilisation: float | None = None,
     runs: int = 1,
     price: float | None = None,
+    evaluated: tuple[int, int, int] | None = None,
 ) -> Plan:
-    """Returns the plan of a run, or of `runs` of them. Raises ConfigError for what cannot be run."""
-    request = checked_request(overrides, gpu, gpus, sharding, utilisation, runs, price)
+    """Returns the plan of a run, or of `runs` of them. `evaluated` are the numbers of training images, test images and
+    classes of the data set that is evaluated on. Raises ConfigError for what cannot be run."""
+    request = checked_request(overrides, gpu, gpus, sharding, utilisation, runs, price, evaluated)
     cfg = compose_config(overrides)
     check(cfg)
     slices = gpus * cfg["trainer"]["accumulate"]
@@ -108,6 +116,7 @@ def make_plan(
         communication=communication,
         seconds=seconds,
         study=study(cfg, seconds["step"], request),
+        evaluation={} if evaluated is None else evaluation_seconds(cfg, model, request, evaluated),
     )
 
 
@@ -138,6 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--utilisation", type=float, help="share of the peak (default: what published runs reached)")
     parser.add_argument("--price", type=float, help="of one GPU hour, in any currency")
     parser.add_argument("--runs", type=int, default=1, help="runs of the study (default: 1)")
+    parser.add_argument(
+        "--evaluated",
+        type=int,
+        nargs=3,
+        metavar=("TRAIN", "TEST", "CLASSES"),
+        help="plan the final evaluation on a data set of so many images and classes",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan for machines; - for standard output alone")
     arguments = parser.parse_intermixed_args(argv)
     try:
@@ -149,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             utilisation=arguments.utilisation,
             runs=arguments.runs,
             price=arguments.price,
+            evaluated=arguments.evaluated and tuple(arguments.evaluated),
         )
         text = json.dumps(asdict(plan) | {"memory_bytes": plan.memory_bytes}, indent=2) + "\n"
         if arguments.json == Path("-"):

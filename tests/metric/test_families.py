@@ -6,14 +6,17 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from dinoswap.config import measured
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import ConfigError
-from dinoswap.metric.base import WHOLE, ImageMetric, Part
+from dinoswap.metric import penalty_grid
+from dinoswap.metric.base import WHOLE, Extent, ImageMetric, Part
 from dinoswap.metric.features import FeatureStatistics
 from dinoswap.metric.knn import NearestNeighbours
 from dinoswap.metric.linear import LinearProbe
+from dinoswap.metric.linear_sgd import LinearSgd
 from dinoswap.metric.logistic_regression import linear_probe
 from dinoswap.metric.neighbours import knn_accuracy
 
@@ -107,3 +110,42 @@ def test_names_are_known_without_torch() -> None:
     code = "import sys; from dinoswap.config import measured; measured.names(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- what families say they take --------------------------------------------------------------------------------------
+
+
+def counted_flops(metric: ImageMetric, extent: Extent) -> int:
+    """Returns the FLOPs of matrix products, which torch counts while a family measures random features."""
+    generator = torch.Generator().manual_seed(0)
+
+    def part(images: int) -> Part:
+        labels = torch.arange(images) % extent.classes
+        features = {kind: torch.randn(images, extent.width, generator=generator) for kind in metric.reads}
+        return Part(features, labels)
+
+    with FlopCounterMode(display=False) as counter:
+        metric.measure(part(extent.train), part(extent.test))
+    return int(counter.get_total_flops())
+
+
+def test_neighbours_take_the_products_that_they_say() -> None:
+    extent = Extent(train=60, test=40, classes=3, kinds=2, width=16)
+    metric = NearestNeighbours(in_loop=True)
+    assert metric.flops(extent) == counted_flops(metric, extent)
+
+
+def test_the_grid_of_sgd_takes_the_products_that_it_says() -> None:
+    """Those of the test images, which are classified once, are not in it."""
+    extent = Extent(train=64, test=8, classes=3, kinds=2, width=16)
+    metric = LinearSgd(in_loop=False, epochs=3, batch_size=32, learning_rates=(0.1, 0.01))
+    of_test = 2 * extent.test * (1 + 2) * extent.width * extent.classes * 2
+    assert metric.flops(extent) == counted_flops(metric, extent) - of_test
+
+
+def test_a_probe_that_ends_at_its_limit_takes_about_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates read four fifths of the images."""
+    monkeypatch.setattr(penalty_grid, "EVALUATIONS", 10)
+    extent = Extent(train=90, test=30, classes=3, kinds=2, width=16)
+    metric = LinearProbe(in_loop=False, solver="torch")
+    assert 0.7 * metric.flops(extent) < counted_flops(metric, extent) < metric.flops(extent)

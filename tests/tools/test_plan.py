@@ -26,7 +26,7 @@ from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import step_sizes
 from dinoswap.run.flops import step_flops
 from dinoswap.values import Batch
-from planning import memory, networks, speed, step
+from planning import evaluation, memory, networks, speed, step
 from planning.hardware import GPUS
 from planning.values import Request
 
@@ -409,3 +409,37 @@ def test_steps_that_were_timed_cost_what_is_planned(
     for clustering, (least, most) in (("none", off), ("separate", separate)):
         ratio = ours / planned("preset=legacy", f"clustering={clustering}")
         assert least - 0.005 <= ratio <= most + 0.005  # published to two digits
+
+
+# --- the final evaluation ---------------------------------------------------------------------------------------------
+
+
+def evaluated(*overrides: str, gpus: int = 8) -> dict[str, float]:
+    """Returns the seconds of an evaluation on ImageNet."""
+    cfg = compose_config(["recipe=vits16", "evaluation.images=1300000", "data.workers=10", *HEADS, *overrides])
+    request = Request("h100", gpus, "ddp", 0.2, 1, None)
+    return evaluation.evaluation_seconds(cfg, networks.meta_model(cfg), request, (1_281_167, 50_000, 1000))
+
+
+def test_an_evaluation_takes_what_its_products_take() -> None:
+    seconds = evaluated("metric=[knn,segmentation]", "evaluation.baselines=false")
+    assert seconds["decoding"] == pytest.approx(1_331_167 / (80 * evaluation.DECODED))
+    n, d = 1 + 4 + 14**2, 384
+    forward = 1_331_167 * (12 * (24 * n * d**2 + 4 * n**2 * d) + 2 * 196 * 768 * d)  # 12 blocks, and the patches
+    assert seconds["networks"] == pytest.approx(forward / (8 * 0.2 * GPUS["h100"].half))
+    products = 2 * 2 * 1_281_167 * 50_000 * 384
+    assert seconds["knn"] == pytest.approx(products / (8 * 0.2 * GPUS["h100"].fp32))
+    assert set(seconds) == {"decoding", "networks", "knn", "all"}
+    assert seconds["all"] == max(seconds["decoding"], seconds["networks"]) + seconds["knn"]
+
+
+def test_baselines_are_a_network_and_two_wider_features() -> None:
+    alone, compared = (evaluated("metric=[knn]", f"evaluation.baselines={value}") for value in ("false", "true"))
+    assert compared["networks"] == 2 * alone["networks"]
+    assert compared["knn"] / alone["knn"] == pytest.approx(2 + (3 * 32**2 + 8**3) / (2 * 384))
+    assert evaluated("metric=[knn]", "evaluation.images=1000")["knn"] < compared["knn"] / 60_000
+
+
+def test_an_evaluation_needs_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["recipe=smoke", "--evaluated", "10", "0", "3"]) == 2
+    assert "--evaluated 10 0 3: three numbers, of at least 1 each" in capsys.readouterr().err

@@ -18,6 +18,7 @@ def checked_request(
     utilisation: float | None,
     runs: int,
     price: float | None,
+    evaluated: tuple[int, int, int] | None = None,
 ) -> Request:
     """Returns the request with its defaults filled in. Raises ConfigError for a value that no plan can have."""
     if gpu not in GPUS:
@@ -32,8 +33,10 @@ def checked_request(
         )
     if price is not None and not price >= 0:
         raise ConfigError(f"--price {price}: must be 0 or more, for one GPU hour")
+    if evaluated is not None and min(evaluated) < 1:
+        raise ConfigError(f"--evaluated {' '.join(map(str, evaluated))}: three numbers, of at least 1 each, are needed")
     spread = chosen_sharding(overrides, gpus, sharding)
-    return Request(gpu, gpus, spread, utilisation or GPUS[gpu].utilisation, runs, price)
+    return Request(gpu, gpus, spread, utilisation or GPUS[gpu].utilisation, runs, price, evaluated)
 
 
 def chosen_sharding(overrides: Sequence[str], gpus: int, requested: str | None) -> str:

@@ -1,5 +1,7 @@
 """A plan as tables for a person."""
 
+import math
+
 from rich.table import Table
 
 from planning.hardware import GPUS, HEADROOM
@@ -16,7 +18,8 @@ def gigabytes(size: float) -> str:
 
 def tables(plan: Plan) -> list[Table]:
     """Returns the tables of a plan."""
-    return [parameter_table(plan), memory_table(plan), speed_table(plan)]
+    shown = [parameter_table(plan), memory_table(plan), speed_table(plan)]
+    return [*shown, evaluation_table(plan)] if plan.evaluation else shown
 
 
 def parameter_table(plan: Plan) -> Table:
@@ -77,4 +80,13 @@ def speed_table(plan: Plan) -> Table:
     table.add_row(f"GPU hours of {request.runs} runs", f"{study_['gpu_hours']:,.0f}")
     cost = study_["cost"]
     table.add_row("cost", "give --price" if cost is None else f"{cost:,.0f} at {request.price} per GPU hour")
+    return table
+
+
+def evaluation_table(plan: Plan) -> Table:
+    """Returns the table of the minutes of the final evaluation."""
+    train, test, classes = plan.request.evaluated or (0, 0, 0)
+    table = Table("final evaluation", "minutes", title=f"{train:,} and {test:,} images of {classes:,} classes")
+    for name, seconds in plan.evaluation.items():
+        table.add_row(name, "not known" if math.isnan(seconds) else f"{seconds / 60:,.3g}")
     return table

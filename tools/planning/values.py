@@ -17,6 +17,7 @@ class Request:
     utilisation: float
     runs: int
     price: float | None  # of a GPU hour
+    evaluated: tuple[int, int, int] | None = None  # training images, test images and classes of the final evaluation
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
     communication: dict[str, float]  # bytes sent per step
     seconds: dict[str, float]  # of a step
     study: dict[str, float | None]
+    evaluation: dict[str, float]  # seconds of its parts; empty where it is not planned
 
     @property
     def memory_bytes(self) -> int:

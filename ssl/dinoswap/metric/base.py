@@ -81,6 +81,18 @@ class Part:
     device: "torch.device | str" = "cpu"
 
 
+@dataclass(frozen=True)
+class Extent:
+    """Holds how much a family measures on one row of the table: the numbers of training images, of test images and of
+    classes, and how many kinds of features there are, all of one width."""
+
+    train: int
+    test: int
+    classes: int
+    kinds: int
+    width: int
+
+
 class ImageMetric(Metric):
     """A family that reads features of the evaluation's images. `reads` are the kinds of features that it needs
     (`evaluation.features.KINDS`)."""
@@ -91,6 +103,11 @@ class ImageMetric(Metric):
         """Tells whether all ranks call `measure` together, each with the same features, and return the same numbers.
         Otherwise the first one calls it while the others wait. `device` is that of the features' parts."""
         return False
+
+    def flops(self, extent: Extent) -> float | None:
+        """Returns the largest number of floating-point operations that `measure` takes on GPUs, of all ranks together;
+        None where it is not known. tools/plan.py makes seconds of it."""
+        return None
 
     @abstractmethod
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:

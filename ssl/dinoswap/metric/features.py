@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from dinoswap.metric.base import ImageMetric, Part, Score
+from dinoswap.metric.base import Extent, ImageMetric, Part, Score
 
 
 class FeatureStatistics(ImageMetric):
@@ -17,6 +17,12 @@ class FeatureStatistics(ImageMetric):
         "rankme_max": Score(),
         "mean_cosine": Score("lower"),
     }
+
+    def flops(self, extent: Extent) -> float:
+        """Singular values of [n, D] take 4 n D^2 - 4 D^3 / 3 (Golub and Van Loan, Matrix Computations), of either side
+        the larger as n; the first rank computes them."""
+        long, short = sorted((extent.test, extent.width), reverse=True)
+        return 4.0 * long * short**2 - 4 / 3 * short**3
 
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
         from dinoswap.metric.diagnostics import feature_diagnostics

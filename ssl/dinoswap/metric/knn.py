@@ -6,7 +6,7 @@ k is 20 rather than the best on the test images, and all training images where t
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from dinoswap.metric.base import WHOLE, ImageMetric, Part, Score
+from dinoswap.metric.base import WHOLE, Extent, ImageMetric, Part, Score
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,9 @@ class NearestNeighbours(ImageMetric):
 
     def shares_work(self, device: "torch.device | str") -> bool:
         return True
+
+    def flops(self, extent: Extent) -> float:
+        return 2.0 * extent.kinds * extent.train * extent.test * extent.width
 
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
         from dinoswap.metric.neighbours import PRIMARY_K, knn_accuracy

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dinoswap.metric.base import WHOLE, ImageMetric, Part, Score
+from dinoswap.metric.base import WHOLE, Extent, ImageMetric, Part, Score
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,14 @@ class LinearProbe(ImageMetric):
     def shares_work(self, device: "torch.device | str") -> bool:
         on_cores = str(device) == "cpu"
         return self.solver == "torch" or (self.solver == "auto" and not on_cores)
+
+    def flops(self, extent: Extent) -> float:
+        """Logits and their gradient take a product each, for every penalty of the grid and then for the one picked, as
+        often as L-BFGS may evaluate them."""
+        from dinoswap.metric.penalty_grid import EVALUATIONS, GRID
+
+        products = 2 * 2.0 * extent.train * extent.width * extent.classes
+        return extent.kinds * EVALUATIONS * (len(GRID) + 1) * products
 
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
         from dinoswap.metric import logistic_regression, penalty_grid

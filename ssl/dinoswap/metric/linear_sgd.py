@@ -11,7 +11,7 @@ The best is that on the test images, as the field reports it: a choice that flat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from dinoswap.metric.base import ImageMetric, Part, Score
+from dinoswap.metric.base import Extent, ImageMetric, Part, Score
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,11 @@ class LinearSgd(ImageMetric):
 
     def shares_work(self, device: "torch.device | str") -> bool:
         return True
+
+    def flops(self, extent: Extent) -> float:
+        """Logits and their gradient take a product each, of classifiers on the first kind of features and on all."""
+        inputs = extent.width * (1 + extent.kinds if extent.kinds > 1 else 1)
+        return 2 * 2.0 * self.epochs * extent.train * inputs * extent.classes * len(self.learning_rates)
 
     def measure(self, train: Part | None, test: Part) -> Mapping[str, float]:
         from dinoswap.metric.sgd_grid import accuracies

@@ -22,6 +22,8 @@ from dinoswap.metric.logistic_regression import GRID, check_probe, held_out
 
 STEPS, HISTORY = 500, 10
 """The largest number of steps of L-BFGS, and how many of them it remembers."""
+EVALUATIONS = STEPS * 5 // 4
+"""The largest number of evaluations of the function in so many steps; most fits need more than half of them."""
 LEAST_GAIN = 1e-6
 """L-BFGS ends when a step lowers the sum over the grid by less."""
 LOGITS = 2**26
@@ -57,6 +59,7 @@ class Regressions:
         solver = torch.optim.LBFGS(
             [variables],
             max_iter=STEPS,
+            max_eval=EVALUATIONS,
             history_size=HISTORY,
             tolerance_grad=0,
             tolerance_change=LEAST_GAIN,
