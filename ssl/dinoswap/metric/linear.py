@@ -41,7 +41,8 @@ class LinearProbe(ImageMetric):
     def flops(self, extent: Extent) -> float:
         """Logits and their gradient take a product each, for every penalty of the grid and then for the one picked, as
         often as L-BFGS may evaluate them."""
-        from dinoswap.metric.penalty_grid import EVALUATIONS, GRID
+        from dinoswap.metric.logistic_regression import GRID
+        from dinoswap.metric.penalty_grid import EVALUATIONS
 
         products = 2 * 2.0 * extent.train * extent.width * extent.classes
         return extent.kinds * EVALUATIONS * (len(GRID) + 1) * products
