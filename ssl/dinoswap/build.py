@@ -26,6 +26,7 @@ from dinoswap.config.sections import (
     step_sizes,
     stream_dtype,
 )
+from dinoswap.config.streams import stream_seeds
 from dinoswap.da3.enabled import check_width
 from dinoswap.data.images import Images, ImageSource
 from dinoswap.data.order import Order
@@ -67,7 +68,7 @@ def as_config_error() -> Iterator[None]:
 
 def initial_backbone(cfg: Config) -> VisionTransformer:
     """Returns the backbone with the initial weights of this run's seed."""
-    seed_torch(int(cfg["seed"]), "init/backbone")
+    seed_torch(stream_seeds(cfg).init, "init/backbone")
     position = construct_option(cfg["position"], "position")
     return construct(configured_vit, cfg["model"], "model", img_size=cfg["crops"]["global_size"], position=position)
 
@@ -76,7 +77,7 @@ def build_student(cfg: Config, objectives: Mapping[str, Objective]) -> dict[str,
     """Returns the student's networks by name: the backbone, the heads that the objectives use, and the objectives' own
     networks. The initial weights of each are drawn from a generator keyed by its name, so that no network changes the
     weights of another. Raises ConfigError where an objective names a head that is not configured."""
-    seed = int(cfg["seed"])
+    seed = stream_seeds(cfg).init
     backbone = initial_backbone(cfg)
     student: dict[str, nn.Module] = {"backbone": backbone}
     for name in dict.fromkeys(str(objective.head) for objective in objectives.values() if hasattr(objective, "head")):
@@ -224,7 +225,7 @@ def build_trainer(cfg: Config) -> Trainer:
             Schedules({**schedules, **own}),
             Clip(optimizer.clip_grad, optimizer.clip),
             precision=settings.precision,
-            seed=int(cfg["seed"]),
+            seed=stream_seeds(cfg).dropout,
             device=device,
             max_nonfinite_steps=settings.max_nonfinite_steps,
             called=called,
@@ -269,17 +270,17 @@ def objective_schedules(model: SelfDistillation, total: int) -> dict[str, Schedu
 def build_pipeline(cfg: Config, model: SelfDistillation) -> Callable[[Images], StepDataset]:
     """Returns a function from images to the data set of training steps. Augmentation and masking are built and checked
     before any image is read, for all sizes of crops. Raises ConfigError where one of them is wrong."""
-    batch_size, seed = loading_settings(cfg).batch_size, int(cfg["seed"])
+    batch_size, seeds = loading_settings(cfg).batch_size, stream_seeds(cfg)
     pipelines = [_pipeline_of(cfg, model, sizes) for sizes in step_sizes(cfg)]
-    choose = partial(build_resolution(cfg).index, seed)
+    choose = partial(build_resolution(cfg).index, seeds.order)
 
     def dataset_of(images: Images) -> StepDataset:
         dataset = StepDataset(
             images=images,
-            order=Order(images.blocks, seed),
+            order=Order(images.blocks, seeds.order),
             pipelines=pipelines,
             choose=choose,
-            seed=seed,
+            seed=seeds.augmentation,
             batch_size=batch_size,
             rank=rank(),
             world_size=world_size(),
@@ -310,7 +311,7 @@ def _pipeline_of(cfg: Config, model: SelfDistillation, sizes: StepSizes) -> Pipe
         patch_size=cfg["model"]["patch_size"],
         crops=model.plan.masked_crops,
         images=loading_settings(cfg).batch_size,
-        seed=int(cfg["seed"]),
+        seed=stream_seeds(cfg).masks,
     )
     takes_part = "part" in inspect.signature(masks).parameters
     return Pipeline(augmentation, masks if takes_part else partial(_cut, masks), sizes.share)

@@ -13,6 +13,7 @@ from dinoswap.build import build_trainer
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import construct_option
 from dinoswap.config.sections import step_sizes
+from dinoswap.config.streams import stream_seeds
 from dinoswap.run.loop import peak_memory
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, masked_positions
@@ -112,7 +113,7 @@ def noise(config: Config, trainer: Trainer, images: int) -> Batch:
         patch_size=config["model"]["patch_size"],
         crops=trainer.model.plan.masked_crops,
         images=images,
-        seed=int(config["seed"]),
+        seed=stream_seeds(config).masks,
     )
     mask = torch.from_numpy(masks(0))
     made = replace(shapes, mask=mask, **masked_positions(mask), indices=torch.arange(images))

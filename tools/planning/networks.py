@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from dinoswap.build import build_model, build_schedules, objective_schedules
 from dinoswap.config.schema import ConfigError, construct_option, option_class
 from dinoswap.config.sections import begun_elsewhere, loading_settings
+from dinoswap.config.streams import stream_seeds
 from dinoswap.model import SelfDistillation
 from dinoswap.objectives.base import Objective
 from dinoswap.optim.schedules import Schedules
@@ -79,7 +80,7 @@ def meta_batch(cfg: Config, model: SelfDistillation, slices: int, sizes: StepSiz
         patch_size=cfg["model"]["patch_size"],
         crops=plan.masked_crops,
         images=loading.batch_size,
-        seed=int(cfg["seed"]),
+        seed=stream_seeds(cfg).masks,
     )
     mask = torch.from_numpy(draw(0))  # [P, images of all slices, N]
 

@@ -30,6 +30,7 @@ from dinoswap.config.sections import (
     source_section,
     step_sizes,
 )
+from dinoswap.config.streams import stream_seeds
 from dinoswap.config.tracked import build_trackers
 from dinoswap.optim.settings import OptimizerSettings
 from dinoswap.schedule.base import SchedulePlan
@@ -43,6 +44,7 @@ def first_check(cfg: Config) -> None:
     run = construct(RunSettings, {key: value for key, value in cfg.items() if key not in SECTIONS}, "")
     for section in SECTIONS:
         require_section(cfg.get(section), section)
+    stream_seeds(cfg)
     evaluation_settings(cfg)
     check_metrics(cfg, run.objective_metric)
     construct(OptimizerSettings, cfg["optimizer"], "optimizer")

@@ -29,6 +29,7 @@ SECTIONS = (
     "schedule",
     "resolution",
     "start",
+    "stream_seeds",
     "da3",
     "objectives",
     "data",

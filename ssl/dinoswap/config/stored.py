@@ -18,8 +18,8 @@ from dinoswap.config.moved import MOVED, RETIRED
 from dinoswap.config.schema import ConfigError, full_key, require_section
 from dinoswap.config.sections import OF_METRICS, SECTIONS
 
-LATER_GROUPS = ("position", "resolution", "start", "tracker")
-"""Groups whose default option is what all runs did before there was the group."""
+LATER_SECTIONS = ("position", "resolution", "start", "tracker", "stream_seeds")
+"""Sections, most of them of groups, whose default is what all runs did before there was the section."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def with_todays_places(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_later_groups(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config with the default option of each group that it is older than: what was no choice at first."""
+    """Returns a config with the default of each section that it is older than: what was no choice at first."""
     evaluation, schedule = config.get("evaluation"), config.get("schedule")
     lacks_metric = isinstance(evaluation, Mapping) and not set(OF_METRICS) <= set(evaluation)
     lacks_target = isinstance(schedule, Mapping) and "_target_" not in schedule
-    if set(LATER_GROUPS) <= set(config) and not (lacks_metric or lacks_target):
+    if set(LATER_SECTIONS) <= set(config) and not (lacks_metric or lacks_target):
         return dict(config)
     today = compose_config()
-    older = {**{group: today[group] for group in LATER_GROUPS}, **config}
+    older = {**{section: today[section] for section in LATER_SECTIONS}, **config}
     if isinstance(evaluation, Mapping):
         older["evaluation"] = {**{group: today["evaluation"][group] for group in OF_METRICS}, **evaluation}
     if isinstance(schedule, Mapping):

@@ -77,6 +77,10 @@ class Order:
             rows[epochs == epoch] = self._epoch_rows(int(epoch), ranks[epochs == epoch])
         return rows
 
+    def replacement(self, position: int, attempt: int) -> int:
+        """Returns the row that is loaded instead of one at `position` that cannot be."""
+        return derive(self.seed, "replace", position, attempt) % len(self)
+
     def _epoch_rows(self, epoch: int, ranks: Rows) -> Rows:
         """Returns the int64 rows at the positions `ranks` within an epoch, elementwise."""
         key = np.uint64(derive(self.seed, "order", epoch))

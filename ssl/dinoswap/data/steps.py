@@ -20,7 +20,7 @@ from dinoswap.data.corrupt import TooManyCorrupt
 from dinoswap.data.images import CorruptImage, Images, Pixels
 from dinoswap.data.order import Order
 from dinoswap.data.workers import in_order
-from dinoswap.rng import derive, numpy_generator
+from dinoswap.rng import numpy_generator
 from dinoswap.values import Batch, Views, masked_positions
 
 Augmentation = Callable[[Pixels, np.random.Generator], Views]
@@ -52,7 +52,7 @@ class StepDataset(Dataset[Batch]):
     order: Order
     pipelines: Sequence[Pipeline]
     choose: Callable[[int], int]
-    seed: int
+    seed: int  # of the crops
     batch_size: int  # images per step, over all ranks and micro-steps
     rank: int = 0
     world_size: int = 1
@@ -95,7 +95,7 @@ class StepDataset(Dataset[Batch]):
                 return row, self.images.load(row)
             except CorruptImage as error:
                 corrupt.append((row, error.reason))
-                row = derive(self.seed, "replace", position, attempt) % len(self.images)
+                row = self.order.replacement(position, attempt)
         listed = "\n".join(f"  {self.images.name(row)}: {reason}" for row, reason in dict(corrupt).items())
         raise TooManyCorrupt(f"{_ATTEMPTS} images in a row could not be decoded, the data set is broken:\n{listed}")
 

@@ -9,6 +9,7 @@ from dinoswap.build import build_evaluator
 from dinoswap.config.first_check import check_crops
 from dinoswap.config.schema import ConfigError, construct
 from dinoswap.config.sections import Config, TrainerSettings, begun_elsewhere, loading_settings
+from dinoswap.config.streams import stream_seeds
 from dinoswap.data.images import ImageSource
 from dinoswap.data.inventory import Inventory, take_inventory
 from dinoswap.evaluation.evaluator import Evaluation, backbone_of
@@ -79,7 +80,7 @@ def judge_weights(config: Config, source: ImageSource, path: Path, heads: int | 
     settings = construct(TrainerSettings, config["trainer"], "trainer")
     device = prepared_device(settings)
     backbone = weights.network()
-    seed_torch(config["seed"], "init/backbone")
+    seed_torch(stream_seeds(config).init, "init/backbone")
     random_init = VisionTransformer(**architecture)
     print_inventory(take_inventory(source, 1, loading_settings(config).decoding))
     evaluator = build_evaluator(config, source, device, PRODUCTS.get(settings.precision))

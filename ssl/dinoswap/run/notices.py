@@ -11,6 +11,7 @@ import numpy as np
 from dinoswap.config.measured import needs_labels
 from dinoswap.config.schema import construct_option
 from dinoswap.config.sections import Config, step_sizes
+from dinoswap.config.streams import stream_seeds
 from dinoswap.data.images import Images
 from dinoswap.schedule.base import SchedulePlan
 
@@ -44,7 +45,7 @@ def empty_masks_of(size: int, cfg: Config, masked_crops: int) -> Iterator[str]:
     """Yields the warning for crops of `size` x `size` pixels, where there is one."""
     patch = cfg["model"]["patch_size"]
     sampler = construct_option(cfg["masking"], "masking").sampler(
-        crop_size=(size, size), patch_size=patch, crops=masked_crops, images=DRAWN_IMAGES, seed=int(cfg["seed"])
+        crop_size=(size, size), patch_size=patch, crops=masked_crops, images=DRAWN_IMAGES, seed=stream_seeds(cfg).masks
     )
     masks = np.stack([sampler(step) for step in range(DRAWN_STEPS)])  # [steps, P, B, N]
     expected = int(masked_crops * DRAWN_IMAGES * cfg["masking"].get("mask_sample_probability", 1.0)) * DRAWN_STEPS

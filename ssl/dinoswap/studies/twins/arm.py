@@ -46,7 +46,6 @@ class Arm:
         self._mean, self._std = (torch.tensor(values, device=device) for values in (loading.mean, loading.std))
         pipeline = build_pipeline(self.config, self.trainer.model)
         self._dataset = pipeline(build_source(self.config).train())
-        self._seed = seed
         self.steps = int(self.config["trainer"]["max_steps"])
         origins = (line.partition(": ") for line in self.trainer.model.origin)
         self.fresh = [network for network, _, how in origins if how.startswith(FRESH)]
@@ -63,7 +62,7 @@ class Arm:
         trainer.model.begin_step(hyper)
         buffers = [buffer.clone() for buffer in trainer.buffers]
         for step in steps:
-            seed_torch(self._seed, "step", step, rank())  # as in training
+            seed_torch(trainer.seed, "step", step, rank())  # as in training
             terms = trainer.gradients([self.batch(step)], hyper)
             for name, parameter in trainer.model.student.named_parameters():
                 if parameter.grad is not None:
