@@ -1,5 +1,6 @@
 """A seed of its own for one random stream changes the draws of that stream, and not a bit of any other."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dinoswap.config.identity import identity, run_id
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.streams import STREAMS, stream_seeds
 from dinoswap.data.images import Images
+from dinoswap.run.checkpoint import Checkpoint, require_same_config
 
 SMOKE = ["recipe=smoke", "model.drop_path=0.3", "data.batch_size=4", "trainer.device=cpu", "seed=3"]
 MIXED = ["resolution=mixed", "resolution.global_sizes=[64,32]", "resolution.local_sizes=[32,16]"]
@@ -102,6 +104,13 @@ def test_the_run_id_depends_on_them() -> None:
     ids = {run_id(identity(compose_config(["recipe=smoke", f"stream_seeds.{stream}=0"]))) for stream in STREAMS}
     assert len(ids | {run_id(identity(smoke))}) == 1 + len(STREAMS)
     assert identity(before) == identity(smoke)
+
+
+def test_a_checkpoint_of_other_streams_is_refused(tmp_path: Path) -> None:
+    written = Checkpoint(tmp_path, 1, {}, identity(compose_config([*SMOKE, "stream_seeds.masks=7"])))
+    require_same_config(written, identity(compose_config([*SMOKE, "stream_seeds.masks=7"])))
+    with pytest.raises(ValueError, match=r"stream_seeds\.masks"):
+        require_same_config(written, identity(compose_config(SMOKE)))
 
 
 @pytest.mark.parametrize(
