@@ -13,6 +13,7 @@ from dinoswap import __version__
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.first_check import require_writable
 from dinoswap.config.schema import ConfigError
+from dinoswap.config.streams import STREAMS
 from dinoswap.files.checkpoint_folder import CheckpointError
 from dinoswap.run.run_folder import followed
 from dinoswap.studies.design import Design, make_design
@@ -36,6 +37,7 @@ status   where each run stands
 evaluate measure what completed runs did not, as 'metric=[...]' asks for now
 report   tables, plots, HTML; of a report.json in place of STUDY: the same runs, judged again
 twins    what each arm would do at the reference's weights: gradients, updates, targets and losses on the same batches
+noise    what makes two runs of the reference differ, by random stream; with --arm what pairing by each takes away
 
 Overrides change all runs (recipe=smoke), the study (seeds=5), or how runs are launched:
   dinoswap-ablate run forward_masking hydra.launcher.processes=4
@@ -60,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     argument_parser.add_argument(
         "--sd", type=float, help="plan: standard deviation of the difference of two runs of one seed"
     )
+    argument_parser.add_argument("--noise", type=Path, help="plan: takes it from a noise.json")
     argument_parser.add_argument("--once", action="store_true", help="status: print it and end")
     argument_parser.add_argument(
         "--from", dest="run", type=Path, help="twins: the run whose checkpoints are used; else one is trained"
@@ -70,7 +73,18 @@ def parser() -> argparse.ArgumentParser:
     argument_parser.add_argument(
         "--report", type=Path, help="twins: a report.json of the study, whose effects stand beside the angles"
     )
-    argument_parser.add_argument("-o", "--out", type=Path, help="report, twins: their folder")
+    argument_parser.add_argument("--arm", metavar="CELL", help="noise: a second arm, which is run with the same seeds")
+    argument_parser.add_argument(
+        "--levels", type=int, default=5, help="noise: seeds of a stream, a prime; its square is run"
+    )
+    argument_parser.add_argument("--streams", help="noise: those that vary, as in init,order; all are")
+    argument_parser.add_argument(
+        "--bases", type=int, default=1, help="noise: runs from which one stream at a time is varied"
+    )
+    argument_parser.add_argument(
+        "--threads", type=int, help="noise: repeats runs with this number of threads too, by the local launcher"
+    )
+    argument_parser.add_argument("-o", "--out", type=Path, help="report, twins, noise: their folder")
     return argument_parser
 
 
@@ -105,10 +119,17 @@ def console() -> Console:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Prints the plan of the study and returns the exit status."""
-    from dinoswap.studies.plan import show_plan  # pandas and scipy
+    from dinoswap.studies.forecast import Spread  # pandas and scipy
+    from dinoswap.studies.noise.numbers import difference_of
+    from dinoswap.studies.plan import show_plan
 
     study, design, entries = read_design(arguments)
-    show_plan(study, design, entries, console(), probing=arguments.probe, sd=arguments.sd)
+    given = None if arguments.sd is None else Spread(arguments.sd, "as given")
+    if arguments.noise:
+        if given:
+            raise ConfigError(f"--sd {arguments.sd}: --noise {arguments.noise} gives it as well; leave one out")
+        given = difference_of(arguments.noise, study.metrics[0].name)
+    show_plan(study, design, entries, console(), probing=arguments.probe, given=given)
     return 0
 
 
@@ -133,8 +154,9 @@ def run(arguments: argparse.Namespace) -> int:
     return conclude(selected)
 
 
-def start(study: Study, selected: Sequence[Entry], arguments: argparse.Namespace) -> None:
-    """Starts those of the runs that are missing or were stopped, and waits for them."""
+def start(study: Study, selected: Sequence[Entry], arguments: argparse.Namespace, *launcher: str) -> None:
+    """Starts those of the runs that are missing or were stopped, and waits for them. `launcher` are further overrides
+    of how they are launched."""
     from dinoswap.studies.launch import launch
 
     states = [run_status.state for run_status in run_statuses([entry.folder for entry in selected])]
@@ -144,7 +166,7 @@ def start(study: Study, selected: Sequence[Entry], arguments: argparse.Namespace
     if starting:
         require_writable(starting[0].config)
         require_measurable(dict(starting[0].config), (metric.name for metric in study.metrics))
-        launch(starting, combined(study.launcher, filter(is_hydra_override, arguments.overrides)))
+        launch(starting, combined(study.launcher, filter(is_hydra_override, arguments.overrides), launcher))
 
 
 def going_on(study: Study, count: int, root: Path) -> dict[str, list[int]]:
@@ -261,7 +283,47 @@ def twins(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"plan": plan, "run": run, "status": status, "evaluate": evaluate, "report": report, "twins": twins}
+def noise(arguments: argparse.Namespace) -> int:
+    """Measures what makes two runs differ and returns the exit status. Prints the page's path and, last, the answer."""
+    from dinoswap.studies.noise.array import NoiseDesign
+    from dinoswap.studies.noise.numbers import Noise, as_json
+    from dinoswap.studies.noise.page import make_page, write_page
+    from dinoswap.studies.noise.runs import analysed, measured_metrics, noise_runs, require_other_threads
+
+    streams = arguments.streams.split(",") if arguments.streams else STREAMS
+    planned = NoiseDesign(arguments.levels, streams, arguments.bases)
+    study, design, entries = read_design(arguments, check=True)
+    if not (metrics := measured_metrics(study)):
+        raise ConfigError(f"{study.path}: metrics: all are costs of a run, which no stream decides")
+    cells = [design.reference, *([design.cell(arguments.arm)] if arguments.arm else [])]
+    runs = noise_runs(study, cells, planned, arguments.threads)
+    start(study, runs.entries, arguments)
+    if failed := conclude(runs.entries):
+        return failed
+    if arguments.threads:
+        require_other_threads(runs, arguments.threads)
+        repeated = list(runs.other_threads.values())
+        start(study, repeated, arguments, f"hydra.launcher.threads={arguments.threads}")
+        if failed := conclude(repeated):
+            return failed
+    results = [Noise(metric.name, *analysed(runs, metric)) for metric in metrics]
+    root = entries[0].folder.parents[1]
+    out = arguments.out or root.parents[1] / "reports" / study.name / "noise"
+    page = make_page(study.name, planned, results)
+    print(write_page(page, as_json(study.name, runs, arguments.threads, results), out))
+    print(page.answer)
+    return 0
+
+
+COMMANDS = {
+    "plan": plan,
+    "run": run,
+    "status": status,
+    "evaluate": evaluate,
+    "report": report,
+    "twins": twins,
+    "noise": noise,
+}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dinoswap.config.measured import obstacle
-from dinoswap.config.schema import ConfigError
+from dinoswap.config.schema import ConfigError, nearest
 from dinoswap.run.run_folder import planned_id
 from dinoswap.studies import optimal
 from dinoswap.studies.composer import Composer
@@ -56,6 +56,13 @@ class Design:
     def reference(self) -> Cell:
         """The first cell, with which the others are compared."""
         return self.cells[0]
+
+    def cell(self, name: str) -> Cell:
+        """Returns the cell of this name. Raises ConfigError where there is none."""
+        cells = {cell.name: cell for cell in self.cells}
+        if name not in cells:
+            raise ConfigError(f"{name}: there is no such cell.{nearest(name, cells)} Known: {', '.join(cells)}.")
+        return cells[name]
 
 
 def cells(study: Study, *, check: bool = True) -> list[Cell]:

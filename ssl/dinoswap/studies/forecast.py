@@ -51,6 +51,14 @@ class Cost:
     source: str
 
 
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation of the difference between two runs of one seed, and in words where the number is from."""
+
+    sd: float
+    source: str
+
+
 def cost(record: Mapping[str, Any], source: str) -> Cost | None:
     """Returns the cost that the record of a completed run states; None for other runs, or where it states none."""
     hours = record.get("cost", {}).get("core_or_gpu_hours")

@@ -13,6 +13,7 @@ from dinoswap.studies.design import Design
 from dinoswap.studies.forecast import (
     TO_COME,
     Cost,
+    Spread,
     comparisons,
     costs,
     crossed,
@@ -29,10 +30,10 @@ from dinoswap.studies.study import Metric, Study
 
 
 def show_plan(
-    study: Study, design: Design, entries: Sequence[Entry], console: Console, *, probing: bool, sd: float | None
+    study: Study, design: Design, entries: Sequence[Entry], console: Console, *, probing: bool, given: Spread | None
 ) -> None:
-    """Prints the plan. With `probing`, cells of which no run has finished are timed; `sd` is the standard deviation of
-    the difference between two runs of one seed, where it is known."""
+    """Prints the plan. With `probing`, cells of which no run has finished are timed; `given` is the spread that power
+    is computed from, else that of finished runs."""
     metric = study.metrics[0]
     known = costs(entries, probing)
     table_rows = rows(entries, metric.name)
@@ -41,7 +42,7 @@ def show_plan(
     for line in [
         *design.notes,
         *cost_words(study, entries, known),
-        *power_words(study, design, entries, sd),
+        *power_words(study, design, entries, given),
         *how_short(study, design, entries),
     ]:
         console.print(Text(line), soft_wrap=True)
@@ -81,31 +82,27 @@ def cost_words(study: Study, entries: Sequence[Entry], known: Mapping[str, Cost]
         yield f"warning: all runs together train {steps} steps, more than the budget of {study.budget.steps}"
 
 
-def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: float | None) -> Iterator[str]:
+def power_words(study: Study, design: Design, entries: Sequence[Entry], given: Spread | None) -> Iterator[str]:
     """Yields lines on the smallest detectable difference in the metric that decides, and whether it is small enough."""
     metric, seeds = study.metrics[0], len(study.seeds)
     if seeds < 2:
         yield "warning: with one seed no difference can be told from chance; give more, as in seeds=3"
         return
-    source = "as given"
-    if sd is None:
-        measured = spread_of(study, design, entries, run_statuses([entry.folder for entry in entries]), metric)
-        sd, source = (None, "") if measured is None else (measured[0], f"from {measured[1]} degrees of freedom")
-        source = f"seed x effect or the residual, {source}" if crossed(study) else source
+    spread = given or _measured(study, design, entries)
     count = comparisons(study, design)
     detected = f"smallest detectable difference at 80 % power{f', after Holm over {count},' if count > 1 else ''}"
-    if sd is None:
+    if spread is None:
         yield (
             f"{metric.name}: how much it varies is not known yet. With {seeds} seeds the {detected} is "
             f"{_range(detectable(study, design, 1.0))} standard deviations of the difference between two runs of one "
             f"seed{_if_effects_vary(study, design, 1.0)}; --sd gives a guess of it"
         )
         return
-    smallest = detectable(study, design, sd)
-    more = _if_effects_vary(study, design, sd) if source == "as given" else ""
+    sd, smallest = spread.sd, detectable(study, design, spread.sd)
+    more = _if_effects_vary(study, design, sd) if given else ""
     yield (
         f"{metric.name}: with {seeds} seeds the {detected} is {_range(smallest)}{more}, where two runs of one seed "
-        f"differ with a standard deviation of {sd:.3g} ({source})"
+        f"differ with a standard deviation of {sd:.3g} ({spread.source})"
     )
     yield from looks_words(study, design, sd)
     blind = [name for name, size in smallest.items() if size > metric.smallest_effect]
@@ -114,6 +111,16 @@ def power_words(study: Study, design: Design, entries: Sequence[Entry], sd: floa
             f"warning: the smallest effect of interest is {metric.smallest_effect:g}: too small to be detected for "
             f"{', '.join(blind)}; {remedy(study, design, metric, sd)}"
         )
+
+
+def _measured(study: Study, design: Design, entries: Sequence[Entry]) -> Spread | None:
+    """Returns the spread of the study's finished runs, None where they do not tell."""
+    statuses = run_statuses([entry.folder for entry in entries])
+    measured = spread_of(study, design, entries, statuses, study.metrics[0])
+    if measured is None:
+        return None
+    tested = "seed x effect or the residual, " if crossed(study) else ""
+    return Spread(measured[0], f"{tested}from {measured[1]} degrees of freedom")
 
 
 def looks_words(study: Study, design: Design, sd: float) -> Iterator[str]:
