@@ -47,31 +47,37 @@ Exit status: 0 all done, 2 the arguments are wrong, 75 stopped or still under wa
 
 def parser() -> argparse.ArgumentParser:
     argument_parser = argparse.ArgumentParser(
-        prog="dinoswap-ablate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="dinoswap-ablate",
+        usage="%(prog)s COMMAND STUDY [override ...] [options]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     argument_parser.add_argument("--version", action="version", version=f"dinoswap {__version__}")
-    argument_parser.add_argument("command", choices=COMMANDS)
+    argument_parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those above")
     argument_parser.add_argument("study", metavar="STUDY", help="a name in ablations/, or a path")
     argument_parser.add_argument("overrides", nargs="*", metavar="override", help="key=value")
     argument_parser.add_argument(
-        "--rerun", action="append", choices=RERUN, default=[], help="run: these too, where they ended"
+        "--rerun",
+        action="append",
+        choices=RERUN,
+        default=[],
+        metavar="STATE",
+        help=f"run: {', '.join(RERUN)} ones too",
     )
     argument_parser.add_argument(
         "--probe", action="store_true", help="plan: time some steps of cells that were never run"
     )
-    argument_parser.add_argument(
-        "--sd", type=float, help="plan: standard deviation of the difference of two runs of one seed"
-    )
-    argument_parser.add_argument("--noise", type=Path, help="plan: takes it from a noise.json")
+    argument_parser.add_argument("--sd", type=float, help="plan: sd of the difference of two runs of one seed")
+    argument_parser.add_argument("--noise", metavar="FILE", type=Path, help="plan: takes it from a noise.json")
     argument_parser.add_argument("--once", action="store_true", help="status: print it and end")
     argument_parser.add_argument(
-        "--from", dest="run", type=Path, help="twins: the run whose checkpoints are used; else one is trained"
+        "--from", dest="run", type=Path, help="twins: a run with checkpoints; else one is trained"
     )
     argument_parser.add_argument(
         "--batches", type=int, default=8, help="twins: batches of each gradient, steps of each update"
     )
     argument_parser.add_argument(
-        "--report", type=Path, help="twins: a report.json of the study, whose effects stand beside the angles"
+        "--report", type=Path, metavar="FILE", help="twins: a report.json, whose effects stand beside"
     )
     argument_parser.add_argument("--arm", metavar="CELL", help="noise: a second arm, which is run with the same seeds")
     argument_parser.add_argument(
@@ -81,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
     argument_parser.add_argument(
         "--bases", type=int, default=1, help="noise: runs from which one stream at a time is varied"
     )
-    argument_parser.add_argument(
-        "--threads", type=int, help="noise: repeats runs with this number of threads too, by the local launcher"
-    )
+    argument_parser.add_argument("--threads", type=int, help="noise: repeats runs with so many threads, as local jobs")
     argument_parser.add_argument("-o", "--out", type=Path, help="report, twins, noise: their folder")
     return argument_parser
 
