@@ -15,7 +15,7 @@ COLLAPSED_VALUE = 5.0
 CIRCUMSTANCES: dict[str, Any] = {
     "git": {"sha": "0123456789abcdef", "dirty": False},
     "versions": {"python": "3.11.9", "torch": "2.9.1"},
-    "hardware": {"cpu": "EPYC", "cores": 2, "threads": 2, "gpus": []},
+    "hardware": {"cpu": "EPYC", "cores": 2, "threads": 2, "ranks": 1, "gpus": []},
     "started": "2026-01-02T03:00:00+00:00",
     "restarts": 1,
 }

@@ -160,7 +160,7 @@ def test_cells_have_means_and_spreads(arms: tuple[Study, Path, Path]) -> None:
     cells = {cell["name"]: cell["levels"] for cell in json.loads(html.with_name("report.json").read_text())["cells"]}
     frame = outcomes(cells, 6, arm_ending)
     rows = [line.split(" | ") for line in html.with_name("report.md").read_text().splitlines()]
-    shown = {row[1].replace("\\", ""): row[3] for row in rows if row[0][2:].isdigit()}
+    shown = {row[1].replace("\\", ""): row[4] for row in rows if row[0][2:].isdigit()}
     for cell, text in shown.items():
         values = frame[frame["cell"] == cell]["value"].dropna().tolist()
         assert text == f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}", cell
@@ -189,7 +189,7 @@ def test_a_page_is_whole_by_itself(arms: tuple[Study, Path, Path]) -> None:
     _, _, html = arms
     text = html.read_text()
     page = Page(text)
-    assert page.tags["svg"] == len(list((html.parent / "figures").glob("*.svg"))) == 7
+    assert page.tags["svg"] == len(list((html.parent / "figures").glob("*.svg"))) == 8
     ids = page.all("id")
     assert len(ids) == len(set(ids))
     used = re.findall(r"url\(#([^)]+)\)", text) + [
@@ -203,14 +203,14 @@ def test_a_page_is_whole_by_itself(arms: tuple[Study, Path, Path]) -> None:
     for figure in (html.parent / "figures").glob("*.svg"):
         assert ElementTree.parse(figure).getroot().tag.endswith("svg") and figure.with_suffix(".png").exists()
     linked = re.findall(r"\]\((figures/.*?)\)", html.with_name("report.md").read_text())
-    assert len(linked) == 7 and all((html.parent / name).exists() for name in linked)
+    assert len(linked) == 8 and all((html.parent / name).exists() for name in linked)
 
 
 def test_the_same_runs_give_the_same_files(arms: tuple[Study, Path, Path], tmp_path: Path) -> None:
     study, root, html = arms
     again = write_report(study, root, tmp_path).parent
     files = [path.relative_to(again) for path in again.rglob("*.*")]
-    assert len(files) == 18
+    assert len(files) == 20
     assert all((again / file).read_bytes() == (html.parent / file).read_bytes() for file in files)
 
 
@@ -256,6 +256,7 @@ def test_a_factorial_has_main_effects_interactions_and_an_attribution(tmp_path: 
         "curve-metric",
         "curve-loss",
         "over-training-1",
+        "effects-cost",
         "cost",
     }
 
@@ -371,7 +372,7 @@ def test_a_report_is_made_again_from_its_own_rows(arms: tuple[Study, Path, Path]
     copied = Path(shutil.copytree(html.parent, tmp_path / "report"))
     again = write_again(copied / "report.json", tmp_path / "again").parent
     files = [path.relative_to(html.parent) for path in html.parent.rglob("*.*")]
-    assert len(files) == 18 and len(list(again.rglob("*.*"))) == 18
+    assert len(files) == 20 and len(list(again.rglob("*.*"))) == 20
     assert [str(f) for f in files if (again / f).read_bytes() != (html.parent / f).read_bytes()] == []
 
 

@@ -14,7 +14,8 @@ from browser import measured, needs_chromium, open_page
 from dinoswap.studies.report import write_report
 
 pytestmark = needs_chromium
-PLOTS = {"effects-1", "attribution", "interactions", "seeds", "curve-metric", "curve-loss", "over-training-1", "cost"}
+PLOTS = {"effects-1", "attribution", "interactions", "seeds", "curve-metric", "curve-loss", "over-training-1"}
+PLOTS |= {"effects-cost", "cost"}
 
 MEASURE = """
 const box = (each) => {

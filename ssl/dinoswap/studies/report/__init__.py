@@ -6,7 +6,8 @@
 
 runs -> collect.py, or report.json -> rows.py: how each ended, its values -> analysis.py: effects, verdicts, the answer
 -> page.py: sections of sentences (courses.py), plots (figures.py, curves.py) and tables (tables.py) -> write.py: the
-files. effects_frame.py: effects over training as a pandas frame.
+files. What effects and cells cost: prices.py, and price_words.py, price_plots.py, price_tables.py. As pandas frames:
+effects_frame.py, effects over training; hours_frame.py, hours until runs have a value.
 """
 
 from dinoswap.studies.report.analysis import Analysis, Result, analyse

@@ -14,7 +14,7 @@ collapsed, diverged or failed, or all have one value, nothing is tested, and the
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +22,7 @@ import pandas as pd
 from dinoswap.studies.estimates import crossed_effects, effect_against, options_of
 from dinoswap.studies.over_training import Course, course
 from dinoswap.studies.report.collect import OUTCOMES, Collected, Run, collect
+from dinoswap.studies.report.prices import Prices, prices
 from dinoswap.studies.report.words import counted, interval, listed, over_all_looks
 from dinoswap.studies.statistics import (
     Attribution,
@@ -83,6 +84,14 @@ class Analysis:
     def reference(self) -> str:
         """What the differences are measured against, in words."""
         return "each factor's first level" if self.crossed else self.collected.design.reference.name
+
+    @cached_property
+    def prices(self) -> Prices | None:
+        """What effects and cells cost, on the metric that decides; None while there are no results."""
+        if not self.results:
+            return None
+        result = self.results[0]
+        return prices(self.collected, result.outcomes, result.decisions, result.metric)
 
     @property
     def unfinished(self) -> list[Run]:

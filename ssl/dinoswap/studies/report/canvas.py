@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -154,20 +154,29 @@ def row_text(canvas: Canvas, axes: Axes, y: int, name: str, right: str = "", spa
         axes.text(1, y - 0.2, right, transform=place, ha="right", va="bottom", bbox=cover).set_in_layout(False)
 
 
-def place_labels(axes: Axes, labels: Mapping[str, tuple[float, float]]) -> None:
-    """Writes each label beside its point, which is given in data, on the first side where it lies on no other label and
-    on no point. The limits of the axes have to be final."""
+def place_labels(
+    axes: Axes,
+    labels: Mapping[str, tuple[float, float]],
+    *,
+    texts: Sequence[Box] = (),
+    lines: Sequence[Box] = (),
+) -> None:
+    """Writes each label beside its point, which is given in data, near it, on the first side where it lies on no other
+    label, on no point, on none of the texts and, if there is such a side, on no line. Texts and lines are given in
+    pixels. The limits of the axes have to be final."""
     pixels = {label: axes.transData.transform(point) for label, point in labels.items()}
     em = 8 * axes.figure.dpi / 72
-    taken = [(x - em / 3, y - em / 3, x + em / 3, y + em / 3) for x, y in pixels.values()]
+    taken = [*texts, *((x - em / 3, y - em / 3, x + em / 3, y + em / 3) for x, y in pixels.values())]
     for label, (x, y) in pixels.items():
         width, height = text_width(label) / SIZE * em, em
-        boxes = []
+        costs: dict[Box, float] = {}
         for distance, (right, up) in itertools.product((0.45, 1.2, 2.2), SIDES):
             left = x + right * distance * em + (min(right, 0) - (right == 0) / 2) * width
             bottom = y + up * distance * em + (min(up, 0) - (up == 0) / 2) * height
-            boxes.append((left, bottom, left + width, bottom + height))
-        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+            box = (left, bottom, left + width, bottom + height)
+            hidden = 10 * sum(_overlap(box, other) for other in taken)
+            costs[box] = hidden + sum(_overlap(box, line) for line in lines) + distance * em * em / 4
+        box = min(costs, key=costs.__getitem__)
         taken.append(box)
         offset = ((box[0] - x) * 8 / em, (box[1] - y) * 8 / em)  # in points, as a figure is saved at another resolution
         axes.annotate(label, labels[label], xytext=offset, textcoords="offset points", fontsize=8)

@@ -86,6 +86,14 @@ class Run:
         return (gpus or cores) if machine else ""
 
     @property
+    def units(self) -> float:
+        """The cores or GPUs whose hours the run's cost counts; nan where they are unknown."""
+        machine = self.record.get("hardware") or {}
+        counts = [machine.get("ranks"), 1 if machine.get("gpus") else machine.get("threads")]
+        known = [count for count in counts if type(count) is int and count > 0]
+        return float(math.prod(known)) if len(known) == len(counts) else math.nan
+
+    @property
     def versions(self) -> str:
         """The versions of packages in words."""
         return ", ".join(f"{name} {version}" for name, version in (self.record.get("versions") or {}).items())
@@ -114,6 +122,7 @@ class Collected:
     in_loop: pd.DataFrame | None  # of `shared_evaluations`; None where a report.json does not have it
     differing: Mapping[str, Sequence[str]]  # keys of the config that differ between cells: the value in each
     diagnostics: Mapping[str, Mapping[str, float]]  # of each cell those of SHOWN, means over its runs
+    images_per_step: Mapping[str, int]  # of each cell; empty where a report.json does not have it
     passed_over: list[str] = field(default_factory=list)
     seen: Mapping[str, Sequence[int]] = field(default_factory=dict)  # cell -> unplanned numbers of seeds, looks.py
 
@@ -168,10 +177,10 @@ def collect(study: Study, root: Path) -> Collected:
     triples = zip(planned, run_statuses(folders), folders, strict=True)
     runs = [_run(entry, status, folder) for entry, status, folder in triples]
     names = {metric.name for metric in study.metrics} | {"loss"}
+    images_per_step = {cell.name: int(cell.config["data"]["batch_size"]) for cell in design.cells}
+    known = differing(design.cells), diagnostics(runs), images_per_step
     if not root.is_dir():
-        return Collected(
-            study, root, design, runs, [], NO_CURVES, NO_CURVES, differing(design.cells), diagnostics(runs)
-        )
+        return Collected(study, root, design, runs, [], NO_CURVES, NO_CURVES, *known)
     loaded = read_runs(root)
     frame = loaded.frame
     cell_of = {(run.entry.run_id, run.entry.seed): run.entry.cell for run in runs}
@@ -185,7 +194,6 @@ def collect(study: Study, root: Path) -> Collected:
     curves = curves.assign(cell=cells).drop(columns="run_id")
     ends = {(run.entry.cell, run.entry.seed): run.record.get("steps") for run in runs if run.status in WITH_VALUE}
     in_loop = shared_evaluations(curves, ends, names - {"loss", *COSTS})
-    known = differing(design.cells), diagnostics(runs)
     collected = Collected(study, root, design, runs, unasked, curves, in_loop, *known, passed_over)
     return replace(collected, seen=_seen(collected))
 

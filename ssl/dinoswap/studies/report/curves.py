@@ -1,4 +1,4 @@
-"""The plots of what runs did on the way, and of what they cost: learning curves, quality against cost."""
+"""The plots of what runs did on the way: learning curves, and effects over training."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
 
-from dinoswap.studies.costs import COSTS
 from dinoswap.studies.over_training import Course
 from dinoswap.studies.report.canvas import (
     GREY,
     INK,
-    PALETTE,
     SIZE,
     WIDTH,
     Canvas,
     Plot,
-    place_labels,
     shortened,
     styled,
     styles,
@@ -27,7 +23,6 @@ from dinoswap.studies.report.canvas import (
 from dinoswap.studies.report.collect import Collected
 from dinoswap.studies.report.figures import VERDICTS, reach
 from dinoswap.studies.report.words import counted, interval
-from dinoswap.studies.study import Metric
 
 DRAWN = 150
 """Points of a curve; longer ones are thinned."""
@@ -100,33 +95,6 @@ def effect_curves(course: Course, than: str, name: str) -> Plot:
     return canvas.finish(name, title=f"Effects on {metric.name} over training", caption=caption, alt=alt)
 
 
-@styled
-def cost_plot(collected: Collected, metric: Metric) -> Plot | None:
-    """Draws the metric against each cost, means by cell, numbered in the order of the design. Returns None where no run
-    has both a value and a cost."""
-    canvas, shown = Canvas(5.4), {name: cost.axis for name, cost in COSTS.items() if cost.axis}
-    drawn, labels = 0, dict[Axes, dict[str, tuple[float, float]]]()
-    for axes, (name, label) in zip(canvas.axes(len(shown)), shown.items(), strict=True):
-        points = _points(collected, metric, name)
-        drawn += len(points)
-        _scatter(canvas, axes, points)
-        axes.set_xlabel(label)
-        axes.set_ylabel(metric.name)
-        labels[axes] = {str(number): (cost, value) for number, _, cost, value, _ in points}
-    if not drawn:
-        return None
-    canvas.figure.draw_without_rendering()  # which lays the axes out
-    for axes, points_of in labels.items():
-        place_labels(axes, points_of)
-    caption = (
-        f"{metric.name} against what it costs, means over the seeds; vertical lines: one standard deviation between "
-        "seeds. Numbers are those of the table of cells. Images per second compare on the same hardware only; FLOPs "
-        "are counted, and the same everywhere."
-    )
-    alt = f"{metric.name} by cell against images per second and FLOPs per image; the numbers are in the table of cells."
-    return canvas.finish("cost", title="Quality against cost", caption=caption, alt=alt)
-
-
 def _curve(
     canvas: Canvas, axes: Axes, cell: str, logged: pd.DataFrame, color: str, marker: str = "", first: float = 0.0
 ) -> None:
@@ -152,26 +120,3 @@ def _broken_off(canvas: Canvas, axes: Axes, collected: Collected, logged: pd.Dat
             last = rows.loc[rows["step"].idxmax()]
             (cross,) = axes.plot([last["step"]], [last["value"]], marker="X", markersize=7, color=INK)
             canvas.tip(cross, f"{run.entry.name} {run.status}: {run.note}")
-
-
-def _points(collected: Collected, metric: Metric, cost: str) -> list[tuple[int, str, float, float, float]]:
-    """Returns, for each cell with values, its number, its name, the mean cost, and the metric's mean and standard
-    deviation over seeds."""
-    points = []
-    for number, cell in enumerate(collected.design.cells, start=1):
-        pairs = [(run.value(cost), run.value(metric.name)) for run in collected.of_cell(cell.name) if run.ended]
-        known = np.array([pair for pair in pairs if all(map(math.isfinite, pair))])
-        if len(known):
-            spread = float(known[:, 1].std(ddof=1)) if len(known) > 1 else 0.0
-            points.append((number, cell.name, float(known[:, 0].mean()), float(known[:, 1].mean()), spread))
-    return points
-
-
-def _scatter(canvas: Canvas, axes: Axes, points: Sequence[tuple[int, str, float, float, float]]) -> None:
-    """Draws a numbered point for each cell at its cost, with a bar of one standard deviation."""
-    for number, cell, cost, value, spread in points:
-        axes.plot([cost, cost], [value - spread, value + spread], color=GREY, linewidth=0.8, zorder=1)
-        (dot,) = axes.plot([cost], [value], marker="o", markersize=5, color=PALETTE[0])
-        canvas.tip(dot, f"{number}. {cell}: {value:.4g} at {cost:.4g}")
-    axes.margins(x=0.06)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

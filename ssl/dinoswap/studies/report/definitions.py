@@ -68,6 +68,22 @@ DEFINITIONS = {
         "chance. The rank correlation is Spearman's, of all effects. Verdicts, as 'better', are corrected at each step "
         "as at the end."
     ),
+    "Time per image": (
+        "The inverse of images per second. An effect on it is one on its logarithm, shown as a ratio in percent: over "
+        "several runs it is that of geometric means, and its interval is longer on one side. It compares core- or "
+        "GPU-hours only where all runs had as many cores or GPUs."
+    ),
+    "On the front": (
+        "No other cell has a value as good at a cost as low, and one of the two better. The share is that of resamples "
+        "of the seeds in which a cell is on the front; the same seeds are drawn for all cells. With fewer than ten "
+        "seeds it is too sure of itself. Both are of the seeds that all cells without failures share."
+    ),
+    "Hours to a value": (
+        "Those until a run's learning curve first has the value, on straight lines between its evaluations in the "
+        "loop, at its own images per second. A run that never has it counts as longer than all others: the median of a "
+        "cell is the fewest hours in which half of its runs have it (Kaplan-Meier), and there is none where fewer do. "
+        "The ratio to the reference is paired by seed, and given where all runs of both have the value."
+    ),
     "Attribution": (
         "Shapley values: the mean change that switching a factor makes, over all orders in which the factors can be "
         "switched, so that the shares add up to the gap. Combinations that were not run are filled in by the model of "

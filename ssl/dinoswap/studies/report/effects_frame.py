@@ -45,12 +45,12 @@ def load_effects(study: str | Path, overrides: Sequence[str] = ()) -> pd.DataFra
     looked at more than once, these are nevertheless of all seeds that a cell has, with the intervals and p of one
     analysis. Raises ConfigError for a study, an override or a report.json that is refused.
     """
-    analysis = _analysis(study, overrides)
+    analysis = analysis_of(study, overrides)
     rows = [row for course in analysis.courses for row in _rows(analysis.study.name, course)]
     return pd.DataFrame(rows, columns=ORDER).astype(TYPES)
 
 
-def _analysis(study: str | Path, overrides: Sequence[str]) -> Analysis:
+def analysis_of(study: str | Path, overrides: Sequence[str]) -> Analysis:
     """Returns the analysis of a study, or of the rows of a report.json."""
     if Path(study).suffix == ".json":
         if overrides:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
+from dinoswap.studies.estimates import Percent
 from dinoswap.studies.report.canvas import (
     GREY,
     INK,
@@ -150,7 +151,7 @@ def _draw(canvas: Canvas, axes: Axes, y: int, decision: Decision) -> None:
     canvas.tip(point, f"{effect.name}: {decision.words}")
 
 
-def reach(estimates: Sequence[Estimate], least: float) -> float:
+def reach(estimates: Sequence[Estimate | Percent], least: float) -> float:
     """Returns how far from zero an axis goes on either side, at least `least`."""
     means = [abs(estimate.mean) for estimate in estimates if math.isfinite(estimate.mean)]
     limits = [limit for estimate in estimates for limit in (estimate.low, estimate.high)]

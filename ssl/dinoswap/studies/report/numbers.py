@@ -10,14 +10,18 @@ from typing import Any
 import pandas as pd
 
 from dinoswap.studies.costs import COSTS
+from dinoswap.studies.estimates import percent
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.collect import Run
+from dinoswap.studies.report.prices import Prices
 from dinoswap.studies.statistics import Attribution, Decision, Effect, Estimate
+from dinoswap.studies.time_to_value import CellHours
 
 
 def as_json(analysis: Analysis) -> str:
     """Returns the content of report.json."""
     study, collected = analysis.study, analysis.collected
+    images = collected.images_per_step
     content = {
         "study": study.name,
         "question": study.question,
@@ -36,11 +40,13 @@ def as_json(analysis: Analysis) -> str:
                 "levels": dict(cell.levels),
                 "run_id": cell.run_id,
                 "diagnostics": collected.diagnostics.get(cell.name, {}),
+                **({"images_per_step": images[cell.name]} if cell.name in images else {}),
             }
             for cell in collected.design.cells
         ],
         "differing": collected.differing,
         "results": [_result(analysis, result) for result in analysis.results],
+        "prices": _prices(analysis.prices) if analysis.prices else None,
         "runs": [_run(analysis, run) for run in collected.runs],
         "unasked": collected.unasked,
         **({"passed_over": collected.passed_over} if collected.passed_over else {}),
@@ -145,6 +151,34 @@ def _attribution(analysis: Analysis, result: Result, attribution: Attribution) -
         "clear": attribution.clear,
         "measured": attribution.measured,
         "unused": attribution.unused,
+    }
+
+
+def _prices(prices: Prices) -> dict[str, Any]:
+    """Returns what the effects and cells of a study cost. Ratios are in percent, less 100."""
+    return {
+        "metric": prices.metric.name,
+        "time_per_image": {effect.decision.effect.name: _ratio(effect.log_time) for effect in prices.effects},
+        "fronts": {
+            cost: {cell: standing._asdict() for cell, standing in front.items()}
+            for cost, front in prices.fronts.items()
+        },
+        "no_candidates": prices.no_candidates,
+        "hours": [
+            {**target._asdict(), "mean": target.mean, "cells": {cell.cell: _hours(cell) for cell in cells}}
+            for target, cells in prices.hours
+        ],
+    }
+
+
+def _ratio(log_ratio: Estimate) -> dict[str, Any]:
+    return {**percent(log_ratio)._asdict(), "df": log_ratio.df, "seeds": log_ratio.seeds, "note": log_ratio.note}
+
+
+def _hours(cell: CellHours) -> dict[str, Any]:
+    return {
+        **{name: getattr(cell, name) for name in ("hours", "reached", "runs", "within")},
+        "ratio": _ratio(cell.log_ratio) if cell.log_ratio else None,
     }
 
 

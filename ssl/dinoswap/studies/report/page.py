@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dinoswap.studies.report import curves, figures, pictures, tables
+from dinoswap.studies.report import curves, figures, pictures, price_plots, price_tables, price_words, tables
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.courses import summary
@@ -99,8 +99,7 @@ def _of_results(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Secti
     yield _learning(analysis, drawn)
     yield _over_training(analysis)
     yield from _pictures(analysis, drawn)
-    cost = curves.cost_plot(collected, results[0].metric)
-    yield Section("cost", "Quality against cost", [], [cost] if cost else [], [tables.cells(analysis)])
+    yield from _cost(analysis)
     yield Section("failures", "Collapsed, diverged and failed runs", [], [], [tables.failures(analysis)])
 
 
@@ -192,6 +191,17 @@ def _pictures(analysis: Analysis, drawn: Mapping[str, Plot]) -> Iterable[Section
     if plots:
         text = ["Pictures of the runs themselves: numbers compare cells, these show what a number means."]
         yield Section("pictures", "What patch tokens tell", text, plots)
+
+
+def _cost(analysis: Analysis) -> Iterable[Section]:
+    """Yields the section on what effects and cells cost, where there are results."""
+    prices = analysis.prices
+    if prices:
+        effects = price_plots.effects_against_time(prices, analysis.reference)
+        cells = price_plots.cells_against_costs(analysis.collected, prices)
+        plots = [plot for plot in (effects, cells) if plot]
+        shown = price_tables.of_prices(analysis, prices)
+        yield Section("cost", "Quality against cost", price_words.sentences(analysis, prices), plots, shown)
 
 
 def _coloured(analysis: Analysis) -> list[str]:

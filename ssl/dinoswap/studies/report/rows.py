@@ -1,8 +1,8 @@
 """A report made again from its own report.json: the rows of its runs judged by the statistics of today.
 
 The run folders are not needed. Of what runs logged on the way the file has the evaluations in the loop that all of
-them share, and one of before 2026-11-30 not these; figures of learning curves beside it stay as they were drawn. A
-report.json of before 2026-11-29 lacks the keys that `read_rows` names.
+them share; one of before 2026-11-30 has neither these nor how many images a step has. Figures of learning curves beside
+it stay as they were drawn. A report.json of before 2026-11-29 lacks the keys that `read_rows` names.
 """
 
 import html
@@ -67,6 +67,9 @@ def _collected(content: Mapping[str, Any]) -> Collected:
         in_loop=_in_loop(content),
         differing=content["differing"],
         diagnostics={cell["name"]: cell["diagnostics"] for cell in content["cells"]},
+        images_per_step={
+            cell["name"]: int(cell["images_per_step"]) for cell in content["cells"] if "images_per_step" in cell
+        },
         passed_over=content.get("passed_over", []),
         seen=content.get("seen", {}),
     )

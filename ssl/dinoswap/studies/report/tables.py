@@ -3,9 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 
-import pandas as pd
-
-from dinoswap.studies.costs import COSTS
 from dinoswap.studies.over_training import Course
 from dinoswap.studies.report.analysis import Analysis, Result
 from dinoswap.studies.report.collect import OUTCOMES, SHOWN, Run
@@ -102,24 +99,6 @@ def over_training(courses: Sequence[Course]) -> Table:
             rows.append([*place, of(with_end.sign), of(with_end.order), correlation, *counts])
     caption = "Effects at each evaluation in the loop that are as at the last one: signs, order of pairs, verdicts"
     return Table("over training", caption, columns, rows, ["metric"])
-
-
-def cells(analysis: Analysis) -> Table:
-    """Returns the table of the cells: runs, means of metrics and costs."""
-    metrics = [metric.name for metric in analysis.study.metrics]
-    costs = {name: cost for name, cost in COSTS.items() if name not in metrics}
-    rows = []
-    for index, cell in enumerate(analysis.collected.design.cells, start=1):
-        runs = analysis.collected.of_cell(cell.name)
-        ended = [run for run in runs if run.ended]
-        measured = pd.DataFrame({name: [run.value(name) for run in ended] for name in (*metrics, *costs)}, dtype=float)
-        mean, sd = measured.mean(), measured.std()
-        values = [number(mean[name]) + (f" ± {number(sd[name], 2)}" if pd.notna(sd[name]) else "") for name in metrics]
-        spent = [number(mean[name] / cost.unit, 3) for name, cost in costs.items()]
-        rows.append([str(index), cell.name, f"{len(ended)}/{len(runs)}", *values, *spent])
-    columns = ["#", "cell", "runs", *metrics, *(cost.title for cost in costs.values())]
-    caption = "Cells: mean and standard deviation over seeds, and what a run costs (core- or GPU-hours)"
-    return Table("cells", caption, columns, rows, ["cell"])
 
 
 def failures(analysis: Analysis) -> Table:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from dinoswap.studies.estimates import percent
 from dinoswap.studies.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -30,6 +31,17 @@ def interval(estimate: Estimate) -> str:
         return signed(estimate.mean)
     half = (estimate.high - estimate.low) / 2
     return f"{signed(estimate.mean, half)} {between(estimate.low, estimate.high, half)}"
+
+
+def ratio(log_ratio: Estimate | None) -> str:
+    """Returns a ratio of which the logarithm was estimated as '+12.3 % [+8.1, +16.7]', as far as it is known."""
+    if log_ratio is None or not math.isfinite(log_ratio.mean):
+        return ""
+    shown = percent(log_ratio)
+    half = (shown.high - shown.low) / 2
+    if not math.isfinite(half):
+        return f"{signed(shown.mean)} %"
+    return f"{signed(shown.mean, half)} % {between(shown.low, shown.high, half)}"
 
 
 def over_all_looks(estimate: Estimate) -> str:

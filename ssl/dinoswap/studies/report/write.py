@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dinoswap.files.writing import write_atomically
 from dinoswap.studies.looks import record_look
-from dinoswap.studies.report import tables
+from dinoswap.studies.report import price_tables, tables
 from dinoswap.studies.report.analysis import Analysis, analyse, analyse_collected
 from dinoswap.studies.report.canvas import Plot
 from dinoswap.studies.report.definitions import DEFINITIONS
@@ -99,7 +99,8 @@ def _section(section: Section) -> list[str]:
 
 def as_latex(analysis: Analysis) -> str:
     """Returns the tables that go into a paper as LaTeX."""
-    chosen = [tables.cells(analysis), tables.failures(analysis)]
+    prices = price_tables.of_prices(analysis, analysis.prices) if analysis.prices else [price_tables.cells(analysis)]
+    chosen = [*prices, tables.failures(analysis)]
     for result in analysis.results:
         chosen.append(tables.effects(result, analysis.reference))
         chosen += [tables.interactions(result)] if result.interactions else []
