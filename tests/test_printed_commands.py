@@ -18,7 +18,8 @@ from dinoswap.config.command_line import check_arguments, compose_config
 from dinoswap.config.configuration import config_dir
 from dinoswap.evaluate import with_overrides
 from dinoswap.run.subject import default_config
-from dinoswap.studies.ablate import is_hydra_override
+from dinoswap.studies import ablate
+from dinoswap.studies.overrides import is_hydra_override
 from dinoswap.studies.study import read_study
 from dinoswap.studies.tuning.definition import read_tuning
 
@@ -118,6 +119,8 @@ def accept(program: str, arguments: list[str]) -> None:
         export.parser().parse_args(arguments)
     elif program == "dinoswap-train":
         check_arguments([argument for argument in arguments if argument != "--explain"])
+    elif program == "dinoswap-ablate":
+        accept_overrides(program, vars(ablate.parse(arguments)[1]))
     else:
         module = importlib.import_module(SCRIPTS[program].partition(":")[0])
         accept_overrides(program, vars(module.parser().parse_intermixed_args(arguments)))

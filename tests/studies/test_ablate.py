@@ -281,10 +281,21 @@ def test_mistakes_are_one_line(path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert error.startswith("dinoswap-ablate: ")
         assert error.count("\n") == 1
     assert command(monkeypatch, "paln", path) == 2
+    assert command(monkeypatch) == 2
 
 
-def test_the_help_fits_a_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(monkeypatch, "--help") == 0
+def test_an_option_of_another_command_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "plan", path, "--rerun", "failed") == 2
+    assert "dinoswap-ablate plan: error: unrecognized arguments: --rerun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in ablate.COMMANDS)], ids=" ".join)
+def test_the_help_fits_a_screen(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, *words, "--help") == 0
     output = capsys.readouterr().out.splitlines()
     assert len(output) <= 40
     assert max(map(len, output)) <= 120

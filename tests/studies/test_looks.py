@@ -223,6 +223,12 @@ def test_a_line_that_is_no_look_is_not_passed_over(tmp_path: Path) -> None:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
+def executed(*arguments: str | Path) -> int:
+    """Returns the exit status of a command of dinoswap-ablate."""
+    name, parsed = ablate.parse([str(argument) for argument in arguments])
+    return ablate.COMMANDS[name].execute(parsed)
+
+
 def test_decided_arms_are_not_run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs are played: bernoulli is decided after 3 seeds, and the reference goes on with the other arm. Uniform
     makes no difference as large as 3, which 6 seeds tell. Again, nothing is run."""
@@ -239,12 +245,12 @@ def test_decided_arms_are_not_run_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
             (entry.folder / "run.json").write_text(json.dumps(record | {"metrics": {"eval/knn_top1": value}}))
 
     monkeypatch.setattr(launch, "launch", play)
-    assert ablate.run(ablate.parser().parse_args(["run", str(path)])) == 0
+    assert executed("run", path) == 0
     cells = ("reference", "masking=bernoulli", "layer_decay=uniform")
     assert started[0] == [(cell, seed) for cell in cells for seed in range(3)]
     assert started[1] == [(cell, seed) for cell in ("reference", "layer_decay=uniform") for seed in (3, 4, 5)]
     assert len(started) == 2
-    assert ablate.run(ablate.parser().parse_args(["run", str(path)])) == 0 and len(started) == 2
+    assert executed("run", path) == 0 and len(started) == 2
     study = read_study(path)
     assert analyse(study, tmp_path / "runs" / "study").unfinished == []
 
@@ -262,6 +268,6 @@ def test_the_plan_expects_fewer_seeds_of_large_differences(
         at = -stats.t.ppf(boundaries(PLAN.counts, "pocock").nominal_at(number, 0.05 / 2 / 2), n - 1)
         going &= t_of(values[:, None], n) < at
     assert expected[6.0] == pytest.approx(total.mean(), rel=0.03) and expected[6.0] < expected[3.0] <= 12
-    ablate.plan(ablate.parser().parse_args(["plan", str(study.path), "--sd", "1.5"]))
+    assert executed("plan", study.path, "--sd", "1.5") == 0
     assert "looks after 3, 6, 12 seeds (pocock)" in " ".join(capsys.readouterr().out.split())
     assert LEVELS[0] < 0.05 / 100

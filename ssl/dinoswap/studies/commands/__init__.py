@@ -1,0 +1,1 @@
+"""The commands of `dinoswap-ablate`, a module each: what `base.Command` describes."""
