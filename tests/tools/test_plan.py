@@ -323,7 +323,7 @@ def test_the_same_plan_for_people_and_for_machines(tmp_path: Path, capsys: pytes
     assert plan.main([*arguments, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert found["request"] == {
-        "gpu": "a100", "gpus": 2, "sharding": "ddp", "utilisation": 0.34, "runs": 48, "price": 2.0
+        "gpu": "a100", "gpus": 2, "sharding": "ddp", "utilisation": 0.34, "runs": 48, "price": 2.0, "evaluated": None
     }  # fmt: skip
     assert found["memory_bytes"] == sum(found["memory"]["off"].values())
     for word in (f"{found['parameters']['student']:,}", "all-reduce of gradients", "GPU hours of 48 runs", "0.34"):

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.streams import STREAMS
+from dinoswap.studies.commands import run
 from dinoswap.studies.commands.base import page_folder, read_design
-from dinoswap.studies.commands.run import conclude, start
 
 SUMMARY = "what makes two runs of the reference differ, by random stream; with --arm what pairing by each takes away"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
+    """Adds the options of the command, and those of `run`, since it starts runs."""
+    run.add_options(parser)
     parser.add_argument("--arm", metavar="CELL", help="a second arm, which is run with the same seeds")
     parser.add_argument("--levels", type=int, default=5, help="seeds of a stream, a prime; its square is run")
     parser.add_argument("--streams", help="those that vary, as in init,order; all are")
@@ -35,14 +36,14 @@ def execute(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{study.path}: metrics: all are costs of a run, which no stream decides")
     cells = [design.reference, *([design.cell(arguments.arm)] if arguments.arm else [])]
     runs = noise_runs(study, cells, planned, arguments.threads)
-    start(study, runs.entries, arguments)
-    if failed := conclude(runs.entries):
+    run.start(study, runs.entries, arguments)
+    if failed := run.conclude(runs.entries):
         return failed
     if arguments.threads:
         require_other_threads(runs, arguments.threads)
         repeated = list(runs.other_threads.values())
-        start(study, repeated, arguments, f"hydra.launcher.threads={arguments.threads}")
-        if failed := conclude(repeated):
+        run.start(study, repeated, arguments, f"hydra.launcher.threads={arguments.threads}")
+        if failed := run.conclude(repeated):
             return failed
     results = [Noise(metric.name, *analysed(runs, metric)) for metric in metrics]
     out = page_folder(arguments, study, entries, "noise")
