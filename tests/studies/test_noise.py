@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from scipy.stats import chi2
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.streams import STREAMS
 from dinoswap.run.metrics import RunRecord
-from dinoswap.studies import ablate
+from dinoswap.studies import ablate, launch
 from dinoswap.studies.design import make_design
+from dinoswap.studies.ledger import Entry
 from dinoswap.studies.noise import components as analysis
 from dinoswap.studies.noise.array import NoiseDesign, orthogonal_array
 from dinoswap.studies.noise.budget import budget, pairing
 from dinoswap.studies.noise.components import components
 from dinoswap.studies.noise.runs import NoiseRuns, Runs, noise_runs
 from dinoswap.studies.study import Study, read_study
+from train_processes import TrainProcess
 
 ARRAY = orthogonal_array(5, 4)
 
@@ -316,7 +319,14 @@ def test_threads_that_the_runs_have_are_refused(
 def test_the_command_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nine runs of two steps; what has been run is not run again."""
+    """Nine runs of two steps, of forked processes in place of a launcher's; what has been run is not run again."""
+
+    def trained(runs: Sequence[Entry], overrides: Sequence[str]) -> None:
+        for run in runs:
+            process = TrainProcess(run.overrides, tmp_path)
+            assert process.wait() == 0, process.output
+
+    monkeypatch.setattr(launch, "launch", trained)
     study, out = written_study(tmp_path), tmp_path / "page"
     options = ["--levels", 3, "--streams", "init,order", "-o", out]
     assert called(monkeypatch, "noise", study.path, *options) == 0
