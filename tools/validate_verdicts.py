@@ -28,6 +28,7 @@ from dinoswap.metric.diagnostics import CONSTANT, FEW_STEPS, LOW_RANK, UNIFORM
 from dinoswap.run.metrics import read
 from dinoswap.studies.design import make_design
 from dinoswap.studies.ledger import Entry, RunStatus, entries, run_statuses
+from dinoswap.studies.report.markup import Table, markdown
 from dinoswap.studies.study import read_study
 
 ACCURACY = "eval/knn_top1"
@@ -144,12 +145,6 @@ def share(count: int, of: int) -> str:
     return f"{count / of:.0%} ({count} of {of}; {100 * low:.0f} to {100 * high:.0f})"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def recipes_table(runs: Sequence[Judged], step: int, thresholds: Mapping[str, float]) -> str:
     """Returns the table of what the runs of a recipe gained, and what they were warned of."""
     rows = []
@@ -160,7 +155,8 @@ def recipes_table(runs: Sequence[Judged], step: int, thresholds: Mapping[str, fl
         warned = sum(bool(run.warned(step, thresholds)) for run in own)
         lost = sum(run.lost for run in own)
         rows.append([recipe, gains, f"{lost} of {len(own)}", f"{warned} of {len(own)}", "; ".join(signals) or "-"])
-    return table(["recipe", "gain of k-NN", "lost", f"warned at step {step}", "signals"], rows)
+    columns = ["recipe", "gain of k-NN", "lost", f"warned at step {step}", "signals"]
+    return markdown(Table("recipes", "", columns, rows, ["recipe", "signals"]))
 
 
 def course_table(runs: Sequence[Judged], steps: Sequence[int], thresholds: Mapping[str, float]) -> str:
@@ -171,7 +167,8 @@ def course_table(runs: Sequence[Judged], steps: Sequence[int], thresholds: Mappi
         warned = [[run for run in part if run.warned(step, thresholds)] for part in (lost, sound)]
         told = [share(len(part), len(of)) for part, of in zip(warned, (lost, sound), strict=True)]
         rows.append([str(step), f"{step / steps[-1]:.0%}", *told])
-    return table(["step", "of the run", "lost runs that are warned of", "sound runs that are"], rows)
+    columns = ["step", "of the run", "lost runs that are warned of", "sound runs that are"]
+    return markdown(Table("course", "", columns, rows))
 
 
 def signals_table(runs: Sequence[Judged], step: int, halves: Sequence[Collection[Judged]]) -> str:
@@ -187,7 +184,8 @@ def signals_table(runs: Sequence[Judged], step: int, halves: Sequence[Collection
         limits = [f"{part[name]:.3g}" if name in part else "none" for part in chosen]
         shipped = "-" if signal.threshold is None else f"{signal.threshold:g}"
         rows.append([name, f"{area:.2f}", shipped, *limits])
-    return table(["signal", "area under ROC", "threshold", "chosen by one half", "by the other"], rows)
+    columns = ["signal", "area under ROC", "threshold", "chosen by one half", "by the other"]
+    return markdown(Table("signals", "", columns, rows, ["signal"]))
 
 
 def across_halves(halves: Sequence[Collection[Judged]], step: int) -> str:
@@ -200,7 +198,8 @@ def across_halves(halves: Sequence[Collection[Judged]], step: int) -> str:
             part = [run for run in halves[reports] if run.lost is kind]
             cells.append(share(sum(bool(run.warned(step, thresholds)) for run in part), len(part)))
         rows.append([words, *cells])
-    return table(["thresholds chosen by", "lost runs of the rest that are warned of", "sound runs that are"], rows)
+    columns = ["thresholds chosen by", "lost runs of the rest that are warned of", "sound runs that are"]
+    return markdown(Table("halves", "", columns, rows, columns[:1]))
 
 
 TEXT = """# Verdicts on collapse, validated
@@ -215,11 +214,9 @@ By the thresholds of the product, which are as they were before these runs. A ru
 warm-up and step {few} only; here they are read at any step.
 
 {by_recipe}
-
 ## Over the run
 
 {course}
-
 Shares have Clopper-Pearson intervals of 95 %, in which three runs of one recipe count as three.
 
 ## Signal by signal, at step {first}
@@ -227,12 +224,10 @@ Shares have Clopper-Pearson intervals of 95 %, in which three runs of one recipe
 The area under ROC is the share of pairs of a lost and a sound run in which the lost one looks worse: 0.5 by chance.
 
 {signals}
-
 Any of these thresholds, chosen by half of the recipes so that none of its sound runs is beyond, and reported on the
 other half:
 
 {across}
-
 Command: `{command}`, on runs of `dinoswap-ablate run collapse` at commit {commits}.
 """
 

@@ -4,8 +4,9 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ def rate(levels: Mapping[str, str], seed: int) -> float:
     return 50 * (1 + seed) / slower * math.exp(noise)
 
 
-def changed_records(study: Study, root: Path) -> Iterator[tuple[Mapping[str, str], int, Path, dict]]:  # type: ignore[type-arg]
+def changed_records(study: Study, root: Path) -> Iterator[tuple[Mapping[str, str], int, Path, dict[str, Any]]]:
     """Levels, seed, path and content of each run.json."""
     designed = make_design(study, check=False).cells
     levels = {cell.name: cell.levels for cell in designed}
@@ -63,10 +64,10 @@ def changed_records(study: Study, root: Path) -> Iterator[tuple[Mapping[str, str
             yield levels[entry.cell], entry.seed, path, json.loads(path.read_text())
 
 
-def made(folder: Path, text: str = TEXT, ending: object = value) -> Study:
+def made(folder: Path, text: str = TEXT, ending: Callable[[Mapping[str, str], int], Ending] = value) -> Study:
     """A study with runs of these rates below runs/study."""
     study = write_study(folder, text)
-    write_runs(study, folder / "runs" / "study", ending)  # type: ignore[arg-type]
+    write_runs(study, folder / "runs" / "study", ending)
     for levels, seed, path, record in changed_records(study, folder / "runs" / "study"):
         record["throughput"]["images_per_second"] = rate(levels, seed)
         path.write_text(json.dumps(record))

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoswap.config.measured import build_metrics
+from dinoswap.evaluation.baselines import BASELINES
 from dinoswap.evaluation.evaluator import backbone_of
 from dinoswap.metric.base import Extent, ImageMetric
 from dinoswap.model import SelfDistillation
@@ -17,8 +18,6 @@ from planning.values import Config, Request
 DECODED = 250.0
 """Images that a core decodes, resizes and crops in a second, measured: JPEGs of 500 x 375 pixels and 63 kB, 224-pixel
 crops, 262 to 266 a second on a Xeon."""
-PIXELS, COLOURS = 3 * 32**2, 8**3
-"""Widths of the features of whole images that are baselines (dinoswap.evaluation.baselines)."""
 
 
 def evaluation_seconds(
@@ -39,22 +38,27 @@ def evaluation_seconds(
     products_of_networks = networks * (train + test) * forward_flops(cfg, model)
     computing = products_of_networks / (share * gpu.peak(products(cfg, cfg["trainer"])))
     float32 = share * gpu.peak(products(cfg, {"precision": "fp32"}))
-    width = backbone_of(model.teacher).embed_dim
-    families = {}
+    width, families = backbone_of(model.teacher).embed_dim, {}
+    image = torch.zeros(1, 3, evaluated_side(cfg), evaluated_side(cfg), dtype=torch.uint8)
+    baselines = [len(read(image)[0]) for read in BASELINES.values()] if evaluation["baselines"] else []
     for name, metric in build_metrics(cfg).items():
         if isinstance(metric, ImageMetric):
             of_network = Extent(train, test, classes, len(metric.reads), width)
             rows = [of_network] * (networks if metric.supervised else 1)
-            if metric.supervised and evaluation["baselines"]:
-                rows += [replace(of_network, kinds=1, width=width) for width in (PIXELS, COLOURS)]
+            rows += [replace(of_network, kinds=1, width=wide) for wide in baselines if metric.supervised]
             families[name] = sum(metric.flops(row) or math.nan for row in rows) / float32
     total = max(decoding, computing) + sum(value for value in families.values() if not math.isnan(value))
     return {"decoding": decoding, "networks": computing, **families, "all": total}
 
 
+def evaluated_side(cfg: Config) -> int:
+    """Returns the side in pixels of an image as evaluations crop it."""
+    return int(cfg["evaluation"]["size"] or cfg["crops"]["global_size"])
+
+
 def forward_flops(cfg: Config, model: SelfDistillation) -> int:
     """Returns the FLOPs of the backbone for one image as evaluations crop it."""
-    side = cfg["evaluation"]["size"] or cfg["crops"]["global_size"]
+    side = evaluated_side(cfg)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone_of(model.teacher)([torch.empty(1, 3, side, side, device="meta")])
     return int(counter.get_total_flops())
