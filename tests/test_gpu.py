@@ -72,7 +72,7 @@ def test_a_batch_arrives_while_the_device_computes() -> None:
 
 
 def test_photometric_changes_are_those_of_the_cpu() -> None:
-    """But for a pixel or two whose hue is at the border of two steps."""
+    """But for the order of the sums of a blur."""
     recipe = RandomPhotometry(0.8, 0.4, 0.4, 0.2, 0.1, 0.2, blur=0.5, solarize=0.2)
     rows = np.random.default_rng(0).random((64, UNIFORMS)).tolist()
     numbers = torch.stack([recipe.draw(row).numbers() for row in rows])[None]
@@ -84,7 +84,7 @@ def test_photometric_changes_are_those_of_the_cpu() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     levels = (found.cpu() - changed(pixels, numbers)).abs()
-    assert (levels > 1).float().mean() <= 1e-4
+    assert levels.max() <= 1
     assert levels.mean() <= 1e-3
 
 
