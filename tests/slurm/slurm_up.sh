@@ -22,12 +22,12 @@ fi
 running() { [[ -s $HOME_DIR/$1.pid ]] && kill -0 "$(<"$HOME_DIR/$1.pid")" 2>/dev/null; }
 ready() { timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qE 'idle|mixed|allocated'; }
 await() {
-    local end=$((SECONDS + 20))
+    local end=$((SECONDS + 60))
     while ((SECONDS < end)); do
         "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
-    echo "slurm_up.sh: waited 20 s for: $*" >&2
+    echo "slurm_up.sh: waited 60 s for: $*" >&2
     tail -n 5 "$HOME_DIR"/*.log >&2
     exit 1
 }
