@@ -18,6 +18,7 @@ from dinoswap.studies import ablate
 from dinoswap.studies.design import make_design
 from dinoswap.studies.study import read_study
 from dinoswap.studies.twins.compare import Comparison, angle, compare, parts_of
+from dinoswap.studies.twins.page import rank_correlation
 
 BASE = ["recipe=smoke", "model.drop_path=0.3", "trainer.max_steps=4", "data.workers=0", "tracker=none"]
 FEW = ["trainer.eval_every=0", "evaluation.images=20", "metric=[knn]"]
@@ -167,3 +168,9 @@ def test_arms_that_begin_elsewhere_are_refused(tmp_path: Path) -> None:
     path = study_file(tmp_path, {"start": ["random", "run"]})
     with pytest.raises(ConfigError, match="varies what runs begin from"):
         require_one_start(read_study(path))
+
+
+@pytest.mark.parametrize(("second", "rho", "share"), [([2.0, 5.0, 9.0], 1.0, 2 / 6), ([2.0, 9.0, 5.0], 0.5, 1.0)])
+def test_three_arms_in_one_order_are_no_proof(second: list[float], rho: float, share: float) -> None:
+    """Two of the six orders of three values have a correlation of 1 or -1, all have one of at least a half."""
+    assert rank_correlation([1.0, 2.0, 4.0], second) == pytest.approx((rho, share))
