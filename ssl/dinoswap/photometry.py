@@ -51,7 +51,7 @@ def changed(pixels: Tensor, numbers: Tensor) -> Tensor:
     """Returns crops [crops, B, 3, H, W] of levels 0..255, of which H and W exceed RADIUS, after the changes of their
     rows [crops, B, numbers], as float32."""
     columns = iter(numbers[..., None, None, None].unbind(2))  # [crops, B, 1, 1, 1] each
-    rounded = map(Tensor.float, columns)
+    rounded = map(Tensor.float, columns)  # those of which no product is fused
     pixels = pixels.float()
     for _ in range(SLOTS):
         pixels = _linear(pixels, next(columns), next(columns), next(columns))
@@ -71,7 +71,7 @@ def _linear(pixels: Tensor, factor: Tensor, of_mean: Tensor, of_gray: Tensor) ->
     return _whole(_fused(factor, pixels, level))
 
 
-def _fused(factor: Tensor, levels: Tensor, offset: Tensor) -> Tensor:
+def _fused(factor: Tensor, levels: Tensor, offset: Tensor | float) -> Tensor:
     """factor x levels + offset of float32 numbers, rounded once to float32."""
     return (factor.float().double() * levels + offset).float()
 
@@ -100,7 +100,7 @@ def _turned(pixels: Tensor, turn: Tensor) -> Tensor:
     channel = torch.arange(5, 0, -2, device=pixels.device).view(3, 1, 1)
     sector = (whole + channel) % 6  # away from value in 0, at the other end in 1 and 2, back in 3
     share = torch.minimum((sector + part).clamp(max=1), (3 - sector + (1 - part)).clamp(0, 1))
-    kept = _fused(-saturation, share, torch.ones_like(value))
+    kept = _fused(-saturation, share, 1.0)
     return torch.where(turn < 0, pixels, _whole(value * kept))
 
 
