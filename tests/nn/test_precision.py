@@ -1,6 +1,7 @@
 """Parameters in half precision, and what is said of a number format that the device has no instructions for."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def test_float32_is_said_nothing_of() -> None:
 
 def test_a_slow_format_is_named_with_its_key_and_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {torch.float32: 0.01, torch.bfloat16: 1.1}
-    monkeypatch.setattr(precision, "_product_seconds", lambda dtype, device: seconds[dtype])
+    monkeypatch.setattr(precision, "_product_seconds", lambda matrix: seconds[matrix.dtype])
     assert slowdown(torch.bfloat16, CPU) == pytest.approx(110)
     notice = emulation_notice("da3.precision", torch.bfloat16, CPU)
     assert notice is not None
@@ -28,8 +29,20 @@ def test_a_slow_format_is_named_with_its_key_and_ratio(monkeypatch: pytest.Monke
 
 def test_a_fast_format_is_said_nothing_of(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {torch.float32: 0.01, torch.bfloat16: 0.004}
-    monkeypatch.setattr(precision, "_product_seconds", lambda dtype, device: seconds[dtype])
+    monkeypatch.setattr(precision, "_product_seconds", lambda matrix: seconds[matrix.dtype])
     assert emulation_notice("trainer.precision", torch.bfloat16, CPU) is None
+
+
+def test_a_busy_machine_does_not_make_a_fast_format_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight of ten products are interrupted for 20 ms each, which is 100 times what one of them takes."""
+    interrupted = itertools.cycle([True] * 8 + [False] * 2)
+
+    def seconds(matrix: torch.Tensor) -> float:
+        own = {torch.float32: 0.0002, torch.bfloat16: 0.0001}[matrix.dtype]
+        return own + 0.02 if next(interrupted) and matrix.dtype == torch.bfloat16 else own
+
+    monkeypatch.setattr(precision, "_product_seconds", seconds)
+    assert slowdown(torch.bfloat16, CPU) == pytest.approx(0.5)
 
 
 def test_measured_products_agree_with_what_onednn_says_of_this_cpu() -> None:

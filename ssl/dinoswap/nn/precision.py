@@ -11,8 +11,10 @@ from torch import Tensor, nn
 EMULATED = 2.0
 """A format is called emulated where products take this many times as long as in float32."""
 SIDE = {"cpu": 256, "cuda": 4096}
-"""Side of the square matrices that are multiplied to measure it: on a CPU without bf16 instructions 256 takes a tenth
-of a second, where 1024 would take seven."""
+"""Side of the square matrices that are multiplied to measure it: on a CPU without bf16 instructions 256 takes a third
+of a second in all, where 1024 would take twenty."""
+FEWEST_PRODUCTS, MOST_PRODUCTS = 3, 12
+"""So many products are measured: more than the fewest only while a format looks emulated."""
 
 
 def full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
@@ -47,8 +49,19 @@ def parameters_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:
     """Returns the time of a matrix product in `dtype` divided by that in float32: below 1 where the device has
     instructions for it, 100 and more where it converts each number, as CPUs without AVX512-BF16 or AMX do with
-    bf16."""
-    return _product_seconds(dtype, device) / _product_seconds(torch.float32, device)
+    bf16. Other work on the machine prolongs single products, so the shortest of three counts, and of up to twelve
+    while `dtype` looks emulated."""
+    matrices = {kind: _matrix_of_ones(kind, device) for kind in (dtype, torch.float32)}
+    seconds: dict[torch.dtype, list[float]] = {kind: [] for kind in matrices}
+    for matrix in matrices.values():
+        _product_seconds(matrix)  # warms up
+    for products in range(1, MOST_PRODUCTS + 1):
+        for kind, matrix in matrices.items():
+            seconds[kind].append(_product_seconds(matrix))
+        ratio = min(seconds[dtype]) / min(seconds[torch.float32])
+        if products >= FEWEST_PRODUCTS and ratio < EMULATED:
+            break
+    return ratio
 
 
 def emulation_notice(key: str, dtype: torch.dtype | None, device: torch.device) -> str | None:
@@ -64,14 +77,13 @@ def emulation_notice(key: str, dtype: torch.dtype | None, device: torch.device) 
     )
 
 
-def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """Returns the shortest time of three products in seconds, after one for warm-up."""
+def _matrix_of_ones(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns the square matrix whose product with itself is measured on a device."""
     side = SIDE.get(device.type, SIDE["cpu"])
-    matrix = torch.ones(side, side, device=device, dtype=dtype)
-    return min([_timed_product(matrix) for _ in range(4)][1:])
+    return torch.ones(side, side, device=device, dtype=dtype)
 
 
-def _timed_product(matrix: torch.Tensor) -> float:
+def _product_seconds(matrix: Tensor) -> float:
     """Returns the seconds that a square matrix times itself takes."""
     began = time.perf_counter()
     product = matrix @ matrix
