@@ -254,6 +254,32 @@ def test_run_starts_what_is_missing_and_what_it_is_asked_to(
     assert "--rerun failed --rerun diverged --rerun killed" in output
 
 
+def test_an_arm_that_no_run_can_be_built_with_is_refused_before_any_is_started(
+    path: Path, launched: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its value is wrong for the constructor of the objective alone: no key is unknown, and types are right."""
+    arms = "objectives.dino.student_temp: [0.1, -0.1]"
+    path.write_text(path.read_text().replace("masking: [block, bernoulli]", arms))
+    assert command(monkeypatch, "run", path) == 2
+    assert "objectives.dino.student_temp=-0.1: a temperature must be above 0" in capsys.readouterr().err
+    assert not launched
+
+
+def test_runs_that_completed_before_a_metric_was_asked_for_are_named_with_the_remedy(
+    path: Path, launched: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, wanted = runs_of(path)
+    for entry in wanted:
+        write(entry)
+    assert command(monkeypatch, "run", path) == 0
+    assert "evaluate" not in capsys.readouterr().out
+    path.write_text(path.read_text().replace("eval/knn_top1: 2.0", "eval/knn_top1: 2.0, eval/rankme: 1.0"))
+    assert command(monkeypatch, "run", path) == 0
+    output = capsys.readouterr().out
+    assert f"9 completed runs did not measure eval/rankme: dinoswap-ablate evaluate {path}" in output
+    assert not launched
+
+
 def test_nothing_is_started_when_all_is_done(path: Path, launched: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     _, wanted = runs_of(path)
     for entry in wanted:

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dinoswap.build import build_model, build_schedules, objective_schedules
 from dinoswap.config.schema import ConfigError, construct_option, option_class
@@ -24,21 +23,12 @@ from planning.values import Config
 META = torch.device("meta")
 
 
-class _AnswersEqual(TorchFunctionMode):
-    """torch.equal of two meta tensors is true: a frozen teacher asks whether its pixels are normalised as ours are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.equal and args[0].is_meta:
-            return True
-        return func(*args, **(kwargs or {}))
-
-
 def meta_model(cfg: Config) -> SelfDistillation:
     """Returns the model of a config without memory for its weights. Raises ConfigError for a config that no run can
     have."""
     section = cfg["da3"]
     if not section["enabled"] or option_class(section["teacher"], "da3.teacher") is NativeTeacher:
-        with META, _AnswersEqual():
+        with META:
             return build_model(_without_weights(begun_elsewhere(cfg))).to(META)
     return build_model(begun_elsewhere(cfg)).to(META)  # other packages' networks are not all made for the meta device
 

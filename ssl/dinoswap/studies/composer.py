@@ -31,8 +31,8 @@ from dinoswap.files.writing import write_atomically
 class Composer:
     """Composes the configs of cells from their overrides, and caches those that are accepted.
 
-    With `check` they also pass `settings.check`. An environment variable that only compute nodes have stays as it is
-    written in the config.
+    With `check` they also pass `settings.check`, and a run can be built of them. An environment variable that only
+    compute nodes have stays as it is written in the config.
     """
 
     def __init__(self, check: bool) -> None:
@@ -48,9 +48,11 @@ class Composer:
         config = self._composed(overrides) if cached is None else dict(cached["config"])
         first_check(config)
         if self.check:
-            from dinoswap.config.settings import check  # imports torch
+            from dinoswap.config.settings import check  # imports torch, as does the next
+            from dinoswap.run.buildable import require_buildable
 
             check(config)
+            require_buildable(config)
         self._accepted.update(overrides)
         if cache_file:
             _write_cache(cache_file, {"config": config, "checked": self.check})

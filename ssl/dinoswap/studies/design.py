@@ -7,8 +7,8 @@
   a D-optimal choice of `runs` valid cells (optimal.py); the notes say which.
 - explicit: the cells that the file names.
 
-Cells that `exclude` describes are left out. Cells that cannot be composed or that `settings.check` refuses are an
-error, or with `invalid: drop` left out too. Cells of one run id are one run: the first stays. The first cell is what
+Cells that `exclude` describes are left out. Cells that cannot be composed or that no run can be built of are an error,
+or with `invalid: drop` left out too. Cells of one run id are one run: the first stays. The first cell is what
 the others are compared with.
 """
 

@@ -11,6 +11,7 @@ file, such as seeds=9 or design=factorial, replaces that key.
 """
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ class StudyFile:
     def plan(self) -> Looks:
         """The looks that are planned: one, after all seeds, where the file does not say otherwise."""
         return self.looks or Looks((len(self.seeds),))
+
+    @property
+    def arguments(self) -> str:
+        """What a command is given, on a shell's line, to mean this study: its name or path, and the overrides."""
+        return shlex.join([self.name if self.path.parent.name == "ablations" else str(self.path), *self.command_line])
 
 
 def read_file(study: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_RESUMABLE
 from dinoswap.config.first_check import require_writable
+from dinoswap.config.measured import family_of
 from dinoswap.studies.commands.base import read_design
 from dinoswap.studies.ledger import STARTED_UNASKED, UNDER_WAY, Entry, State, run_statuses
 from dinoswap.studies.measurable import require_measurable
@@ -54,6 +55,8 @@ def execute(arguments: argparse.Namespace) -> int:
         going = going_on(study, count, runs[0].folder.parents[1])
         if all(len(seeds) <= count for seeds in going.values()):
             break
+    if lacking := unmeasured(study, selected):
+        print(f"{lacking}: dinoswap-ablate evaluate {study.arguments}")
     return conclude(selected)
 
 
@@ -80,6 +83,17 @@ def going_on(study: Study, count: int, root: Path) -> dict[str, list[int]]:
     analysis = look(replace(study, seeds=study.seeds[:count]), root)
     print(analysis.answer, flush=True)
     return analysis.seeds_wanted(study.seeds)
+
+
+def unmeasured(study: Study, entries: Sequence[Entry]) -> str:
+    """Returns how many completed runs lack which metrics of the study, as runs do that completed before it asked for
+    them; empty where none does."""
+    wanted = [metric.name for metric in study.metrics if family_of(metric.name)]
+    statuses = run_statuses([entry.folder for entry in entries])
+    recorded = [status.record["metrics"] for status in statuses if status.state == "completed"]
+    lacking = [name for name in wanted if any(name not in metrics for metrics in recorded)]
+    count = sum(not metrics.keys() >= {*wanted} for metrics in recorded)
+    return f"{count} completed runs did not measure {', '.join(lacking)}" if count else ""
 
 
 def conclude(entries: list[Entry]) -> int:

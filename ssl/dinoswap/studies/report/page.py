@@ -1,10 +1,10 @@
 """The report as sections of sentences, plots and tables, before it is HTML or Markdown."""
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from dinoswap.config.measured import family_of
 from dinoswap.studies.report import curves, figures, pictures, price_plots, price_tables, price_words, tables
 from dinoswap.studies.report.analysis import Analysis, Result, corners
 from dinoswap.studies.report.canvas import Plot
@@ -278,10 +278,9 @@ def _commands(analysis: Analysis) -> str:
     """Returns the commands that repeat the study and its report."""
     study = analysis.study
     commits = {run.commit for run in analysis.collected.runs if run.commit}
-    name = study.name if study.path.parent.name == "ablations" else str(study.path)
-    arguments = shlex.join([name, *study.command_line])
     checkout = [f"git checkout {commit}" for commit in commits if len(commits) == 1 and "+" not in commit]
-    return "\n".join([*checkout, f"dinoswap-ablate run {arguments}", f"dinoswap-ablate report {arguments}"])
+    commands = [f"dinoswap-ablate {command} {study.arguments}" for command in ("run", "report")]
+    return "\n".join([*checkout, *commands])
 
 
 # --- what to beware of ------------------------------------------------------------------------------------------------
@@ -306,5 +305,7 @@ def _warnings(analysis: Analysis) -> list[str]:
         measured = {(row.cell, row.seed) for row in result.outcomes.itertuples() if row.status != "missing"}
         silent = [run for run in runs if (run.entry.cell, run.entry.seed) not in measured]
         if silent:
-            warnings.append(f"{counted(len(silent), 'completed run')} did not report {result.metric.name}.")
+            said = f"{counted(len(silent), 'completed run')} did not report {result.metric.name}"
+            remedy = f"; measure it by `dinoswap-ablate evaluate {analysis.study.arguments}`"
+            warnings.append(f"{said}{remedy if family_of(result.metric.name) else ''}.")
     return warnings

@@ -1,0 +1,55 @@
+"""Whether a run can be built with a config's values: asked of every cell of a study before its first run begins.
+
+All is built as in a run, but on torch's meta device, where weights take neither time nor memory. No file of weights or
+images is read: it may be where the runs are and not here.
+"""
+
+import torch
+
+from dinoswap.build import (
+    as_config_error,
+    build_model,
+    build_pipeline,
+    build_schedules,
+    check_images,
+    objective_schedules,
+)
+from dinoswap.config.schema import construct_option
+from dinoswap.config.sections import Config, begun_elsewhere, loading_settings
+from dinoswap.optim.param_groups import parameter_groups
+from dinoswap.teacher.stand_in import StandIn
+
+
+def require_buildable(cfg: Config) -> None:
+    """Raises ConfigError for a value that the constructor of an objective, a network, a schedule, the augmentation or
+    the masks refuses. `cfg` has passed `settings.check`."""
+    cfg = _with_any_teacher(begun_elsewhere(cfg))
+    build_schedules(cfg)
+    try:
+        with torch.device("meta"):
+            model = build_model(cfg)
+            with as_config_error():
+                parameter_groups(
+                    model.student,
+                    construct_option(cfg["layer_decay"], "layer_decay"),
+                    construct_option(cfg["weight_decay"], "weight_decay"),
+                )
+    except (NotImplementedError, RuntimeError):
+        return  # a network of another package that needs values: the run says what it thinks of the settings
+    objective_schedules(model, cfg["trainer"]["max_steps"])
+    build_pipeline(cfg, model)
+    check_images(model, loading_settings(cfg).batch_size // cfg["trainer"]["accumulate"])
+
+
+def _with_any_teacher(cfg: Config) -> Config:
+    """Returns the config with a frozen teacher of no weights, whose width and patches are those that the settings of
+    `da3` expect."""
+    section = cfg["da3"]
+    if not section["enabled"]:
+        return cfg
+    teacher = {
+        "_target_": f"{StandIn.__module__}.{StandIn.__name__}",
+        "embed_dim": section.get("embed_dim") or 1,
+        "patch_size": section.get("input_size") or 1,
+    }
+    return {**cfg, "da3": {**section, "teacher": teacher}}
