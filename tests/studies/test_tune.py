@@ -165,6 +165,12 @@ def test_parameters_are_what_optuna_draws_from() -> None:
     assert [distribution(parameter) for parameter, _ in drawn] == [expected for _, expected in drawn]
 
 
+def test_a_key_has_to_accept_the_ends_of_its_range() -> None:
+    assert Parameter(type="float", low=0.5, high=1.0).examples == [0.5, 1.0]
+    assert Parameter(type="int", low=8, high=20, step=8).examples == [8, 16]
+    assert Parameter(type="float", low=0.0, high=0.3, step=0.1).examples == pytest.approx([0.0, 0.3])
+
+
 def test_values_as_on_the_command_line() -> None:
     values = (1e-05, 0.1, 256, None, True, "block", "[0.1, 0.5]")
     assert [as_text(value) for value in values] == ["1e-05", "0.1", "256", "null", "true", "block", "[0.1, 0.5]"]
@@ -235,6 +241,18 @@ def test_a_refusal_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", f"dinoswap-tune: {tmp_path}/mine.yaml: trials=0: must be at least 1\n")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_value_that_no_run_can_be_built_with_is_refused_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The largest of the range is wrong, and only the constructor of the objective knows."""
+    space = "objectives.dino.targets.momentum: {type: float, low: 0.5, high: 1.0}"
+    text = STUDY.replace("schedule.base_lr: {type: float, low: 1.0e-4, high: 1, log: true}", space)
+    path = write(tmp_path, text.replace("recipe=smoke,", "recipe=smoke, targets@objectives.dino.targets=centering,"))
+    assert main([str(path), f"results_dir={tmp_path}"]) == 2
+    assert "objectives.dino.targets.momentum=1.0: " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("failing", "code"), [(1, 0), (2, 1)])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dinoswap import __version__
 from dinoswap.config.exit_codes import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE
 from dinoswap.config.schema import ConfigError
+from dinoswap.studies.composer import Composer
 from dinoswap.studies.measurable import require_measurable
 from dinoswap.studies.overrides import combined, is_hydra_override
 
@@ -63,11 +64,13 @@ def tune(arguments: argparse.Namespace) -> int:
         if error.name != "optuna":
             raise
         raise ConfigError("there is no Optuna here: pip install 'dinoswap[tune]'") from error
+    if not arguments.report:
+        require_buildable(tuning)
+        require_measurable(tuning.config(), (objective.name for objective in tuning.objectives))
     study = trials.open_study(tuning, arguments.storage)
     if arguments.rerun_failed:
         trials.retry_failed(study)
     if not arguments.report:
-        require_measurable(tuning.config(), (objective.name for objective in tuning.objectives))
         try:
             crew.work(tuning, arguments.storage, hydra_overrides, Teller(study, tuning))
         except crew.Interrupted as signal:
@@ -80,6 +83,16 @@ def tune(arguments: argparse.Namespace) -> int:
     if failed := trials.mostly_failed(study):
         print(f"dinoswap-tune: {failed}; --rerun-failed runs them once more", file=sys.stderr)
     return 0 if trials.done(study, tuning) and not failed else EXIT_FAILED
+
+
+def require_buildable(tuning: "Tuning") -> None:
+    """Raises ConfigError where no run can be built of the base, or of it with one key at one of the values that it has
+    to accept."""
+    compose = Composer(check=True)
+    compose(tuning.overrides())
+    for key, parameter in tuning.parameters.items():
+        for value in parameter.examples:
+            compose(tuning.overrides({key: value}))
 
 
 class Teller:

@@ -1,5 +1,6 @@
 """What a search draws from: the parameters of `space`."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -54,7 +55,10 @@ class Parameter:
 
     @property
     def examples(self) -> list[Scalar]:
-        """Values that the key has to accept: every choice, or the lower bound."""
+        """Values that the key has to accept: every choice, or the least and the largest."""
         if self.choices is not None:
             return list(self.choices)
-        return [int(cast(float, self.low)) if self.type == "int" else self.low]
+        low, high = cast(float, self.low), cast(float, self.high)
+        if self.step is not None:
+            high = low + math.floor((high - low) / self.step + 1e-9) * self.step  # 0.3 / 0.1 is 2.9999999999999996
+        return [int(low), int(high)] if self.type == "int" else [low, high]
