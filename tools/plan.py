@@ -47,7 +47,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dinoswap.config.command_line import compose_config
+from dinoswap.config.command_line import compose_run
 from dinoswap.config.exit_codes import EXIT_USAGE
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.sections import step_sizes
@@ -77,8 +77,9 @@ def make_plan(
 ) -> Plan:
     """Returns the plan of a run, or of `runs` of them. `evaluated` are the numbers of training images, test images and
     classes of the data set that is evaluated on. Raises ConfigError for what cannot be run."""
-    request = checked_request(overrides, gpu, gpus, sharding, utilisation, runs, price, evaluated)
-    cfg = compose_config(overrides)
+    cfg, options = compose_run(overrides)
+    distributed = options.get("distributed", "none")
+    request = checked_request(distributed, gpu, gpus, sharding, utilisation, runs, price, evaluated)
     check(cfg)
     slices = gpus * cfg["trainer"]["accumulate"]
     images = cfg["data"]["batch_size"]

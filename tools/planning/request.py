@@ -1,8 +1,5 @@
 """What tools/plan.py is asked, looked at before anything is computed."""
 
-from collections.abc import Sequence
-
-from dinoswap.config.command_line import chosen_options
 from dinoswap.config.schema import ConfigError, nearest
 from planning.hardware import GPUS
 from planning.values import Request
@@ -11,7 +8,7 @@ SHARDINGS = ("none", "ddp", "fsdp2")
 
 
 def checked_request(
-    overrides: Sequence[str],
+    distributed: str,
     gpu: str,
     gpus: int,
     sharding: str | None,
@@ -20,7 +17,8 @@ def checked_request(
     price: float | None,
     evaluated: tuple[int, int, int] | None = None,
 ) -> Request:
-    """Returns the request with its defaults filled in. Raises ConfigError for a value that no plan can have."""
+    """Returns the request with its defaults filled in. `distributed` is the chosen option of that group. Raises
+    ConfigError for a value that no plan can have."""
     if gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu}: is not in the table.{nearest(gpu, GPUS)} Use one of {', '.join(GPUS)}")
     for name, value in (("gpus", gpus), ("runs", runs)):
@@ -35,19 +33,18 @@ def checked_request(
         raise ConfigError(f"--price {price}: must be 0 or more, for one GPU hour")
     if evaluated is not None and min(evaluated) < 1:
         raise ConfigError(f"--evaluated {' '.join(map(str, evaluated))}: three numbers, of at least 1 each, are needed")
-    spread = chosen_sharding(overrides, gpus, sharding)
+    spread = chosen_sharding(distributed, gpus, sharding)
     return Request(gpu, gpus, spread, utilisation or GPUS[gpu].utilisation, runs, price, evaluated)
 
 
-def chosen_sharding(overrides: Sequence[str], gpus: int, requested: str | None) -> str:
+def chosen_sharding(distributed: str, gpus: int, requested: str | None) -> str:
     """Returns the sharding of --sharding, or else that of the group `distributed`. Raises ConfigError where the two
     disagree, and for several GPUs without any."""
     if requested is not None and requested not in SHARDINGS:
         raise ConfigError(f"--sharding {requested}: use one of {', '.join(SHARDINGS)}.{nearest(requested, SHARDINGS)}")
-    chosen = chosen_options(overrides).get("distributed", "none")
-    if requested is not None and chosen not in ("none", requested):
-        raise ConfigError(f"--sharding {requested}: distributed={chosen} says otherwise; leave one of them out")
-    spread = requested or chosen
+    if requested is not None and distributed not in ("none", requested):
+        raise ConfigError(f"--sharding {requested}: distributed={distributed} says otherwise; leave one of them out")
+    spread = requested or distributed
     if spread == "none" and gpus > 1:
         raise ConfigError(f"--gpus {gpus}: one process drives one GPU; add distributed=ddp or distributed=fsdp2")
     return spread

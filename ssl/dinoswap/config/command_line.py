@@ -119,8 +119,13 @@ def check_overrides(overrides: Sequence[str], *, config_name: str = "train", mul
 def compose_config(overrides: Sequence[str] = (), *, strict: bool = True) -> dict[str, Any]:
     """Returns the resolved config that `dinoswap-train` runs with these overrides; `strict` means what it means in
     `plain`. Raises ConfigError when they do not compose."""
+    return compose_run(overrides, strict=strict).config
+
+
+def compose_run(overrides: Sequence[str] = (), *, strict: bool = True) -> Composed:
+    """Returns the config of `compose_config` with the options that were chosen for it."""
     (composed,) = _composed(overrides, "train", multirun=False, strict=strict)
-    return dict(with_its_backbone(composed.config))
+    return composed._replace(config=dict(with_its_backbone(composed.config)))
 
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
