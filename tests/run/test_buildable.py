@@ -14,6 +14,7 @@ REFUSED_BY_CONSTRUCTORS = {
     "objectives.koleo.loss_weight=-1": "objectives.koleo.loss_weight=-1.0",
     "heads.dino_head.layers=0": "heads.dino_head.layers=0",
     "da3=enabled da3.pool=0": "da3.pool=0: must be at least 1",
+    "da3=enabled da3.grid_matching=resize_tokens da3.input_size=-14": "da3.input_size=-14",
     "augmentation.global_crops_scale=[0.9,0.1]": "augmentation.global_crops_scale=",
     "masking.mask_ratio_min_max=[0.5,0.1]": "masking.mask_ratio_min_max=",
     "gram=snapshot objectives.gram.crop_scale=0.3": "objectives.gram.crop_scale=0.3: makes crops of",

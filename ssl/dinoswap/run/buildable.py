@@ -50,6 +50,6 @@ def _with_any_teacher(cfg: Config) -> Config:
     teacher = {
         "_target_": f"{StandIn.__module__}.{StandIn.__name__}",
         "embed_dim": section.get("embed_dim") or 1,
-        "patch_size": section.get("input_size") or 1,
+        "patch_size": max(section.get("input_size") or 1, 1),
     }
     return {**cfg, "da3": {**section, "teacher": teacher}}
