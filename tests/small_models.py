@@ -1,6 +1,7 @@
 """The trainer of `recipe=smoke`, batches for it that need no data, and the scripts in tools/."""
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,7 @@ from torch import Tensor
 from dinoswap.build import build_pipeline, build_trainer
 from dinoswap.config.configuration import VERSION_BASE, config_dir, plain
 from dinoswap.config.facts import build_source
+from dinoswap.data.images import Images
 from dinoswap.trainer import Trainer
 from dinoswap.values import Batch, masked_positions
 
@@ -31,11 +33,17 @@ def small_trainer(*overrides: str) -> Trainer:
     return build_trainer(plain(composed(["recipe=smoke", "trainer.device=cpu", *overrides])))
 
 
+@cache
+def _images(data: str) -> Images:
+    """The training images of a section `data`, given as JSON: cutting the tiles takes longer than five steps."""
+    return build_source({"data": json.loads(data)}).train()
+
+
 def small_run(overrides: list[str]) -> tuple[Trainer, Callable[[int], list[Batch]]]:
     """The same on the images in the package, and its micro-batches of each step."""
     cfg = plain(composed(["recipe=smoke", "trainer.device=cpu", *overrides]))
     trainer = build_trainer(cfg)
-    dataset = build_pipeline(cfg, trainer.model)(build_source(cfg).train())
+    dataset = build_pipeline(cfg, trainer.model)(_images(json.dumps(cfg["data"])))
     mean, std = (torch.tensor(cfg["data"][key]) for key in ("mean", "std"))
 
     @cache
