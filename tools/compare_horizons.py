@@ -37,33 +37,31 @@ COUNTS: dict[str, Callable[[Agreement], Count]] = {
 
 
 class Early(NamedTuple):
-    """What a study says on a metric at its horizon within a share of the run. `step` is 0 where it has none."""
+    """What a study says on a metric at its last horizon within a share of the run."""
 
     study: str
     course: Course
     share: Fraction
     step: int
-    agreement: Agreement | None
+    agreement: Agreement
 
 
 def earlier(study: str, courses: Iterable[Course]) -> list[Early]:
-    """Returns what is said on each metric within each share of a run. The end says nothing of itself: a share within
-    which no horizon but the end lies has no agreement."""
+    """Returns what is said on each metric within each share of a run; nothing for a share within which no horizon lies,
+    or the end, which says nothing of itself."""
     found = []
     for course in courses:
         for share in SHARES:
             horizon = course.within(float(share))
-            if horizon is None or horizon is course.end:
-                found.append(Early(study, course, share, 0, None))
-            else:
+            if horizon is not None and horizon is not course.end:
                 with_end = course.agreements[course.horizons.index(horizon)]
                 found.append(Early(study, course, share, horizon.step, with_end))
     return found
 
 
 def total(counts: Iterable[Count]) -> Count:
-    """Returns the sum of counts."""
-    same, possible = [*zip(*counts, strict=True)] or ((), ())
+    """Returns the sum of counts, of which there is at least one."""
+    same, possible = zip(*counts, strict=True)
     return Count(sum(same), sum(possible))
 
 
@@ -71,10 +69,9 @@ def each_study(found: Sequence[Early]) -> str:
     """Returns the table of a row for each study and share."""
     rows = []
     for early in found:
-        if early.agreement is not None:
-            counts = [of(count(early.agreement)) for count in COUNTS.values()]
-            step = f"{early.step} of {early.course.steps}"
-            rows.append([early.study, str(early.share), step, *counts, number(early.agreement.spearman, 2)])
+        counts = [of(count(early.agreement)) for count in COUNTS.values()]
+        step = f"{early.step} of {early.course.steps}"
+        rows.append([early.study, str(early.share), step, *counts, number(early.agreement.spearman, 2)])
     columns = ["study", "within", "step", *COUNTS, "rank correlation"]
     return markdown(Table("studies", "", columns, rows, ["study"]))
 
@@ -84,11 +81,7 @@ def all_studies(found: Sequence[Early]) -> str:
     rows = []
     for metric in dict.fromkeys(early.course.metric.name for early in found):
         for share in SHARES:
-            own = [
-                early.agreement
-                for early in found
-                if (early.course.metric.name, early.share) == (metric, share) and early.agreement is not None
-            ]
+            own = [early.agreement for early in found if (early.course.metric.name, early.share) == (metric, share)]
             if own:
                 counts = [of(total(count(agreement) for agreement in own)) for count in COUNTS.values()]
                 rows.append([metric, str(share), str(len(own)), *counts])

@@ -2,10 +2,12 @@
 are not here."""
 
 import pytest
+import torch
 
 from dinoswap.config.command_line import compose_config
 from dinoswap.config.schema import ConfigError
 from dinoswap.config.settings import check
+from dinoswap.run import buildable
 from dinoswap.run.buildable import require_buildable
 
 REFUSED_BY_CONSTRUCTORS = {
@@ -45,3 +47,11 @@ def test_a_value_that_a_constructor_refuses_is_named(overrides: str) -> None:
 def test_files_that_are_elsewhere_are_not_asked_for(overrides: str) -> None:
     cfg = compose_config(["recipe=smoke", *overrides.split()], strict=False)
     require_buildable(cfg)
+
+
+def test_a_network_that_needs_values_is_left_to_its_run_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(buildable, "build_model", lambda cfg: torch.ones(1).item())
+    require_buildable(compose_config(["recipe=smoke"]))
+    assert "not checked before its run begins: Tensor.item() cannot be called on meta tensors" in caplog.text

@@ -55,8 +55,8 @@ def execute(arguments: argparse.Namespace) -> int:
         going = going_on(study, count, runs[0].folder.parents[1])
         if all(len(seeds) <= count for seeds in going.values()):
             break
-    if lacking := unmeasured(study, selected):
-        print(f"{lacking}: dinoswap-ablate evaluate {study.arguments}")
+    if words := lacking(study, selected):
+        print(f"{words}: dinoswap-ablate evaluate {study.arguments}")
     return conclude(selected)
 
 
@@ -85,15 +85,20 @@ def going_on(study: Study, count: int, root: Path) -> dict[str, list[int]]:
     return analysis.seeds_wanted(study.seeds)
 
 
-def unmeasured(study: Study, entries: Sequence[Entry]) -> str:
+def lacking(study: Study, entries: Sequence[Entry]) -> str:
     """Returns how many completed runs lack which metrics of the study, as runs do that completed before it asked for
-    them; empty where none does."""
-    wanted = [metric.name for metric in study.metrics if family_of(metric.name)]
+    them; empty where none does, or `evaluate` could add none."""
+    from dinoswap.studies.judged import unmeasured  # torch
+
+    families = {metric.name: family_of(metric.name) for metric in study.metrics}
     statuses = run_statuses([entry.folder for entry in entries])
-    recorded = [status.record["metrics"] for status in statuses if status.state == "completed"]
-    lacking = [name for name in wanted if any(name not in metrics for metrics in recorded)]
-    count = sum(not metrics.keys() >= {*wanted} for metrics in recorded)
-    return f"{count} completed runs did not measure {', '.join(lacking)}" if count else ""
+    by_run = [
+        {*unmeasured(entry.config, status.record["metrics"])} & {*families.values()}
+        for entry, status in zip(entries, statuses, strict=True)
+        if status.state == "completed"
+    ]
+    names = [name for name, family in families.items() if any(family in of_run for of_run in by_run)]
+    return f"{sum(map(bool, by_run))} completed runs did not measure {', '.join(names)}" if names else ""
 
 
 def conclude(entries: list[Entry]) -> int:
