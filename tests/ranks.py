@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
+from compositions import remember_compositions
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["dinoswap.run.job", "torch._dynamo"])  # once, in a server that forks the ranks
 
@@ -44,6 +46,7 @@ def _returned(work: Callable[[int], Any], folder: Path, world_size: int, seconds
 
 def _rank(work: Callable[[int], Any], rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    remember_compositions()
     torch.save(work(rank), folder / f"{rank}.pt")
 
 

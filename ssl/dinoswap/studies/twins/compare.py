@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import torch
@@ -73,6 +74,10 @@ class Comparison:
     def angles(self, arm: str, measure: Measure, part: str = BACKBONE) -> list[Turn]:
         """Returns the turns of one part of an arm, by step."""
         return [turn for turn in self.turns if (turn.arm, turn.measure, turn.part) == (arm, measure, part)]
+
+    def middle(self, arm: str, measure: Measure) -> float:
+        """Returns the median over the steps of the angle of an arm's backbone, 0 where none is known."""
+        return median([turn.angle for turn in self.angles(arm, measure) if math.isfinite(turn.angle)] or [0.0])
 
 
 def compare(

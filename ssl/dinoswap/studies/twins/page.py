@@ -22,7 +22,7 @@ from dinoswap.studies.report.markup import Table
 from dinoswap.studies.report.page import Page, Section
 from dinoswap.studies.report.words import between, counted, listed, number, signed
 from dinoswap.studies.report.write import FIGURES, as_html, as_markdown
-from dinoswap.studies.twins.compare import BACKBONE, Comparison, Measure, Turn
+from dinoswap.studies.twins.compare import BACKBONE, Apart, Comparison, Measure, Turn
 
 SAME = 0.01
 """Angles below so many degrees are those of rounding."""
@@ -54,6 +54,18 @@ def write_page(comparison: Comparison, page: Page, facts: Mapping[str, Any], out
     return out / "twins.html"
 
 
+def read_comparison(path: Path) -> Comparison:
+    """Returns the comparison that a twins.json was written of. Raises ConfigError for a file that is none."""
+    try:
+        content = json.loads(path.read_text())
+        turns = [Turn(**_with_nan(turn)) for turn in content["turns"]]
+        targets, terms = ([Apart(**apart) for apart in content[key]] for key in ("targets", "terms"))
+        others = {key: content[key] for key in ("steps", "arms", "batches", "own", "fresh", "refused")}
+        return Comparison(turns=turns, targets=targets, terms=terms, **others)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: is no twins.json ({type(error).__name__}: {error})") from error
+
+
 def make_page(study: str, comparison: Comparison, source: str, report: Path | None = None) -> Page:
     """Returns the page. `source` says in words which run is the trajectory; `report` is a report.json of the same
     study, whose effects stand beside the angles. Raises ConfigError where it is none."""
@@ -73,7 +85,7 @@ def make_page(study: str, comparison: Comparison, source: str, report: Path | No
 
 def answer(comparison: Comparison) -> str:
     """Returns in a sentence which arms turn the backbone's gradient most and which leave it."""
-    turning = {arm: _middle(comparison.angles(arm, "gradient")) for arm in comparison.arms}
+    turning = {arm: comparison.middle(arm, "gradient") for arm in comparison.arms}
     by_angle = sorted((arm for arm in turning if turning[arm] >= SAME), key=lambda arm: -turning[arm])
     clauses = [f"{arm} by {number(turning[arm], 2)} degrees" for arm in by_angle]
     left = [arm for arm in turning if turning[arm] < SAME]
@@ -139,11 +151,6 @@ def _span(angles: Sequence[float]) -> str:
     return f"{low} degrees" if low == high else f"{low} to {high} degrees"
 
 
-def _middle(turns: Sequence[Turn]) -> float:
-    """Returns the median angle, 0 where none is known."""
-    return median([turn.angle for turn in turns if math.isfinite(turn.angle)] or [0.0])
-
-
 def _points(comparison: Comparison) -> str:
     return f"{counted(len(comparison.steps), 'point')} of the run"
 
@@ -172,7 +179,7 @@ def heat_map(comparison: Comparison, measure: Measure) -> Plot:
         )
         canvas.tip(cell, f"{turn.arm}, {turn.part}, step {turn.step}: {against}")
     for y, arm in enumerate(comparison.arms):
-        row_text(canvas, axes, y, arm, f"{number(_middle(comparison.angles(arm, measure)), 2)}\N{DEGREE SIGN}")
+        row_text(canvas, axes, y, arm, f"{number(comparison.middle(arm, measure), 2)}\N{DEGREE SIGN}")
     axes.set_xlim(0, len(comparison.steps) * width - 1)
     axes.set_xticks(
         [(index + 0.5) * width - 0.5 for index in range(len(comparison.steps))], list(map(str, comparison.steps))
@@ -197,10 +204,10 @@ def heat_map(comparison: Comparison, measure: Measure) -> Plot:
 def _summary(comparison: Comparison) -> Table:
     rows = []
     for arm in comparison.arms:
-        gradients, updates = comparison.angles(arm, "gradient"), comparison.angles(arm, "update")
+        gradients = comparison.angles(arm, "gradient")
         of_batches = median([turn.floor for turn in gradients] or [math.nan])
         ratio = median([turn.ratio for turn in gradients] or [math.nan])
-        figures = (_middle(gradients), of_batches, ratio, _middle(updates))
+        figures = (comparison.middle(arm, "gradient"), of_batches, ratio, comparison.middle(arm, "update"))
         rows.append([arm, *(number(figure, 3) for figure in figures), str(len(gradients))])
     columns = ["arm", "gradient, degrees", "floor, degrees", "ratio of norms", "update, degrees", "points"]
     return Table("arms", f"The whole backbone, middle of {_points(comparison)}", columns, rows, ["arm"])
@@ -230,10 +237,10 @@ def _terms(comparison: Comparison) -> Table:
 
 
 def _prediction(comparison: Comparison, report: Path) -> Section:
-    metric, effects = measured_effects(report)
+    metric, effects = next(iter(measured_effects(report).items()))
     both = [arm for arm in comparison.arms if arm in effects]
-    angles = {arm: _middle(comparison.angles(arm, "gradient")) for arm in both}
-    updates = {arm: _middle(comparison.angles(arm, "update")) for arm in both}
+    angles = {arm: comparison.middle(arm, "gradient") for arm in both}
+    updates = {arm: comparison.middle(arm, "update") for arm in both}
     sentence = f"Of {counted(len(both), 'arm')} that {report} has an effect of on {metric}"
     if len(both) < 3:
         sentence += ", too few to say whether the angle predicts it."
@@ -270,22 +277,25 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[f
     return float(test.statistic), float(test.pvalue)
 
 
-def measured_effects(report: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """Returns the first metric of a report.json, and by arm the mean, low and high of its effect. Raises ConfigError
-    for a file that is none."""
+def measured_effects(report: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns by metric, in the order of a report.json, and by arm the mean, low and high of its effect; arms
+    without a mean are left out. Raises ConfigError for a file that is none."""
     try:
-        first = json.loads(report.read_text())["results"][0]
-        effects = {
-            effect["name"]: {
-                key: math.nan if effect[key] is None else float(effect[key]) for key in ("mean", "low", "high")
+        found = {
+            str(result["metric"]["name"]): {
+                effect["name"]: {
+                    key: math.nan if effect[key] is None else float(effect[key]) for key in ("mean", "low", "high")
+                }
+                for effect in result["effects"]
+                if effect["mean"] is not None
             }
-            for effect in first["effects"]
+            for result in json.loads(report.read_text())["results"]
         }
-        return str(first["metric"]["name"]), effects
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(
-            f"--report {report}: is no report.json with effects ({type(error).__name__}: {error})"
-        ) from error
+        raise ConfigError(f"{report}: is no report.json with effects ({type(error).__name__}: {error})") from error
+    if not found:
+        raise ConfigError(f"{report}: has no metric, so no effect to compare with angles")
+    return found
 
 
 def _finite(value: Any) -> Any:
@@ -295,3 +305,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in fields.items()}
