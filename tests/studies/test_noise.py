@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import chi2
 
 from dinoswap.config.schema import ConfigError
-from dinoswap.config.streams import STREAMS
+from dinoswap.config.streams import STREAMS, StreamSeeds
 from dinoswap.run.metrics import RunRecord
 from dinoswap.studies import ablate, launch
 from dinoswap.studies.design import make_design
@@ -223,21 +223,27 @@ def test_runs_differ_in_their_streams_alone(tmp_path: Path) -> None:
 
 
 def pretend(runs: NoiseRuns, threads: int) -> None:
-    """Writes a run.json for each run. Values depend on the seed of `order`, in the same way in both arms."""
+    """Writes a run.json for each run. Values depend on the seed of `order`, in the same way in both arms, and on how
+    all streams but dropout meet."""
     rng = np.random.default_rng(7)
     order = rng.normal(size=7)
+    meeting: dict[tuple[str, tuple[int, ...]], float] = {}
 
-    def write(of_arm: Runs, count: int) -> None:
+    def met(arm: str, seeds: StreamSeeds) -> float:
+        drawn = tuple(seed for stream, seed in asdict(seeds).items() if stream != "dropout")
+        return meeting.setdefault((arm, drawn), float(rng.normal()))
+
+    def write(arm: str, of_arm: Runs, count: int) -> None:
         for seeds, entry in of_arm.items():
             entry.folder.mkdir(parents=True)
             said = {"git": None, "versions": {}, "hardware": {"threads": count}}
             record = RunRecord(entry.folder / "run.json", entry.run_id, "mine_noise", 0, {}, entry.overrides, **said)
-            record.metrics = {"eval/knn_top1": 50 + 5 * float(order[seeds.order]) + float(rng.normal())}
+            record.metrics = {"eval/knn_top1": 50 + 5 * float(order[seeds.order]) + met(arm, seeds)}
             record.finish("completed")
 
-    for of_arm in runs.arms.values():
-        write(of_arm, 1)
-    write(runs.other_threads, threads)
+    for arm, of_arm in runs.arms.items():
+        write(arm, of_arm, 1)
+    write("other threads", runs.other_threads, threads)
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -262,6 +268,21 @@ def test_the_command_says_which_stream_to_share(
     measured = content["metrics"]["eval/knn_top1"]
     assert max(measured["budgets"][0]["first_order"].items(), key=lambda item: item[1]["value"])[0] == "order"
     assert "how they meet" in (out / "noise.md").read_text()
+    # with the freedom of a stream that is not drawn from, the residual's is as if it had not been varied
+    assert content["unused"] == ["dropout"]
+    assert "reference draws nothing from dropout" in (out / "noise.md").read_text()
+    crossed = [run for run in content["runs"] if run["arm"] == "reference" and run["threads"] is None][:49]
+    varied = [stream for stream in STREAMS if stream != "dropout"]
+    parts = naive_components(
+        [run["values"]["eval/knn_top1"] for run in crossed],
+        [[run["seeds"][stream] for stream in varied] for run in crossed],
+        7,
+    )
+    shares = measured["budgets"][0]["first_order"]
+    assert list(shares) == varied
+    assert shares["order"]["value"] == pytest.approx(parts[varied.index("order")] / sum(parts))
+    assert measured["budgets"][0]["interactions"]["value"] == pytest.approx(parts[-1] / sum(parts))
+    assert list(measured["pairing"]["saved"]) == varied
     assert {path.name for path in (out / "figures").iterdir()} == {"noise0.png", "pairing0.png"}
 
     assert called(monkeypatch, "plan", study.path, "--noise", out / "noise.json") == 0

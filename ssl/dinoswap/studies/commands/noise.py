@@ -27,7 +27,13 @@ def execute(arguments: argparse.Namespace) -> int:
     from dinoswap.studies.noise.array import NoiseDesign
     from dinoswap.studies.noise.numbers import Noise, as_json
     from dinoswap.studies.noise.page import make_page, write_page
-    from dinoswap.studies.noise.runs import analysed, measured_metrics, noise_runs, require_other_threads
+    from dinoswap.studies.noise.runs import (
+        analysed,
+        measured_metrics,
+        noise_runs,
+        require_other_threads,
+        unused_streams,
+    )
 
     streams = arguments.streams.split(",") if arguments.streams else STREAMS
     planned = NoiseDesign(arguments.levels, streams, arguments.bases)
@@ -45,9 +51,10 @@ def execute(arguments: argparse.Namespace) -> int:
         run.start(study, repeated, arguments, f"hydra.launcher.threads={arguments.threads}")
         if failed := run.conclude(repeated):
             return failed
-    results = [Noise(metric.name, *analysed(runs, metric)) for metric in metrics]
+    unused = unused_streams(runs, metrics)
+    results = [Noise(metric.name, *analysed(runs, metric, unused)) for metric in metrics]
     out = page_folder(arguments, study, entries, "noise")
-    page = make_page(study.name, planned, results)
-    print(write_page(page, as_json(study.name, runs, arguments.threads, results), out))
+    page = make_page(study.name, planned, results, unused)
+    print(write_page(page, as_json(study.name, runs, arguments.threads, results, unused), out))
     print(page.answer)
     return 0

@@ -30,8 +30,11 @@ class Noise:
         return self.pairing.sd.value if self.pairing else math.sqrt(2) * self.budgets[0].sd.value
 
 
-def as_json(study: str, runs: NoiseRuns, threads: int | None, results: Sequence[Noise]) -> str:
-    """Returns the content of noise.json: the design, the numbers by metric, and the values of all runs."""
+def as_json(
+    study: str, runs: NoiseRuns, threads: int | None, results: Sequence[Noise], unused: Sequence[str] = ()
+) -> str:
+    """Returns the content of noise.json: the design, the streams that the reference draws nothing from, the numbers by
+    metric, and the values of all runs."""
     design = runs.design
     content = {
         "study": study,
@@ -39,6 +42,7 @@ def as_json(study: str, runs: NoiseRuns, threads: int | None, results: Sequence[
         "streams": list(design.streams),
         "bases": design.bases,
         "threads": threads,
+        "unused": list(unused),
         "metrics": {noise.metric: {**asdict(noise), "difference_sd": noise.difference_sd} for noise in results},
         "runs": [
             {"arm": arm, "seeds": asdict(seeds), "threads": count, "values": _values(entry.folder, results)}

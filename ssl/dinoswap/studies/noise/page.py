@@ -46,12 +46,17 @@ def write_page(page: Page, numbers: str, out: Path) -> Path:
     return out / "noise.html"
 
 
-def make_page(study: str, design: NoiseDesign, results: Sequence[Noise]) -> Page:
-    """Returns the page of the noise in each metric, the deciding one first."""
+def make_page(study: str, design: NoiseDesign, results: Sequence[Noise], unused: Sequence[str] = ()) -> Page:
+    """Returns the page of the noise in each metric, the deciding one first. `unused` are streams that the reference
+    draws nothing from."""
     crossed = f"{design.levels**2} runs of each arm, in which {listed(design.streams)} have {design.levels} seeds each"
-    alone = f", and runs of {results[0].budgets[0].arm} in which one of them varies alone" if design.bases else ""
+    reference = results[0].budgets[0].arm
+    alone = f", and runs of {reference} in which one of them varies alone" if design.bases else ""
+    nothing = (
+        f" {reference} draws nothing from {listed(unused)}: another seed gives the same numbers." if unused else ""
+    )
     sections = [
-        _section(noise, index, answer(noise) if index else f"From {crossed}{alone}.")
+        _section(noise, index, answer(noise) if index else f"From {crossed}{alone}.{nothing}")
         for index, noise in enumerate(results)
     ]
     question = f"What makes two runs of {study} differ, and what does pairing take away?"

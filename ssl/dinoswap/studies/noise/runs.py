@@ -82,28 +82,44 @@ def measured_metrics(study: Study) -> list[Metric]:
     return [metric for metric in study.metrics if metric.name not in COSTS]
 
 
-def analysed(runs: NoiseRuns, metric: Metric) -> tuple[list[Budget], Pairing | None]:
-    """Returns the budget of each arm in one metric, and what pairing two arms does. Raises ConfigError where a run did
-    not measure it."""
+def unused_streams(runs: NoiseRuns, metrics: Sequence[Metric]) -> list[str]:
+    """Returns the streams that the reference draws nothing from, as stochastic depth of rate 0 does: runs in which one
+    of them varies alone have the same values in all metrics. None is known where no stream varied alone, or where
+    runs have the same values whichever stream varies."""
+    design, of_reference = runs.design, next(iter(runs.arms.values()))
+    unused = [
+        stream
+        for stream in design.streams
+        if not any(np.ptp(_values(of_reference, row, metric)) for row in design.alone(stream) for metric in metrics)
+    ]
+    return unused if len(unused) < len(design.streams) else []
+
+
+def analysed(runs: NoiseRuns, metric: Metric, unused: Sequence[str] = ()) -> tuple[list[Budget], Pairing | None]:
+    """Returns the budget of each arm in one metric, and what pairing two arms does. `unused` are streams that the
+    reference is known to draw nothing from: they have no share of its variance and of pairing, and their degrees of
+    freedom are the residual's. Raises ConfigError where a run did not measure the metric."""
     design = runs.design
+    used = [stream for stream in design.streams if stream not in unused]
+    array = design.array[:, [design.streams.index(stream) for stream in used]]
     crossed = {arm: _values(of_arm, design.crossed(), metric) for arm, of_arm in runs.arms.items()}
     reference, *others = runs.arms
     of_reference = runs.arms[reference]
     alone = {
         stream: np.stack([_values(of_reference, row, metric) for row in design.alone(stream)])
-        for stream in design.streams
+        for stream in used
         if design.bases
     }
     threads = None
     if repeated := list(runs.other_threads):
         both = (of_reference, runs.other_threads)
         threads = np.column_stack([_values(of_both, repeated, metric) for of_both in both])
-    budgets = [budget(reference, design.streams, design.array, crossed[reference], alone, threads)]
+    budgets = [budget(reference, used, array, crossed[reference], alone, threads)]
     budgets += [budget(arm, design.streams, design.array, crossed[arm]) for arm in others]
     if not others:
         return budgets, None
     values = np.column_stack([crossed[others[0]], crossed[reference]])
-    return budgets, pairing(others[0], reference, design.streams, design.array, values)
+    return budgets, pairing(others[0], reference, used, array, values)
 
 
 def _values(runs: Runs, combinations: Sequence[StreamSeeds], metric: Metric) -> Floats:
