@@ -117,7 +117,9 @@ def page(studies: Sequence[Twins], command: str) -> str:
     rows = [[study.name, *correlations([study], quality[0])] for study in studies]
     rows.append(["all", *correlations(studies, quality[0])])
     deciding = Table("studies", "", ["study", *columns], rows, ["study"])
-    every = Table("metrics", "", ["metric", *columns], [[name, *correlations(studies, name)] for name in quality], ["metric"])
+    every = Table(
+        "metrics", "", ["metric", *columns], [[name, *correlations(studies, name)] for name in quality], ["metric"]
+    )
     return TEXT.format(
         studies="a study" if len(studies) == 1 else f"{len(studies)} studies",
         least=LEAST_ARMS,

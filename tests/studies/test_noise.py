@@ -262,6 +262,7 @@ def test_the_command_says_which_stream_to_share(
     assert called(monkeypatch, "noise", study.path, *options) == 0
     printed = capsys.readouterr().out
     assert "Share order, whose pairing by itself clearly takes variance away." in printed
+    assert "Of sums rounded by other threads: " in printed
     content = json.loads((out / "noise.json").read_text())
     assert list(content["metrics"]) == ["eval/knn_top1"]  # images per second are the machine's
     assert len(content["runs"]) == 49 + 5 * 6 + 49 + 7

@@ -89,6 +89,8 @@ def answer(noise: Noise) -> str:
     if reference.total:
         alone = listed([f"{stream} {share.value:.0%}".replace("%", " %") for stream, share in reference.total.items()])
         sentences.append(f"Varied alone: {alone}.")
+    if reference.threads:
+        sentences.append(f"Of sums rounded by other threads: {percent(reference.threads)}.")
     return " ".join([*sentences, *_advice(noise.pairing)])
 
 
