@@ -85,9 +85,16 @@ def of_arms(studies: Sequence[Twins], metric: str) -> str:
         for arm in study.arms(metric):
             effect = study.effects[metric][arm]
             angles = [number(study.comparison.middle(arm, measure), 3) for measure in MEASURES]
-            rows.append([study.name, arm, *angles, signed(effect["mean"]), between(effect["low"], effect["high"])])
-    columns = ["study", "arm", "gradient, degrees", "update, degrees", f"effect on {metric}", "interval"]
-    return markdown(Table("arms", "", columns, rows, ["study", "arm"]))
+            interval = between(effect["low"], effect["high"])
+            rows.append([study.name, arm, *angles, signed(effect["mean"]), interval, initial(study.comparison, arm)])
+    angles_of = [f"{measure}, degrees" for measure in MEASURES]
+    columns = ["study", "arm", *angles_of, f"effect on {metric}", "interval", "initial weights"]
+    return markdown(Table("arms", "", columns, rows, ["study", "arm", "initial weights"]))
+
+
+def initial(comparison: Comparison, arm: str) -> str:
+    """Returns what of an arm had initial weights at the checkpoints, in place of the reference's."""
+    return "all, at step 0 alone" if arm in comparison.refused else ", ".join(comparison.fresh.get(arm, [])) or "-"
 
 
 TEXT = """# Do angles tell the effects?
@@ -95,8 +102,9 @@ TEXT = """# Do angles tell the effects?
 By how much the arms of {studies} turn the backbone's gradient, and its updates, at the weights of their
 reference, beside the effects that were measured at the end of the studies. Arms are ranked within their study, by angle
 and by the size of the effect whichever its sign; a study with fewer than {least} arms that have both is left out of the
-correlations. p is that of permutations within studies, and is not corrected for the number of metrics. Effects of one
-study share its reference, so that their errors are not independent.
+correlations. Where the reference has no weights for an arm, initial ones turn the gradient too. p is that of
+permutations within studies, and is not corrected for the number of metrics. Effects of one study share its reference,
+so that their errors are not independent.
 
 ## On the metric that decides
 
@@ -110,9 +118,12 @@ Command: `{command}`
 
 
 def page(studies: Sequence[Twins], command: str) -> str:
-    """Returns the page as Markdown."""
+    """Returns the page as Markdown. Raises ConfigError for studies without a common metric of quality."""
     metrics = [name for name in studies[0].effects if all(name in study.effects for study in studies)]
     quality = [name for name in metrics if name.startswith("eval/")]
+    if not quality:
+        names = ", ".join(study.name for study in studies)
+        raise ConfigError(f"{names}: have effects on no common metric eval/...; compare them one by one")
     columns = ["arms", "gradient", "p", "update", "p"]
     rows = [[study.name, *correlations([study], quality[0])] for study in studies]
     rows.append(["all", *correlations(studies, quality[0])])
@@ -136,17 +147,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of studies")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of angles.md")
     arguments = parser.parse_args(argv)
+    command = f"python tools/compare_angles.py {shlex.join(sys.argv[1:] if argv is None else argv)}"
     try:
         studies = [
             Twins(folder.name, read_comparison(folder / "twins/twins.json"), measured_effects(folder / "report.json"))
             for folder in arguments.folders
         ]
+        text = page(studies, command)
     except ConfigError as error:
         print(f"compare_angles: {error}", file=sys.stderr)
         return EXIT_USAGE
-    command = f"python tools/compare_angles.py {shlex.join(sys.argv[1:] if argv is None else argv)}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out / "angles.md", page(studies, command))
+    write_atomically(arguments.out / "angles.md", text)
     return 0
 
 

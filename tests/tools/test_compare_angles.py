@@ -64,7 +64,11 @@ def test_the_page_has_what_the_files_have(tmp_path: Path) -> None:
     }
     shown = [row for row in rows if row[0] == "from_official" and row[1] in effects]
     assert [row[1] for row in shown] == 2 * list(effects)
-    for _, arm, gradient, _, effect, _ in shown:
+    initial = {row[1]: row[-1] for row in shown}
+    assert initial["details=legacy"] == "all, at step 0 alone"
+    assert initial["clustering=visible"] == "student.prototype_bank"
+    assert initial["masking=bernoulli"] == "-"
+    for _, arm, gradient, _, effect, *_ in shown:
         assert float(gradient) == pytest.approx(angles[arm], rel=5e-3, abs=1e-3)
         assert float(effect) == pytest.approx(effects[arm], rel=5e-3)
     (of_all,) = [row for row in rows if row[0] == "all"]
@@ -78,3 +82,15 @@ def test_a_folder_without_twins_is_refused_in_a_line(tmp_path: Path, capsys: pyt
     assert compare_angles.main([str(tmp_path), "-o", str(tmp_path)]) == 2
     assert "twins.json: is no twins.json" in capsys.readouterr().err
     assert not (tmp_path / "angles.md").exists()
+
+
+def test_studies_without_a_common_metric_are_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "twins").mkdir()
+    (tmp_path / "twins/twins.json").write_bytes((STUDY / "twins/twins.json").read_bytes())
+    other = json.loads((STUDY / "report.json").read_text())
+    other["results"] = [of for of in other["results"] if of["metric"]["name"] == "images_per_second"]
+    (tmp_path / "report.json").write_text(json.dumps(other))
+    assert compare_angles.main([str(STUDY), str(tmp_path), "-o", str(tmp_path)]) == 2
+    assert "no common metric" in capsys.readouterr().err

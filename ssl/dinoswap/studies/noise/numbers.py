@@ -30,9 +30,7 @@ class Noise:
         return self.pairing.sd.value if self.pairing else math.sqrt(2) * self.budgets[0].sd.value
 
 
-def as_json(
-    study: str, runs: NoiseRuns, threads: int | None, results: Sequence[Noise], unused: Sequence[str] = ()
-) -> str:
+def as_json(study: str, runs: NoiseRuns, threads: int | None, results: Sequence[Noise], unused: Sequence[str]) -> str:
     """Returns the content of noise.json: the design, the streams that the reference draws nothing from, the numbers by
     metric, and the values of all runs."""
     design = runs.design

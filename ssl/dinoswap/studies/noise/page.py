@@ -46,7 +46,7 @@ def write_page(page: Page, numbers: str, out: Path) -> Path:
     return out / "noise.html"
 
 
-def make_page(study: str, design: NoiseDesign, results: Sequence[Noise], unused: Sequence[str] = ()) -> Page:
+def make_page(study: str, design: NoiseDesign, results: Sequence[Noise], unused: Sequence[str]) -> Page:
     """Returns the page of the noise in each metric, the deciding one first. `unused` are streams that the reference
     draws nothing from."""
     crossed = f"{design.levels**2} runs of each arm, in which {listed(design.streams)} have {design.levels} seeds each"

@@ -95,7 +95,7 @@ def unused_streams(runs: NoiseRuns, metrics: Sequence[Metric]) -> list[str]:
     return unused if len(unused) < len(design.streams) else []
 
 
-def analysed(runs: NoiseRuns, metric: Metric, unused: Sequence[str] = ()) -> tuple[list[Budget], Pairing | None]:
+def analysed(runs: NoiseRuns, metric: Metric, unused: Sequence[str]) -> tuple[list[Budget], Pairing | None]:
     """Returns the budget of each arm in one metric, and what pairing two arms does. `unused` are streams that the
     reference is known to draw nothing from: they have no share of its variance and of pairing, and their degrees of
     freedom are the residual's. Raises ConfigError where a run did not measure the metric."""
