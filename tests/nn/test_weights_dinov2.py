@@ -259,6 +259,7 @@ def test_what_tensors_do_not_say_is_in_the_metadata_of_an_export(tmp_path: Path)
     ("changes", "named"),
     [
         ({"position": build_option("position/rope")}, "position=rope"),
+        ({"stem": ((8, 2),)}, "model.stem"),
         ({"norm": "rmsnorm"}, "model.norm"),
         ({"norm_eps": 1e-5}, "model.norm_eps"),
         ({"cls_norm": True, "local_cls_norm": True}, "model.cls_norm, model.local_cls_norm"),

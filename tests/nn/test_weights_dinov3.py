@@ -238,6 +238,7 @@ def test_what_a_pth_does_not_say_is_assumed(tmp_path: Path) -> None:
     [
         ({"norm_eps": 1e-4}, "model.norm_eps=0.0001: dinov3's models have no such network"),
         ({"norm": "rmsnorm", "norm_eps": 1e-6}, "model.norm_eps=1e-06: "),
+        ({"stem": ((8, 2),)}, "model.stem: dinov3's models have no such network"),
     ],
 )
 def test_a_network_that_the_layout_cannot_say_is_not_exported(changes: dict[str, Any], message: str) -> None:

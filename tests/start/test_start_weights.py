@@ -23,7 +23,7 @@ from dinoswap.config.settings import check
 from dinoswap.nn.architecture import fitted
 from dinoswap.nn.vit import VisionTransformer
 from dinoswap.nn.weights.load import load_backbone
-from dinoswap.nn.weights.save import exported
+from dinoswap.nn.weights.save import exported, own
 from dinoswap.run.run_folder import planned_id
 from run_folders import write_run
 from small_models import small_batch, state_tensors
@@ -195,6 +195,20 @@ def test_another_network_is_refused_with_all_that_would_make_it_the_same(release
         "model.layerscale=1e-05",
     }
     build_trainer(from_released(released, *OTHER, *given))
+
+
+def test_convolutions_before_the_patches_are_taken_or_told(tmp_path: Path) -> None:
+    backbone, path = small_backbone("model.stem=[[4,1],[6,2]]"), tmp_path / "own.safetensors"
+    weights, metadata = own(backbone, {})
+    save_file(weights, path, metadata)
+    with pytest.raises(
+        ConfigError, match=r"than model\.stem=\[\]; give model\.stem=\[\[4,1\],\[6,2\]\], or start\.arch"
+    ):
+        build_model(from_released(path))
+    taken = from_released(path, FROM_PATH, "model.patch_size=16")
+    assert identity(taken) == identity(from_released(path, "model.stem=[[4,1],[6,2]]"))
+    kernel = build_model(taken).student["backbone"].patch_embed.stem[1].conv.weight
+    assert torch.equal(kernel, backbone.patch_embed.stem[1].conv.weight)
 
 
 def test_a_size_is_named_where_it_says_all(tmp_path: Path) -> None:

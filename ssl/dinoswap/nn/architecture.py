@@ -29,11 +29,12 @@ PLAIN: dict[str, Any] = {
     "local_cls_norm": False,
     "interpolate_offset": 0.1,
     "interpolate_antialias": False,
+    "stem": [],
 }
 """What DINOv2's networks have where it is not said."""
 SIZED = ("embed_dim", "depth", "num_heads", "ffn")
 """What `model.size` stands for."""
-SAME = ("patch_size", "registers", "norm", "norm_eps")
+SAME = ("patch_size", "stem", "registers", "norm", "norm_eps")
 OF_TABLE = ("interpolate_offset", "interpolate_antialias")
 OF_ROTATION = ("base", "periods", "normalise")
 ADDED = {

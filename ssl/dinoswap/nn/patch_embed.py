@@ -3,19 +3,40 @@
 Follows dinov2/layers/patch_embed.py and dinov2/models/vision_transformer.py of facebookresearch/dinov2 @ b8931f7.
 """
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional
 
+Stem = tuple[tuple[int, int], ...]
+"""The convolutions before that of patches, each as (channels, stride)."""
+
 
 class PatchEmbed(nn.Module):
-    """A linear map of non-overlapping patches, as a convolution to have the official parameter shapes and init."""
+    """A linear map of non-overlapping patches, as a convolution to have the official parameter shapes and init.
 
-    def __init__(self, patch_size: int, dim: int) -> None:
+    With a `stem` it maps what convolutions make of the pixels: 3 x 3 ones, each with a norm over its channels and all
+    places, and GELU. Their strides are a part of the patch size, which stays the pixels along a token's side. A token
+    then sees some pixels around its patch, and through the norms the mean and scale of the crop.
+
+    The stem follows "Early Convolutions Help Transformers See Better" (Xiao et al., NeurIPS 2021), which has batch norm
+    and ReLU in it.
+    """
+
+    def __init__(self, patch_size: int, dim: int, stem: Stem = ()) -> None:
+        """Raises ValueError for a stem whose strides do not divide the patch size."""
         super().__init__()
         if patch_size < 1 or dim < 1:
             raise ValueError(f"patch_size={patch_size}, embed_dim={dim}: both must be at least 1")
+        _check_stem(stem, patch_size)
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.stem_layers = stem
+        self.stem = nn.Sequential()
+        channels, side = 3, patch_size
+        for width, stride in self.stem_layers:
+            self.stem.append(StemLayer(channels, width, stride))
+            channels, side = width, side // stride
+        self.proj = nn.Conv2d(channels, dim, kernel_size=side, stride=side)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Returns the rows and columns of patches of a crop of height x width pixels. Raises ValueError where a side is
@@ -34,8 +55,28 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the tokens [b, N, D] of crops [b, 3, H, W], in row-major order and in the type of the weights."""
-        tokens: Tensor = self.proj(x.to(self.proj.weight.dtype))
+        tokens: Tensor = self.proj(self.stem(x.to(self.proj.weight.dtype)))
         return tokens.flatten(2).transpose(1, 2)  # [b, D, h, w] -> [b, N, D]
+
+
+class StemLayer(nn.Sequential):
+    """A 3 x 3 convolution, a norm over channels and places of each crop, and GELU."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1)
+        self.norm = nn.GroupNorm(1, width)
+        self.activation = nn.GELU()
+
+
+def _check_stem(stem: Stem, patch_size: int) -> None:
+    """Raises ValueError for convolutions that do not exist, and for strides that do not divide the patch size."""
+    given = f"stem={[list(layer) for layer in stem]}"
+    if any(width < 1 or stride < 1 for width, stride in stem):
+        raise ValueError(f"{given}: channels and stride of each convolution must be at least 1")
+    strides = math.prod(stride for _, stride in stem)
+    if patch_size % strides:
+        raise ValueError(f"{given}: strides of {strides} in all do not divide patch_size={patch_size}")
 
 
 def resample_positions(

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from dinoswap.nn.block import Block, Ffn, check_rates, rising_rates
 from dinoswap.nn.norm import NormKind, make_norm
 from dinoswap.nn.packs import Pack, Shape, grouped, packed, packs_all, split
-from dinoswap.nn.patch_embed import PatchEmbed, resample_positions
+from dinoswap.nn.patch_embed import PatchEmbed, Stem, resample_positions
 from dinoswap.nn.sizes import InitialScale, Size, initial_scale, size_arguments
 from dinoswap.position.base import Position
 from dinoswap.position.learned import LearnedPosition
@@ -68,6 +68,7 @@ class VisionTransformer(nn.Module):
         norm_eps: float = 1e-6,
         cls_norm: bool = False,
         local_cls_norm: bool = False,
+        stem: Stem = (),
     ) -> None:
         """`img_size` (H, W) is that of the position table; crops may have any other multiple of `patch_size`.
         `layerscale` is its initial value, None or 0 for none. `drop_path` is the rate of every block; without
@@ -75,8 +76,8 @@ class VisionTransformer(nn.Module):
         of the two can be positive. `mask_token_std` and `token_std` are the deviations of the initial values of the
         mask token, and of class token and registers. The blocks from the index `qk_norm_from` on norm queries and keys;
         None: no block does. `ffn_align` is a divisor of the width of a SwiGLU. With `cls_norm` class token and
-        registers have a final norm of their own, with `local_cls_norm` those of local crops in training. Raises
-        ValueError for a number out of range.
+        registers have a final norm of their own, with `local_cls_norm` those of local crops in training. `stem` are
+        convolutions before that of patches, each (channels, stride). Raises ValueError for a number out of range.
         """
         super().__init__()
         hidden_dim = int(embed_dim * mlp_ratio)
@@ -92,7 +93,7 @@ class VisionTransformer(nn.Module):
         self.interpolate_offset = interpolate_offset
         self.interpolate_antialias = interpolate_antialias
         self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.patch_embed = PatchEmbed(patch_size, embed_dim, stem)
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(*sides)  # of the position table
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -128,7 +129,7 @@ class VisionTransformer(nn.Module):
         self._init_weights(mask_token_std, token_std)
 
     def _init_weights(self, mask_token_std: float, token_std: float) -> None:
-        """Draws the initial weights; the patch convolution keeps torch's default. The mask token is drawn last, so that
+        """Draws the initial weights; convolutions keep torch's default. The mask token is drawn last, so that
         it changes no other weight of the same seed, and a position table is drawn where there is none, too."""
         table = torch.empty(1, 1 + self.grid[0] * self.grid[1], self.embed_dim)
         nn.init.trunc_normal_(table if self.pos_embed is None else self.pos_embed, std=0.02)
@@ -374,6 +375,7 @@ def configured_vit(
     norm_eps: float,
     cls_norm: bool,
     local_cls_norm: bool,
+    stem: Stem,
 ) -> VisionTransformer:
     """Returns what `vit` does, for the section `model` of the config, which has every argument but `img_size` and
     `position`."""
@@ -404,4 +406,5 @@ def configured_vit(
         norm_eps=norm_eps,
         cls_norm=cls_norm,
         local_cls_norm=local_cls_norm,
+        stem=stem,
     )

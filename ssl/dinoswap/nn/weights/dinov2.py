@@ -69,6 +69,7 @@ def _unlike_dinov2(backbone: VisionTransformer) -> str:
     norm = backbone.norm
     unlike = {
         "positions without a table (position=rope)": backbone.pos_embed is None,
+        "model.stem": bool(backbone.patch_embed.stem_layers),
         "model.norm": not isinstance(norm, nn.LayerNorm),
         "model.norm_eps": isinstance(norm, nn.LayerNorm) and norm.eps != 1e-6,
         "model.cls_norm": backbone.cls_norm is not None,

@@ -96,6 +96,8 @@ def export(backbone: VisionTransformer) -> dict[str, Tensor]:
     """Returns the backbone's weights (detached, on the CPU) with the official names. Raises ValueError for a network
     that dinov3's models cannot be."""
     position, eps = _rotary(backbone), _eps(backbone)
+    if backbone.patch_embed.stem_layers:
+        raise ValueError("model.stem: dinov3's models have no such network, and its layout cannot say it")
     if eps != EPS and (eps != EPS_OF_LAYERNORM or isinstance(backbone.norm, nn.RMSNorm)):
         raise ValueError(f"model.norm_eps={eps}: dinov3's models have no such network, and its layout cannot say it")
     tensors: dict[str, Tensor] = {}

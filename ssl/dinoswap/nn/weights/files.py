@@ -26,7 +26,10 @@ AROUND = {TEACHER, STUDENT, "model", "state_dict", "backbone", "dinov2", "dinov2
 """Names under which trainings and classifiers keep a backbone."""
 CLASS_TOKENS = ("embeddings.cls_token", "cls_token")
 """Names of the class token, by which a backbone is found among other networks."""
-STATED = ("num_heads", "interpolate_offset", "interpolate_antialias", "norm_eps", "key_bias", "position", "img_size")
+STATED = (
+    "num_heads", "interpolate_offset", "interpolate_antialias", "norm_eps", "key_bias", "position", "img_size",
+    "patch_size", "stem",
+)  # fmt: skip
 """What the metadata of a file may state: arguments of VisionTransformer, as JSON."""
 LAYOUT, OWN = "layout", "dinoswap"
 """Key and value in the metadata of a file whose tensors have the names of `vit`."""

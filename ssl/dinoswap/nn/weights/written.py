@@ -23,6 +23,7 @@ def explicit_arguments(backbone: VisionTransformer) -> dict[str, Any]:
         "norm_eps": cast(nn.LayerNorm | nn.RMSNorm, backbone.norm).eps,
         "img_size": [side * backbone.patch_size for side in backbone.grid],
         **_positions(backbone),
+        **_stem(backbone),
     }
 
 
@@ -39,9 +40,17 @@ def _positions(backbone: VisionTransformer) -> dict[str, Any]:
     return {"position": rotation}
 
 
+def _stem(backbone: VisionTransformer) -> dict[str, Any]:
+    """Returns the convolutions before that of patches, whose own kernel then does not show the patch size."""
+    stem = backbone.patch_embed.stem_layers
+    return {"patch_size": backbone.patch_size, "stem": [list(layer) for layer in stem]} if stem else {}
+
+
 def unlike_libraries(backbone: VisionTransformer) -> list[str]:
     """Returns what of a backbone neither timm nor transformers can compute, as the config names it."""
     explicit, unlike = explicit_arguments(backbone), []
+    if backbone.patch_embed.stem_layers:
+        unlike.append("model.stem")
     if not isinstance(backbone.norm, nn.LayerNorm):
         unlike.append("model.norm=rmsnorm")
     if backbone.cls_norm is not None:
