@@ -17,7 +17,7 @@ class PatchEmbed(nn.Module):
 
     With a `stem` it maps what convolutions make of the pixels: 3 x 3 ones, each with a norm over its channels and all
     places, and GELU. Their strides are a part of the patch size, which stays the pixels along a token's side. A token
-    then sees some pixels around its patch, and through the norms the mean and scale of the crop.
+    then sees some pixels around its patch, and through the norms the mean and scale of the crop: of masked patches too.
 
     The stem follows "Early Convolutions Help Transformers See Better" (Xiao et al., NeurIPS 2021), which has batch norm
     and ReLU in it.
