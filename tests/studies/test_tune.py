@@ -75,7 +75,7 @@ def test_what_a_file_says_is_what_is_read(tmp_path: Path) -> None:
     assert config["masking"]["_target_"].startswith("dinoswap.masking.bernoulli")
 
 
-@pytest.mark.parametrize("study", ["tune_da3", "tune_demo", "tune_lr"])
+@pytest.mark.parametrize("study", ["tune_cifar10", "tune_da3", "tune_demo", "tune_lr"])
 def test_the_studies_of_the_repository_are_sound(study: str, tmp_path: Path) -> None:
     path = config_dir().parent / "ablations" / f"{study}.yaml"
     tuning = read_tuning(path, [f"results_dir={tmp_path}"])
