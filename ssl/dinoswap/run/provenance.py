@@ -123,7 +123,10 @@ def instruction_set() -> str:
     older CPU, is appended where it is set."""
     import torch
 
-    bf16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16"
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if platform.machine() in ("x86_64", "AMD64"):  # there oneDNN says yes of AVX512 alone
+        native = native and torch.cpu._is_avx512_bf16_supported()
+    bf16 = "bf16" if native else "no bf16"
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return f"{torch.backends.cpu.get_cpu_capability()}, {bf16}" + (f", limited to {limit}" if limit else "")
 
